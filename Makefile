@@ -1,0 +1,99 @@
+# Everything runs in one venv, .venv at the root. `make help` lists the targets.
+# CMAKE_ARGS reaches our build, e.g. make venv CMAKE_ARGS=-DGGML_CUDA=on
+
+PYTHON       ?= python3
+CMAKE_ARGS   ?=
+PYTEST_ARGS  ?=
+DEMO_ARGS    ?=
+
+VENV         := .venv
+BIN          := $(VENV)/bin
+BUILD        := build/venv
+BUILD_SAN    := build/sanitize
+STOCK_LIB    := $(CURDIR)/$(BUILD)/stock
+
+# Formatters differ from version to version: pinned.
+LINT_TOOLS   := ruff==0.17.6 clang-format==23.1.5
+
+# cmake and ninja of the venv serve where the system has none.
+export PATH  := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# What the installed package is made of.
+SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path '*/__pycache__/*' -not -name '*.md')
+SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
+CPP_SOURCES   = $(shell find native/src native/include tests/native -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
+
+.PHONY: help venv demo test check format patchwork refresh-patches test-sanitize clean FORCE
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
+
+venv: $(VENV)/.installed ## build and install everything into .venv
+
+# The tools that build us. They stay in the venv, so that later builds find the compilers' paths unchanged.
+$(VENV)/.tools:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.10"
+	command -v ninja >/dev/null || $(BIN)/python -m pip install --quiet ninja
+	cmake -P native/cmake/check-version.cmake >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet cmake
+	touch $@
+
+# llama-cpp-python from the very file that we build from, its Python part alone: llama.cpp is compiled once, by us.
+$(VENV)/.upstream: native/UPSTREAM native/scripts/fetch_upstream.py $(VENV)/.tools
+	sdist=$$($(BIN)/python native/scripts/fetch_upstream.py) && \
+	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(BIN)/python -m pip install --quiet --no-cache-dir "$$sdist"
+	touch $@
+
+# Changes only when CMAKE_ARGS does.
+build/cmake-args: FORCE
+	@mkdir -p build
+	@echo '$(CMAKE_ARGS)' | cmp -s - $@ || echo '$(CMAKE_ARGS)' > $@
+
+$(VENV)/.installed: $(VENV)/.tools $(VENV)/.upstream build/cmake-args $(SOURCES)
+	CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/python -m pip install --no-build-isolation \
+	    -C build-dir=$(BUILD) -C cmake.define.MORPHKV_BUILD_STOCK=ON -C cmake.define.MORPHKV_BUILD_TESTS=ON \
+	    ".[test]"
+	touch $@
+
+demo: venv ## write a long answer with the demo model
+	$(BIN)/morphkv demo $(DEMO_ARGS)
+
+# The programs that are not part of the wheel come from the build folder of the wheel.
+test: venv ## all tests: C++, Python, against an unpatched libllama
+	cmake --build $(BUILD) --target llama-stock morphkv-tests
+	ctest --test-dir $(BUILD) --output-on-failure
+	MORPHKV_STOCK_LIB=$(STOCK_LIB) $(BIN)/pytest tests $(PYTEST_ARGS)
+
+$(VENV)/.lint: Makefile $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet $(LINT_TOOLS)
+	touch $@
+
+check: $(VENV)/.lint ## formats, lint, patches equal their re-export
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
+	$(BIN)/python native/scripts/refresh_patches.py --check
+
+format: $(VENV)/.lint ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+patchwork: ## build/patchwork: a git repository with one commit per patch, to edit in
+	$(PYTHON) native/scripts/refresh_patches.py --init
+
+refresh-patches: ## write native/patches from the commits in build/patchwork
+	$(PYTHON) native/scripts/refresh_patches.py
+
+test-sanitize: $(VENV)/.tools ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake -S . -B $(BUILD_SAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -DMORPHKV_SANITIZE=ON -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
+	cmake --build $(BUILD_SAN) --target morphkv-tests
+	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	    ctest --test-dir $(BUILD_SAN) --output-on-failure
+
+clean: ## remove all that was built, the venv too
+	rm -rf build dist $(VENV)

@@ -1,0 +1,70 @@
+# Unpack and patch llama.cpp, set its options, add it. Sets MORPHKV_UPSTREAM_DIR and MORPHKV_UPSTREAM_VERSION.
+# Every option is a default only: -D on the command line, or CMAKE_ARGS with pip, wins.
+
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
+
+file(STRINGS UPSTREAM MORPHKV_UPSTREAM_VERSION REGEX "^VERSION=")
+string(REPLACE "VERSION=" "" MORPHKV_UPSTREAM_VERSION "${MORPHKV_UPSTREAM_VERSION}")
+
+# A changed pin, script or patch configures again, and configuring unpacks again.
+file(GLOB MORPHKV_PATCHES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/patches/*.patch)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
+    UPSTREAM scripts/fetch_upstream.py scripts/unpack_upstream.py ${MORPHKV_PATCHES})
+
+# morphkv_unpack(<dest> [option of unpack_upstream.py ...])
+function(morphkv_unpack dest)
+    set(options ${ARGN})
+    if (MORPHKV_UPSTREAM_SDIST)
+        list(APPEND options --sdist=${MORPHKV_UPSTREAM_SDIST})
+    endif()
+    execute_process(
+        COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/native/scripts/unpack_upstream.py ${dest} ${options}
+        OUTPUT_VARIABLE output OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE result)
+    if (NOT result EQUAL 0)
+        message(FATAL_ERROR "llama.cpp could not be unpacked, the reason is printed above")
+    endif()
+    message(STATUS "${output}")
+endfunction()
+
+if (MORPHKV_UPSTREAM_TREE)
+    set(MORPHKV_UPSTREAM_DIR ${MORPHKV_UPSTREAM_TREE})
+    message(STATUS "llama.cpp: ${MORPHKV_UPSTREAM_DIR}, as it is")
+else()
+    set(MORPHKV_UPSTREAM_DIR ${CMAKE_BINARY_DIR}/upstream)
+    morphkv_unpack(${MORPHKV_UPSTREAM_DIR})
+endif()
+
+set(BUILD_SHARED_LIBS     ON  CACHE BOOL "one libllama for Python and for the tools")
+set(LLAMA_BUILD_COMMON    ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
+set(LLAMA_BUILD_TOOLS     ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
+set(LLAMA_BUILD_SERVER    ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
+set(LLAMA_BUILD_TESTS     OFF CACHE BOOL "")
+set(LLAMA_BUILD_EXAMPLES  OFF CACHE BOOL "")
+set(LLAMA_BUILD_APP       OFF CACHE BOOL "")
+set(LLAMA_BUILD_UI        OFF CACHE BOOL "")
+set(LLAMA_USE_PREBUILT_UI OFF CACHE BOOL "would be downloaded")
+set(LLAMA_OPENSSL         OFF CACHE BOOL "a wheel cannot count on the system's OpenSSL")
+
+# The package has its libraries in one folder and loads them from Python: upstream's other ways cannot work there.
+if (NOT BUILD_SHARED_LIBS OR LLAMA_USE_SYSTEM_GGML OR GGML_BACKEND_DL)
+    message(FATAL_ERROR "morphkv_cpp needs BUILD_SHARED_LIBS=ON, LLAMA_USE_SYSTEM_GGML=OFF and GGML_BACKEND_DL=OFF, got "
+        "${BUILD_SHARED_LIBS}, ${LLAMA_USE_SYSTEM_GGML} and ${GGML_BACKEND_DL}")
+endif()
+
+# Upstream asks git for its commit and would get ours: a new commit of ours would recompile it.
+set(ENV{GIT_CEILING_DIRECTORIES} ${CMAKE_BINARY_DIR})
+set(LLAMA_BUILD_NUMBER 0)
+set(LLAMA_BUILD_COMMIT llama-cpp-python-${MORPHKV_UPSTREAM_VERSION}-morphkv)
+
+# Everything finds its libraries beside itself or in ../lib, in the build folder as in the installed package. Folders
+# outside of the build (a CUDA toolkit) are kept.
+if (APPLE)
+    set(CMAKE_INSTALL_RPATH @loader_path @loader_path/../lib)
+else()
+    set(CMAKE_INSTALL_RPATH $ORIGIN $ORIGIN/../lib)
+endif()
+set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)
+set(CMAKE_INSTALL_RPATH_USE_LINK_PATH ON)
+
+# Excluded: only the targets that install.cmake names are built, and upstream's install rules are not run.
+add_subdirectory(${MORPHKV_UPSTREAM_DIR} ${CMAKE_BINARY_DIR}/llama.cpp EXCLUDE_FROM_ALL)
