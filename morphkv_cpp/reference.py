@@ -1,0 +1,318 @@
+"""MorphKV in plain float64 NumPy: the specification that the native code must match.
+
+Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979) sec. 3, in the authors' published order: softmax over the
+older tokens only, maximum over the query heads of a group, then sum or max over the voters. `votes`, `decay` and the
+other policies go beyond the paper.
+
+A head holds its tokens in cells: first the older ones, then the newest `window`. Before the first cut cells are in
+order of position; after it the first n_distant = capacity - window cells are slots, whose tokens differ per layer and
+KV head, and the cells behind them hold the same recent tokens everywhere, in order of position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+import numpy as np
+
+FUSIONS = ("sum", "max")
+POLICIES = ("morphkv", "recency", "random")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the cache is told, sizes in tokens: the fields of `MorphKV`, here with the plainest values as defaults."""
+
+    capacity: int
+    window: int
+    interval: int = 1
+    keep: int = 0
+    prompt_room: int = 0
+    votes: int = 0  # newest queries that vote; 0: the whole window
+    fusion: str = "sum"
+    decay: float = 0.0  # weight of a cell's score at the previous cut
+    policy: str = "morphkv"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
+        if self.keep < 0:
+            raise ValueError(f"keep must not be negative, got {self.keep}")
+        if self.capacity <= self.keep + self.window:
+            raise ValueError(
+                f"capacity must exceed keep + window, got {self.capacity} with {self.keep} + {self.window}"
+            )
+        if self.interval < 1:
+            raise ValueError(f"interval must be at least 1, got {self.interval}")
+        if self.prompt_room < 0:
+            raise ValueError(f"prompt_room must not be negative, got {self.prompt_room}")
+        if not 0 <= self.votes <= self.window:
+            raise ValueError(f"votes must be in 0..window, got {self.votes} with {self.window=}")
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {FUSIONS}, got {self.fusion!r}")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {POLICIES}, got {self.policy!r}")
+
+    @property
+    def n_distant(self) -> int:
+        return self.capacity - self.window
+
+    @property
+    def n_limit(self) -> int:
+        """Most tokens a sequence may hold."""
+        return self.capacity + max(self.interval, self.prompt_room)
+
+    @property
+    def n_voters(self) -> int:
+        return self.votes or self.window
+
+
+def plan(n_tokens: int, n_used: int, rules: Rules, n_ubatch: int) -> list[tuple[bool, int]]:
+    """What decoding a batch of n_tokens does to a sequence that holds n_used: micro-batches (cut before it?, n_new).
+
+    A single token cuts once the recent region has outgrown the window by `interval`; a prompt cuts only when no cell
+    is free, so that its queries see as much of it as fits.
+    """
+    if n_tokens == 1:
+        return [(n_used >= rules.capacity + rules.interval, 1)]
+    steps = []
+    while n_tokens:
+        cut = n_used == rules.n_limit
+        n_used = rules.capacity if cut else n_used
+        n_new = min(n_tokens, n_ubatch, rules.n_limit - n_used)
+        steps.append((cut, n_new))
+        n_used += n_new
+        n_tokens -= n_new
+    return steps
+
+
+def attend(queries: np.ndarray, keys: np.ndarray, scale: float, softcap: float = 0.0) -> np.ndarray:
+    """Softmax of scale * q.k over the older keys alone.
+
+    queries: (n_group, n_voters, head_size), keys: (n_older, head_size); both after RoPE. softcap 0: none.
+    Returns (n_group, n_voters, n_older).
+    """
+    logits = scale * queries @ keys.T
+    if softcap:
+        logits = softcap * np.tanh(logits / softcap)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def fuse(attention: np.ndarray, fusion: str) -> np.ndarray:
+    """Join (n_group, n_voters, n_older) into one vote per older cell: max of the group, then sum or max."""
+    per_voter = attention.max(axis=0)
+    return per_voter.sum(axis=0) if fusion == "sum" else per_voter.max(axis=0)
+
+
+def score(votes: np.ndarray, last_scores: np.ndarray, decay: float) -> np.ndarray:
+    """Scores that remember; all arrays (n_older,), last_scores 0 for tokens that never competed."""
+    return votes + decay * last_scores
+
+
+def select(scores: np.ndarray, n_distant: int, keep: int) -> np.ndarray:
+    """Older cells to keep, ascending, (n_distant,): the first `keep` and the best of the rest; of a tie the lower."""
+    best = keep + np.argsort(-scores[keep:], kind="stable")[: n_distant - keep]
+    return np.concatenate([np.arange(keep), np.sort(best)])
+
+
+def moves(scores: np.ndarray, n_distant: int, keep: int) -> np.ndarray:
+    """Pair and move: rows (source cell, slot), (n_moves, 2), that turn the slots into what `select` keeps.
+
+    The i-th best graduate takes the i-th worst slot while its score is strictly higher. Sources and slots are disjoint,
+    and a token that stays never changes its slot.
+    """
+    best_graduates = n_distant + np.argsort(-scores[n_distant:], kind="stable")
+    worst_slots = keep + np.argsort(-scores[keep:n_distant], kind="stable")[::-1]
+    pairs = [(source, slot) for source, slot in zip(best_graduates, worst_slots) if scores[source] > scores[slot]]
+    return np.array(pairs, dtype=int).reshape(-1, 2)
+
+
+def margin(scores: np.ndarray, kept: np.ndarray, keep: int) -> float:
+    """Worst kept minus best evicted score among the cells that compete; negative if `kept` is not the best choice."""
+    is_kept = np.isin(np.arange(len(scores)), kept)
+    return float(scores[keep:][is_kept[keep:]].min() - scores[~is_kept].max())
+
+
+@dataclass(frozen=True)
+class HeadCut:
+    """What one cut did to one head; a position is a token's place in the text, a cell its place in the cache."""
+
+    rules: Rules
+    positions: np.ndarray  # (n_older,), of the older cells before the cut; the first n_distant were the slots
+    scores: np.ndarray  # (n_older,)
+    chosen: np.ndarray  # (n_distant,), cells that the rules keep, in slot order
+    kept: np.ndarray  # (n_distant,), cells now in the slots, in slot order: `chosen` unless another set was adopted
+
+    @property
+    def graduates(self) -> np.ndarray:
+        """Positions of the tokens that left the window, ascending, the same in every head."""
+        return self.positions[self.rules.n_distant :]
+
+    @property
+    def evicted(self) -> np.ndarray:
+        """Positions of the tokens that are gone, ascending."""
+        return np.sort(np.delete(self.positions, self.kept))
+
+    @property
+    def margin(self) -> float:
+        """By how much the choice was clear: worst kept minus best evicted score."""
+        return margin(self.scores, self.chosen, self.rules.keep)
+
+    @property
+    def kept_margin(self) -> float:
+        """The same for the set in use: lower than `margin`, and not above 0, if it is not the chosen one."""
+        return margin(self.scores, self.kept, self.rules.keep)
+
+    @property
+    def worst_chosen(self) -> float:
+        """Lowest competing score of the chosen set: what a margin is large or small against."""
+        return float(self.scores[np.sort(self.chosen)[self.rules.keep :]].min())
+
+
+class HeadCache:
+    """Cells of one layer and KV head. keys, values: (n_used, head_size); positions, last_scores: (n_used,)."""
+
+    def __init__(self, rules: Rules, head_size: int):
+        self.rules = rules
+        self.keys = np.empty((0, head_size))
+        self.values = np.empty((0, head_size))
+        self.positions = np.empty(0, dtype=int)
+        self.last_scores = np.empty(0)
+
+    @property
+    def n_used(self) -> int:
+        return len(self.positions)
+
+    def append(self, keys: np.ndarray, values: np.ndarray) -> None:
+        """Add the next tokens of the text, (n_new, head_size) each."""
+        first = self.positions[-1] + 1 if self.n_used else 0
+        self.keys = np.concatenate([self.keys, keys])
+        self.values = np.concatenate([self.values, values])
+        self.positions = np.concatenate([self.positions, first + np.arange(len(keys))])
+        self.last_scores = np.concatenate([self.last_scores, np.zeros(len(keys))])
+
+    def score(self, queries: np.ndarray, scale: float, softcap: float, rng: np.random.Generator) -> np.ndarray:
+        """Scores of the older cells, (n_older,), from the voters' queries, (n_group, n_voters, head_size)."""
+        n_older = self.n_used - self.rules.window
+        if self.rules.policy == "recency":
+            return self.positions[:n_older].astype(float)
+        if self.rules.policy == "random":
+            return rng.random(n_older)
+        votes = fuse(attend(queries, self.keys[:n_older], scale, softcap), self.rules.fusion)
+        return score(votes, self.last_scores[:n_older], self.rules.decay)
+
+    def cut(self, scores: np.ndarray, adopt: np.ndarray | None = None) -> HeadCut:
+        """Evict down to capacity by the scores of the older cells, (n_older,).
+
+        adopt: positions (n_distant,) in slot order to keep instead of the best scored ones. A run that follows another
+        implementation adopts its choice at a near-tie, or the two would hold different tokens from then on.
+        """
+        rules, n_older = self.rules, len(scores)
+        if self.n_used <= rules.capacity:
+            raise ValueError(f"a cut needs more than capacity tokens, got {self.n_used} with {rules.capacity=}")
+        if n_older != self.n_used - rules.window:
+            raise ValueError(f"scores must cover the {self.n_used - rules.window} older cells, got {n_older}")
+        sources, slots = moves(scores, rules.n_distant, rules.keep).T
+        chosen = np.arange(rules.n_distant)
+        chosen[slots] = sources
+        kept = chosen if adopt is None else self._cells_of(adopt, n_older)
+        report = HeadCut(rules, self.positions[:n_older], scores, chosen, kept)
+        cells = np.concatenate([kept, np.arange(n_older, self.n_used)])
+        self.last_scores[:n_older] = scores
+        self.keys, self.values = self.keys[cells], self.values[cells]
+        self.positions, self.last_scores = self.positions[cells], self.last_scores[cells]
+        return report
+
+    def _cells_of(self, positions: np.ndarray, n_older: int) -> np.ndarray:
+        rules = self.rules
+        cell_of = {int(position): cell for cell, position in enumerate(self.positions[:n_older])}
+        missing = [int(position) for position in positions if int(position) not in cell_of]
+        if missing:
+            raise ValueError(f"an adopted position must be held and older than the window, got {missing}")
+        kept = np.array([cell_of[int(position)] for position in positions])
+        if len(np.unique(kept)) != rules.n_distant or len(kept) != rules.n_distant:
+            raise ValueError(f"an adopted set must have {rules.n_distant} different positions, got {list(positions)}")
+        if not np.array_equal(kept[: rules.keep], np.arange(rules.keep)):
+            raise ValueError(f"an adopted set must begin with the {rules.keep=} first cells, got {list(positions)}")
+        return kept
+
+
+Adopt = Callable[[int, int], Optional[np.ndarray]]  # (layer, kv head) -> positions to keep, see HeadCache.cut
+
+
+class SequenceCache:
+    """All heads of one sequence, the newest queries of each layer, and the counters."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        n_layer: int,
+        n_head: int,
+        n_head_kv: int,
+        head_size: int,
+        *,
+        scale: float | None = None,
+        softcap: float = 0.0,
+    ):
+        self.rules = rules
+        self.scale = head_size**-0.5 if scale is None else scale
+        self.softcap = softcap
+        self.n_group = n_head // n_head_kv
+        self.heads = [[HeadCache(rules, head_size) for _ in range(n_head_kv)] for _ in range(n_layer)]
+        self.queries = [np.empty((n_head, 0, head_size)) for _ in range(n_layer)]  # (n_head, <= n_window, head_size)
+        self.rng = np.random.default_rng(rules.seed)
+        self.n_evictions = 0  # cuts
+        self.n_evicted = 0  # tokens per head, over all cuts
+
+    @property
+    def n_used(self) -> int:
+        return self.heads[-1][-1].n_used
+
+    def plan(self, n_tokens: int, n_ubatch: int) -> list[tuple[bool, int]]:
+        return plan(n_tokens, self.n_used, self.rules, n_ubatch)
+
+    def append(self, layer: int, queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
+        """Add one micro-batch: queries (n_head, n_new, head_size), keys and values (n_head_kv, n_new, head_size)."""
+        joined = np.concatenate([self.queries[layer], queries], axis=1)
+        self.queries[layer] = joined[:, -self.rules.window :]
+        for head, head_keys, head_values in zip(self.heads[layer], keys, values):
+            head.append(head_keys, head_values)
+
+    def keys(self, layer: int) -> np.ndarray:
+        """(n_head_kv, n_used, head_size), the newest tokens last."""
+        return np.stack([head.keys for head in self.heads[layer]])
+
+    def values(self, layer: int) -> np.ndarray:
+        """As keys."""
+        return np.stack([head.values for head in self.heads[layer]])
+
+    def retained(self, layer: int) -> np.ndarray:
+        """Positions in the slots, (n_head_kv, n_distant); -1 before the first cut."""
+        if not self.n_evictions:
+            return np.full((len(self.heads[layer]), self.rules.n_distant), -1)
+        return np.stack([head.positions[: self.rules.n_distant] for head in self.heads[layer]])
+
+    def cut(self, adopt: Adopt | None = None) -> list[list[HeadCut]]:
+        """Evict down to capacity in every head; returns what was done by [layer][kv head]."""
+        n_evicted = self.n_used - self.rules.capacity
+        reports = []
+        for layer, heads in enumerate(self.heads):
+            voters = self.queries[layer][:, -self.rules.n_voters :]
+            groups = voters.reshape(len(heads), self.n_group, *voters.shape[1:])
+            reports.append(
+                [
+                    head.cut(
+                        head.score(groups[i_head], self.scale, self.softcap, self.rng),
+                        adopt(layer, i_head) if adopt else None,
+                    )
+                    for i_head, head in enumerate(heads)
+                ]
+            )
+        self.n_evictions += 1
+        self.n_evicted += n_evicted
+        return reports

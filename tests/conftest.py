@@ -1,0 +1,47 @@
+"""Fixtures that find or make models and libraries; each skips with its reason where something is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The demo model's GGUF."""
+    from morphkv_cpp.models.demo import demo_model_path
+
+    try:
+        return demo_model_path()
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"no demo model: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Callable[..., Path]:
+    """Factory of tiny llama GGUFs: tiny_llama(n_head=6, ...) -> path; each shape is written once a session."""
+    synthetic = pytest.importorskip("morphkv_cpp.models.synthetic", reason="tiny models need the gguf package")
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    written: dict[tuple, Path] = {}
+
+    def make(**shape) -> Path:
+        key = tuple(sorted(shape.items()))
+        if key not in written:
+            written[key] = synthetic.write_tiny_llama(folder / f"{len(written)}.gguf", **shape)
+        return written[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stock_lib_dir() -> Path:
+    """Folder of an unpatched build's libraries, of the pinned upstream version."""
+    folder = os.environ.get("MORPHKV_STOCK_LIB")
+    if not folder:
+        pytest.skip("MORPHKV_STOCK_LIB names no folder with an unpatched libllama")
+    if not list(Path(folder).glob("*llama.*")):
+        pytest.skip(f"MORPHKV_STOCK_LIB has no libllama: {folder}")
+    return Path(folder)

@@ -1,0 +1,258 @@
+"""The specification, by numbers that a reader can check by hand."""
+
+import numpy as np
+import pytest
+
+from morphkv_cpp.reference import (
+    HeadCache,
+    Rules,
+    SequenceCache,
+    attend,
+    fuse,
+    margin,
+    moves,
+    plan,
+    score,
+    select,
+)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"keep": -1}, "keep must not be negative, got -1"),
+        ({"capacity": 6, "keep": 2}, "capacity must exceed keep \\+ window, got 6"),
+        ({"interval": 0}, "interval must be at least 1, got 0"),
+        ({"prompt_room": -1}, "prompt_room must not be negative, got -1"),
+        ({"votes": 5}, "votes must be in 0..window, got 5"),
+        ({"fusion": "mean"}, "fusion must be one of"),
+        ({"decay": 1.0}, "decay must be in"),
+        ({"policy": "h2o"}, "policy must be one of"),
+    ],
+)
+def test_impossible_rules_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Rules(**{"capacity": 8, "window": 4} | wrong)
+
+
+class TestPlan:
+    """plan(n_tokens, n_used, rules, n_ubatch) -> [(cut before?, n_new)]"""
+
+    rules = Rules(capacity=8, window=2, interval=3, prompt_room=6)
+
+    @pytest.mark.parametrize(("n_used", "cut"), [(0, False), (8, False), (10, False), (11, True), (14, True)])
+    def test_a_single_token_cuts_once_the_recent_region_outgrew_the_window_by_interval(self, n_used, cut):
+        assert plan(1, n_used, self.rules, 4) == [(cut, 1)]
+
+    def test_a_prompt_that_fits_is_not_cut(self):
+        assert plan(14, 0, self.rules, 100) == [(False, 14)]
+        assert plan(3, 11, self.rules, 100) == [(False, 3)]
+
+    def test_a_prompt_is_split_by_micro_batches(self):
+        assert plan(10, 0, self.rules, 4) == [(False, 4), (False, 4), (False, 2)]
+
+    def test_a_long_prompt_is_cut_only_when_no_cell_is_free(self):
+        assert plan(22, 0, self.rules, 100) == [(False, 14), (True, 6), (True, 2)]
+        assert plan(2, 14, self.rules, 100) == [(True, 2)]
+
+    def test_interval_is_the_least_prompt_room(self):
+        assert plan(12, 0, Rules(capacity=8, window=2, interval=3), 100) == [(False, 11), (True, 1)]
+
+
+class TestScoring:
+    def test_attend_is_a_softmax_per_query_over_the_given_keys(self):
+        queries = np.array([[[1.0], [0.0]]])  # one query head, two voters
+        keys = np.log([[1.0], [3.0]]) / 0.5
+        np.testing.assert_allclose(attend(queries, keys, scale=0.5), [[[0.25, 0.75], [0.5, 0.5]]])
+
+    def test_attend_survives_huge_logits(self):
+        np.testing.assert_allclose(attend(np.ones((1, 1, 1)), np.array([[1e4], [0.0]]), 1.0), [[[1, 0]]])
+
+    def test_softcap_bounds_the_logits(self):
+        queries, keys = np.ones((1, 1, 1)), np.array([[1e6], [-1e6]])
+        expected = np.array([np.e**2, np.e**-2]) / (np.e**2 + np.e**-2)
+        np.testing.assert_allclose(attend(queries, keys, 1.0, softcap=2.0)[0, 0], expected)
+
+    def test_fuse_takes_the_group_maximum_before_it_joins_the_voters(self):
+        attention = np.array([[[0.1, 0.9], [0.3, 0.7]], [[0.6, 0.4], [0.2, 0.8]]])  # (group, voter, cell)
+        np.testing.assert_allclose(fuse(attention, "sum"), [0.6 + 0.3, 0.9 + 0.8])
+        np.testing.assert_allclose(fuse(attention, "max"), [0.6, 0.9])
+
+    def test_score_adds_the_decayed_last_score(self):
+        np.testing.assert_allclose(score(np.array([1.0, 2.0]), np.array([4.0, 0.0]), 0.5), [3, 2])
+
+
+class TestSelection:
+    def test_the_best_cells_stay_and_the_first_ones_always_do(self):
+        scores = np.array([0.0, 0.1, 5.0, 1.0, 4.0])
+        assert select(scores, n_distant=3, keep=0).tolist() == [2, 3, 4]
+        assert select(scores, n_distant=3, keep=2).tolist() == [0, 1, 2]
+
+    def test_the_best_graduate_takes_the_worst_slot(self):
+        scores = np.array([3.0, 1.0, 2.0, 9.0, 8.0, 0.0])  # slots 0..2, graduates 3..5
+        assert moves(scores, n_distant=3, keep=0).tolist() == [[3, 1], [4, 2]]
+
+    def test_kept_slots_take_no_part_in_the_competition(self):
+        assert moves(np.array([0.0, 2.0, 1.0]), n_distant=2, keep=1).tolist() == []
+        assert moves(np.array([0.0, 2.0, 3.0]), n_distant=2, keep=1).tolist() == [[2, 1]]
+
+    def test_a_tie_keeps_the_token_in_the_slot(self):
+        assert moves(np.array([1.0, 1.0, 1.0]), n_distant=2, keep=0).tolist() == []
+        assert select(np.array([1.0, 1.0, 1.0]), n_distant=2, keep=0).tolist() == [0, 1]
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_moves_give_the_selected_set_also_with_ties(self, seed):
+        rng = np.random.default_rng(seed)
+        n_distant, keep, n_graduates = 7, seed % 4, 1 + seed % 12
+        scores = rng.integers(0, 6, n_distant + n_graduates).astype(float)
+        pairs = moves(scores, n_distant, keep)
+        slots = np.arange(n_distant)
+        slots[pairs[:, 1]] = pairs[:, 0]
+        assert sorted(slots) == select(scores, n_distant, keep).tolist()
+        assert (pairs[:, 0] >= n_distant).all()
+        assert ((pairs[:, 1] >= keep) & (pairs[:, 1] < n_distant)).all()
+
+    def test_margin_is_worst_kept_minus_best_evicted_of_those_that_compete(self):
+        scores = np.array([0.0, 5.0, 3.0, 2.5])
+        assert margin(scores, kept=np.array([0, 1, 2]), keep=1) == 0.5
+        assert margin(scores, kept=np.array([0, 1, 3]), keep=1) == -0.5
+
+
+def numbered_head(rules: Rules, n_tokens: int) -> HeadCache:
+    """A head whose keys are the positions and whose values are their negatives."""
+    head = HeadCache(rules, head_size=1)
+    numbers = np.arange(n_tokens, dtype=float)[:, None]
+    head.append(numbers, -numbers)
+    return head
+
+
+class TestHead:
+    rules = Rules(capacity=5, window=2, interval=2)  # three slots
+
+    def test_first_cut_competes_over_all_but_the_window(self):
+        head = numbered_head(self.rules, 7)
+        cut = head.cut(np.array([0.3, 0.1, 0.2, 0.5, 0.4]))
+        assert head.positions.tolist() == [0, 3, 4, 5, 6]
+        assert cut.graduates.tolist() == [3, 4]
+        assert cut.evicted.tolist() == [1, 2]
+        assert cut.chosen.tolist() == cut.kept.tolist() == [0, 3, 4]
+        assert cut.worst_chosen == 0.3
+        assert cut.margin == cut.kept_margin == pytest.approx(0.1)
+
+    def test_rows_move_with_their_tokens(self):
+        head = numbered_head(self.rules, 7)
+        head.cut(np.array([0.1, 0.3, 0.2, 0.5, 0.0]))
+        assert head.positions.tolist() == [3, 1, 2, 5, 6]
+        assert head.keys[:, 0].tolist() == [3, 1, 2, 5, 6]
+        assert head.values[:, 0].tolist() == [-3, -1, -2, -5, -6]
+
+    def test_tokens_appended_after_a_cut_go_on_counting(self):
+        head = numbered_head(self.rules, 7)
+        head.cut(np.array([0.0, 1, 2, 4, 3]))
+        head.append(np.ones((2, 1)), np.ones((2, 1)))
+        assert head.positions.tolist() == [3, 4, 2, 5, 6, 7, 8]
+
+    def test_scores_stay_with_their_tokens_and_graduates_start_at_none(self):
+        head = numbered_head(Rules(capacity=5, window=2, decay=0.5), 6)
+        head.cut(np.array([1.0, 2.0, 3.0, 4.0]))
+        head.append(np.zeros((1, 1)), np.zeros((1, 1)))
+        assert head.positions.tolist() == [3, 1, 2, 4, 5, 6]
+        np.testing.assert_array_equal(head.last_scores, [4, 2, 3, 0, 0, 0])
+        flat = head.score(np.zeros((1, 1, 1)), scale=1.0, softcap=0.0, rng=np.random.default_rng(0))
+        vote = 0.25  # a zero query attends to all four older cells alike
+        np.testing.assert_allclose(flat, [vote + 2, vote + 1, vote + 1.5, vote])
+
+    def test_a_cut_needs_more_than_capacity(self):
+        with pytest.raises(ValueError, match="more than capacity tokens, got 5"):
+            numbered_head(self.rules, 5).cut(np.zeros(3))
+
+    def test_another_set_can_be_adopted_in_its_own_order(self):
+        head = numbered_head(self.rules, 7)
+        cut = head.cut(np.array([0.3, 0.1, 0.2, 0.5, 0.4]), adopt=np.array([4, 1, 0]))
+        assert head.positions.tolist() == [4, 1, 0, 5, 6]
+        assert head.keys[:, 0].tolist() == [4, 1, 0, 5, 6]
+        assert cut.chosen.tolist() == [0, 3, 4]
+        assert cut.kept_margin == pytest.approx(0.1 - 0.5)
+
+    @pytest.mark.parametrize(
+        ("positions", "message"),
+        [([0, 1, 5], "older than the window, got \\[5\\]"), ([0, 1, 1], "3 different"), ([1, 2, 3], "begin with")],
+    )
+    def test_an_impossible_set_is_not_adopted(self, positions, message):
+        head = numbered_head(Rules(capacity=5, window=2, keep=1), 7)
+        with pytest.raises(ValueError, match=message):
+            head.cut(np.zeros(5), adopt=np.array(positions))
+
+
+def random_sequence(rules: Rules, n_tokens: int, seed: int = 0) -> SequenceCache:
+    """Two layers, two KV heads of two query heads, fed token by token with random vectors."""
+    cache = SequenceCache(rules, n_layer=2, n_head=4, n_head_kv=2, head_size=3)
+    rng = np.random.default_rng(seed)
+    for _ in range(n_tokens):
+        for cut_first, _ in cache.plan(1, 1):
+            if cut_first:
+                cache.cut()
+        for layer in range(2):
+            keys, values = rng.standard_normal((2, 2, 1, 3))
+            cache.append(layer, rng.standard_normal((4, 1, 3)), keys, values)
+    return cache
+
+
+class TestSequence:
+    def test_heads_keep_sets_of_their_own_and_share_the_recent_tokens(self):
+        cache = random_sequence(Rules(capacity=8, window=2, interval=3), 41)
+        sets = {tuple(sorted(head)) for layer in range(2) for head in cache.retained(layer)}
+        assert len(sets) == 4
+        n_recent = cache.n_used - cache.rules.n_distant
+        for layer in range(2):
+            for head in cache.heads[layer]:
+                assert head.positions[-n_recent:].tolist() == list(range(41 - n_recent, 41))
+                assert len(set(head.positions)) == cache.n_used
+
+    @pytest.mark.parametrize("interval", [1, 3, 10])
+    def test_the_cache_never_outgrows_capacity_plus_interval(self, interval):
+        for n_tokens in range(60):
+            assert random_sequence(Rules(capacity=8, window=2, interval=interval), n_tokens).n_used <= 8 + interval
+
+    def test_the_first_tokens_are_never_evicted(self):
+        cache = random_sequence(Rules(capacity=8, window=2, interval=3, keep=3), 60)
+        assert (cache.retained(0)[:, :3] == [0, 1, 2]).all()
+        assert (cache.retained(1)[:, :3] == [0, 1, 2]).all()
+
+    def test_counters_count_cuts_and_tokens_per_head(self):
+        cache = random_sequence(Rules(capacity=8, window=2, interval=3), 8 + 3 + 3 + 1)
+        assert (cache.n_evictions, cache.n_evicted, cache.n_used) == (2, 6, 9)
+
+    def test_nothing_is_retained_before_the_first_cut(self):
+        cache = random_sequence(Rules(capacity=8, window=2, interval=3), 11)
+        assert cache.n_evictions == 0
+        assert (cache.retained(0) == -1).all()
+
+    def test_only_the_newest_queries_vote(self):
+        keys = np.array([[[20.0, 0], [0, np.log(2)], [0, 0], [9, 9], [9, 9], [9, 9]]])
+        queries = np.array([[[9.0, 9], [9, 9], [9, 9], [20, 0], [0, 1], [0, 1]]])
+        old, new = np.array([1, 0, 0]), np.array([0.25, 0.5, 0.25])
+        for votes, expected in ((1, new), (2, 2 * new), (3, old + 2 * new), (0, old + 2 * new)):
+            cache = SequenceCache(Rules(5, window=3, votes=votes), 1, 1, 1, head_size=2, scale=1.0)
+            cache.append(0, queries, keys, keys)
+            np.testing.assert_allclose(cache.cut()[0][0].scores, expected)
+
+    def test_a_group_votes_for_its_own_kv_head(self):
+        cache = SequenceCache(Rules(capacity=3, window=1), n_layer=1, n_head=4, n_head_kv=2, head_size=1, scale=1.0)
+        keys = np.array([[[5.0], [-5], [0], [0]]] * 2)
+        queries = np.zeros((4, 4, 1))
+        queries[:, -1, 0] = [5, 5, -5, -5]  # query heads 0, 1 belong to KV head 0
+        cache.append(0, queries, keys, keys)
+        first, second = cache.cut()[0]
+        assert (first.scores.argmax(), second.scores.argmax()) == (0, 1)
+
+    def test_recency_keeps_the_first_and_the_newest(self):
+        cache = random_sequence(Rules(capacity=8, window=2, interval=3, keep=2, policy="recency"), 8 + 3 * 4 + 1)
+        assert [sorted(head) for head in cache.retained(0)] == [[0, 1, 14, 15, 16, 17]] * 2
+
+    def test_random_keeps_another_set_for_another_seed(self):
+        rules = [Rules(capacity=8, window=2, interval=3, policy="random", seed=seed) for seed in (1, 1, 2)]
+        first, same, other = (random_sequence(rule, 60).retained(1).tolist() for rule in rules)
+        assert first == same
+        assert first != other
