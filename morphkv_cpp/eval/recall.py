@@ -1,0 +1,192 @@
+"""Recall: facts early in a document, a question about one of them at its end, and the first word of the greedy answer.
+
+A document is about 2,560 tokens of prose with 8 one-line facts among its first 512. The prompt is decoded in chunks,
+all but its last token; that one comes alone, so that the cache is cut just before it: even the first token of the answer
+sees only what the cut has left.
+"""
+
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from morphkv_cpp import Llama, MorphKV
+
+from . import Fact, facts, prose_sections
+
+N_DOCUMENTS = 12
+N_FACTS = 8  # per document
+N_TOKENS = 2560  # of a prompt, about
+N_FACT_TOKENS = 512  # all facts stand before this position
+N_STEP_TOKENS = 56  # from fact to fact, at least; leaves room for the longest sentence before the last one
+N_SLACK_TOKENS = 30  # half a sentence: prompts are as often longer than N_TOKENS as shorter
+N_ANSWER_TOKENS = 6
+FULL = "full"
+POLICIES = (FULL, "morphkv", "recency", "random")
+
+# The question repeats the fact's own words: a model of 135M parameters copies better than it paraphrases.
+QUESTION = "\n\nQuestion: The {subject} is what?\nAnswer: The {subject} is"
+
+
+class Document(NamedTuple):
+    tokens: list[int]  # prose and facts, without a question
+    facts: list[Fact]
+    fact_ends: list[int]  # (n_facts,) position behind each fact
+
+
+class Question(NamedTuple):
+    i_document: int
+    fact: Fact
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A bar on one row of the result, written as `morphkv@256>=0.80`, `full>=0.95` or `recency@512<0.40`."""
+
+    policy: str
+    capacity: Optional[int]  # None: every capacity
+    at_least: bool
+    bar: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Requirement":
+        match = re.fullmatch(rf"({'|'.join(POLICIES)})(?:@(\d+))?(>=|<)(\d*\.?\d+)", text.replace(" ", ""))
+        if match is None:
+            raise ValueError(f"a requirement must look like 'morphkv@256>=0.80' or 'recency<0.40', got {text!r}")
+        policy, capacity, sign, bar = match.groups()
+        return cls(policy, int(capacity) if capacity else None, sign == ">=", float(bar))
+
+    def is_met(self, policy: str, capacity: Optional[int], accuracy: float) -> bool:
+        """True as well where the requirement speaks of another row."""
+        if policy != self.policy or (self.capacity is not None and capacity != self.capacity):
+            return True
+        return accuracy >= self.bar if self.at_least else accuracy < self.bar
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Sentences in order, each with the space or blank line behind it."""
+    for match in re.finditer(r".+?(?:[.!?][\"')]*(?:\s+|$)|$)", text, flags=re.DOTALL):
+        if match.group():
+            yield match.group()
+
+
+def build_document(llm: Llama, i_document: int, n_tokens: int = N_TOKENS) -> Document:
+    """One document: a seeded choice and order of the prose, the i-th 8 facts spread over the beginning."""
+
+    def count(text: str) -> int:
+        return len(llm.tokenize(text.encode(), add_bos=False))
+
+    rng = random.Random(i_document)
+    chosen = facts()[i_document * N_FACTS : (i_document + 1) * N_FACTS]
+    sections = prose_sections()
+    rng.shuffle(sections)
+
+    text, n_text, ends = "", 0, []
+    for sentence in sentences("\n\n".join(sections)):
+        if n_text >= n_tokens - N_SLACK_TOKENS:
+            break
+        text += sentence
+        n_text = count(text)
+        if len(ends) < N_FACTS and n_text >= 30 + N_STEP_TOKENS * len(ends):
+            text = f"{text.rstrip()}\n\n{chosen[len(ends)].line}\n\n"
+            n_text = count(text)
+            ends.append(n_text)
+    return Document(llm.tokenize(text.strip().encode()), chosen, ends)
+
+
+def build(llm: Llama, n_documents: int, n_questions: int, n_tokens: int = N_TOKENS) -> tuple[list[Document], list[Question]]:
+    """Documents and, spread evenly over them, questions about a seeded choice of their facts."""
+    if not 1 <= n_documents <= N_DOCUMENTS:
+        raise ValueError(f"documents must be in 1..{N_DOCUMENTS}, got {n_documents}")
+    if not 1 <= n_questions <= n_documents * N_FACTS:
+        raise ValueError(f"questions must be in 1..{N_FACTS} x documents, got {n_questions} with {n_documents=}")
+    documents, questions = [], []
+    for i in range(n_documents):
+        n_here = n_questions // n_documents + (i < n_questions % n_documents)
+        asked = random.Random(1000 + i).sample(range(N_FACTS), n_here)
+        chosen = facts()[i * N_FACTS : (i + 1) * N_FACTS]
+        tails = [llm.tokenize(QUESTION.format(subject=f.subject).encode(), add_bos=False) for f in chosen]
+        documents.append(build_document(llm, i, n_tokens - max(len(tail) for tail in tails)))
+        questions += [Question(i, chosen[j], tails[j]) for j in asked]
+    return documents, questions
+
+
+def first_word(text: str) -> str:
+    match = re.search(r"[A-Za-z]+", text)
+    return match.group().casefold() if match else ""
+
+
+def answer(llm: Llama, tokens: list[int], n_cached: int) -> str:
+    """Greedy text after the prompt `tokens`, of which `n_cached` are in the cache; the last one is decoded alone."""
+    llm.eval(tokens[n_cached:-1])
+    llm.eval(tokens[-1:])
+    written: list[int] = []
+    text = ""
+    while len(written) < N_ANSWER_TOKENS and not re.search(r"[A-Za-z]+[^A-Za-z]", text):
+        written.append(llm.sample(temp=0.0))
+        text = llm.detokenize(written).decode("utf-8", errors="ignore")
+        llm.eval(written[-1:])
+    return text
+
+
+def run(
+    model: Path,
+    policy: str,
+    capacity: int,
+    n_documents: int = N_DOCUMENTS,
+    n_questions: int = 60,
+    settings: Optional[MorphKV] = None,
+    on_answer: Callable[[Question, str, bool], None] = lambda question, text, right: None,
+    **llama_options,
+) -> list[bool]:
+    """Right or wrong for each question. `settings` gives all but capacity, policy and prompt room, which are set here.
+
+    The full cache decodes a document once and rolls back from question to question; a cut cache cannot be rolled
+    back behind its cut, so there each question decodes the whole prompt.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {POLICIES}, got {policy!r}")
+    n_ctx = N_TOKENS + 256
+    morphkv = None
+    if policy != FULL:
+        given = {**vars(settings or MorphKV(capacity=capacity))}
+        morphkv = MorphKV(**{**given, "capacity": capacity, "policy": policy, "prompt_room": n_ctx})
+    llm = Llama(model, morphkv=morphkv, n_ctx=n_ctx, verbose=False, **llama_options)
+    try:
+        return list(_right(llm, *build(llm, n_documents, n_questions), morphkv is None, on_answer))
+    finally:
+        llm.close()
+
+
+def _right(
+    llm: Llama,
+    documents: list[Document],
+    questions: Iterable[Question],
+    can_roll_back: bool,
+    on_answer: Callable[[Question, str, bool], None],
+) -> Iterator[bool]:
+    i_cached = -1
+    for question in questions:
+        document = documents[question.i_document].tokens
+        n_cached = len(document) if can_roll_back and i_cached == question.i_document else 0
+        if n_cached == 0:
+            llm.reset()
+            if can_roll_back:
+                llm.eval(document)
+                i_cached, n_cached = question.i_document, len(document)
+        llm.n_tokens = n_cached  # eval() removes what lies behind
+        text = answer(llm, document + question.tokens, n_cached)
+        right = first_word(text) == question.fact.answer.casefold()
+        on_answer(question, text, right)
+        yield right
+
+
+def wilson(n_right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95% interval of a share."""
+    share, z2 = n_right / n, z * z
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = z / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
