@@ -1,0 +1,375 @@
+#include "morphkv-cache.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <limits>
+
+morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
+                             ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max,
+                             const layer_filter_cb & filter) :
+    llama_kv_cache(model, hparams, type_k, type_v, /*v_trans =*/ false, offload, /*unified =*/ false, n_cells(params),
+                   n_seq_max, /*n_pad =*/ 1, /*n_swa =*/ 0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/ nullptr, filter,
+                   /*reuse =*/ nullptr, /*share =*/ nullptr),
+    params(params), n_distant(params.capacity - params.window) {
+    // the one way from here to V
+    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead()*get_layer_ids().size(), nullptr, /*.no_alloc =*/ true }));
+
+    std::vector<morphkv_side_layer> layers;
+    for (const uint32_t il : get_layer_ids()) {
+        const slot_info first_stream = { 0, 0, { 0 }, { { 0 } } };
+
+        morphkv_side_layer layer{};
+        layer.il        = il;
+        layer.n_head    = hparams.n_head(il);
+        layer.n_head_kv = hparams.n_head_kv(il);
+        layer.softcap   = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
+        layer.k         = get_k_storage(il);
+        layer.v         = get_v(ctx.get(), il, 1, first_stream)->view_src;
+        layers.push_back(layer);
+    }
+    side.init(std::move(layers), params.votes, n_distant, get_n_stream(), params.decay > 0.0f, hparams.no_alloc);
+
+    streams.resize(get_n_stream());
+    for (auto & stream : streams) {
+        stream.ring_pos.assign(params.votes, -1);
+    }
+
+    LLAMA_LOG_INFO("%s: MorphKV: capacity = %d, window = %d, interval = %d, keep = %d, prompt_room = %d, cells = %u, "
+                   "%.2f MiB beside K and V\n", __func__, params.capacity, params.window, params.interval, params.keep,
+                   params.prompt_room, get_size(), side.n_bytes()/1024.0/1024.0);
+}
+
+uint32_t morphkv_cache::n_limit(const morphkv_params & params) {
+    return params.capacity + morphkv_params_room(params);
+}
+
+uint32_t morphkv_cache::n_cells(const morphkv_params & params) {
+    return GGML_PAD(n_limit(params), 256);
+}
+
+uint32_t morphkv_cache::n_used(llama_seq_id seq_id) const {
+    return get_cells(seq_id).used_max_p1();
+}
+
+//
+// batches
+//
+
+bool morphkv_cache::needs_cut(llama_seq_id seq_id, uint32_t n_used, bool is_single) const {
+    if (n_used >= n_limit(params)) {
+        return true;
+    }
+    if (!is_single || n_used < (uint32_t) (params.capacity + params.interval)) {
+        return false;
+    }
+    // After a rollback the newest queries are gone. There are free cells: wait until enough tokens have come to vote.
+    return vote_rows(seq_id).size() == (size_t) params.votes;
+}
+
+std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(
+        llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful) const {
+    struct sequence {
+        uint32_t n_left = 0; // tokens of the batch that are not in a micro-batch yet
+        uint32_t n_used = 0; // cells in use once those before have been decoded
+        bool     is_single = false;
+    };
+    std::vector<sequence> seqs(get_n_stream());
+
+    const llama_batch & batch = balloc.get_batch();
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        seqs[batch.seq_id[i][0]].n_left++;
+    }
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        seqs[s].n_used    = n_used(s);
+        seqs[s].is_single = seqs[s].n_left == 1;
+    }
+
+    auto is_cut_before = [&](llama_seq_id s) { return needs_cut(s, seqs[s].n_used, seqs[s].is_single); };
+    auto n_after_cut   = [&](llama_seq_id s) { return is_cut_before(s) ? (uint32_t) params.capacity : seqs[s].n_used; };
+
+    batch_plan plan;
+
+    balloc.split_reset();
+    while (balloc.get_n_used() < balloc.get_n_tokens()) {
+        // The largest micro-batch for which every sequence has cells. Which sequences join it is the splitter's choice;
+        // if fewer do, they may get more tokens each than they have cells, and the careful second try is needed.
+        uint64_t room     = n_limit(params);
+        uint64_t n_active = 0;
+        for (size_t s = 0; s < seqs.size(); ++s) {
+            if (seqs[s].n_left > 0) {
+                room = std::min<uint64_t>(room, n_limit(params) - n_after_cut(s));
+                n_active++;
+            }
+        }
+        const uint32_t n_max = std::min<uint64_t>(n_ubatch, careful ? room : room*n_active);
+
+        llama_ubatch ubatch = get_n_stream() == 1 ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);
+        if (ubatch.n_tokens == 0) {
+            return std::nullopt;
+        }
+
+        const uint32_t n_new = ubatch.n_tokens/ubatch.n_seqs_unq;
+
+        slot_info sinfo = { LLAMA_MAX_SEQ, 0, {}, {} };
+        std::vector<llama_seq_id> cut_seqs;
+        for (uint32_t i = 0; i < ubatch.n_seqs_unq; ++i) {
+            const llama_seq_id s = ubatch.seq_id_unq[i];
+
+            const uint32_t first = n_after_cut(s);
+            if (first + n_new > n_limit(params)) {
+                return std::nullopt;
+            }
+            if (is_cut_before(s)) {
+                cut_seqs.push_back(s);
+            }
+            sinfo.s0 = std::min<uint32_t>(sinfo.s0, s);
+            sinfo.s1 = std::max<uint32_t>(sinfo.s1, s);
+            sinfo.strm.push_back(s);
+            sinfo.idxs.emplace_back();
+            for (uint32_t j = 0; j < n_new; ++j) {
+                sinfo.idxs.back().push_back(first + j);
+            }
+            seqs[s].n_used  = first + n_new;
+            seqs[s].n_left -= n_new;
+        }
+
+        plan.ubatches.push_back(std::move(ubatch));
+        plan.sinfos.push_back(std::move(sinfo));
+        plan.cuts.push_back(std::move(cut_seqs));
+    }
+    return plan;
+}
+
+llama_memory_context_ptr morphkv_cache::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
+    GGML_UNUSED(embd_all);
+
+    for (const bool careful : { false, true }) {
+        if (auto plan = plan_batch(balloc, n_ubatch, careful)) {
+            return std::make_unique<morphkv_cache_context>(this, std::move(*plan));
+        }
+    }
+    return std::make_unique<llama_kv_cache_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+}
+
+llama_memory_context_ptr morphkv_cache::init_full() {
+    return std::make_unique<morphkv_cache_context>(this);
+}
+
+llama_memory_context_ptr morphkv_cache::init_update(llama_context * lctx, bool optimize) {
+    this->lctx = lctx;
+
+    if (!pending_copies.empty()) {
+        lctx->synchronize();
+        for (const auto & [src, dst] : pending_copies) {
+            side.copy(src, dst);
+        }
+        pending_copies.clear();
+    }
+    return llama_kv_cache::init_update(lctx, optimize);
+}
+
+//
+// sequences
+//
+
+bool morphkv_cache::get_can_shift() const {
+    return false;
+}
+
+void morphkv_cache::clear(bool data) {
+    llama_kv_cache::clear(data);
+
+    for (auto & stream : streams) {
+        stream = { 0, 0, std::vector<llama_pos>(params.votes, -1) };
+    }
+    if (data) {
+        side.clear();
+    }
+}
+
+void morphkv_cache::clear_stream(llama_seq_id seq_id) {
+    llama_kv_cache::seq_rm(seq_id, -1, -1);
+    streams[seq_id] = { 0, 0, std::vector<llama_pos>(params.votes, -1) };
+}
+
+bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (seq_id >= (llama_seq_id) streams.size()) {
+        return true;
+    }
+    if (p0 < 0) {
+        p0 = 0;
+    }
+    if (p1 < 0) {
+        p1 = std::numeric_limits<llama_pos>::max();
+    }
+
+    enum class action { NOTHING, ALL, TAIL, REFUSE };
+    auto plan = [&](llama_seq_id s) {
+        const llama_pos newest = seq_pos_max(s);
+        if (newest < 0 || p0 > newest || p1 <= p0) {
+            return action::NOTHING;
+        }
+        if (p1 <= newest) {
+            return action::REFUSE;
+        }
+        if (p0 <= llama_kv_cache::seq_pos_min(s)) {
+            return action::ALL;
+        }
+        // one recent token must stay: its position is where the sequence goes on
+        return !has_evicted(s) || p0 > seq_pos_min(s) ? action::TAIL : action::REFUSE;
+    };
+
+    const llama_seq_id s0 = seq_id < 0 ? 0 : seq_id;
+    const llama_seq_id s1 = seq_id < 0 ? streams.size() : seq_id + 1;
+
+    for (llama_seq_id s = s0; s < s1; ++s) {
+        if (plan(s) == action::REFUSE) {
+            return false;
+        }
+    }
+    for (llama_seq_id s = s0; s < s1; ++s) {
+        switch (plan(s)) {
+            case action::ALL:
+                {
+                    clear_stream(s);
+                } break;
+            case action::TAIL:
+                {
+                    llama_kv_cache::seq_rm(s, p0, p1);
+                    for (llama_pos & pos : streams[s].ring_pos) {
+                        pos = pos >= p0 ? -1 : pos;
+                    }
+                } break;
+            default: break;
+        }
+    }
+    return true;
+}
+
+void morphkv_cache::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    if (seq_id_src == seq_id_dst) {
+        return;
+    }
+    const llama_seq_id n_seq = streams.size();
+    if (seq_id_src < 0 || seq_id_src >= n_seq || seq_id_dst < 0 || seq_id_dst >= n_seq) {
+        LLAMA_LOG_ERROR("%s: MorphKV: sequence ids must be in 0..%d, got %d and %d: nothing copied\n", __func__, n_seq - 1,
+                        seq_id_src, seq_id_dst);
+        return;
+    }
+    if (p0 > llama_kv_cache::seq_pos_min(seq_id_src) || (p1 >= 0 && p1 <= seq_pos_max(seq_id_src))) {
+        LLAMA_LOG_ERROR("%s: MorphKV: only a whole sequence can be copied, got positions [%d, %d) of sequence %d: nothing "
+                        "copied\n", __func__, p0, p1, seq_id_src);
+        return;
+    }
+    llama_kv_cache::seq_cp(seq_id_src, seq_id_dst, -1, -1);
+    streams[seq_id_dst] = streams[seq_id_src];
+    pending_copies.emplace_back(seq_id_src, seq_id_dst);
+}
+
+void morphkv_cache::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    if (shift != 0 && p0 != p1) {
+        LLAMA_LOG_ERROR("%s: MorphKV: positions cannot be shifted: sequence %d unchanged\n", __func__, seq_id);
+    }
+}
+
+void morphkv_cache::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+    if (d != 1 && p0 != p1) {
+        LLAMA_LOG_ERROR("%s: MorphKV: positions cannot be divided: sequence %d unchanged\n", __func__, seq_id);
+    }
+}
+
+llama_pos morphkv_cache::seq_pos_min(llama_seq_id seq_id) const {
+    if (!has_evicted(seq_id)) {
+        return llama_kv_cache::seq_pos_min(seq_id);
+    }
+    return get_cells(seq_id).pos_get(n_distant);
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() const {
+    auto res = kv_breakdown();
+    side.add_breakdown(res);
+    return res;
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::kv_breakdown() const {
+    return llama_kv_cache::memory_breakdown();
+}
+
+//
+// what hosts ask
+//
+
+void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
+    const auto & stream = streams.at(seq_id);
+
+    out.capacity      = params.capacity;
+    out.n_cells       = get_size();
+    out.n_limit       = n_limit(params);
+    out.n_distant     = n_distant;
+    out.n_used        = n_used(seq_id);
+    out.n_seq_max     = streams.size();
+    out.logical_pos   = seq_pos_max(seq_id);
+    out.complete_pos  = seq_pos_min(seq_id);
+    out.n_evictions   = stream.n_evictions;
+    out.n_evicted     = stream.n_evicted;
+    out.kv_bytes      = 0;
+    out.extra_bytes   = side.n_bytes();
+    out.scratch_bytes = scratch_bytes;
+    out.evict_ms      = evict_ms;
+    for (const auto & [_, n_bytes] : kv_breakdown()) {
+        out.kv_bytes += n_bytes;
+    }
+}
+
+const morphkv_side_layer & morphkv_cache::side_layer(int32_t il) const {
+    for (const auto & layer : side.layers) {
+        if (layer.il == il) {
+            return layer;
+        }
+    }
+    throw morphkv_error(MORPHKV_STATUS_INVALID, "layer must be one that has a KV cache, got " + std::to_string(il));
+}
+
+void morphkv_cache::get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const {
+    n_head_kv = side_layer(il).n_head_kv;
+    n_distant = this->n_distant;
+}
+
+std::vector<int32_t> morphkv_cache::get_retained(llama_seq_id seq_id, int32_t il) const {
+    const auto & layer = side_layer(il);
+    if (!has_evicted(seq_id)) {
+        return std::vector<int32_t>(layer.n_head_kv*n_distant, -1);
+    }
+    return side.get_positions(layer, seq_id);
+}
+
+//
+// batch context
+//
+
+morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv) : llama_kv_cache_context(mkv), mkv(mkv) {}
+
+morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv, morphkv_cache::batch_plan plan) :
+    llama_kv_cache_context(mkv, std::move(plan.sinfos), std::move(plan.ubatches)), mkv(mkv),
+    cuts(std::move(plan.cuts)) {}
+
+bool morphkv_cache_context::next() {
+    i_next++;
+    return llama_kv_cache_context::next();
+}
+
+bool morphkv_cache_context::apply() {
+    for (const llama_seq_id seq_id : cuts.at(i_next)) {
+        if (!mkv->cut(seq_id)) {
+            return false;
+        }
+    }
+    if (!llama_kv_cache_context::apply()) {
+        return false;
+    }
+    mkv->note_queries(get_ubatch());
+    return true;
+}

@@ -1,0 +1,158 @@
+// The memory object: a llama_kv_cache whose cells are constant, and its batch context.
+//
+//   cells: [0 ........ n_distant) [n_distant ....................... n_limit)
+//           distant slots          recent region: the newest tokens in position order
+//
+// A sequence has a stream of cells of its own (sequence id = stream) and fills it from cell 0 on, as stock does, until
+// the first cut. A cut is one eviction down to capacity: the graduates (recent cells older than the window) compete
+// with the distant slots, the window moves down to the start of the recent region, and new tokens go on behind it. So
+// at any time the used cells are [0, n_used), and cell order is position order in the recent region. Distant cells keep
+// the positions that they had before the first cut: nominal ones, smaller than any recent position.
+#pragma once
+
+#include "morphkv-graph.h"
+#include "morphkv-params.h"
+#include "morphkv-side.h"
+
+#include "llama-kv-cache.h"
+
+#include <optional>
+
+class morphkv_cache_context;
+
+class morphkv_cache : public llama_kv_cache {
+public:
+    morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
+                  ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max,
+                  const layer_filter_cb & filter);
+
+    // Most cells that a sequence uses, and the same rounded up to what is allocated. Attention works on multiples of
+    // 256 cells; a cache of any other size would not be bit-exact with stock near its end.
+    static uint32_t n_limit(const morphkv_params & params);
+    static uint32_t n_cells(const morphkv_params & params);
+
+    //
+    // llama_memory_i
+    //
+
+    llama_memory_context_ptr init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) override;
+    llama_memory_context_ptr init_full() override;
+    llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
+
+    bool get_can_shift() const override;
+
+    void clear(bool data) override;
+
+    // A tail that ends inside the recent region, or the whole sequence; anything else is refused without a change.
+    bool seq_rm  (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1) override;
+    // Whole sequences only.
+    void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
+    // Positions are not the host's to change: refused with a log line.
+    void seq_add (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, llama_pos shift) override;
+    void seq_div (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, int d) override;
+
+    // After an eviction: the oldest position that every head still holds with all after it.
+    llama_pos seq_pos_min(llama_seq_id seq_id) const override;
+
+    std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
+
+    void state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const override;
+    void state_read (llama_io_read_i  & io, llama_seq_id seq_id, llama_state_seq_flags flags) override;
+
+    //
+    // morphkv
+    //
+
+    void get_stats(llama_seq_id seq_id, morphkv_stats & out) const;
+
+    // (n_head_kv, n_distant) logical positions, -1 where empty. Throws morphkv_error for a layer without KV.
+    std::vector<int32_t> get_retained(llama_seq_id seq_id, int32_t il) const;
+    void get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
+
+    // memory_breakdown() of K and V alone
+    std::map<ggml_backend_buffer_type_t, size_t> kv_breakdown() const;
+
+    // Writes the newest queries of the ubatch into the ring, in the decode graph. q: (n_tokens, n_head, n_embd_head).
+    void build_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
+                           ggml_tensor * q, float kq_scale, int32_t il);
+
+    // Rows of the ring for the last tokens of each sequence of the ubatch, in the order of build_store_query.
+    std::vector<int64_t> ring_rows(const llama_ubatch & ubatch) const;
+
+    // Raised when an eviction used the scheduler: a decode graph from before has lost its memory.
+    uint64_t n_sched_uses = 0;
+
+private:
+    friend class morphkv_cache_context;
+
+    // what one sequence has beside its cells
+    struct stream_state {
+        int64_t n_evictions = 0;
+        int64_t n_evicted   = 0;
+
+        std::vector<llama_pos> ring_pos; // (n_ring) position whose query a row of the ring holds, -1 = none
+    };
+
+    // a batch split into micro-batches, where each goes, and which sequences are cut before each
+    struct batch_plan {
+        std::vector<llama_ubatch>              ubatches;
+        slot_info_vec_t                        sinfos;
+        std::vector<std::vector<llama_seq_id>> cuts;
+    };
+
+    // nullopt if the batch cannot be split like this. careful: smaller micro-batches that fit in any case.
+    std::optional<batch_plan> plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful) const;
+
+    // whether a sequence that holds n_used is cut before more tokens come; is_single: one alone, not a prompt
+    bool needs_cut(llama_seq_id seq_id, uint32_t n_used, bool is_single) const;
+
+    // One eviction down to capacity. On failure the sequence is as it was, or cleared if rows had moved already.
+    bool cut(llama_seq_id seq_id);
+    ggml_status compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, bool & has_moved);
+    void move_window_cells(llama_seq_id seq_id);
+    void clear_stream(llama_seq_id seq_id);
+
+    uint32_t n_used(llama_seq_id seq_id) const;
+
+    const morphkv_side_layer & side_layer(int32_t il) const;
+
+    bool has_evicted(llama_seq_id seq_id) const { return streams[seq_id].n_evictions > 0; }
+
+    // rows of the ring that hold the newest queries, newest last; at most params.votes
+    std::vector<int32_t> vote_rows(llama_seq_id seq_id) const;
+    void note_queries(const llama_ubatch & ubatch);
+
+    const morphkv_params params;
+
+    const uint32_t n_distant;
+
+    morphkv_side              side;
+    std::vector<stream_state> streams;
+
+    // copies of side that wait, like those of K and V, for the next update
+    std::vector<std::pair<llama_seq_id, llama_seq_id>> pending_copies;
+
+    llama_context * lctx = nullptr; // the context that owns this memory, known from its first update on
+
+    int32_t n_old_measured = 0; // largest eviction whose scratch was measured
+    size_t  scratch_bytes  = 0;
+    double  evict_ms       = 0.0;
+};
+
+class morphkv_cache_context : public llama_kv_cache_context {
+public:
+    // the full cache, for worst-case graphs
+    explicit morphkv_cache_context(morphkv_cache * mkv);
+    morphkv_cache_context(morphkv_cache * mkv, morphkv_cache::batch_plan plan);
+
+    bool next() override;
+    bool apply() override;
+
+    morphkv_cache * get_cache() const { return mkv; }
+
+private:
+    morphkv_cache * mkv;
+
+    std::vector<std::vector<llama_seq_id>> cuts; // by micro-batch
+    size_t i_next = 0;
+};

@@ -1,0 +1,173 @@
+// The C API: check, call, catch all. No exception leaves it.
+
+#include "morphkv-cache.h"
+#include "morphkv-params.h"
+
+#include "llama-context.h"
+
+#include <new>
+
+namespace {
+
+template <typename F>
+morphkv_status guarded(F && call) {
+    morphkv_error_clear();
+    try {
+        call();
+        return MORPHKV_STATUS_OK;
+    } catch (const morphkv_error & err) {
+        return morphkv_error_set(err.status, err.what());
+    } catch (const std::bad_alloc &) {
+        return morphkv_error_set(MORPHKV_STATUS_FAILED, "out of memory");
+    } catch (const std::exception & err) {
+        return morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
+    } catch (...) {
+        return morphkv_error_set(MORPHKV_STATUS_FAILED, "unknown error");
+    }
+}
+
+void require(bool ok, const std::string & rule) {
+    if (!ok) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID, rule);
+    }
+}
+
+// The cache of a context, for one of its sequences.
+morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
+    require(ctx, "ctx must not be NULL");
+    auto * cache = dynamic_cast<morphkv_cache *>(ctx->get_memory());
+    if (!cache) {
+        throw morphkv_error(MORPHKV_STATUS_NO_MORPHKV, "this context was created without MorphKV");
+    }
+    const int32_t n_seq = cache->get_n_stream();
+    require(seq_id >= 0 && seq_id < n_seq,
+            "seq_id must be in 0.." + std::to_string(n_seq - 1) + ", got " + std::to_string(seq_id));
+    return *cache;
+}
+
+template <typename T>
+void require_size(const T * out, const char * name) {
+    require(out, std::string(name) + " must not be NULL");
+    require(out->size == sizeof(T), std::string(name) + ".size must be " + std::to_string(sizeof(T)) + ", got " +
+                                        std::to_string(out->size) + " (header and library differ)");
+}
+
+}  // namespace
+
+int32_t morphkv_abi_version(void) {
+    return MORPHKV_ABI_VERSION;
+}
+
+const char * morphkv_version(void) {
+    return MORPHKV_VERSION;
+}
+
+const char * morphkv_upstream_version(void) {
+    return MORPHKV_UPSTREAM_VERSION;
+}
+
+morphkv_status morphkv_params_check(const morphkv_params * params) {
+    return guarded([&] { morphkv_params_checked(params); });
+}
+
+morphkv_status morphkv_params_set_next(const morphkv_params * params) {
+    return guarded([&] {
+        morphkv_pending_set(std::nullopt);
+        if (params) {
+            morphkv_pending_set(morphkv_params_checked(params));
+        }
+    });
+}
+
+morphkv_status morphkv_context_create(struct llama_model * model, const struct llama_context_params * cparams,
+                                      const morphkv_params * params, struct llama_context ** out) {
+    return guarded([&] {
+        require(out, "out must not be NULL");
+        *out = nullptr;
+        require(model, "model must not be NULL");
+        require(cparams, "cparams must not be NULL");
+        const morphkv_params checked = morphkv_params_checked(params);
+
+        llama_context_params own = *cparams;
+        own.kv_unified = false;
+
+        morphkv_pending_set(checked);
+        llama_context * ctx = llama_init_from_model(model, own);
+        morphkv_pending_set(std::nullopt);
+
+        if (!ctx) {
+            const std::string why = morphkv_last_error();
+            throw morphkv_error(why.empty() ? MORPHKV_STATUS_FAILED : morphkv_error_status(),
+                                why.empty() ? "llama_init_from_model failed, see llama.cpp's log" : why);
+        }
+        if (!dynamic_cast<morphkv_cache *>(ctx->get_memory())) {
+            llama_free(ctx);
+            throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
+                                "MorphKV cannot serve this model: it has no plain KV cache");
+        }
+        *out = ctx;
+    });
+}
+
+morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t seq_id, morphkv_stats * out) {
+    return guarded([&] {
+        const auto & cache = cache_of(ctx, seq_id);
+        require_size(out, "out");
+        cache.get_stats(seq_id, *out);
+    });
+}
+
+morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv, int32_t * n_distant) {
+    return guarded([&] {
+        const auto & cache = cache_of(ctx, 0);
+        require(n_head_kv && n_distant, "n_head_kv and n_distant must not be NULL");
+        cache.get_retained_shape(layer, *n_head_kv, *n_distant);
+    });
+}
+
+morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, int32_t layer, int32_t * pos, size_t n) {
+    return guarded([&] {
+        const auto & cache = cache_of(ctx, seq_id);
+        require(pos, "pos must not be NULL");
+        ctx->synchronize();
+        const std::vector<int32_t> res = cache.get_retained(seq_id, layer);
+        require(n == res.size(), "n must be " + std::to_string(res.size()) + ", got " + std::to_string(n));
+        std::copy(res.begin(), res.end(), pos);
+    });
+}
+
+uint64_t morphkv_kv_bytes(struct llama_context * ctx) {
+    uint64_t res = 0;
+    if (auto * mem = ctx ? ctx->get_memory() : nullptr) {
+        const auto * cache = dynamic_cast<morphkv_cache *>(mem);
+        for (const auto & [_, n_bytes] : cache ? cache->kv_breakdown() : mem->memory_breakdown()) {
+            res += n_bytes;
+        }
+    }
+    return res;
+}
+
+int32_t morphkv_device_count(void) {
+    return ggml_backend_dev_count();
+}
+
+morphkv_status morphkv_device_get(int32_t i, morphkv_device * out) {
+    return guarded([&] {
+        require(i >= 0 && i < morphkv_device_count(),
+                "device must be in 0.." + std::to_string(morphkv_device_count() - 1) + ", got " + std::to_string(i));
+        require_size(out, "out");
+
+        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
+        size_t n_free  = 0;
+        size_t n_total = 0;
+        ggml_backend_dev_memory(dev, &n_free, &n_total);
+
+        const auto type = ggml_backend_dev_type(dev);
+        out->name        = ggml_backend_dev_name(dev);
+        out->description = ggml_backend_dev_description(dev);
+        out->backend     = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));
+        out->is_gpu      = type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+        out->free_bytes  = n_free;
+        out->total_bytes = n_total;
+    });
+}

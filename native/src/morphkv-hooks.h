@@ -1,0 +1,20 @@
+// The only functions that native/patches call. Where MorphKV is off each returns before it touches anything.
+#pragma once
+
+#include "llama-graph.h"
+#include "llama-memory.h"
+
+struct llama_model;
+
+// Start of llama_model::create_memory(): throws the sentence why this model or context cannot have MorphKV, if the
+// thread has pending parameters and they cannot be honoured.
+void morphkv_hook_check(const llama_model & model, const llama_memory_params & mparams, const llama_cparams & cparams);
+
+// In place of a plain llama_kv_cache: takes the pending parameters; nullptr where there are none.
+llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const llama_memory_params & mparams,
+                                            const llama_cparams & cparams, const llama_memory_i::layer_filter_cb & filter);
+
+// After K and V of a layer are stored: q (n_tokens, n_head, n_embd_head), rotated like K, is what attention will use.
+void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
+                              const llama_memory_context_i * mctx, const llama_ubatch & ubatch, ggml_tensor * q,
+                              float kq_scale, int il);

@@ -1,0 +1,33 @@
+// Parameters: defaults, checks, and the pending parameters of the next context. Errors of the C API.
+#pragma once
+
+#include "morphkv.h"
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+// what the C API turns into a status and a sentence
+struct morphkv_error : std::runtime_error {
+    morphkv_error(morphkv_status status, const std::string & what) : std::runtime_error(what), status(status) {}
+
+    morphkv_status status;
+};
+
+// Throws morphkv_error with the rule and the value that broke it; returns the params with votes = 0 resolved.
+morphkv_params morphkv_params_checked(const morphkv_params * params);
+
+// The tokens that a sequence may hold beyond capacity.
+inline int32_t morphkv_params_room(const morphkv_params & p) {
+    return p.interval > p.prompt_room ? p.interval : p.prompt_room;
+}
+
+// The parameters of the next context that this thread creates.
+void                          morphkv_pending_set(std::optional<morphkv_params> params);
+std::optional<morphkv_params> morphkv_pending_get();
+std::optional<morphkv_params> morphkv_pending_take();
+
+// The status and the sentence of this thread's last failure.
+void           morphkv_error_clear();
+morphkv_status morphkv_error_set(morphkv_status status, const std::string & what);
+morphkv_status morphkv_error_status();
