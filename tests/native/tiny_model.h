@@ -1,0 +1,94 @@
+// A llama of random F32 weights, two layers, no vocabulary, written to a file and loaded: small enough for sanitizers.
+#pragma once
+
+#include "check.h"
+
+#include "gguf.h"
+#include "ggml-cpp.h"
+#include "llama.h"
+
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+constexpr int32_t TINY_N_VOCAB = 96;
+
+struct tiny_shape {
+    int32_t n_head    = 6;
+    int32_t n_head_kv = 2;
+    int32_t n_embd_head = 32;
+    std::string arch  = "llama";
+};
+
+inline void tiny_model_write(const std::string & path, const tiny_shape & shape) {
+    const int32_t n_embd = 64, n_ff = 96, n_layer = 2;
+    const int32_t n_q = shape.n_head*shape.n_embd_head, n_kv = shape.n_head_kv*shape.n_embd_head;
+
+    gguf_context_ptr gguf(gguf_init_empty());
+    const std::string a = shape.arch;
+    gguf_set_val_str(gguf.get(), "general.architecture", a.c_str());
+    gguf_set_val_u32(gguf.get(), (a + ".context_length").c_str(), 4096);
+    gguf_set_val_u32(gguf.get(), (a + ".embedding_length").c_str(), n_embd);
+    gguf_set_val_u32(gguf.get(), (a + ".block_count").c_str(), n_layer);
+    gguf_set_val_u32(gguf.get(), (a + ".feed_forward_length").c_str(), n_ff);
+    gguf_set_val_u32(gguf.get(), (a + ".attention.head_count").c_str(), shape.n_head);
+    gguf_set_val_u32(gguf.get(), (a + ".attention.head_count_kv").c_str(), shape.n_head_kv);
+    gguf_set_val_u32(gguf.get(), (a + ".attention.key_length").c_str(), shape.n_embd_head);
+    gguf_set_val_u32(gguf.get(), (a + ".attention.value_length").c_str(), shape.n_embd_head);
+    gguf_set_val_u32(gguf.get(), (a + ".rope.dimension_count").c_str(), shape.n_embd_head);
+    gguf_set_val_f32(gguf.get(), (a + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
+    gguf_set_val_u32(gguf.get(), (a + ".attention.sliding_window").c_str(), 64);
+    gguf_set_val_u32(gguf.get(), (a + ".vocab_size").c_str(), TINY_N_VOCAB);
+    gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
+
+    ggml_context_ptr ctx(ggml_init({ (size_t) 4 << 20, nullptr, false }));
+    std::mt19937 rng(7);
+    auto add = [&](const std::string & name, int32_t n_in, int32_t n_out, float scale) {
+        ggml_tensor * t = n_out ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_in, n_out)
+                                : ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_in);
+        std::normal_distribution<float> normal(0.0f, scale/std::sqrt((float) n_in));
+        for (int64_t i = 0; i < ggml_nelements(t); ++i) {
+            ((float *) t->data)[i] = n_out ? normal(rng) : 1.0f;
+        }
+        ggml_set_name(t, name.c_str());
+        gguf_add_tensor(gguf.get(), t);
+    };
+    add("token_embd.weight", n_embd, TINY_N_VOCAB, 8.0f);
+    for (int32_t il = 0; il < n_layer; ++il) {
+        const std::string blk = "blk." + std::to_string(il) + ".";
+        add(blk + "attn_norm.weight", n_embd, 0, 1.0f);
+        add(blk + "attn_q.weight", n_embd, n_q, 1.5f);
+        add(blk + "attn_k.weight", n_embd, n_kv, 1.5f);
+        add(blk + "attn_v.weight", n_embd, n_kv, 1.0f);
+        add(blk + "attn_output.weight", n_q, n_embd, 1.0f);
+        add(blk + "ffn_norm.weight", n_embd, 0, 1.0f);
+        add(blk + "ffn_gate.weight", n_embd, n_ff, 1.0f);
+        add(blk + "ffn_up.weight", n_embd, n_ff, 1.0f);
+        add(blk + "ffn_down.weight", n_ff, n_embd, 1.0f);
+    }
+    add("output_norm.weight", n_embd, 0, 1.0f);
+    add("output.weight", n_embd, TINY_N_VOCAB, 1.0f);
+    CHECK(gguf_write_to_file(gguf.get(), path.c_str(), false));
+}
+
+struct model_deleter { void operator()(llama_model * m) const { llama_model_free(m); } };
+struct context_deleter { void operator()(llama_context * c) const { llama_free(c); } };
+
+using model_ptr   = std::unique_ptr<llama_model, model_deleter>;
+using context_ptr = std::unique_ptr<llama_context, context_deleter>;
+
+inline model_ptr tiny_model_load(const tiny_shape & shape = {}) {
+    // beside the program: the build folder is writable, and no other test has this name
+    const std::string path = "tiny-model-" + shape.arch + ".gguf";
+    tiny_model_write(path, shape);
+    auto mparams = llama_model_default_params();
+    mparams.load_mode = LLAMA_LOAD_MODE_NONE;
+    model_ptr model(llama_model_load_from_file(path.c_str(), mparams));
+    std::remove(path.c_str());
+    CHECK(model);
+    return model;
+}
