@@ -65,7 +65,8 @@ demo: venv ## write a long answer with the demo model
 test: venv ## all tests: C++, Python, against an unpatched libllama
 	cmake --build $(BUILD) --target llama-stock morphkv-tests
 	ctest --test-dir $(BUILD) --output-on-failure
-	MORPHKV_STOCK_LIB=$(STOCK_LIB) $(BIN)/pytest tests $(PYTEST_ARGS)
+	MORPHKV_STOCK_LIB=$(STOCK_LIB) MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native \
+	    $(BIN)/pytest tests $(PYTEST_ARGS)
 
 $(VENV)/.lint: Makefile $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet $(LINT_TOOLS)

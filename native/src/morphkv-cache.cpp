@@ -80,7 +80,12 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(
 
     const llama_batch & batch = balloc.get_batch();
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        seqs[batch.seq_id[i][0]].n_left++;
+        const llama_seq_id s = batch.seq_id[i][0];
+        if (batch.n_seq_id[i] != 1 || s < 0 || s >= (llama_seq_id) seqs.size()) {
+            LLAMA_LOG_ERROR("%s: MorphKV: a token must belong to one sequence among 0..%zu\n", __func__, seqs.size() - 1);
+            return std::nullopt;
+        }
+        seqs[s].n_left++;
     }
     for (size_t s = 0; s < seqs.size(); ++s) {
         seqs[s].n_used    = n_used(s);
@@ -282,7 +287,7 @@ void morphkv_cache::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int
 }
 
 llama_pos morphkv_cache::seq_pos_min(llama_seq_id seq_id) const {
-    if (!has_evicted(seq_id)) {
+    if (seq_id >= (llama_seq_id) streams.size() || !has_evicted(seq_id)) {
         return llama_kv_cache::seq_pos_min(seq_id);
     }
     return get_cells(seq_id).pos_get(n_distant);

@@ -105,6 +105,11 @@ morphkv_status morphkv_context_create(struct llama_model * model, const struct l
             throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
                                 "MorphKV cannot serve this model: it has no plain KV cache");
         }
+        if (!ctx->get_cparams().flash_attn) {
+            llama_free(ctx);
+            throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
+                                "MorphKV needs flash attention, which a device of this context does not support");
+        }
         *out = ctx;
     });
 }

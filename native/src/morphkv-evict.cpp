@@ -124,6 +124,14 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
 bool morphkv_cache::cut(llama_seq_id seq_id) {
     const int64_t t_start_us = ggml_time_us();
 
+    for (const auto & layer : side.layers) {
+        if (layer.kq_scale == 0.0f) {
+            LLAMA_LOG_ERROR("%s: MorphKV: layer %d attends without showing its queries: this architecture cannot be "
+                            "served, sequence %d is unchanged\n", __func__, layer.il, seq_id);
+            return false;
+        }
+    }
+
     auto & stream = streams[seq_id];
 
     morphkv_evict_shape shape{};

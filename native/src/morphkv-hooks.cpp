@@ -32,6 +32,9 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (hparams.use_alibi) {
         return "it uses ALiBi, which needs the distance of every token";
     }
+    if (model.pos_embd) {
+        return "its positions are learned, and end with the trained context";
+    }
     if (hparams.n_pos_per_embd() > 1) {
         return "its tokens have more than one position (M-RoPE)";
     }

@@ -336,6 +336,9 @@ static void test_what_cannot_be_honoured_is_refused(llama_model * model) {
     refuse(model, params, context_params(), MORPHKV_STATUS_INVALID, "window must be in");
 
 
+    // other sequences than were asked for
+    CHECK(decode(create(model, small_params(), context_params()), { 1 }, { 1 }) != 0);
+
     // a refusal leaves nothing behind
     CHECK(decode(create(model, small_params(), context_params()), some_tokens(100)) == 0);
     const context_ptr stock(llama_init_from_model(model, context_params()));

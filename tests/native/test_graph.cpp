@@ -6,6 +6,7 @@
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
+#include "ggml-cpu.h"
 #include "ggml-cpp.h"
 
 #include <algorithm>
@@ -116,7 +117,8 @@ static void run(const test_case & c, uint32_t seed) {
     const int32_t n_ring  = s.n_votes + 3;
     const int32_t n_embd  = c.n_embd_head*c.n_head_kv;
 
-    ggml_backend_ptr backend(ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr));
+    ggml_backend_ptr backend(ggml_backend_cpu_init());
+    ggml_backend_cpu_set_n_threads(backend.get(), 2);
 
     ggml_context_ptr ctx_data(ggml_init({ 16*ggml_tensor_overhead(), nullptr, true }));
     morphkv_evict_layer layer{};
