@@ -84,8 +84,10 @@ MORPHKV_API int32_t      morphkv_abi_version(void);
 MORPHKV_API const char * morphkv_version(void);
 MORPHKV_API const char * morphkv_upstream_version(void);
 
-// The sentence behind this thread's last failed call, "" if none. Valid until the thread's next call.
-MORPHKV_API const char * morphkv_last_error(void);
+// The sentence and the status of this thread's last failed call, "" and OK if none. The sentence is valid until the
+// thread's next call. llama_init_from_model() sets them too, when it is refused for MorphKV's sake.
+MORPHKV_API const char *   morphkv_last_error(void);
+MORPHKV_API morphkv_status morphkv_last_status(void);
 
 MORPHKV_API morphkv_params morphkv_params_default(void);
 MORPHKV_API morphkv_status morphkv_params_check(const morphkv_params * params);

@@ -97,7 +97,7 @@ morphkv_status morphkv_context_create(struct llama_model * model, const struct l
 
         if (!ctx) {
             const std::string why = morphkv_last_error();
-            throw morphkv_error(why.empty() ? MORPHKV_STATUS_FAILED : morphkv_error_status(),
+            throw morphkv_error(why.empty() ? MORPHKV_STATUS_FAILED : morphkv_last_status(),
                                 why.empty() ? "llama_init_from_model failed, see llama.cpp's log" : why);
         }
         if (!dynamic_cast<morphkv_cache *>(ctx->get_memory())) {

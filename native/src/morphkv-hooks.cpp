@@ -112,8 +112,13 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
     if (!params) {
         return nullptr;
     }
-    return new morphkv_cache(model, model.hparams, *params, mparams.type_k, mparams.type_v, cparams.offload_kqv,
-                             cparams.n_seq_max, filter);
+    try {
+        return new morphkv_cache(model, model.hparams, *params, mparams.type_k, mparams.type_v, cparams.offload_kqv,
+                                 cparams.n_seq_max, filter);
+    } catch (const std::exception & err) {
+        morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
+        throw;
+    }
 }
 
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,

@@ -35,7 +35,7 @@ morphkv_status morphkv_error_set(morphkv_status status, const std::string & what
     return status;
 }
 
-morphkv_status morphkv_error_status() {
+morphkv_status morphkv_last_status(void) {
     return g_status;
 }
 

@@ -27,7 +27,6 @@ void                          morphkv_pending_set(std::optional<morphkv_params> 
 std::optional<morphkv_params> morphkv_pending_get();
 std::optional<morphkv_params> morphkv_pending_take();
 
-// The status and the sentence of this thread's last failure.
+// What morphkv_last_status() and morphkv_last_error() return.
 void           morphkv_error_clear();
 morphkv_status morphkv_error_set(morphkv_status status, const std::string & what);
-morphkv_status morphkv_error_status();

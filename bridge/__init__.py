@@ -1,0 +1,46 @@
+"""The door to the native library: the only package that knows cffi, ctypes and where libraries lie.
+
+Importing it loads the library and refuses, with a LibraryError, whatever does not fit together.
+"""
+
+from .calls import (
+    abi_version,
+    check_params,
+    default_params,
+    devices,
+    kv_bytes,
+    last_error,
+    loaded_libraries,
+    next_context_has,
+    require_morphkv,
+    retained,
+    stats,
+    upstream_version,
+    version,
+)
+from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
+from .library import LIB_DIR, PACKAGE_DIR
+
+__all__ = [
+    "LIB_DIR",
+    "PACKAGE_DIR",
+    "InvalidError",
+    "LibraryError",
+    "MorphKVError",
+    "NativeError",
+    "NoMorphKVError",
+    "UnsupportedError",
+    "abi_version",
+    "check_params",
+    "default_params",
+    "devices",
+    "kv_bytes",
+    "last_error",
+    "loaded_libraries",
+    "next_context_has",
+    "require_morphkv",
+    "retained",
+    "stats",
+    "upstream_version",
+    "version",
+]

@@ -1,0 +1,163 @@
+"""The C API as Python functions: plain values in, plain values and NumPy arrays out, errors as exceptions.
+
+A context is the address of a llama_context, as llama_cpp holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import process
+from .errors import NoMorphKVError, check_status, refuse_argument, refuse_context
+from .library import LIB_DIR, ffi, lib
+
+# Fields of morphkv_params that hold enumerators: field -> prefix of the enumerators.
+ENUMS = {"fusion": "MORPHKV_FUSION_", "policy": "MORPHKV_POLICY_"}
+
+
+def version() -> str:
+    """Version of morphkv_cpp, as compiled into the native library."""
+    return _text(lib.morphkv_version())
+
+
+def abi_version() -> int:
+    return lib.morphkv_abi_version()
+
+
+def upstream_version() -> str:
+    """Version of llama-cpp-python whose llama.cpp the native library was built from."""
+    return _text(lib.morphkv_upstream_version())
+
+
+def last_error() -> str:
+    """The sentence behind this thread's last failed native call, "" if none."""
+    return _text(lib.morphkv_last_error())
+
+
+def default_params() -> dict[str, Any]:
+    """Native defaults of morphkv_params, enumerators as lower-case names."""
+    params = _fields(lib.morphkv_params_default())
+    return params | {field: _enum_name(field, params[field]) for field in ENUMS}
+
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """Raise what the native library has against these parameters; keys as in morphkv_params, enumerators as names."""
+    _check(lib.morphkv_params_check(_native_params(params)))
+
+
+@contextlib.contextmanager
+def next_context_has(params: Mapping[str, Any]) -> Iterator[None]:
+    """Within, the first context that this thread creates, by whatever code, gets MorphKV with these parameters.
+
+    If the body fails after a native refusal, the refusal is raised in its place: llama_cpp knows no reasons.
+    """
+    _check(lib.morphkv_params_set_next(_native_params(params)))
+    try:
+        yield
+    except Exception:
+        _check(lib.morphkv_last_status())
+        raise
+    finally:
+        lib.morphkv_params_set_next(ffi.NULL)
+
+
+def require_morphkv(context: int) -> None:
+    """Refuse a context that has no MorphKV although it was asked for, e.g. one without a KV cache."""
+    try:
+        stats(context)
+    except NoMorphKVError as error:
+        refuse_context("MorphKV cannot serve this model: its context has no plain KV cache", error)
+
+
+def stats(context: int, seq_id: int = 0) -> dict[str, Any]:
+    """Fields of morphkv_stats but for its size."""
+    out = _sized("morphkv_stats")
+    _check(lib.morphkv_stats_get(_context(context), _int32("seq_id", seq_id), out))
+    return _fields(out[0])
+
+
+def retained(context: int, seq_id: int, layer: int) -> np.ndarray:
+    """Logical positions in the distant slots of a layer, int32 (n_head_kv, n_distant), -1 where empty."""
+    handle, layer = _context(context), _int32("layer", layer)
+    n_head_kv, n_distant = ffi.new("int32_t *"), ffi.new("int32_t *")
+    _check(lib.morphkv_retained_shape(handle, layer, n_head_kv, n_distant))
+    positions = np.empty((n_head_kv[0], n_distant[0]), dtype=np.int32)
+    buffer = ffi.from_buffer("int32_t[]", positions)
+    _check(lib.morphkv_retained_get(handle, _int32("seq_id", seq_id), layer, buffer, positions.size))
+    return positions
+
+
+def kv_bytes(context: int) -> int:
+    """Bytes of the K and V tensors of a context, with or without MorphKV."""
+    return lib.morphkv_kv_bytes(_context(context))
+
+
+def devices() -> list[dict[str, Any]]:
+    """Every device that ggml found, as the fields of morphkv_device but for its size."""
+    found = []
+    for i in range(lib.morphkv_device_count()):
+        out = _sized("morphkv_device")
+        _check(lib.morphkv_device_get(i, out))
+        found.append(_fields(out[0]))
+    return found
+
+
+def loaded_libraries() -> list[str]:
+    """Paths of this package's libraries in the process; those asked for where the system does not tell."""
+    if process.mapped_files() is None:
+        return [path for paths in process.libraries_in(LIB_DIR).values() for path in paths]
+    return process.mapped_libraries(LIB_DIR)[0]
+
+
+def _check(status: int) -> None:
+    check_status(ffi.typeof("morphkv_status").elements[status], last_error() if status else "")
+
+
+def _text(chars: Any) -> str:
+    return ffi.string(chars).decode("utf-8", "replace")
+
+
+def _context(address: int | None) -> Any:
+    if not address:
+        refuse_argument("the context is closed")
+    return ffi.cast("struct llama_context *", address)
+
+
+def _int32(name: str, value: int) -> int:
+    value = operator.index(value)
+    if not -(2**31) <= value < 2**31:
+        refuse_argument(f"{name} must be a 32-bit integer, got {value}")
+    return value
+
+
+def _sized(struct: str) -> Any:
+    return ffi.new(f"{struct} *", {"size": ffi.sizeof(struct)})
+
+
+def _native_params(params: Mapping[str, Any]) -> Any:
+    values = {
+        field: getattr(lib, ENUMS[field] + value.upper()) if field in ENUMS else value
+        for field, value in params.items()
+    }
+    return ffi.new("morphkv_params *", {"size": ffi.sizeof("morphkv_params"), **values})
+
+
+def _enum_name(field: str, value: int) -> str:
+    return ffi.typeof(f"morphkv_{field}").elements[value].removeprefix(ENUMS[field]).lower()
+
+
+def _fields(struct: Any) -> dict[str, Any]:
+    """Fields of a struct but for its size; strings as str, is_... as bool."""
+    values = {name: getattr(struct, name) for name, _ in ffi.typeof(struct).fields if name != "size"}
+    return {name: _python_value(name, value) for name, value in values.items()}
+
+
+def _python_value(name: str, value: Any) -> Any:
+    if isinstance(value, ffi.CData):
+        return _text(value) if value else ""
+    return bool(value) if name.startswith("is_") else value

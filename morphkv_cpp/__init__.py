@@ -1,0 +1,32 @@
+"""MorphKV in llama.cpp: a KV cache of constant size for chats and answers of any length.
+
+>>> from morphkv_cpp import Llama, MorphKV
+>>> llm = Llama("model.gguf", morphkv=MorphKV(capacity=1024))
+
+Importing this package makes llama_cpp load the libllama of this package, so it comes before `import llama_cpp`.
+"""
+
+from . import bridge  # first: it says which libllama is loaded
+from .bridge import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
+from .config import MorphKV
+from .info import Device, Info, info
+from .llama import Llama
+from .stats import CacheStats
+
+__version__ = bridge.version()
+
+__all__ = [
+    "CacheStats",
+    "Device",
+    "Info",
+    "InvalidError",
+    "LibraryError",
+    "Llama",
+    "MorphKV",
+    "MorphKVError",
+    "NativeError",
+    "NoMorphKVError",
+    "UnsupportedError",
+    "__version__",
+    "info",
+]

@@ -1,0 +1,98 @@
+"""What a MorphKV cache is told, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from .reference import FUSIONS, POLICIES
+
+# Largest count of tokens: the native library computes cell indices in float32, exact below 2**24.
+N_MAX = 2**22
+
+
+@dataclass(frozen=True)
+class MorphKV:
+    """Settings of a cache of constant size. All counts are in tokens.
+
+    capacity: kept per layer and KV head after an eviction, everything included; more than keep + window.
+    window: the newest tokens, never evicted; their queries vote on the older ones. At least 1.
+    interval: evict when the recent region has outgrown the window by this many. At least 1; small values cost time.
+    keep: first tokens of a sequence that are never evicted, e.g. the system prompt.
+    prompt_room: cells beyond capacity that a prompt may fill before it is cut. Larger is better for questions about
+        long prompts, and paid for in memory: a sequence has capacity + max(interval, prompt_room) cells.
+    votes: how many of the newest queries vote, at most window; 0 is all of the window.
+    fusion: how votes are joined, "sum" or "max".
+    policy: what ranks older tokens: "morphkv" by attention; for comparison "recency" (the newest stay) or "random".
+    decay: weight of a token's score at the previous eviction, in [0, 1); 0 is the paper.
+    seed: of the policy "random", 0..2**32 - 1.
+
+    Raises TypeError for a value of another type and ValueError for one that breaks a rule.
+    Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979); votes, decay and the other policies go beyond it.
+    """
+
+    capacity: int = 1024
+    window: int = 32
+    interval: int = 128
+    keep: int = 4
+    prompt_room: int = 1024
+    votes: int = 0
+    fusion: str = "sum"
+    policy: str = "morphkv"
+    decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = PLAIN[field.type](field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        _check_range("capacity", self.capacity, 2, N_MAX)
+        _check_range("window", self.window, 1, N_MAX)
+        _check_range("interval", self.interval, 1, N_MAX)
+        _check_range("keep", self.keep, 0, N_MAX)
+        _check_range("prompt_room", self.prompt_room, 0, N_MAX)
+        _check_range("seed", self.seed, 0, 2**32 - 1)
+        if self.capacity <= self.keep + self.window:
+            raise ValueError(
+                f"capacity must exceed keep + window, got {self.capacity} with {self.keep} + {self.window}"
+            )
+        if not 0 <= self.votes <= self.window:
+            raise ValueError(f"votes must be in 0..window, got {self.votes} with {self.window=}")
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {FUSIONS}, got {self.fusion!r}")
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy must be one of {POLICIES}, got {self.policy!r}")
+        # what the native float will hold
+        if not 0 <= np.float32(self.decay) < 1:
+            raise ValueError(f"decay must be in [0, 1) as a 32-bit float, got {self.decay}")
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in {low}..{high}, got {value}")
+
+
+def _plain_int(name: str, value: object) -> int:
+    # bool is an int to Python, and window=True is a mistake
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    return operator.index(value)
+
+
+def _plain_float(name: str, value: object) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a float, got {value!r}")
+    return float(value)
+
+
+def _plain_str(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, got {value!r}")
+    return str(value)
+
+
+# by annotation, which is text here
+PLAIN = {"int": _plain_int, "float": _plain_float, "str": _plain_str}

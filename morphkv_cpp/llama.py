@@ -1,0 +1,127 @@
+"""llama_cpp.Llama with a KV cache of constant size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp._internals import LlamaContext
+
+from . import bridge
+from .config import MorphKV
+from .stats import CacheStats
+
+# Logical limit of a context with MorphKV: longer than most texts, and it costs no KV memory.
+N_CTX = 131072
+
+
+class Llama(llama_cpp.Llama):
+    """A model, as llama_cpp.Llama, whose KV cache can be of constant size.
+
+    morphkv: a MorphKV, or True for its defaults. None or False: exactly llama_cpp.Llama.
+    llama_options: every keyword of llama_cpp.Llama. With MorphKV two defaults differ:
+        flash_attn is True, which MorphKV needs, and
+        n_ctx is 131072, or the trained context with logits_all or a draft_model, which store n_ctx rows of logits.
+            It limits prompt plus answer and costs no KV memory. An answer without max_tokens may be as long.
+
+    Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded or options that exclude
+    MorphKV; UnsupportedError (also a ValueError) with the native reason if this model or context cannot have it.
+    """
+
+    _morphkv: MorphKV | None = None
+
+    def __init__(
+        self, model_path: str | os.PathLike[str], *, morphkv: MorphKV | bool | None = None, **llama_options: Any
+    ):
+        self._morphkv = _config(morphkv)
+        model_path = os.fsdecode(model_path)
+        try:
+            if self._morphkv is None:
+                super().__init__(model_path, **llama_options)
+            else:
+                with bridge.next_context_has(asdict(self._morphkv)):
+                    super().__init__(model_path, **_options_with_morphkv(llama_options))
+                bridge.require_morphkv(self.ctx)
+                self.context_params.n_ctx = self._n_ctx
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def _ctx(self) -> LlamaContext:
+        return self._context
+
+    @_ctx.setter
+    def _ctx(self, context: LlamaContext) -> None:
+        self._context = context
+        # Next, llama_cpp makes a batch with room for context_params.n_ctx sequence ids per token, where it uses one:
+        # 256 MiB at the default sizes, resident where transparent huge pages are always on.
+        if self._morphkv is not None:
+            self.context_params.n_ctx = 1
+
+    @property
+    def morphkv(self) -> MorphKV | None:
+        """The cache's settings; None without MorphKV."""
+        return self._morphkv
+
+    def cache_stats(self, seq_id: int = 0) -> CacheStats:
+        """State of a sequence's cache and the memory of all.
+
+        Raises NoMorphKVError without MorphKV, ValueError for a sequence that the context does not have.
+        """
+        return CacheStats(**bridge.stats(self._ctx.ctx, seq_id))
+
+    def retained(self, layer: int, seq_id: int = 0) -> np.ndarray:
+        """Logical positions of the tokens in a layer's distant slots, int32 (n_head_kv, n_distant), -1 where empty.
+
+        All are empty until the first eviction. Each KV head has tokens of its own, in no order.
+        Raises NoMorphKVError without MorphKV, ValueError for a layer without KV or an unknown sequence.
+        """
+        return bridge.retained(self._ctx.ctx, seq_id, layer)
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Decode tokens behind the first n_tokens, as llama_cpp does.
+
+        Raises RuntimeError, and changes nothing, when n_tokens was set back too far: evictions cannot be taken back.
+        """
+        if self._morphkv is not None and not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+            raise RuntimeError(
+                f"n_tokens must be above {self.cache_stats().complete_pos}, where the cache is complete since its last "
+                f"eviction, got {self.n_tokens}: reset() and evaluate the whole text again"
+            )
+        super().eval(tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "morphkv": self._morphkv}
+
+    def close(self) -> None:
+        """Free the model and its context."""
+        # Python also finalizes an object whose __init__ never got as far as llama_cpp's.
+        if "_stack" in self.__dict__:
+            super().close()
+
+
+def _config(morphkv: MorphKV | bool | None) -> MorphKV | None:
+    if morphkv is None or morphkv is False:
+        return None
+    if morphkv is True:
+        return MorphKV()
+    if not isinstance(morphkv, MorphKV):
+        raise TypeError(f"morphkv must be a MorphKV, a bool or None, got {morphkv!r}")
+    return morphkv
+
+
+def _options_with_morphkv(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of llama_cpp.Llama with the defaults of MorphKV; refuses those that exclude it."""
+    if not options.get("flash_attn", True):
+        raise ValueError(f"flash_attn must be True with MorphKV, got {options['flash_attn']!r}")
+    if options.get("embedding", False):
+        raise ValueError(f"embedding must be False with MorphKV, got {options['embedding']!r}")
+    # llama_cpp turns logits_all on for a draft model, but makes room for n_ctx rows only if it was asked for.
+    logits_all = bool(options.get("logits_all")) or options.get("draft_model") is not None
+    n_ctx = 0 if logits_all else N_CTX  # 0: as trained
+    return {"n_ctx": n_ctx, **options, "flash_attn": True, "logits_all": logits_all}

@@ -1,0 +1,25 @@
+"""What a cache says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """State of one sequence's cache, and the memory of all. Counts are in cells or tokens, which is the same."""
+
+    capacity: int  # as configured: kept per KV head after an eviction
+    n_cells: int  # allocated per sequence, n_limit rounded up
+    n_limit: int  # most cells that a sequence uses: capacity + max(interval, prompt_room)
+    n_distant: int  # distant slots per KV head: capacity - window
+    n_used: int  # cells that the sequence uses now
+    n_seq_max: int  # sequences that have cells of their own
+    logical_pos: int  # position of the sequence's newest token, -1 when empty
+    complete_pos: int  # oldest position that every head still holds, with all after it; -1 when empty
+    n_evictions: int  # evictions of the sequence
+    n_evicted: int  # tokens evicted per KV head, over all evictions of the sequence
+    kv_bytes: int  # K and V of all sequences
+    extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores
+    scratch_bytes: int  # most that an eviction has taken, for its duration, from the compute buffer
+    evict_ms: float  # time spent in evictions, all sequences

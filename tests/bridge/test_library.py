@@ -1,0 +1,155 @@
+"""`import morphkv_cpp` loads its own libllama or stops with a sentence; each case in a process of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from morphkv_cpp.bridge import LIB_DIR, PACKAGE_DIR
+from morphkv_cpp.bridge.library import LIBRARY_NAMES
+
+LIBRARY = next(LIB_DIR / name for name in LIBRARY_NAMES if (LIB_DIR / name).is_file())
+VARIABLES = ("LLAMA_CPP_LIB_PATH", "MTMD_CPP_LIB", "LD_LIBRARY_PATH", "LD_PRELOAD")
+CATCH = """
+try:
+    import morphkv_cpp
+except ImportError as error:
+    print(type(error).__name__, error)
+else:
+    print("imported")
+"""
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Runs code in a fresh Python that finds the tested package, or another one, first; returns its output."""
+
+    def run(code: str, package_parent: Path = PACKAGE_DIR.parent, **variables) -> str:
+        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        paths = [str(package_parent), os.environ.get("PYTHONPATH", "")]
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    return run
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    """A package of links to the tested one, to be spoilt."""
+    copy = tmp_path / "site" / "morphkv_cpp"
+    copy.mkdir(parents=True)
+    for entry in PACKAGE_DIR.iterdir():
+        if entry.name != "__pycache__":
+            (copy / entry.name).symlink_to(entry)
+    return copy
+
+
+@pytest.fixture
+def other_libraries(tmp_path) -> Path:
+    """The same libraries in another folder."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for path in LIB_DIR.iterdir():
+        if re.match(r"(lib)?(llama\.|ggml)", path.name):
+            shutil.copy(path, folder)
+    return folder
+
+
+def test_llama_cpp_loads_the_library_of_the_package(python):
+    code = "import os, morphkv_cpp, llama_cpp; print(llama_cpp.llama_cpp._lib._name, os.environ['LLAMA_CPP_LIB_PATH'])"
+    assert python(code) == f"{LIBRARY} {LIB_DIR}"
+
+
+def test_an_import_of_llama_cpp_with_the_same_library_is_accepted(python):
+    assert python("import llama_cpp" + CATCH, LLAMA_CPP_LIB_PATH=str(LIB_DIR)) == "imported"
+
+
+def test_a_folder_variable_that_names_the_same_folder_is_accepted(python, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(LIB_DIR, target_is_directory=True)
+    assert python(CATCH, LLAMA_CPP_LIB_PATH=str(link)) == "imported"
+
+
+def test_llama_cpp_with_another_library_is_refused(python, other_libraries):
+    said = python("import llama_cpp" + CATCH, LLAMA_CPP_LIB_PATH=str(other_libraries))
+    assert said.startswith("LibraryError llama_cpp was imported before morphkv_cpp")
+    assert str(other_libraries / LIBRARY.name) in said
+    assert str(LIBRARY) in said
+
+
+@pytest.mark.parametrize("variable", ["LLAMA_CPP_LIB_PATH", "MTMD_CPP_LIB"])
+def test_a_folder_variable_that_names_another_folder_is_refused(python, tmp_path, variable):
+    if variable == "MTMD_CPP_LIB" and not list(LIB_DIR.glob("*mtmd.*")):
+        pytest.skip("this build has no mtmd")
+    said = python(CATCH, **{variable: str(tmp_path)})
+    assert said.startswith(f"LibraryError {variable} is set to '{tmp_path}', but morphkv_cpp needs {LIB_DIR}")
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="the system does not list mapped files")
+@pytest.mark.parametrize("name", ["llama", "ggml-base"])
+def test_another_library_in_the_process_is_refused(python, other_libraries, name):
+    path = next(other_libraries.glob(f"*{name}.*"))
+    said = python(f"import ctypes; ctypes.CDLL({str(path)!r})" + CATCH)
+    assert said.startswith("LibraryError another library of the same name is already in this process")
+    assert str(path) in said
+    assert str(LIB_DIR) in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_LIBRARY_PATH")
+def test_libraries_that_the_loader_finds_elsewhere_are_refused(python, other_libraries):
+    said = python(CATCH, LD_LIBRARY_PATH=str(other_libraries))
+    assert said.startswith("LibraryError the system's loader has found other libraries")
+    assert str(other_libraries / "libggml.so") in said
+
+
+def test_a_library_without_morphkv_is_refused(python, package, stock_lib_dir):
+    (package / LIB_DIR.name).unlink()
+    (package / LIB_DIR.name).symlink_to(stock_lib_dir, target_is_directory=True)
+    assert "is a libllama without MorphKV" in python(CATCH, package.parent)
+
+
+def test_a_refused_import_is_refused_again(python, package):
+    (package / LIB_DIR.name).unlink()
+    first, second = python(CATCH + CATCH, package.parent).splitlines()
+    assert first == second
+    assert "is missing" in first
+
+
+@pytest.mark.parametrize("missing", [LIB_DIR.name, "include"])
+def test_a_missing_folder_is_named(python, package, missing):
+    (package / missing).unlink()
+    said = python(CATCH, package.parent)
+    assert said.startswith("LibraryError morphkv_cpp is not installed completely")
+    assert str(package / missing) in said
+
+
+def test_a_missing_library_is_named(python, package):
+    (package / LIB_DIR.name).unlink()
+    (package / LIB_DIR.name).mkdir()
+    assert str(package / LIB_DIR.name / LIBRARY_NAMES[0]) in python(CATCH, package.parent)
+
+
+def test_a_header_of_another_abi_is_refused(python, package):
+    header = (package / "include" / "morphkv.h").read_text()
+    (package / "include").unlink()
+    (package / "include").mkdir()
+    other = re.sub(r"(#define MORPHKV_ABI_VERSION) \d+", r"\1 999", header)
+    (package / "include" / "morphkv.h").write_text(other)
+    assert re.match(r"LibraryError .*has ABI version \d+, but .*morphkv.h has 999", python(CATCH, package.parent))
+
+
+def test_another_version_of_llama_cpp_python_is_refused(python, package):
+    installed = package.parent / "llama_cpp_python-9.9.9.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 9.9.9\n")
+    assert re.match(
+        r"LibraryError llama-cpp-python 9\.9\.9 is installed, but .* was built from", python(CATCH, package.parent)
+    )

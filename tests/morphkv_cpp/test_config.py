@@ -1,0 +1,117 @@
+"""Settings are checked before anything is loaded, by the rules that the native library checks again."""
+
+import pickle
+from dataclasses import asdict, fields
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from morphkv_cpp import InvalidError, MorphKV, bridge
+from morphkv_cpp.config import N_MAX
+from morphkv_cpp.reference import Rules
+
+COUNTS = ("capacity", "window", "interval", "keep", "prompt_room", "votes", "seed")
+
+
+def test_defaults_are_those_of_the_native_library():
+    assert asdict(MorphKV()) == bridge.default_params()
+
+
+def test_defaults_suit_the_reference():
+    assert Rules(**asdict(MorphKV())).n_limit == 2048
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"window": 0}, "window must be in 1..4194304, got 0"),
+        ({"keep": -1}, "keep must be in 0..4194304, got -1"),
+        ({"capacity": 36}, "capacity must exceed keep \\+ window, got 36 with 4 \\+ 32"),
+        ({"capacity": N_MAX + 1}, "capacity must be in 2..4194304, got 4194305"),
+        ({"interval": 0}, "interval must be in 1..4194304, got 0"),
+        ({"prompt_room": -1}, "prompt_room must be in 0..4194304, got -1"),
+        ({"votes": 33}, "votes must be in 0..window, got 33 with self.window=32"),
+        ({"votes": -1}, "votes must be in 0..window, got -1"),
+        ({"fusion": "mean"}, "fusion must be one of .*, got 'mean'"),
+        ({"policy": "h2o"}, "policy must be one of .*, got 'h2o'"),
+        ({"decay": 1.0}, "decay must be in \\[0, 1\\) as a 32-bit float, got 1.0"),
+        ({"decay": 1 - 1e-12}, "decay must be in"),
+        ({"decay": -0.1}, "decay must be in"),
+        ({"decay": float("nan")}, "decay must be in .*, got nan"),
+        ({"seed": -1}, "seed must be in 0..4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be in"),
+    ],
+)
+def test_a_broken_rule_is_named_with_its_value(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        MorphKV(**wrong)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [True, np.True_, 8.0, "8", None, [8]])
+def test_a_count_is_an_int(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be an int, got"):
+        MorphKV(**{name: value})
+
+
+@pytest.mark.parametrize("value", [False, "0.5", None, 0.5j])
+def test_decay_is_a_number(value):
+    with pytest.raises(TypeError, match="decay must be a float, got"):
+        MorphKV(decay=value)
+
+
+@pytest.mark.parametrize("name", ["fusion", "policy"])
+@pytest.mark.parametrize("value", [0, None, b"sum"])
+def test_names_are_str(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be a str, got"):
+        MorphKV(**{name: value})
+
+
+def test_numbers_of_numpy_become_plain():
+    config = MorphKV(capacity=np.int64(256), window=np.uint8(16), decay=np.float32(0.5), seed=np.uint32(7))
+    assert config == MorphKV(capacity=256, window=16, decay=0.5, seed=7)
+    assert {type(value) for value in asdict(config).values()} == {int, float, str}
+    assert type(MorphKV(decay=0).decay) is float
+
+
+def test_settings_cannot_change():
+    with pytest.raises(AttributeError):
+        MorphKV().capacity = 5
+
+
+def test_settings_survive_pickling_and_are_hashable():
+    config = MorphKV(capacity=256, fusion="max", policy="random", seed=3)
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert len({config, MorphKV(capacity=256, fusion="max", policy="random", seed=3)}) == 1
+
+
+def test_fields_are_those_of_the_header():
+    assert [field.name for field in fields(MorphKV)] == list(bridge.default_params())
+
+
+NEAR_LIMITS = st.sampled_from([-1, 0, 1, 2, 3, 4, 8, N_MAX - 1, N_MAX, N_MAX + 1])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.fixed_dictionaries(
+        {name: NEAR_LIMITS for name in COUNTS if name != "seed"}
+        | {
+            "seed": st.sampled_from([0, 2**32 - 1]),
+            "decay": st.floats(-0.5, 1.5, allow_nan=False) | st.sampled_from([-1e-60, 0.99999994, 0.999999999]),
+            "fusion": st.sampled_from(["sum", "max"]),
+            "policy": st.sampled_from(["morphkv", "recency", "random"]),
+        }
+    )
+)
+def test_python_and_native_rules_are_the_same(params):
+    def is_refused(check) -> bool:
+        try:
+            check()
+        except (ValueError, InvalidError):
+            return True
+        return False
+
+    assert is_refused(lambda: MorphKV(**params)) == is_refused(lambda: bridge.check_params(params))
