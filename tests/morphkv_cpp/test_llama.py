@@ -151,7 +151,7 @@ class TestRefusals:
         with pytest.raises(InvalidError) as held:  # its traceback would keep the model alive
             open_llama(MorphKV())
         assert len(freed) == 1
-        assert held.value.__cause__ is not None
+        assert held.value.__context__ is not None
 
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(ValueError, match="Model path does not exist"):
