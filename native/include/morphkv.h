@@ -10,9 +10,9 @@
 #include <stdint.h>
 
 #if defined(_WIN32) && !defined(__MINGW32__)
-#    define MORPHKV_API __declspec(dllexport)
+#define MORPHKV_API __declspec(dllexport)
 #else
-#    define MORPHKV_API __attribute__((visibility("default")))
+#define MORPHKV_API __attribute__((visibility("default")))
 #endif
 
 // raised whenever a struct or a function below changes
@@ -28,10 +28,10 @@ struct llama_context_params;
 
 typedef enum morphkv_status {
     MORPHKV_STATUS_OK          = 0,
-    MORPHKV_STATUS_INVALID     = 1, // an argument breaks a rule
-    MORPHKV_STATUS_UNSUPPORTED = 2, // the model or the context cannot be served
-    MORPHKV_STATUS_NO_MORPHKV  = 3, // the context has no MorphKV cache
-    MORPHKV_STATUS_FAILED      = 4, // anything else, e.g. no memory
+    MORPHKV_STATUS_INVALID     = 1,  // an argument breaks a rule
+    MORPHKV_STATUS_UNSUPPORTED = 2,  // the model or the context cannot be served
+    MORPHKV_STATUS_NO_MORPHKV  = 3,  // the context has no MorphKV cache
+    MORPHKV_STATUS_FAILED      = 4,  // anything else, e.g. no memory
 } morphkv_status;
 
 // how the votes of the window's queries are joined into one score per cell
@@ -42,42 +42,42 @@ typedef enum morphkv_fusion {
 
 // what ranks the older cells; all but the first are for comparison at equal bytes
 typedef enum morphkv_policy {
-    MORPHKV_POLICY_MORPHKV = 0, // attention of the newest queries
-    MORPHKV_POLICY_RECENCY = 1, // the newest stay (StreamingLLM)
+    MORPHKV_POLICY_MORPHKV = 0,  // attention of the newest queries
+    MORPHKV_POLICY_RECENCY = 1,  // the newest stay (StreamingLLM)
     MORPHKV_POLICY_RANDOM  = 2,
 } morphkv_policy;
 
 // All counts are in tokens.
 typedef struct morphkv_params {
-    size_t   size;        // sizeof(morphkv_params)
-    int32_t  capacity;    // kept per KV head after an eviction, everything included; > keep + window
-    int32_t  window;      // newest tokens, never evicted; >= 1
-    int32_t  interval;    // evict when the recent region has outgrown the window by this many; >= 1
-    int32_t  keep;        // first tokens of a sequence that are never evicted; >= 0
-    int32_t  prompt_room; // cells beyond capacity that a prompt may fill before it is cut; >= 0
-    int32_t  votes;       // how many of the newest queries vote; 0 = window
-    int32_t  fusion;      // morphkv_fusion
-    int32_t  policy;      // morphkv_policy
-    float    decay;       // in [0, 1): score = vote + decay * last score; 0 is the paper
-    uint32_t seed;        // of MORPHKV_POLICY_RANDOM
+    size_t   size;         // sizeof(morphkv_params)
+    int32_t  capacity;     // kept per KV head after an eviction, everything included; > keep + window
+    int32_t  window;       // newest tokens, never evicted; >= 1
+    int32_t  interval;     // evict when the recent region has outgrown the window by this many; >= 1
+    int32_t  keep;         // first tokens of a sequence that are never evicted; >= 0
+    int32_t  prompt_room;  // cells beyond capacity that a prompt may fill before it is cut; >= 0
+    int32_t  votes;        // how many of the newest queries vote; 0 = window
+    int32_t  fusion;       // morphkv_fusion
+    int32_t  policy;       // morphkv_policy
+    float    decay;        // in [0, 1): score = vote + decay * last score; 0 is the paper
+    uint32_t seed;         // of MORPHKV_POLICY_RANDOM
 } morphkv_params;
 
 typedef struct morphkv_stats {
-    size_t   size;          // sizeof(morphkv_stats), set by the caller
+    size_t   size;           // sizeof(morphkv_stats), set by the caller
     int32_t  capacity;
-    int32_t  n_cells;       // allocated per sequence
-    int32_t  n_limit;       // most cells that a sequence uses: capacity + max(interval, prompt_room)
-    int32_t  n_distant;     // distant slots per KV head: capacity - window
-    int32_t  n_used;        // cells that the sequence uses now
-    int32_t  n_seq_max;     // sequences that have cells of their own
-    int32_t  logical_pos;   // position of the sequence's newest token, -1 when empty
-    int32_t  complete_pos;  // oldest position that every head still holds, with all after it; -1 when empty
-    int64_t  n_evictions;   // evictions of the sequence
-    int64_t  n_evicted;     // tokens evicted per KV head, summed over the sequence's evictions
-    uint64_t kv_bytes;      // K and V of all sequences
-    uint64_t extra_bytes;   // query rings, positions and scores of all sequences
-    uint64_t scratch_bytes; // most that an eviction has taken from the compute buffer
-    double   evict_ms;      // time spent in evictions, all sequences
+    int32_t  n_cells;        // allocated per sequence
+    int32_t  n_limit;        // most cells that a sequence uses: capacity + max(interval, prompt_room)
+    int32_t  n_distant;      // distant slots per KV head: capacity - window
+    int32_t  n_used;         // cells that the sequence uses now
+    int32_t  n_seq_max;      // sequences that have cells of their own
+    int32_t  logical_pos;    // position of the sequence's newest token, -1 when empty
+    int32_t  complete_pos;   // oldest position that every head still holds, with all after it; -1 when empty
+    int64_t  n_evictions;    // evictions of the sequence
+    int64_t  n_evicted;      // tokens evicted per KV head, summed over the sequence's evictions
+    uint64_t kv_bytes;       // K and V of all sequences
+    uint64_t extra_bytes;    // query rings, positions and scores of all sequences
+    uint64_t scratch_bytes;  // most that an eviction has taken from the compute buffer
+    double   evict_ms;       // time spent in evictions, all sequences
 } morphkv_stats;
 
 MORPHKV_API int32_t      morphkv_abi_version(void);
@@ -97,31 +97,31 @@ MORPHKV_API morphkv_status morphkv_params_check(const morphkv_params * params);
 MORPHKV_API morphkv_status morphkv_params_set_next(const morphkv_params * params);
 
 // llama_init_from_model() with MorphKV. On failure *out is NULL.
-MORPHKV_API morphkv_status morphkv_context_create(
-        struct llama_model * model, const struct llama_context_params * cparams, const morphkv_params * params,
-        struct llama_context ** out);
+MORPHKV_API morphkv_status morphkv_context_create(struct llama_model *                model,
+                                                  const struct llama_context_params * cparams,
+                                                  const morphkv_params * params, struct llama_context ** out);
 
 MORPHKV_API morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t seq_id, morphkv_stats * out);
 
 // Sizes of morphkv_retained_get's answer for a layer; a layer without KV is MORPHKV_STATUS_INVALID.
-MORPHKV_API morphkv_status morphkv_retained_shape(
-        struct llama_context * ctx, int32_t layer, int32_t * n_head_kv, int32_t * n_distant);
+MORPHKV_API morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv,
+                                                  int32_t * n_distant);
 
 // pos: (n_head_kv, n_distant), n = its length. Logical position of the token in each distant slot, -1 where empty.
-MORPHKV_API morphkv_status morphkv_retained_get(
-        struct llama_context * ctx, int32_t seq_id, int32_t layer, int32_t * pos, size_t n);
+MORPHKV_API morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, int32_t layer,
+                                                int32_t * pos, size_t n);
 
 // Bytes of the K and V tensors of a context, with or without MorphKV; 0 when it has no KV cache.
 MORPHKV_API uint64_t morphkv_kv_bytes(struct llama_context * ctx);
 
 // A device that ggml found: where layers can live. Strings belong to ggml and stay valid.
 typedef struct morphkv_device {
-    size_t       size;         // sizeof(morphkv_device), set by the caller
-    const char * name;         // "CPU", "CUDA0", ...
+    size_t       size;        // sizeof(morphkv_device), set by the caller
+    const char * name;        // "CPU", "CUDA0", ...
     const char * description;
-    const char * backend;      // "CPU", "CUDA", "Vulkan", ...
+    const char * backend;     // "CPU", "CUDA", "Vulkan", ...
     int32_t      is_gpu;
-    uint64_t     free_bytes;   // 0 where the backend cannot tell
+    uint64_t     free_bytes;  // 0 where the backend cannot tell
     uint64_t     total_bytes;
 } morphkv_device;
 

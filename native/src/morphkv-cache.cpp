@@ -9,13 +9,14 @@
 
 morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
                              ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max,
-                             const layer_filter_cb & filter) :
-    llama_kv_cache(model, hparams, type_k, type_v, /*v_trans =*/ false, offload, /*unified =*/ false, n_cells(params),
-                   n_seq_max, /*n_pad =*/ 1, /*n_swa =*/ 0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/ nullptr, filter,
-                   /*reuse =*/ nullptr, /*share =*/ nullptr),
-    params(params), n_distant(params.capacity - params.window) {
+                             const layer_filter_cb & filter)
+    : llama_kv_cache(model, hparams, type_k, type_v, /*v_trans =*/false, offload, /*unified =*/false, n_cells(params),
+                     n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/nullptr, filter,
+                     /*reuse =*/nullptr, /*share =*/nullptr),
+      params(params),
+      n_distant(params.capacity - params.window) {
     // the one way from here to V
-    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead()*get_layer_ids().size(), nullptr, /*.no_alloc =*/ true }));
+    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead() * get_layer_ids().size(), nullptr, /*.no_alloc =*/true }));
 
     std::vector<morphkv_side_layer> layers;
     for (const uint32_t il : get_layer_ids()) {
@@ -38,8 +39,9 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
     }
 
     LLAMA_LOG_INFO("%s: MorphKV: capacity = %d, window = %d, interval = %d, keep = %d, prompt_room = %d, cells = %u, "
-                   "%.2f MiB beside K and V\n", __func__, params.capacity, params.window, params.interval, params.keep,
-                   params.prompt_room, get_size(), side.n_bytes()/1024.0/1024.0);
+                   "%.2f MiB beside K and V\n",
+                   __func__, params.capacity, params.window, params.interval, params.keep, params.prompt_room,
+                   get_size(), side.n_bytes() / 1024.0 / 1024.0);
 }
 
 uint32_t morphkv_cache::n_limit(const morphkv_params & params) {
@@ -69,11 +71,11 @@ bool morphkv_cache::needs_cut(llama_seq_id seq_id, uint32_t n_used, bool is_sing
     return vote_rows(seq_id).size() == (size_t) params.votes;
 }
 
-std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(
-        llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful) const {
+std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch,
+                                                                   bool careful) const {
     struct sequence {
-        uint32_t n_left = 0; // tokens of the batch that are not in a micro-batch yet
-        uint32_t n_used = 0; // cells in use once those before have been decoded
+        uint32_t n_left    = 0;  // tokens of the batch that are not in a micro-batch yet
+        uint32_t n_used    = 0;  // cells in use once those before have been decoded
         bool     is_single = false;
     };
     std::vector<sequence> seqs(get_n_stream());
@@ -82,7 +84,8 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         const llama_seq_id s = batch.seq_id[i][0];
         if (batch.n_seq_id[i] != 1 || s < 0 || s >= (llama_seq_id) seqs.size()) {
-            LLAMA_LOG_ERROR("%s: MorphKV: a token must belong to one sequence among 0..%zu\n", __func__, seqs.size() - 1);
+            LLAMA_LOG_ERROR("%s: MorphKV: a token must belong to one sequence among 0..%zu\n", __func__,
+                            seqs.size() - 1);
             return std::nullopt;
         }
         seqs[s].n_left++;
@@ -92,8 +95,12 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(
         seqs[s].is_single = seqs[s].n_left == 1;
     }
 
-    auto is_cut_before = [&](llama_seq_id s) { return needs_cut(s, seqs[s].n_used, seqs[s].is_single); };
-    auto n_after_cut   = [&](llama_seq_id s) { return is_cut_before(s) ? (uint32_t) params.capacity : seqs[s].n_used; };
+    auto is_cut_before = [&](llama_seq_id s) {
+        return needs_cut(s, seqs[s].n_used, seqs[s].is_single);
+    };
+    auto n_after_cut = [&](llama_seq_id s) {
+        return is_cut_before(s) ? (uint32_t) params.capacity : seqs[s].n_used;
+    };
 
     batch_plan plan;
 
@@ -109,16 +116,16 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(
                 n_active++;
             }
         }
-        const uint32_t n_max = std::min<uint64_t>(n_ubatch, careful ? room : room*n_active);
+        const uint32_t n_max = std::min<uint64_t>(n_ubatch, careful ? room : room * n_active);
 
         llama_ubatch ubatch = get_n_stream() == 1 ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);
         if (ubatch.n_tokens == 0) {
             return std::nullopt;
         }
 
-        const uint32_t n_new = ubatch.n_tokens/ubatch.n_seqs_unq;
+        const uint32_t n_new = ubatch.n_tokens / ubatch.n_seqs_unq;
 
-        slot_info sinfo = { LLAMA_MAX_SEQ, 0, {}, {} };
+        slot_info                 sinfo = { LLAMA_MAX_SEQ, 0, {}, {} };
         std::vector<llama_seq_id> cut_seqs;
         for (uint32_t i = 0; i < ubatch.n_seqs_unq; ++i) {
             const llama_seq_id s = ubatch.seq_id_unq[i];
@@ -137,7 +144,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(
             for (uint32_t j = 0; j < n_new; ++j) {
                 sinfo.idxs.back().push_back(first + j);
             }
-            seqs[s].n_used  = first + n_new;
+            seqs[s].n_used = first + n_new;
             seqs[s].n_left -= n_new;
         }
 
@@ -237,18 +244,17 @@ bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     }
     for (llama_seq_id s = s0; s < s1; ++s) {
         switch (plan(s)) {
-            case action::ALL:
-                {
-                    clear_stream(s);
-                } break;
-            case action::TAIL:
-                {
-                    llama_kv_cache::seq_rm(s, p0, p1);
-                    for (llama_pos & pos : streams[s].ring_pos) {
-                        pos = pos >= p0 ? -1 : pos;
-                    }
-                } break;
-            default: break;
+            case action::ALL: {
+                clear_stream(s);
+            } break;
+            case action::TAIL: {
+                llama_kv_cache::seq_rm(s, p0, p1);
+                for (llama_pos & pos : streams[s].ring_pos) {
+                    pos = pos >= p0 ? -1 : pos;
+                }
+            } break;
+            default:
+                break;
         }
     }
     return true;
@@ -260,13 +266,15 @@ void morphkv_cache::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     }
     const llama_seq_id n_seq = streams.size();
     if (seq_id_src < 0 || seq_id_src >= n_seq || seq_id_dst < 0 || seq_id_dst >= n_seq) {
-        LLAMA_LOG_ERROR("%s: MorphKV: sequence ids must be in 0..%d, got %d and %d: nothing copied\n", __func__, n_seq - 1,
-                        seq_id_src, seq_id_dst);
+        LLAMA_LOG_ERROR("%s: MorphKV: sequence ids must be in 0..%d, got %d and %d: nothing copied\n", __func__,
+                        n_seq - 1, seq_id_src, seq_id_dst);
         return;
     }
     if (p0 > llama_kv_cache::seq_pos_min(seq_id_src) || (p1 >= 0 && p1 <= seq_pos_max(seq_id_src))) {
-        LLAMA_LOG_ERROR("%s: MorphKV: only a whole sequence can be copied, got positions [%d, %d) of sequence %d: nothing "
-                        "copied\n", __func__, p0, p1, seq_id_src);
+        LLAMA_LOG_ERROR(
+            "%s: MorphKV: only a whole sequence can be copied, got positions [%d, %d) of sequence %d: nothing "
+            "copied\n",
+            __func__, p0, p1, seq_id_src);
         return;
     }
     llama_kv_cache::seq_cp(seq_id_src, seq_id_dst, -1, -1);
@@ -346,7 +354,7 @@ void morphkv_cache::get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t 
 std::vector<int32_t> morphkv_cache::get_retained(llama_seq_id seq_id, int32_t il) const {
     const auto & layer = side_layer(il);
     if (!has_evicted(seq_id)) {
-        return std::vector<int32_t>(layer.n_head_kv*n_distant, -1);
+        return std::vector<int32_t>(layer.n_head_kv * n_distant, -1);
     }
     return side.get_positions(layer, seq_id);
 }
@@ -357,9 +365,10 @@ std::vector<int32_t> morphkv_cache::get_retained(llama_seq_id seq_id, int32_t il
 
 morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv) : llama_kv_cache_context(mkv), mkv(mkv) {}
 
-morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv, morphkv_cache::batch_plan plan) :
-    llama_kv_cache_context(mkv, std::move(plan.sinfos), std::move(plan.ubatches)), mkv(mkv),
-    cuts(std::move(plan.cuts)) {}
+morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv, morphkv_cache::batch_plan plan)
+    : llama_kv_cache_context(mkv, std::move(plan.sinfos), std::move(plan.ubatches)),
+      mkv(mkv),
+      cuts(std::move(plan.cuts)) {}
 
 bool morphkv_cache_context::next() {
     i_next++;

@@ -23,8 +23,7 @@ class morphkv_cache_context;
 class morphkv_cache : public llama_kv_cache {
 public:
     morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
-                  ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max,
-                  const layer_filter_cb & filter);
+                  ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max, const layer_filter_cb & filter);
 
     // Most cells that a sequence uses, and the same rounded up to what is allocated. Attention works on multiples of
     // 256 cells; a cache of any other size would not be bit-exact with stock near its end.
@@ -44,12 +43,12 @@ public:
     void clear(bool data) override;
 
     // A tail that ends inside the recent region, or the whole sequence; anything else is refused without a change.
-    bool seq_rm  (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1) override;
+    bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
     // Whole sequences only.
-    void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
+    void seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     // Positions are not the host's to change: refused with a log line.
-    void seq_add (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, llama_pos shift) override;
-    void seq_div (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, int d) override;
+    void seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
+    void seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
 
     // After an eviction: the oldest position that every head still holds with all after it.
     llama_pos seq_pos_min(llama_seq_id seq_id) const override;
@@ -57,7 +56,7 @@ public:
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
     void state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const override;
-    void state_read (llama_io_read_i  & io, llama_seq_id seq_id, llama_state_seq_flags flags) override;
+    void state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) override;
 
     //
     // morphkv
@@ -67,7 +66,7 @@ public:
 
     // (n_head_kv, n_distant) logical positions, -1 where empty. Throws morphkv_error for a layer without KV.
     std::vector<int32_t> get_retained(llama_seq_id seq_id, int32_t il) const;
-    void get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
+    void                 get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
 
     // memory_breakdown() of K and V alone
     std::map<ggml_backend_buffer_type_t, size_t> kv_breakdown() const;
@@ -90,7 +89,7 @@ private:
         int64_t n_evictions = 0;
         int64_t n_evicted   = 0;
 
-        std::vector<llama_pos> ring_pos; // (n_ring) position whose query a row of the ring holds, -1 = none
+        std::vector<llama_pos> ring_pos;  // (n_ring) position whose query a row of the ring holds, -1 = none
     };
 
     // a batch split into micro-batches, where each goes, and which sequences are cut before each
@@ -107,10 +106,10 @@ private:
     bool needs_cut(llama_seq_id seq_id, uint32_t n_used, bool is_single) const;
 
     // One eviction down to capacity. On failure the sequence is as it was, or cleared if rows had moved already.
-    bool cut(llama_seq_id seq_id);
+    bool        cut(llama_seq_id seq_id);
     ggml_status compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, bool & has_moved);
-    void move_window_cells(llama_seq_id seq_id);
-    void clear_stream(llama_seq_id seq_id);
+    void        move_window_cells(llama_seq_id seq_id);
+    void        clear_stream(llama_seq_id seq_id);
 
     uint32_t n_used(llama_seq_id seq_id) const;
 
@@ -120,7 +119,7 @@ private:
 
     // rows of the ring that hold the newest queries, newest last; at most params.votes
     std::vector<int32_t> vote_rows(llama_seq_id seq_id) const;
-    void note_queries(const llama_ubatch & ubatch);
+    void                 note_queries(const llama_ubatch & ubatch);
 
     const morphkv_params params;
 
@@ -132,9 +131,9 @@ private:
     // copies of side that wait, like those of K and V, for the next update
     std::vector<std::pair<llama_seq_id, llama_seq_id>> pending_copies;
 
-    llama_context * lctx = nullptr; // the context that owns this memory, known from its first update on
+    llama_context * lctx = nullptr;  // the context that owns this memory, known from its first update on
 
-    int32_t n_old_measured = 0; // largest eviction whose scratch was measured
+    int32_t n_old_measured = 0;      // largest eviction whose scratch was measured
     size_t  scratch_bytes  = 0;
     double  evict_ms       = 0.0;
 };
@@ -153,6 +152,6 @@ public:
 private:
     morphkv_cache * mkv;
 
-    std::vector<std::vector<llama_seq_id>> cuts; // by micro-batch
-    size_t i_next = 0;
+    std::vector<std::vector<llama_seq_id>> cuts;  // by micro-batch
+    size_t                                 i_next = 0;
 };

@@ -9,8 +9,7 @@
 
 namespace {
 
-template <typename F>
-morphkv_status guarded(F && call) {
+template <typename F> morphkv_status guarded(F && call) {
     morphkv_error_clear();
     try {
         call();
@@ -45,8 +44,7 @@ morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
     return *cache;
 }
 
-template <typename T>
-void require_size(const T * out, const char * name) {
+template <typename T> void require_size(const T * out, const char * name) {
     require(out, std::string(name) + " must not be NULL");
     require(out->size == sizeof(T), std::string(name) + ".size must be " + std::to_string(sizeof(T)) + ", got " +
                                         std::to_string(out->size) + " (header and library differ)");
@@ -89,7 +87,7 @@ morphkv_status morphkv_context_create(struct llama_model * model, const struct l
         const morphkv_params checked = morphkv_params_checked(params);
 
         llama_context_params own = *cparams;
-        own.kv_unified = false;
+        own.kv_unified           = false;
 
         morphkv_pending_set(checked);
         llama_context * ctx = llama_init_from_model(model, own);
@@ -122,7 +120,8 @@ morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t seq_id, mor
     });
 }
 
-morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv, int32_t * n_distant) {
+morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv,
+                                      int32_t * n_distant) {
     return guarded([&] {
         const auto & cache = cache_of(ctx, 0);
         require(n_head_kv && n_distant, "n_head_kv and n_distant must not be NULL");
@@ -130,7 +129,8 @@ morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer,
     });
 }
 
-morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, int32_t layer, int32_t * pos, size_t n) {
+morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, int32_t layer, int32_t * pos,
+                                    size_t n) {
     return guarded([&] {
         const auto & cache = cache_of(ctx, seq_id);
         require(pos, "pos must not be NULL");
@@ -162,12 +162,12 @@ morphkv_status morphkv_device_get(int32_t i, morphkv_device * out) {
                 "device must be in 0.." + std::to_string(morphkv_device_count() - 1) + ", got " + std::to_string(i));
         require_size(out, "out");
 
-        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
-        size_t n_free  = 0;
-        size_t n_total = 0;
+        ggml_backend_dev_t dev     = ggml_backend_dev_get(i);
+        size_t             n_free  = 0;
+        size_t             n_total = 0;
         ggml_backend_dev_memory(dev, &n_free, &n_total);
 
-        const auto type = ggml_backend_dev_type(dev);
+        const auto type  = ggml_backend_dev_type(dev);
         out->name        = ggml_backend_dev_name(dev);
         out->description = ggml_backend_dev_description(dev);
         out->backend     = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));

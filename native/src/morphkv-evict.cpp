@@ -18,7 +18,7 @@
 
 void morphkv_cache::note_queries(const llama_ubatch & ubatch) {
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        auto & ring_pos = streams[ubatch.seq_id[i][0]].ring_pos;
+        auto & ring_pos                        = streams[ubatch.seq_id[i][0]].ring_pos;
         ring_pos[ubatch.pos[i] % params.votes] = ubatch.pos[i];
     }
 }
@@ -27,7 +27,7 @@ std::vector<int32_t> morphkv_cache::vote_rows(llama_seq_id seq_id) const {
     const auto & ring_pos = streams[seq_id].ring_pos;
 
     std::vector<int32_t> res;
-    const llama_pos newest = seq_pos_max(seq_id);
+    const llama_pos      newest = seq_pos_max(seq_id);
     for (llama_pos pos = std::max(0, newest - params.votes + 1); pos <= newest; ++pos) {
         if (ring_pos[pos % params.votes] == pos) {
             res.push_back(pos % params.votes);
@@ -37,17 +37,17 @@ std::vector<int32_t> morphkv_cache::vote_rows(llama_seq_id seq_id) const {
 }
 
 static uint32_t n_stored(const llama_ubatch & ubatch, int32_t n_ring) {
-    return std::min<uint32_t>(ubatch.n_tokens/ubatch.n_seqs_unq, n_ring);
+    return std::min<uint32_t>(ubatch.n_tokens / ubatch.n_seqs_unq, n_ring);
 }
 
 std::vector<int64_t> morphkv_cache::ring_rows(const llama_ubatch & ubatch) const {
-    const uint32_t n_seq_tokens = ubatch.n_tokens/ubatch.n_seqs_unq;
+    const uint32_t n_seq_tokens = ubatch.n_tokens / ubatch.n_seqs_unq;
 
     std::vector<int64_t> res;
     for (uint32_t s = 0; s < ubatch.n_seqs_unq; ++s) {
         for (uint32_t j = n_seq_tokens - n_stored(ubatch, side.n_ring); j < n_seq_tokens; ++j) {
-            const uint32_t i = s*n_seq_tokens + j;
-            res.push_back((int64_t) ubatch.seq_id[i][0]*side.n_ring + ubatch.pos[i] % side.n_ring);
+            const uint32_t i = s * n_seq_tokens + j;
+            res.push_back((int64_t) ubatch.seq_id[i][0] * side.n_ring + ubatch.pos[i] % side.n_ring);
         }
     }
     return res;
@@ -74,7 +74,7 @@ public:
     }
 
     const morphkv_cache * mkv;
-    const uint64_t        n_sched_uses; // when the graph was built
+    const uint64_t        n_sched_uses;  // when the graph was built
     ggml_tensor *         rows;
 };
 
@@ -87,7 +87,7 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
     it->kq_scale = kq_scale;
 
     const int64_t n_seqs  = ubatch.n_seqs_unq;
-    const int64_t n_per   = ubatch.n_tokens/n_seqs;
+    const int64_t n_per   = ubatch.n_tokens / n_seqs;
     const int64_t n_store = n_stored(ubatch, side.n_ring);
     const int64_t n_embd  = it->ring->ne[0];
 
@@ -98,22 +98,22 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
         }
     }
     if (!rows) {
-        rows = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_seqs*n_store);
+        rows = ggml_new_tensor_1d(ctx, GGML_TYPE_I64, n_seqs * n_store);
         ggml_set_input(rows);
         ggml_set_name(rows, "morphkv_inp_ring_rows");
         res->add_input(std::make_unique<ring_input>(this, rows));
     }
 
     // the last n_store tokens of each sequence: (n_seqs, n_store, n_embd)
-    q = ggml_is_contiguous(q) ? q : ggml_cont(ctx, q);
-    const size_t row_bytes = n_embd*sizeof(float);
-    q = ggml_view_3d(ctx, q, n_embd, n_store, n_seqs, row_bytes, n_per*row_bytes, (n_per - n_store)*row_bytes);
+    q                      = ggml_is_contiguous(q) ? q : ggml_cont(ctx, q);
+    const size_t row_bytes = n_embd * sizeof(float);
+    q = ggml_view_3d(ctx, q, n_embd, n_store, n_seqs, row_bytes, n_per * row_bytes, (n_per - n_store) * row_bytes);
     if (n_seqs > 1) {
         q = ggml_cont(ctx, q);
     }
-    q = ggml_reshape_2d(ctx, q, n_embd, n_seqs*n_store);
+    q = ggml_reshape_2d(ctx, q, n_embd, n_seqs * n_store);
 
-    ggml_tensor * ring = ggml_reshape_2d(ctx, it->ring, n_embd, it->ring->ne[1]*it->ring->ne[2]);
+    ggml_tensor * ring = ggml_reshape_2d(ctx, it->ring, n_embd, it->ring->ne[1] * it->ring->ne[2]);
     ggml_build_forward_expand(gf, ggml_set_rows(ctx, ring, q, rows));
 }
 
@@ -127,7 +127,8 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
     for (const auto & layer : side.layers) {
         if (layer.kq_scale == 0.0f) {
             LLAMA_LOG_ERROR("%s: MorphKV: layer %d attends without showing its queries: this architecture cannot be "
-                            "served, sequence %d is unchanged\n", __func__, layer.il, seq_id);
+                            "served, sequence %d is unchanged\n",
+                            __func__, layer.il, seq_id);
             return false;
         }
     }
@@ -151,9 +152,9 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         side.set_positions(seq_id, pos);
     }
 
-    bool has_moved = false;
-    const ggml_status status = compute_eviction(seq_id, shape, has_moved);
-    evict_ms += (ggml_time_us() - t_start_us)/1000.0;
+    bool              has_moved = false;
+    const ggml_status status    = compute_eviction(seq_id, shape, has_moved);
+    evict_ms += (ggml_time_us() - t_start_us) / 1000.0;
 
     if (status != GGML_STATUS_SUCCESS) {
         if (has_moved) {
@@ -175,8 +176,8 @@ void morphkv_cache::move_window_cells(llama_seq_id seq_id) {
     const uint32_t n_window = params.window;
 
     llama_batch_allocr balloc(1);
-    llama_ubatch window = balloc.ubatch_reserve(n_window, 1);
-    window.seq_id_unq[0] = seq_id;
+    llama_ubatch       window = balloc.ubatch_reserve(n_window, 1);
+    window.seq_id_unq[0]      = seq_id;
 
     slot_info sinfo = { (uint32_t) seq_id, (uint32_t) seq_id, { seq_id }, { {} } };
 
@@ -218,19 +219,18 @@ class evict_inputs {
 public:
     evict_inputs(ggml_context * ctx, std::vector<host_input> & all) : ctx(ctx), all(all) {}
 
-    template <typename T>
-    ggml_tensor * add(ggml_type type, int64_t ne0, int64_t ne1, const std::vector<T> & data) {
+    template <typename T> ggml_tensor * add(ggml_type type, int64_t ne0, int64_t ne1, const std::vector<T> & data) {
         static_assert(sizeof(T) == 4, "32-bit inputs only");
         ggml_tensor * t = ggml_new_tensor_2d(ctx, type, ne0, ne1);
         ggml_set_input(t);
-        GGML_ASSERT(data.size()*sizeof(T) == ggml_nbytes(t));
+        GGML_ASSERT(data.size() * sizeof(T) == ggml_nbytes(t));
         const char * bytes = (const char *) data.data();
         all.push_back({ t, std::vector<char>(bytes, bytes + ggml_nbytes(t)) });
         return t;
     }
 
 private:
-    ggml_context * ctx;
+    ggml_context *            ctx;
     std::vector<host_input> & all;
 };
 
@@ -251,7 +251,7 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
     }
     std::vector<int32_t> rows = vote_rows(seq_id);
     for (int32_t & row : rows) {
-        row += seq_id*side.n_ring;
+        row += seq_id * side.n_ring;
     }
 
     morphkv_evict_policy policy = { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, params.decay };
@@ -264,18 +264,22 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
     ggml_backend_sched_synchronize(sched);
 
     // As many layers at a time as the scheduler has nodes for; it is made for the model's graph.
-    auto * res = lctx->get_gf_res_reserve();
+    auto * res     = lctx->get_gf_res_reserve();
     size_t i_layer = 0;
     while (i_layer < side.layers.size()) {
         res->reset();
         ggml_context * ctx = res->get_ctx();
         ggml_cgraph *  gf  = res->get_gf();
 
-        struct placed { int i_first; int i_last; ggml_backend_t backend; };
+        struct placed {
+            int            i_first;
+            int            i_last;
+            ggml_backend_t backend;
+        };
         std::vector<placed>     places;
         std::vector<host_input> host_inputs;
 
-        evict_inputs inputs(ctx, host_inputs);
+        evict_inputs         inputs(ctx, host_inputs);
         morphkv_evict_inputs inp{};
         inp.window_src = inputs.add(GGML_TYPE_I32, shape.n_window, 1, window_src);
         inp.window_dst = inputs.add(GGML_TYPE_I32, shape.n_window, 1, window_dst);
@@ -290,7 +294,7 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
             morphkv_evict_layer cur{};
             cur.k         = morphkv_side::stream(ctx, layer.k, seq_id);
             cur.v         = morphkv_side::stream(ctx, layer.v, seq_id);
-            cur.ring      = ggml_reshape_2d(ctx, layer.ring, layer.ring->ne[0], layer.ring->ne[1]*layer.ring->ne[2]);
+            cur.ring      = ggml_reshape_2d(ctx, layer.ring, layer.ring->ne[0], layer.ring->ne[1] * layer.ring->ne[2]);
             cur.pos       = morphkv_side::stream(ctx, layer.pos, seq_id);
             cur.score     = morphkv_side::stream(ctx, layer.score, seq_id);
             cur.n_head    = layer.n_head;
@@ -312,21 +316,22 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
 
             if (policy.policy == MORPHKV_POLICY_RANDOM) {
                 // a function of the seed, the cut and the layer alone: a restored or copied sequence goes on the same
-                std::seed_seq seed = { params.seed, (uint32_t) streams[seq_id].n_evictions, (uint32_t) layer.il };
-                std::mt19937 rng(seed);
-                std::vector<float> noise(layer.n_head_kv*shape.n_old());
-                std::generate(noise.begin(), noise.end(), [&] { return (rng() >> 8)*(1.0f/(1 << 24)); });
+                std::seed_seq      seed = { params.seed, (uint32_t) streams[seq_id].n_evictions, (uint32_t) layer.il };
+                std::mt19937       rng(seed);
+                std::vector<float> noise(layer.n_head_kv * shape.n_old());
+                std::generate(noise.begin(), noise.end(), [&] { return (rng() >> 8) * (1.0f / (1 << 24)); });
                 inp.noise = inputs.add(GGML_TYPE_F32, shape.n_old(), layer.n_head_kv, noise);
             }
 
             const int i_first = ggml_graph_n_nodes(gf);
             morphkv_build_evict(ctx, gf, cur, shape, policy, inp);
-            places.push_back({ i_first, ggml_graph_n_nodes(gf), backend_of(sched, ggml_backend_buffer_get_type(layer.k->buffer)) });
+            places.push_back(
+                { i_first, ggml_graph_n_nodes(gf), backend_of(sched, ggml_backend_buffer_get_type(layer.k->buffer)) });
         }
 
         if (shape.n_old() > n_old_measured) {
             ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_buffer_get_type(side.layers[0].k->buffer)));
-            size_t n_bytes = 0;
+            size_t           n_bytes = 0;
             ggml_gallocr_reserve_n_size(galloc.get(), gf, nullptr, nullptr, &n_bytes);
             scratch_bytes = std::max(scratch_bytes, n_bytes);
         }
@@ -352,8 +357,8 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
             }
         }
 
-        has_moved = true;
-        const ggml_status status = lctx->graph_compute(gf, /*batched =*/ true);
+        has_moved                = true;
+        const ggml_status status = lctx->graph_compute(gf, /*batched =*/true);
         ggml_backend_sched_synchronize(sched);
         if (status != GGML_STATUS_SUCCESS) {
             return status;

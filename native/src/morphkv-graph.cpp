@@ -14,7 +14,7 @@ static ggml_tensor * build_join(ggml_context * ctx, ggml_tensor * a, ggml_tensor
 // The same memory as rows of 4-byte words: get_rows and set_rows then copy the bits, whatever the type is.
 // t: (n_rows, n_heads*head) as (n_heads, n_rows, head), or (n_rows, row) when n_heads is 1.
 static ggml_tensor * view_heads(ggml_context * ctx, ggml_tensor * t, int32_t n_heads, bool * as_words) {
-    const int64_t n_embd_head = t->ne[0]/n_heads;
+    const int64_t n_embd_head = t->ne[0] / n_heads;
     const size_t  head_bytes  = ggml_row_size(t->type, n_embd_head);
 
     ggml_tensor * res = ggml_view_3d(ctx, t, n_embd_head, t->ne[1], n_heads, t->nb[1], head_bytes, 0);
@@ -22,7 +22,7 @@ static ggml_tensor * view_heads(ggml_context * ctx, ggml_tensor * t, int32_t n_h
     *as_words = head_bytes % sizeof(float) == 0;
     if (*as_words) {
         res->type  = GGML_TYPE_F32;
-        res->ne[0] = head_bytes/sizeof(float);
+        res->ne[0] = head_bytes / sizeof(float);
         res->nb[0] = sizeof(float);
     }
     return res;
@@ -30,28 +30,29 @@ static ggml_tensor * view_heads(ggml_context * ctx, ggml_tensor * t, int32_t n_h
 
 // Copies rows src to rows dst of every head, in place. Rows whose head is not a whole number of words go through the
 // cache's own type: quantizing what was just dequantized gives the same blocks.
-static ggml_tensor * build_move(ggml_context * ctx, ggml_tensor * t, int32_t n_heads, ggml_tensor * src, ggml_tensor * dst) {
-    bool as_words;
+static ggml_tensor * build_move(ggml_context * ctx, ggml_tensor * t, int32_t n_heads, ggml_tensor * src,
+                                ggml_tensor * dst) {
+    bool          as_words;
     ggml_tensor * heads = view_heads(ctx, t, n_heads, &as_words);
     return ggml_set_rows(ctx, heads, ggml_get_rows(ctx, heads, src), dst);
 }
 
-ggml_tensor * morphkv_build_votes(
-        ggml_context * ctx, const morphkv_evict_layer & layer, const morphkv_evict_shape & shape,
-        const morphkv_evict_policy & policy, const morphkv_evict_inputs & inp) {
+ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
+                                  const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
+                                  const morphkv_evict_inputs & inp) {
     const int64_t n_old     = shape.n_old();
     const int64_t n_votes   = shape.n_votes;
     const int64_t n_head_kv = layer.n_head_kv;
-    const int64_t n_group   = layer.n_head/n_head_kv;
-    const int64_t n_embd    = layer.k->ne[0]/n_head_kv;
+    const int64_t n_group   = layer.n_head / n_head_kv;
+    const int64_t n_embd    = layer.k->ne[0] / n_head_kv;
 
     // (n_head, n_votes, n_embd)
     ggml_tensor * q = ggml_get_rows(ctx, layer.ring, inp.vote_rows);
-    q = ggml_permute(ctx, ggml_reshape_3d(ctx, q, n_embd, layer.n_head, n_votes), 0, 2, 1, 3);
+    q               = ggml_permute(ctx, ggml_reshape_3d(ctx, q, n_embd, layer.n_head, n_votes), 0, 2, 1, 3);
 
     // (n_head_kv, n_old, n_embd)
-    ggml_tensor * k = ggml_view_3d(ctx, layer.k, n_embd, n_old, n_head_kv,
-                                   layer.k->nb[1], ggml_row_size(layer.k->type, n_embd), 0);
+    ggml_tensor * k =
+        ggml_view_3d(ctx, layer.k, n_embd, n_old, n_head_kv, layer.k->nb[1], ggml_row_size(layer.k->type, n_embd), 0);
 
     // (n_head, n_votes, n_old)
     ggml_tensor * a = ggml_mul_mat(ctx, k, q);
@@ -59,14 +60,14 @@ ggml_tensor * morphkv_build_votes(
 
     float scale = layer.kq_scale;
     if (layer.softcap != 0.0f) {
-        a     = ggml_tanh(ctx, ggml_scale(ctx, a, scale/layer.softcap));
+        a     = ggml_tanh(ctx, ggml_scale(ctx, a, scale / layer.softcap));
         scale = layer.softcap;
     }
     a = ggml_soft_max_ext(ctx, a, nullptr, scale, 0.0f);
 
     // max over the query heads of a group: (n_head_kv, n_votes, n_old)
     auto group_member = [&](int64_t i) {
-        return ggml_view_3d(ctx, a, n_old, n_votes, n_head_kv, a->nb[1], a->nb[2]*n_group, i*a->nb[2]);
+        return ggml_view_3d(ctx, a, n_old, n_votes, n_head_kv, a->nb[1], a->nb[2] * n_group, i * a->nb[2]);
     };
     ggml_tensor * cur = n_group == 1 ? a : group_member(0);
     for (int64_t i = 1; i < n_group; ++i) {
@@ -75,11 +76,11 @@ ggml_tensor * morphkv_build_votes(
 
     // join the votes by halves; an odd one out joins last
     std::vector<ggml_tensor *> rest;
-    auto votes = [&](ggml_tensor * t, int64_t i, int64_t n) {
-        return ggml_view_3d(ctx, t, n_old, n, n_head_kv, t->nb[1], t->nb[2], i*t->nb[1]);
+    auto                       votes = [&](ggml_tensor * t, int64_t i, int64_t n) {
+        return ggml_view_3d(ctx, t, n_old, n, n_head_kv, t->nb[1], t->nb[2], i * t->nb[1]);
     };
     for (int64_t n = n_votes; n > 1; n /= 2) {
-        const int64_t half = n/2;
+        const int64_t half = n / 2;
         if (n % 2) {
             rest.push_back(votes(cur, n - 1, 1));
         }
@@ -104,7 +105,7 @@ morphkv_moves morphkv_build_select(ggml_context * ctx, ggml_tensor * scores, con
     };
     auto rank = [&](int64_t i_first, int64_t n, ggml_sort_order order) {
         ggml_tensor * part =
-            ggml_cont(ctx, ggml_view_2d(ctx, scores, n, n_head_kv, scores->nb[1], i_first*scores->nb[0]));
+            ggml_cont(ctx, ggml_view_2d(ctx, scores, n, n_head_kv, scores->nb[1], i_first * scores->nb[0]));
         ggml_tensor * ids = ggml_argsort(ctx, part, order);
         if (n_pairs < n) {
             ids = ggml_cont(ctx, ggml_view_2d(ctx, ids, n_pairs, n_head_kv, ids->nb[1], 0));
@@ -125,33 +126,33 @@ morphkv_moves morphkv_build_select(ggml_context * ctx, ggml_tensor * scores, con
     return { ggml_cast(ctx, src, GGML_TYPE_I32), ggml_cast(ctx, slot.cells, GGML_TYPE_I32) };
 }
 
-void morphkv_build_evict(
-        ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer, const morphkv_evict_shape & shape,
-        const morphkv_evict_policy & policy, const morphkv_evict_inputs & inp) {
+void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
+                         const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
+                         const morphkv_evict_inputs & inp) {
     const int64_t n_head_kv = layer.n_head_kv;
     const int64_t n_distant = shape.n_distant;
 
-    ggml_tensor * pos_all = ggml_concat(ctx, layer.pos, inp.grad_pos, 0); // (n_head_kv, n_old)
+    ggml_tensor * pos_all = ggml_concat(ctx, layer.pos, inp.grad_pos, 0);  // (n_head_kv, n_old)
 
-    ggml_tensor * scores = nullptr; // (n_head_kv, n_old)
+    ggml_tensor * scores = nullptr;                                        // (n_head_kv, n_old)
     switch (policy.policy) {
         case MORPHKV_POLICY_MORPHKV:
             scores = morphkv_build_votes(ctx, layer, shape, policy, inp);
             break;
-        case MORPHKV_POLICY_RECENCY:
-            {
-                ggml_tensor * bits = ggml_view_2d(ctx, pos_all, shape.n_old(), n_head_kv, pos_all->nb[1], 0);
-                bits->type = GGML_TYPE_I32;
-                scores = ggml_cast(ctx, bits, GGML_TYPE_F32);
-            } break;
+        case MORPHKV_POLICY_RECENCY: {
+            ggml_tensor * bits = ggml_view_2d(ctx, pos_all, shape.n_old(), n_head_kv, pos_all->nb[1], 0);
+            bits->type         = GGML_TYPE_I32;
+            scores             = ggml_cast(ctx, bits, GGML_TYPE_F32);
+        } break;
         case MORPHKV_POLICY_RANDOM:
             scores = inp.noise;
             break;
     }
 
     if (layer.score) {
-        ggml_tensor * old  = ggml_view_2d(ctx, scores, n_distant, n_head_kv, scores->nb[1], 0);
-        ggml_tensor * grad = ggml_view_2d(ctx, scores, shape.n_grad, n_head_kv, scores->nb[1], n_distant*scores->nb[0]);
+        ggml_tensor * old = ggml_view_2d(ctx, scores, n_distant, n_head_kv, scores->nb[1], 0);
+        ggml_tensor * grad =
+            ggml_view_2d(ctx, scores, shape.n_grad, n_head_kv, scores->nb[1], n_distant * scores->nb[0]);
         old    = ggml_add(ctx, old, ggml_scale(ctx, layer.score, policy.decay));
         scores = ggml_concat(ctx, old, grad, 0);
     }
@@ -159,15 +160,18 @@ void morphkv_build_evict(
     const morphkv_moves moves = morphkv_build_select(ctx, scores, shape);
 
     // (n_head_kv, n, 1): one-element rows, so that the moves' indices fit
-    auto as_rows = [&](ggml_tensor * t) { return ggml_reshape_3d(ctx, t, 1, t->ne[0], t->ne[1]); };
+    auto as_rows = [&](ggml_tensor * t) {
+        return ggml_reshape_3d(ctx, t, 1, t->ne[0], t->ne[1]);
+    };
 
-    ggml_build_forward_expand(gf,
-        ggml_set_rows(ctx, as_rows(layer.pos), ggml_get_rows(ctx, as_rows(pos_all), moves.src), moves.dst));
+    ggml_build_forward_expand(
+        gf, ggml_set_rows(ctx, as_rows(layer.pos), ggml_get_rows(ctx, as_rows(pos_all), moves.src), moves.dst));
 
     if (layer.score) {
-        ggml_tensor * kept = ggml_cpy(ctx, ggml_view_2d(ctx, scores, n_distant, n_head_kv, scores->nb[1], 0), layer.score);
-        ggml_build_forward_expand(gf,
-            ggml_set_rows(ctx, as_rows(kept), ggml_get_rows(ctx, as_rows(scores), moves.src), moves.dst));
+        ggml_tensor * kept =
+            ggml_cpy(ctx, ggml_view_2d(ctx, scores, n_distant, n_head_kv, scores->nb[1], 0), layer.score);
+        ggml_build_forward_expand(
+            gf, ggml_set_rows(ctx, as_rows(kept), ggml_get_rows(ctx, as_rows(scores), moves.src), moves.dst));
     }
 
     // The window's destination overlaps the graduates: their rows have to be read first, so the second move works on
@@ -176,10 +180,10 @@ void morphkv_build_evict(
         ggml_tensor * moved = build_move(ctx, t, n_head_kv, moves.src, moves.dst);
         ggml_build_forward_expand(gf, moved);
 
-        ggml_tensor * rows = ggml_view_2d(ctx, moved, moved->ne[0]*n_head_kv, t->ne[1], t->nb[1], 0);
-        rows->type  = t->type;
-        rows->ne[0] = t->ne[0];
-        rows->nb[0] = t->nb[0];
+        ggml_tensor * rows = ggml_view_2d(ctx, moved, moved->ne[0] * n_head_kv, t->ne[1], t->nb[1], 0);
+        rows->type         = t->type;
+        rows->ne[0]        = t->ne[0];
+        rows->nb[0]        = t->nb[0];
         ggml_build_forward_expand(gf, build_move(ctx, rows, 1, inp.window_src, inp.window_dst));
     }
 }
@@ -190,5 +194,5 @@ size_t morphkv_evict_max_tensors(const morphkv_evict_layer & layer, const morphk
         n_halvings++;
     }
     // per group member a view and a max (3 ops); per halving three views and two joins (3 ops each)
-    return 96 + 4*(layer.n_head/layer.n_head_kv) + 9*n_halvings;
+    return 96 + 4 * (layer.n_head / layer.n_head_kv) + 9 * n_halvings;
 }

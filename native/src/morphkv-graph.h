@@ -13,11 +13,11 @@
 // What an eviction works on; the same for all layers.
 //   cells: [0, n_distant) distant slots | [n_distant, + n_grad) graduates | the window's n_window cells
 struct morphkv_evict_shape {
-    int32_t n_keep;     // first slots, never evicted
+    int32_t n_keep;   // first slots, never evicted
     int32_t n_distant;
-    int32_t n_grad;     // recent cells older than the window, in position order
+    int32_t n_grad;   // recent cells older than the window, in position order
     int32_t n_window;
-    int32_t n_votes;    // voters; may be less than configured after a rollback, 0 only if policy is not MORPHKV
+    int32_t n_votes;  // voters; may be less than configured after a rollback, 0 only if policy is not MORPHKV
 
     int32_t n_old() const { return n_distant + n_grad; }
     // pairs of a slot and a graduate that compete
@@ -32,33 +32,33 @@ struct morphkv_evict_policy {
 
 // One layer of one sequence.
 struct morphkv_evict_layer {
-    ggml_tensor * k;     // (n_cells, n_head_kv*n_embd_head_k), a stream of the cache
-    ggml_tensor * v;     // (n_cells, n_head_kv*n_embd_head_v)
-    ggml_tensor * ring;  // (n_ring, n_head*n_embd_head_k) F32: the last queries, scaled by nothing
-    ggml_tensor * pos;   // (n_head_kv, n_distant) the bits of an int32 in an F32: logical positions of the slots
-    ggml_tensor * score; // (n_head_kv, n_distant) F32: scores at the last eviction; null when decay is 0
+    ggml_tensor * k;      // (n_cells, n_head_kv*n_embd_head_k), a stream of the cache
+    ggml_tensor * v;      // (n_cells, n_head_kv*n_embd_head_v)
+    ggml_tensor * ring;   // (n_ring, n_head*n_embd_head_k) F32: the last queries, scaled by nothing
+    ggml_tensor * pos;    // (n_head_kv, n_distant) the bits of an int32 in an F32: logical positions of the slots
+    ggml_tensor * score;  // (n_head_kv, n_distant) F32: scores at the last eviction; null when decay is 0
 
     int32_t n_head;
     int32_t n_head_kv;
     float   kq_scale;
-    float   softcap;     // 0 = none
+    float   softcap;  // 0 = none
 };
 
 // Filled by the host before the graph is computed.
 struct morphkv_evict_inputs {
-    ggml_tensor * vote_rows;  // (n_votes) I32: rows of the ring whose queries vote
-    ggml_tensor * grad_pos;   // (n_head_kv, n_grad) int32 bits in F32: logical positions of the graduates
-    ggml_tensor * window_src; // (n_window) I32: cells of the window
-    ggml_tensor * window_dst; // (n_window) I32: the first cells of the recent region
-    ggml_tensor * noise;      // (n_head_kv, n_old) F32: scores of MORPHKV_POLICY_RANDOM, else null
+    ggml_tensor * vote_rows;   // (n_votes) I32: rows of the ring whose queries vote
+    ggml_tensor * grad_pos;    // (n_head_kv, n_grad) int32 bits in F32: logical positions of the graduates
+    ggml_tensor * window_src;  // (n_window) I32: cells of the window
+    ggml_tensor * window_dst;  // (n_window) I32: the first cells of the recent region
+    ggml_tensor * noise;       // (n_head_kv, n_old) F32: scores of MORPHKV_POLICY_RANDOM, else null
 };
 
 // One score per older cell: (n_head_kv, n_old) F32. Higher is kept.
 // MorphKV (arXiv 2503.00979): softmax of the voters' logits over the older cells only, max over a head's query group,
 // then sum or max over the voters.
-ggml_tensor * morphkv_build_votes(
-        ggml_context * ctx, const morphkv_evict_layer & layer, const morphkv_evict_shape & shape,
-        const morphkv_evict_policy & policy, const morphkv_evict_inputs & inp);
+ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
+                                  const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
+                                  const morphkv_evict_inputs & inp);
 
 // Which cell ends in which slot; both (n_head_kv, n_pairs) I32. A pair that does not change has src == dst.
 struct morphkv_moves {
@@ -71,9 +71,9 @@ struct morphkv_moves {
 morphkv_moves morphkv_build_select(ggml_context * ctx, ggml_tensor * scores, const morphkv_evict_shape & shape);
 
 // The whole eviction of a layer, appended to gf in the order in which it has to run.
-void morphkv_build_evict(
-        ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer, const morphkv_evict_shape & shape,
-        const morphkv_evict_policy & policy, const morphkv_evict_inputs & inp);
+void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
+                         const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
+                         const morphkv_evict_inputs & inp);
 
 // Most tensors that morphkv_build_evict() makes for a layer, views included.
 size_t morphkv_evict_max_tensors(const morphkv_evict_layer & layer, const morphkv_evict_shape & shape);

@@ -70,7 +70,9 @@ static bool is_row_type(ggml_type type) {
 
 static void check(const llama_model & model, const llama_memory_params & mparams, const llama_cparams & cparams,
                   const morphkv_params & params) {
-    auto refuse = [](const std::string & what) { throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what); };
+    auto refuse = [](const std::string & what) {
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what);
+    };
 
     if (const char * why = why_unsupported(model, mparams)) {
         refuse("cannot serve architecture '" + model.arch_name() + "': " + why);
@@ -106,7 +108,7 @@ void morphkv_hook_check(const llama_model & model, const llama_memory_params & m
 }
 
 llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const llama_memory_params & mparams,
-                                            const llama_cparams & cparams,
+                                            const llama_cparams &                   cparams,
                                             const llama_memory_i::layer_filter_cb & filter) {
     const auto params = morphkv_pending_take();
     if (!params) {

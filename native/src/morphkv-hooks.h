@@ -12,7 +12,8 @@ void morphkv_hook_check(const llama_model & model, const llama_memory_params & m
 
 // In place of a plain llama_kv_cache: takes the pending parameters; nullptr where there are none.
 llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const llama_memory_params & mparams,
-                                            const llama_cparams & cparams, const llama_memory_i::layer_filter_cb & filter);
+                                            const llama_cparams &                   cparams,
+                                            const llama_memory_i::layer_filter_cb & filter);
 
 // After K and V of a layer are stored: q (n_tokens, n_head, n_embd_head), rotated like K, is what attention will use.
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,

@@ -61,9 +61,8 @@ morphkv_params morphkv_params_default(void) {
 
 static void check_count(const char * name, int32_t value, int32_t lo, int32_t hi) {
     if (value < lo || value > hi) {
-        throw morphkv_error(MORPHKV_STATUS_INVALID,
-                            std::string(name) + " must be in " + std::to_string(lo) + ".." + std::to_string(hi) +
-                                ", got " + std::to_string(value));
+        throw morphkv_error(MORPHKV_STATUS_INVALID, std::string(name) + " must be in " + std::to_string(lo) + ".." +
+                                                        std::to_string(hi) + ", got " + std::to_string(value));
     }
 }
 
@@ -72,9 +71,9 @@ morphkv_params morphkv_params_checked(const morphkv_params * params) {
         throw morphkv_error(MORPHKV_STATUS_INVALID, "params must not be NULL");
     }
     if (params->size != sizeof(morphkv_params)) {
-        throw morphkv_error(MORPHKV_STATUS_INVALID,
-                            "params.size must be " + std::to_string(sizeof(morphkv_params)) + ", got " +
-                                std::to_string(params->size) + " (header and library differ)");
+        throw morphkv_error(MORPHKV_STATUS_INVALID, "params.size must be " + std::to_string(sizeof(morphkv_params)) +
+                                                        ", got " + std::to_string(params->size) +
+                                                        " (header and library differ)");
     }
 
     morphkv_params p = *params;

@@ -17,17 +17,18 @@ void morphkv_side::init(std::vector<morphkv_side_layer> layers_in, int32_t n_rin
 
         auto it = std::find_if(buffers.begin(), buffers.end(), [&](const buffer & b) { return b.buft == buft; });
         if (it == buffers.end()) {
-            ggml_init_params params = { 3*layers.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
+            ggml_init_params params = { 3 * layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
             buffers.push_back({ ggml_context_ptr(ggml_init(params)), nullptr, buft, 0 });
             it = buffers.end() - 1;
         }
         ggml_context * ctx = it->ctx.get();
 
-        const int64_t n_embd_q = layer.k->ne[0]/layer.n_head_kv*layer.n_head;
+        const int64_t n_embd_q = layer.k->ne[0] / layer.n_head_kv * layer.n_head;
 
-        layer.ring  = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_embd_q, n_ring, n_stream);
-        layer.pos   = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream);
-        layer.score = with_scores ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream) : nullptr;
+        layer.ring = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_embd_q, n_ring, n_stream);
+        layer.pos  = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream);
+        layer.score =
+            with_scores ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream) : nullptr;
 
         ggml_format_name(layer.ring, "morphkv_ring_l%d", layer.il);
         ggml_format_name(layer.pos, "morphkv_pos_l%d", layer.il);
@@ -58,11 +59,11 @@ void morphkv_side::init(std::vector<morphkv_side_layer> layers_in, int32_t n_rin
 }
 
 ggml_tensor * morphkv_side::stream(ggml_context * ctx, ggml_tensor * t, uint32_t i_stream) {
-    return t ? ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], i_stream*t->nb[2]) : nullptr;
+    return t ? ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], i_stream * t->nb[2]) : nullptr;
 }
 
 void morphkv_side::copy(uint32_t i_src, uint32_t i_dst) {
-    ggml_init_params params = { 6*layers.size()*ggml_tensor_overhead(), nullptr, /*.no_alloc =*/ true };
+    ggml_init_params params = { 6 * layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
     ggml_context_ptr ctx(ggml_init(params));
 
     for (const auto & layer : layers) {
@@ -83,18 +84,18 @@ void morphkv_side::set_positions(uint32_t i_stream, const std::vector<int32_t> &
     GGML_ASSERT((int32_t) pos.size() == n_distant);
     for (const auto & layer : layers) {
         for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-            ggml_backend_tensor_set(layer.pos, pos.data(), i_stream*layer.pos->nb[2] + h*layer.pos->nb[1],
-                                    pos.size()*sizeof(int32_t));
+            ggml_backend_tensor_set(layer.pos, pos.data(), i_stream * layer.pos->nb[2] + h * layer.pos->nb[1],
+                                    pos.size() * sizeof(int32_t));
         }
         if (layer.score) {
-            ggml_backend_tensor_memset(layer.score, 0, i_stream*layer.score->nb[2], layer.score->nb[2]);
+            ggml_backend_tensor_memset(layer.score, 0, i_stream * layer.score->nb[2], layer.score->nb[2]);
         }
     }
 }
 
 std::vector<int32_t> morphkv_side::get_positions(const morphkv_side_layer & layer, uint32_t i_stream) const {
-    std::vector<int32_t> res(layer.n_head_kv*n_distant);
-    ggml_backend_tensor_get(layer.pos, res.data(), i_stream*layer.pos->nb[2], res.size()*sizeof(int32_t));
+    std::vector<int32_t> res(layer.n_head_kv * n_distant);
+    ggml_backend_tensor_get(layer.pos, res.data(), i_stream * layer.pos->nb[2], res.size() * sizeof(int32_t));
     return res;
 }
 

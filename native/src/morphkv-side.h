@@ -10,18 +10,18 @@
 #include <vector>
 
 struct morphkv_side_layer {
-    int32_t il;        // layer of the model
+    int32_t il;  // layer of the model
     int32_t n_head;
     int32_t n_head_kv;
-    float   softcap;   // 0 = none
-    float   kq_scale;  // learned when the layer's attention is built first
+    float   softcap;      // 0 = none
+    float   kq_scale;     // learned when the layer's attention is built first
 
-    ggml_tensor * k;   // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
-    ggml_tensor * v;   // (n_stream, n_cells, n_head_kv*n_embd_head_v)
+    ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
+    ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v)
 
-    ggml_tensor * ring;  // (n_stream, n_ring, n_head*n_embd_head_k) F32, row = position % n_ring
-    ggml_tensor * pos;   // (n_stream, n_head_kv, n_distant) int32 bits in F32
-    ggml_tensor * score; // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
+    ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F32, row = position % n_ring
+    ggml_tensor * pos;    // (n_stream, n_head_kv, n_distant) int32 bits in F32
+    ggml_tensor * score;  // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
 };
 
 class morphkv_side {
@@ -37,19 +37,18 @@ public:
     void copy(uint32_t i_src, uint32_t i_dst);
 
     // The tokens at positions pos (n_distant) become those of the slots, in every head.
-    void set_positions(uint32_t i_stream, const std::vector<int32_t> & pos);
+    void                 set_positions(uint32_t i_stream, const std::vector<int32_t> & pos);
     // (n_head_kv, n_distant)
     std::vector<int32_t> get_positions(const morphkv_side_layer & layer, uint32_t i_stream) const;
 
     void clear();
 
     // f(tensor, offset, size) for a stream's slice of every tensor, always in the same order. For saving and loading.
-    template <typename F>
-    void for_each_slice(uint32_t i_stream, F && f) const {
+    template <typename F> void for_each_slice(uint32_t i_stream, F && f) const {
         for (const auto & layer : layers) {
             for (ggml_tensor * t : { layer.ring, layer.pos, layer.score }) {
                 if (t) {
-                    f(t, i_stream*t->nb[2], t->nb[2]);
+                    f(t, i_stream * t->nb[2], t->nb[2]);
                 }
             }
         }

@@ -12,7 +12,7 @@
 
 namespace {
 
-constexpr uint32_t STATE_MAGIC   = 0x564b4d4d; // "MMKV"
+constexpr uint32_t STATE_MAGIC   = 0x564b4d4d;  // "MMKV"
 constexpr uint32_t STATE_VERSION = 1;
 
 // what two caches must share for the state of one to be right in the other
@@ -30,8 +30,8 @@ struct state_header {
     float    decay;
     uint32_t seed;
     uint32_t n_layer;
-    uint32_t n_embd_q; // summed over layers
-    uint32_t n_slots;  // summed over layers and KV heads
+    uint32_t n_embd_q;  // summed over layers
+    uint32_t n_slots;   // summed over layers and KV heads
 };
 
 state_header make_header(const morphkv_params & p, const morphkv_side & side) {
@@ -49,7 +49,7 @@ state_header make_header(const morphkv_params & p, const morphkv_side & side) {
     res.n_layer     = side.layers.size();
     for (const auto & layer : side.layers) {
         res.n_embd_q += layer.ring->ne[0];
-        res.n_slots  += layer.n_head_kv*side.n_distant;
+        res.n_slots += layer.n_head_kv * side.n_distant;
     }
     return res;
 }
@@ -69,14 +69,14 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
         const auto & stream = streams[s];
         io.write(&stream.n_evictions, sizeof(stream.n_evictions));
         io.write(&stream.n_evicted, sizeof(stream.n_evicted));
-        io.write(stream.ring_pos.data(), stream.ring_pos.size()*sizeof(llama_pos));
+        io.write(stream.ring_pos.data(), stream.ring_pos.size() * sizeof(llama_pos));
         side.for_each_slice(s, [&](ggml_tensor * t, size_t offset, size_t size) { io.write_tensor(t, offset, size); });
     }
 }
 
 void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     const state_header own = make_header(params, side);
-    state_header header;
+    state_header       header;
     io.read(&header, sizeof(header));
     if (header.magic != own.magic || header.version != own.version) {
         throw std::runtime_error("this is no state of a MorphKV cache, or of another version");
@@ -100,8 +100,9 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             stream.ring_pos.resize(params.votes);
             io.read(&stream.n_evictions, sizeof(stream.n_evictions));
             io.read(&stream.n_evicted, sizeof(stream.n_evicted));
-            io.read(stream.ring_pos.data(), stream.ring_pos.size()*sizeof(llama_pos));
-            side.for_each_slice(s, [&](ggml_tensor * t, size_t offset, size_t size) { io.read_tensor(t, offset, size); });
+            io.read(stream.ring_pos.data(), stream.ring_pos.size() * sizeof(llama_pos));
+            side.for_each_slice(s,
+                                [&](ggml_tensor * t, size_t offset, size_t size) { io.read_tensor(t, offset, size); });
 
             const uint32_t n = n_used(s);
             if (stream.n_evictions < 0 || n > n_limit(params) || (stream.n_evictions > 0 && n <= n_distant) ||

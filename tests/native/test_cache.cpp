@@ -12,8 +12,8 @@ using tokens = std::vector<llama_token>;
 using floats = std::vector<float>;
 
 static llama_context_params context_params(uint32_t n_seq_max = 1) {
-    auto res = llama_context_default_params();
-    res.n_ctx           = 2048*n_seq_max;
+    auto res            = llama_context_default_params();
+    res.n_ctx           = 2048 * n_seq_max;
     res.n_batch         = 512;
     res.n_ubatch        = 16;
     res.n_seq_max       = n_seq_max;
@@ -24,7 +24,7 @@ static llama_context_params context_params(uint32_t n_seq_max = 1) {
 }
 
 static morphkv_params small_params() {
-    auto res = morphkv_params_default();
+    auto res        = morphkv_params_default();
     res.capacity    = 40;
     res.window      = 8;
     res.interval    = 6;
@@ -44,7 +44,7 @@ static context_ptr create(llama_model * model, const morphkv_params & params, ll
 
 static tokens some_tokens(int32_t n, uint32_t seed = 1) {
     std::mt19937 rng(seed);
-    tokens res(n);
+    tokens       res(n);
     for (auto & t : res) {
         t = rng() % TINY_N_VOCAB;
     }
@@ -57,7 +57,7 @@ static llama_memory_t memory(const context_ptr & ctx) {
 
 // Decodes t behind what the sequences hold, the same tokens in each, as one batch; only the last gives logits.
 static int decode(const context_ptr & ctx, const tokens & t, const std::vector<llama_seq_id> & seqs = { 0 }) {
-    llama_batch batch = llama_batch_init(t.size()*seqs.size(), 0, 1);
+    llama_batch batch = llama_batch_init(t.size() * seqs.size(), 0, 1);
     for (const llama_seq_id seq : seqs) {
         const llama_pos first = llama_memory_seq_pos_max(memory(ctx), seq) + 1;
         for (size_t i = 0; i < t.size(); ++i) {
@@ -102,20 +102,20 @@ static morphkv_stats stats(const context_ptr & ctx, int32_t seq = 0) {
 static std::vector<int32_t> retained(const context_ptr & ctx, int32_t seq, int32_t layer) {
     int32_t n_head_kv, n_distant;
     CHECK(morphkv_retained_shape(ctx.get(), layer, &n_head_kv, &n_distant) == MORPHKV_STATUS_OK);
-    std::vector<int32_t> res(n_head_kv*n_distant);
+    std::vector<int32_t> res(n_head_kv * n_distant);
     CHECK(morphkv_retained_get(ctx.get(), seq, layer, res.data(), res.size()) == MORPHKV_STATUS_OK);
     return res;
 }
 
 static void test_cells_stay_constant(llama_model * model, ggml_type type, int32_t policy) {
-    auto cparams = context_params();
+    auto cparams   = context_params();
     cparams.type_k = cparams.type_v = type;
-    auto params = small_params();
-    params.policy = policy;
-    params.decay  = policy == MORPHKV_POLICY_MORPHKV ? 0.5f : 0.0f;
-    const auto ctx = create(model, params, cparams);
+    auto params                     = small_params();
+    params.policy                   = policy;
+    params.decay                    = policy == MORPHKV_POLICY_MORPHKV ? 0.5f : 0.0f;
+    const auto ctx                  = create(model, params, cparams);
 
-    CHECK(decode(ctx, some_tokens(300)) == 0); // a prompt of four times the cells
+    CHECK(decode(ctx, some_tokens(300)) == 0);  // a prompt of four times the cells
     CHECK(stats(ctx).n_used <= stats(ctx).n_limit);
     const auto first = stats(ctx);
     for (const llama_token token : some_tokens(200, 2)) {
@@ -133,7 +133,7 @@ static void test_cells_stay_constant(llama_model * model, ggml_type type, int32_
     for (const int32_t layer : { 0, 1 }) {
         const auto pos = retained(ctx, 0, layer);
         for (int32_t h = 0; h < 2; ++h) {
-            const auto begin = pos.begin() + h*last.n_distant;
+            const auto              begin = pos.begin() + h * last.n_distant;
             const std::set<int32_t> distinct(begin, begin + last.n_distant);
             CHECK((int32_t) distinct.size() == last.n_distant);
             CHECK(*distinct.begin() == 0 && *distinct.rbegin() < last.complete_pos);
@@ -146,16 +146,16 @@ static void test_cells_stay_constant(llama_model * model, ggml_type type, int32_
 
 // Each sequence of a batch of several gets what it would get alone.
 static void test_sequences_do_not_meet(llama_model * model) {
-    const auto params = small_params();
-    const auto many = create(model, params, context_params(3));
+    const auto               params = small_params();
+    const auto               many   = create(model, params, context_params(3));
     std::vector<context_ptr> alone;
     for (int i = 0; i < 3; ++i) {
         alone.push_back(create(model, params, context_params()));
     }
     // prompts of different lengths, so that the sequences are cut at different times
     for (llama_seq_id s = 0; s < 3; ++s) {
-        CHECK(decode(many, some_tokens(30 + 45*s, s), { s }) == 0);
-        CHECK(decode(alone[s], some_tokens(30 + 45*s, s)) == 0);
+        CHECK(decode(many, some_tokens(30 + 45 * s, s), { s }) == 0);
+        CHECK(decode(alone[s], some_tokens(30 + 45 * s, s)) == 0);
     }
     for (const llama_token token : some_tokens(60, 9)) {
         decode_singly(many, { token }, { 0, 1, 2 });
@@ -185,7 +185,7 @@ static void test_a_tail_is_removed_and_decoded_again(llama_model * model) {
     }
     const auto before = stats(ctx);
 
-    llama_memory_t mem = memory(ctx);
+    llama_memory_t  mem    = memory(ctx);
     const llama_pos newest = before.logical_pos;
     CHECK(llama_memory_seq_pos_max(mem, 0) == newest);
     CHECK(llama_memory_seq_pos_min(mem, 0) == before.complete_pos);
@@ -230,7 +230,7 @@ static void test_a_copied_sequence_goes_on_the_same(llama_model * model) {
     const auto ctx = create(model, small_params(), context_params(2));
     CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
     decode_singly(ctx, some_tokens(5, 2), { 0 });
-    llama_memory_seq_cp(memory(ctx), 0, 1, 20, 30); // a part: refused with a log line
+    llama_memory_seq_cp(memory(ctx), 0, 1, 20, 30);  // a part: refused with a log line
     CHECK(stats(ctx, 1).n_used == 0);
     llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
     CHECK(stats(ctx, 1).n_used == stats(ctx, 0).n_used && stats(ctx, 1).n_evicted == stats(ctx, 0).n_evicted);
@@ -243,14 +243,14 @@ static void test_a_copied_sequence_goes_on_the_same(llama_model * model) {
     CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
     decode_singly(ctx, some_tokens(20, 6), { 1 });
     CHECK(stats(ctx, 0).n_used == 0 && stats(ctx, 1).logical_pos == 254);
-    llama_memory_seq_add(memory(ctx), 1, 0, -1, 4); // refused with a log line
+    llama_memory_seq_add(memory(ctx), 1, 0, -1, 4);  // refused with a log line
     CHECK(stats(ctx, 1).logical_pos == 254);
     CHECK(!llama_memory_can_shift(memory(ctx)));
 }
 
 static void test_a_restored_state_goes_on_the_same(llama_model * model) {
-    auto params = small_params();
-    params.decay = 0.5f;
+    auto params    = small_params();
+    params.decay   = 0.5f;
     const auto ctx = create(model, params, context_params(2));
     CHECK(decode(ctx, some_tokens(200), { 1 }) == 0);
     decode_singly(ctx, some_tokens(50, 2), { 1 });
@@ -281,13 +281,13 @@ static void test_a_restored_state_goes_on_the_same(llama_model * model) {
     goes_on(third, 1);
 
     // not ours: truncated, of other parameters, of a cache without MorphKV; the context stays usable
-    CHECK(llama_state_seq_set_data(other.get(), state.data(), state.size()/2, 0) == 0);
+    CHECK(llama_state_seq_set_data(other.get(), state.data(), state.size() / 2, 0) == 0);
     CHECK(stats(other, 0).n_used == 0);
-    params.window = 9;
+    params.window      = 9;
     const auto strange = create(model, params, context_params(2));
     CHECK(llama_state_seq_set_data(strange.get(), state.data(), state.size(), 0) == 0);
-    auto cparams = context_params(2);
-    const context_ptr stock(llama_init_from_model(model, cparams));
+    auto                 cparams = context_params(2);
+    const context_ptr    stock(llama_init_from_model(model, cparams));
     std::vector<uint8_t> foreign(llama_state_seq_get_size(stock.get(), 0));
     llama_state_seq_get_data(stock.get(), foreign.data(), foreign.size(), 0);
     CHECK(llama_state_seq_set_data(other.get(), foreign.data(), foreign.size(), 0) == 0);
@@ -311,7 +311,7 @@ static void test_an_aborted_eviction_clears_the_sequence(llama_model * model) {
 static void refuse(llama_model * model, const morphkv_params & params, llama_context_params cparams,
                    morphkv_status status, const char * sentence) {
     llama_context * ctx = nullptr;
-    const auto got = morphkv_context_create(model, &cparams, &params, &ctx);
+    const auto      got = morphkv_context_create(model, &cparams, &params, &ctx);
     if (got != status || ctx || !strstr(morphkv_last_error(), sentence)) {
         fprintf(stderr, "expected '%s', got %d '%s'\n", sentence, got, morphkv_last_error());
         CHECK(false);
@@ -319,22 +319,22 @@ static void refuse(llama_model * model, const morphkv_params & params, llama_con
 }
 
 static void test_what_cannot_be_honoured_is_refused(llama_model * model) {
-    auto cparams = context_params();
+    auto cparams            = context_params();
     cparams.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
     refuse(model, small_params(), cparams, MORPHKV_STATUS_UNSUPPORTED, "MorphKV needs flash attention");
 
-    cparams = context_params();
+    cparams        = context_params();
     cparams.type_k = GGML_TYPE_Q4_1;
     refuse(model, small_params(), cparams, MORPHKV_STATUS_UNSUPPORTED, "got q4_1");
 
-    auto params = small_params();
+    auto params        = small_params();
     params.prompt_room = 4000;
-    refuse(model, params, context_params(), MORPHKV_STATUS_INVALID, "must not exceed the context of a sequence, got 40 + 4000");
+    refuse(model, params, context_params(), MORPHKV_STATUS_INVALID,
+           "must not exceed the context of a sequence, got 40 + 4000");
 
-    params = small_params();
+    params        = small_params();
     params.window = 0;
     refuse(model, params, context_params(), MORPHKV_STATUS_INVALID, "window must be in");
-
 
     // other sequences than were asked for
     CHECK(decode(create(model, small_params(), context_params()), { 1 }, { 1 }) != 0);
@@ -342,7 +342,7 @@ static void test_what_cannot_be_honoured_is_refused(llama_model * model) {
     // a refusal leaves nothing behind
     CHECK(decode(create(model, small_params(), context_params()), some_tokens(100)) == 0);
     const context_ptr stock(llama_init_from_model(model, context_params()));
-    morphkv_stats s{};
+    morphkv_stats     s{};
     s.size = sizeof(s);
     CHECK(morphkv_stats_get(stock.get(), 0, &s) == MORPHKV_STATUS_NO_MORPHKV);
     CHECK(morphkv_kv_bytes(stock.get()) > 0);
@@ -359,14 +359,17 @@ static void test_pending_parameters_are_for_one_context(llama_model * model) {
 }
 
 int main() {
-    llama_log_set([](ggml_log_level level, const char * text, void *) {
-        if (level >= GGML_LOG_LEVEL_ERROR) {
-            fputs(text, stderr);
-        }
-    }, nullptr);
+    llama_log_set(
+        [](ggml_log_level level, const char * text, void *) {
+            if (level >= GGML_LOG_LEVEL_ERROR) {
+                fputs(text, stderr);
+            }
+        },
+        nullptr);
 
     const auto model = tiny_model_load();
-    for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_0, GGML_TYPE_Q4_0 }) {
+    for (const ggml_type type :
+         { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_0, GGML_TYPE_Q4_0 }) {
         test_cells_stay_constant(model.get(), type, MORPHKV_POLICY_MORPHKV);
     }
     test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_RECENCY);

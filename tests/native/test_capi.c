@@ -28,11 +28,11 @@ static void test_defaults_are_valid(void) {
     CHECK(strcmp(morphkv_last_error(), "") == 0);
 }
 
-#define REFUSED_WITH(field, value, sentence)                                   \
-    do {                                                                       \
-        morphkv_params p = morphkv_params_default();                           \
-        p.field = (value);                                                     \
-        refused(morphkv_params_check(&p), MORPHKV_STATUS_INVALID, (sentence)); \
+#define REFUSED_WITH(field, value, sentence)                                                                           \
+    do {                                                                                                               \
+        morphkv_params p = morphkv_params_default();                                                                   \
+        p.field          = (value);                                                                                    \
+        refused(morphkv_params_check(&p), MORPHKV_STATUS_INVALID, (sentence));                                         \
     } while (0)
 
 static void test_params_outside_of_their_range_are_refused(void) {

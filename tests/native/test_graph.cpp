@@ -6,8 +6,8 @@
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
-#include "ggml-cpu.h"
 #include "ggml-cpp.h"
+#include "ggml-cpu.h"
 
 #include <algorithm>
 #include <cmath>
@@ -17,21 +17,21 @@
 #include <vector>
 
 struct test_case {
-    ggml_type type_k;
-    ggml_type type_v;
-    int32_t   n_embd_head;
-    int32_t   n_head_kv;
-    int32_t   n_group;
+    ggml_type            type_k;
+    ggml_type            type_v;
+    int32_t              n_embd_head;
+    int32_t              n_head_kv;
+    int32_t              n_group;
     morphkv_evict_shape  shape;
     morphkv_evict_policy policy;
-    float softcap;
+    float                softcap;
 };
 
 using floats = std::vector<float>;
 
 static floats random_floats(std::mt19937 & rng, size_t n, float scale) {
     std::normal_distribution<float> normal(0.0f, scale);
-    floats res(n);
+    floats                          res(n);
     for (float & x : res) {
         x = normal(rng);
     }
@@ -56,8 +56,8 @@ struct rows {
 
     // bytes of a head's part of a row
     std::string head(int32_t cell, int32_t i_head, int32_t n_head) const {
-        const size_t n = row_bytes/n_head;
-        return std::string(bytes.data() + cell*row_bytes + i_head*n, n);
+        const size_t n = row_bytes / n_head;
+        return std::string(bytes.data() + cell * row_bytes + i_head * n, n);
     }
 };
 
@@ -73,36 +73,36 @@ static void fill(ggml_tensor * t, const floats & data) {
 // (n_head_kv, n_old) in double
 static std::vector<double> plain_scores(const test_case & c, const rows & k, const floats & ring,
                                         const std::vector<int32_t> & vote_rows, float scale, const floats & last) {
-    const int32_t n_old = c.shape.n_old();
-    const int32_t n_head = c.n_head_kv*c.n_group;
-    std::vector<double> res(c.n_head_kv*n_old, 0.0);
+    const int32_t       n_old  = c.shape.n_old();
+    const int32_t       n_head = c.n_head_kv * c.n_group;
+    std::vector<double> res(c.n_head_kv * n_old, 0.0);
     for (int32_t h = 0; h < c.n_head_kv; ++h) {
         for (const int32_t row : vote_rows) {
             std::vector<double> vote(n_old, 0.0);
             for (int32_t g = 0; g < c.n_group; ++g) {
                 std::vector<double> a(n_old);
-                double sum = 0.0;
+                double              sum = 0.0;
                 for (int32_t i = 0; i < n_old; ++i) {
                     double dot = 0.0;
                     for (int32_t e = 0; e < c.n_embd_head; ++e) {
-                        dot += (double) ring[(row*n_head + h*c.n_group + g)*c.n_embd_head + e]*
-                               k.values[(i*c.n_head_kv + h)*c.n_embd_head + e];
+                        dot += (double) ring[(row * n_head + h * c.n_group + g) * c.n_embd_head + e] *
+                               k.values[(i * c.n_head_kv + h) * c.n_embd_head + e];
                     }
                     dot *= scale;
-                    a[i] = std::exp(c.softcap != 0.0f ? c.softcap*std::tanh(dot/c.softcap) : dot);
+                    a[i] = std::exp(c.softcap != 0.0f ? c.softcap * std::tanh(dot / c.softcap) : dot);
                     sum += a[i];
                 }
                 for (int32_t i = 0; i < n_old; ++i) {
-                    vote[i] = std::max(vote[i], a[i]/sum);
+                    vote[i] = std::max(vote[i], a[i] / sum);
                 }
             }
             for (int32_t i = 0; i < n_old; ++i) {
-                double & s = res[h*n_old + i];
-                s = c.policy.fusion == MORPHKV_FUSION_MAX ? std::max(s, vote[i]) : s + vote[i];
+                double & s = res[h * n_old + i];
+                s          = c.policy.fusion == MORPHKV_FUSION_MAX ? std::max(s, vote[i]) : s + vote[i];
             }
         }
         for (int32_t i = 0; i < c.shape.n_distant && !last.empty(); ++i) {
-            res[h*n_old + i] += c.policy.decay*last[h*c.shape.n_distant + i];
+            res[h * n_old + i] += c.policy.decay * last[h * c.shape.n_distant + i];
         }
     }
     return res;
@@ -113,23 +113,24 @@ static void run(const test_case & c, uint32_t seed) {
 
     const auto &  s       = c.shape;
     const int32_t n_cells = s.n_distant + s.n_grad + s.n_window + 5;
-    const int32_t n_head  = c.n_head_kv*c.n_group;
+    const int32_t n_head  = c.n_head_kv * c.n_group;
     const int32_t n_ring  = s.n_votes + 3;
-    const int32_t n_embd  = c.n_embd_head*c.n_head_kv;
+    const int32_t n_embd  = c.n_embd_head * c.n_head_kv;
 
     ggml_backend_ptr backend(ggml_backend_cpu_init());
     ggml_backend_cpu_set_n_threads(backend.get(), 2);
 
-    ggml_context_ptr ctx_data(ggml_init({ 16*ggml_tensor_overhead(), nullptr, true }));
+    ggml_context_ptr    ctx_data(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, true }));
     morphkv_evict_layer layer{};
-    layer.k         = ggml_new_tensor_2d(ctx_data.get(), c.type_k, n_embd, n_cells);
-    layer.v         = ggml_new_tensor_2d(ctx_data.get(), c.type_v, n_embd, n_cells);
-    layer.ring      = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, n_head*c.n_embd_head, n_ring);
-    layer.pos       = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv);
-    layer.score     = c.policy.decay > 0 ? ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
+    layer.k    = ggml_new_tensor_2d(ctx_data.get(), c.type_k, n_embd, n_cells);
+    layer.v    = ggml_new_tensor_2d(ctx_data.get(), c.type_v, n_embd, n_cells);
+    layer.ring = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, n_head * c.n_embd_head, n_ring);
+    layer.pos  = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv);
+    layer.score =
+        c.policy.decay > 0 ? ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
     layer.n_head    = n_head;
     layer.n_head_kv = c.n_head_kv;
-    layer.kq_scale  = 1.0f/std::sqrt((float) c.n_embd_head);
+    layer.kq_scale  = 1.0f / std::sqrt((float) c.n_embd_head);
     layer.softcap   = c.softcap;
     ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx_data.get(), backend.get()));
 
@@ -169,8 +170,9 @@ static void run(const test_case & c, uint32_t seed) {
 
     const rows k_old(layer.k), v_old(layer.v);
 
-    ggml_context_ptr ctx(ggml_init({ 1024*ggml_tensor_overhead() + ggml_graph_overhead_custom(1024, false), nullptr, true }));
-    ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), 1024, false);
+    ggml_context_ptr ctx(
+        ggml_init({ 1024 * ggml_tensor_overhead() + ggml_graph_overhead_custom(1024, false), nullptr, true }));
+    ggml_cgraph *        gf = ggml_new_graph_custom(ctx.get(), 1024, false);
     morphkv_evict_inputs inp{};
     inp.vote_rows  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, s.n_votes);
     inp.grad_pos   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, s.n_grad, c.n_head_kv);
@@ -181,7 +183,7 @@ static void run(const test_case & c, uint32_t seed) {
     }
     const size_t n_before = ggml_used_mem(ctx.get());
     morphkv_build_evict(ctx.get(), gf, layer, s, c.policy, inp);
-    CHECK((ggml_used_mem(ctx.get()) - n_before)/ggml_tensor_overhead() <= morphkv_evict_max_tensors(layer, s));
+    CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <= morphkv_evict_max_tensors(layer, s));
 
     ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend.get())));
     CHECK(ggml_gallocr_alloc_graph(galloc.get(), gf));
@@ -196,12 +198,12 @@ static void run(const test_case & c, uint32_t seed) {
     set(inp.window_dst, window_dst);
     CHECK(ggml_backend_graph_compute(backend.get(), gf) == GGML_STATUS_SUCCESS);
 
-    const rows k_new(layer.k), v_new(layer.v);
+    const rows           k_new(layer.k), v_new(layer.v);
     std::vector<int32_t> pos_new(pos.size());
     ggml_backend_tensor_get(layer.pos, pos_new.data(), 0, ggml_nbytes(layer.pos));
 
     const auto scores = plain_scores(c, k_old, ring, vote_rows, layer.kq_scale, last);
-    floats score_new(layer.score ? ggml_nelements(layer.score) : 0);
+    floats     score_new(layer.score ? ggml_nelements(layer.score) : 0);
     if (layer.score) {
         ggml_backend_tensor_get(layer.score, score_new.data(), 0, ggml_nbytes(layer.score));
     }
@@ -210,19 +212,19 @@ static void run(const test_case & c, uint32_t seed) {
     const double tolerance = ggml_is_quantized(c.type_k) ? 0.10 : 0.02;
 
     for (int32_t h = 0; h < c.n_head_kv; ++h) {
-        const double * score = scores.data() + h*s.n_old();
+        const double *    score = scores.data() + h * s.n_old();
         std::vector<bool> is_kept(s.n_old(), false);
         for (int32_t i = 0; i < s.n_distant; ++i) {
-            const int32_t p    = pos_new[h*s.n_distant + i];
+            const int32_t p    = pos_new[h * s.n_distant + i];
             const int32_t cell = p >= 1000 ? p - 1000 : p;
-            CHECK(cell == i || p >= 1000);   // what stays does not move
+            CHECK(cell == i || p >= 1000);  // what stays does not move
             CHECK(cell == i || i >= s.n_keep);
             CHECK(!is_kept[cell]);
             is_kept[cell] = true;
             CHECK(k_new.head(i, h, c.n_head_kv) == k_old.head(cell, h, c.n_head_kv));
             CHECK(v_new.head(i, h, c.n_head_kv) == v_old.head(cell, h, c.n_head_kv));
             if (layer.score) {
-                CHECK(std::fabs(score_new[h*s.n_distant + i] - score[cell]) <= tolerance*score[cell] + 1e-6);
+                CHECK(std::fabs(score_new[h * s.n_distant + i] - score[cell]) <= tolerance * score[cell] + 1e-6);
             }
         }
         double worst_kept = INFINITY, best_evicted = 0.0;
@@ -230,7 +232,7 @@ static void run(const test_case & c, uint32_t seed) {
             (is_kept[i] ? worst_kept : best_evicted) =
                 is_kept[i] ? std::min(worst_kept, score[i]) : std::max(best_evicted, score[i]);
         }
-        CHECK(worst_kept >= best_evicted*(1.0 - 2*tolerance));
+        CHECK(worst_kept >= best_evicted * (1.0 - 2 * tolerance));
 
         for (int32_t i = 0; i < s.n_window; ++i) {
             CHECK(k_new.head(window_dst[i], h, c.n_head_kv) == k_old.head(window_src[i], h, c.n_head_kv));
@@ -247,7 +249,9 @@ int main() {
     const morphkv_evict_policy other = { MORPHKV_POLICY_MORPHKV, MORPHKV_FUSION_MAX, 0.5f };
 
     // keep, distant, graduates, window, votes
-    const morphkv_evict_shape few_graduates  = { 2, 40, 7, 5, 5, };
+    const morphkv_evict_shape few_graduates = {
+        2, 40, 7, 5, 5,
+    };
     const morphkv_evict_shape many_graduates = { 0, 24, 61, 9, 3 };
     const morphkv_evict_shape one_of_each    = { 4, 5, 1, 1, 1 };
 

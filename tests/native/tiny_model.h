@@ -3,8 +3,8 @@
 
 #include "check.h"
 
-#include "gguf.h"
 #include "ggml-cpp.h"
+#include "gguf.h"
 #include "llama.h"
 
 #include <cmath>
@@ -18,17 +18,17 @@
 constexpr int32_t TINY_N_VOCAB = 96;
 
 struct tiny_shape {
-    int32_t n_head    = 6;
-    int32_t n_head_kv = 2;
-    int32_t n_embd_head = 32;
-    std::string arch  = "llama";
+    int32_t     n_head      = 6;
+    int32_t     n_head_kv   = 2;
+    int32_t     n_embd_head = 32;
+    std::string arch        = "llama";
 };
 
 inline void tiny_model_write(const std::string & path, const tiny_shape & shape) {
     const int32_t n_embd = 64, n_ff = 96, n_layer = 2;
-    const int32_t n_q = shape.n_head*shape.n_embd_head, n_kv = shape.n_head_kv*shape.n_embd_head;
+    const int32_t n_q = shape.n_head * shape.n_embd_head, n_kv = shape.n_head_kv * shape.n_embd_head;
 
-    gguf_context_ptr gguf(gguf_init_empty());
+    gguf_context_ptr  gguf(gguf_init_empty());
     const std::string a = shape.arch;
     gguf_set_val_str(gguf.get(), "general.architecture", a.c_str());
     gguf_set_val_u32(gguf.get(), (a + ".context_length").c_str(), 4096);
@@ -46,11 +46,11 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
     gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
 
     ggml_context_ptr ctx(ggml_init({ (size_t) 4 << 20, nullptr, false }));
-    std::mt19937 rng(7);
-    auto add = [&](const std::string & name, int32_t n_in, int32_t n_out, float scale) {
-        ggml_tensor * t = n_out ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_in, n_out)
-                                : ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_in);
-        std::normal_distribution<float> normal(0.0f, scale/std::sqrt((float) n_in));
+    std::mt19937     rng(7);
+    auto             add = [&](const std::string & name, int32_t n_in, int32_t n_out, float scale) {
+        ggml_tensor *                   t = n_out ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, n_in, n_out)
+                                                  : ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n_in);
+        std::normal_distribution<float> normal(0.0f, scale / std::sqrt((float) n_in));
         for (int64_t i = 0; i < ggml_nelements(t); ++i) {
             ((float *) t->data)[i] = n_out ? normal(rng) : 1.0f;
         }
@@ -75,8 +75,12 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
     CHECK(gguf_write_to_file(gguf.get(), path.c_str(), false));
 }
 
-struct model_deleter { void operator()(llama_model * m) const { llama_model_free(m); } };
-struct context_deleter { void operator()(llama_context * c) const { llama_free(c); } };
+struct model_deleter {
+    void operator()(llama_model * m) const { llama_model_free(m); }
+};
+struct context_deleter {
+    void operator()(llama_context * c) const { llama_free(c); }
+};
 
 using model_ptr   = std::unique_ptr<llama_model, model_deleter>;
 using context_ptr = std::unique_ptr<llama_context, context_deleter>;
@@ -85,7 +89,7 @@ inline model_ptr tiny_model_load(const tiny_shape & shape = {}) {
     // beside the program: the build folder is writable, and no other test has this name
     const std::string path = "tiny-model-" + shape.arch + ".gguf";
     tiny_model_write(path, shape);
-    auto mparams = llama_model_default_params();
+    auto mparams      = llama_model_default_params();
     mparams.load_mode = LLAMA_LOAD_MODE_NONE;
     model_ptr model(llama_model_load_from_file(path.c_str(), mparams));
     std::remove(path.c_str());

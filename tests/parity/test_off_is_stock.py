@@ -1,4 +1,4 @@
-"""Without a MorphKV config, and with one until the first eviction, logits are those of the unpatched library, bit by bit."""
+"""Without a MorphKV config, and with one until the first eviction: the bits of the unpatched library's logits."""
 
 from __future__ import annotations
 
