@@ -6,6 +6,15 @@
 Importing this package makes llama_cpp load the libllama of this package, so it comes before `import llama_cpp`.
 """
 
+from pathlib import Path
+
+if not (Path(__file__).parent / "bridge").is_dir():
+    raise ImportError(
+        f"morphkv_cpp was found in {Path(__file__).parent}, its source folder, not where it is installed with its "
+        "libraries: start Python in another folder",
+        name="morphkv_cpp",
+    )
+
 from . import bridge  # first: it says which libllama is loaded
 from .bridge import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .config import MorphKV

@@ -38,6 +38,12 @@ def test_package_has_header_licenses_and_folders(package):
     assert (package / "models").is_dir()
 
 
+def test_the_source_folder_is_refused_with_a_sentence(package):
+    command = [sys.executable, "-c", "import morphkv_cpp"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "its source folder" in done.stderr
+
+
 def test_each_library_is_one_file(package):
     files = {path.name: path for path in (package / "lib").iterdir()}
     suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")

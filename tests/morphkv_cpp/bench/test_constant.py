@@ -1,0 +1,53 @@
+"""A long run: what counts as growth, and that a small one shows none."""
+
+import pytest
+
+from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp.bench.constant import ConstantRun, Sample, resident_bytes, run_constant
+from morphkv_cpp.bench.decode import endless_tokens
+
+QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
+
+
+def sample(n_tokens: int, seconds: float = 1.0, rss: int = 100, kv: int = 50, used: int = 10) -> Sample:
+    return Sample(n_tokens, seconds, rss, kv, 16, used)
+
+
+class TestGrowth:
+    def test_memory_counts_from_the_2000th_token(self):
+        run = ConstantRun(
+            500, [sample(500, rss=10), sample(2000, rss=100), sample(2500, rss=130), sample(3000, rss=90)]
+        )
+        assert run.rss_growth_bytes == 30
+
+    def test_kv_bytes_and_cells_may_not_grow_at_all(self):
+        run = ConstantRun(1000, [sample(1000, used=9), sample(2000, used=10), sample(3000, kv=51, used=12)])
+        assert run.kv_growth_bytes == 1
+        assert run.n_used_growth == 2
+
+
+class TestSpeed:
+    def test_a_rate_is_of_the_middle_block(self):
+        run = ConstantRun(250, [sample(250 * i, seconds) for i, seconds in enumerate([1, 2, 99], start=1)])
+        assert run.rate(0, 750) == 125
+
+    def test_the_end_is_compared_with_the_second_thousand(self):
+        blocks = [(1000, 5.0), (2000, 1.0), (3000, 9.0), (4000, 2.0)]
+        assert ConstantRun(1000, [sample(n, s) for n, s in blocks]).speed_kept == 0.5
+
+
+def test_this_process_is_resident():
+    assert 10e6 < resident_bytes() < 100e9
+
+
+def test_a_run_of_3000_tokens_grows_nowhere(tiny_llama):
+    llm = Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0), **QUIET)
+    run = run_constant(llm, endless_tokens(llm), 3000, 20, lambda sample: None)
+    llm.close()
+    assert len(run.samples) == 150
+    assert run.samples[-1].n_tokens == 3000
+    assert run.kv_growth_bytes == 0
+    assert run.n_used_growth == 0
+    assert run.samples[-1].n_used <= 84
+    assert run.rss_growth_bytes < 8e6
+    assert run.speed_kept == pytest.approx(run.rate(2000, 3000) / run.rate(1000, 2000))
