@@ -1,0 +1,52 @@
+"""The command line, `morphkv`: commands live in modules beside this one."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Optional
+
+import typer
+
+from . import MorphKVError, info
+from .cli_bench import bench
+from .cli_demo import demo
+from .cli_eval import recall, texts
+from .cli_generate import generate
+from .cli_perplexity import perplexity
+
+# A traceback in a box helps nobody who only mistyped a path; main() prints the sentence.
+app = typer.Typer(
+    help="MorphKV in llama.cpp: a KV cache of constant size for chats and answers of any length.",
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+@app.command("info")
+def show_info() -> None:
+    """Show versions, the libraries that are loaded, and the devices that they found."""
+    print(info())
+
+
+for command in (demo, generate, perplexity, recall, bench, texts):
+    app.command()(command)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Run a command and exit: 0, 1 with a sentence on standard error, 2 for a wrong option, 130 after Ctrl-C."""
+    try:
+        app(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # e.g. `morphkv generate ... | head`; Python would complain again when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (MorphKVError, OSError, RuntimeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

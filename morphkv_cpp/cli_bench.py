@@ -1,0 +1,142 @@
+"""`morphkv bench`: speed and memory of decoding, as ratios within one run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from . import Llama, MorphKV
+from .bench.constant import N_EARLY, N_RATED, ConstantRun, Sample, run_constant
+from .bench.decode import endless_tokens
+from .bench.suite import ROWS, Sizes, n_fill, run_suite
+from .eval.bars import missed, parse_bars
+from .options import Model, llama_options, morphkv_options, with_options
+from .show import find_model, mebibytes, print_table, progress_bar, report_bars
+
+CONSTANT_ROWS = ("rss-mb", "kv-mb", "cells", "speed")
+N_CONSTANT = 20000
+
+
+@with_options(morphkv=morphkv_options, llama=llama_options)
+def bench(
+    model: Model,
+    morphkv: MorphKV,
+    llama: dict[str, Any],
+    constant: Annotated[
+        bool, typer.Option("--constant", help="instead: one long run; does memory grow, does it get slower?")
+    ] = False,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", metavar="N", help="length of the long run")] = N_CONSTANT,
+    depth: Annotated[int, typer.Option("--depth", metavar="N", help="depth of the stock cache")] = Sizes.n_deep,
+    prompt: Annotated[
+        int, typer.Option("--prompt", "-p", metavar="N", help="length of the prompt in a large prompt room")
+    ] = Sizes.n_prompt,
+    rounds: Annotated[
+        int, typer.Option("--rounds", "-r", metavar="N", help="turns of each cache; medians are shown")
+    ] = Sizes.n_rounds,
+    require: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--require",
+            metavar="BAR",
+            help=f"exit with 1 if missed, e.g. 'same-cells>=0.93'; rows: {', '.join(ROWS)}; "
+            f"with --constant: {', '.join(CONSTANT_ROWS)}",
+        ),
+    ] = None,
+) -> None:
+    """Measure decoding with MorphKV against stock llama.cpp, in turns on one machine."""
+    if constant:
+        bars = parse_bars(require or [], CONSTANT_ROWS)
+        report_bars(missed(bars, bench_constant(find_model(model), morphkv, tokens, llama)), len(bars))
+        return
+    sizes = Sizes(depth, prompt, rounds)
+    for field in dataclasses.fields(sizes):
+        if getattr(sizes, field.name) < 1:
+            raise ValueError(f"depth, prompt and rounds must be at least 1, got {sizes}")
+    bars = parse_bars(require or [], ROWS)
+    report_bars(missed(bars, bench_ratios(find_model(model), morphkv, sizes, llama)), len(bars))
+
+
+def bench_ratios(model: Path, morphkv: MorphKV, sizes: Sizes, llama: dict[str, Any]) -> dict[str, float]:
+    n_turns = 4 * (sizes.n_rounds + 1)
+    weight = max(1, n_fill(morphkv, sizes) // n_turns)  # a turn takes about as long as so many tokens of a prompt
+    with progress_bar(n_fill(morphkv, sizes) + n_turns * weight, "filling the caches") as advance:
+        result = run_suite(model, morphkv, sizes, advance, lambda name: advance(weight, f"decoding: {name}"), **llama)
+    print_table(
+        f"Decoding, {sizes.n_rounds} rounds in turns; window {morphkv.window}, interval {morphkv.interval}",
+        ("cache", "K and V", "tok/s, median", "lowest", "highest"),
+        [
+            (
+                lane.name,
+                mebibytes(result.kv_bytes[lane.name]),
+                f"{sorted(lane.rates)[len(lane.rates) // 2]:.1f}",
+                f"{min(lane.rates):.1f}",
+                f"{max(lane.rates):.1f}",
+            )
+            for lane in result.lanes
+        ],
+    )
+    print_table(
+        "Ratios of tok/s, taken round by round",
+        ("row", "what", "median", "lowest", "highest"),
+        [
+            (row, ROWS[row].format(**vars(sizes)), f"{r.middle:.3f}", f"{r.low:.3f}", f"{r.high:.3f}")
+            for row, r in result.ratios.items()
+        ],
+        n_text=2,
+    )
+    return {row: r.middle for row, r in result.ratios.items()}
+
+
+def bench_constant(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any]) -> dict[str, float]:
+    if n_tokens < N_EARLY + N_RATED:
+        raise ValueError(f"--tokens must be at least {N_EARLY + N_RATED} with --constant, got {n_tokens}")
+    if morphkv.interval > N_RATED:
+        raise ValueError(f"--interval must be at most {N_RATED} with --constant, got {morphkv.interval}")
+    n_block = morphkv.interval
+    llm = Llama(model, morphkv=morphkv, n_ctx=n_tokens + morphkv.prompt_room + morphkv.capacity + n_block, **llama)
+    try:
+        with progress_bar(n_tokens, "decoding") as advance:
+
+            def show(sample: Sample) -> None:
+                advance(n_block, f"decoding: {n_block / sample.seconds:.0f} tok/s, {sample.n_used} cells")
+
+            run = run_constant(llm, endless_tokens(llm), n_tokens, n_block, show)
+        stats = llm.cache_stats()
+    finally:
+        llm.close()
+    print_constant(run, n_tokens)
+    print(f"{stats.n_evictions} evictions, {stats.evict_ms / max(stats.n_evictions, 1):.1f} ms each")
+    return {
+        "rss-mb": run.rss_growth_bytes / 1e6,
+        "kv-mb": run.kv_growth_bytes / 1e6,
+        "cells": run.n_used_growth,
+        "speed": run.speed_kept,
+    }
+
+
+def print_constant(run: ConstantRun, n_tokens: int) -> None:
+    """A row every tenth of the run, and what has grown."""
+    n_step = max(1, len(run.samples) // 10)
+    shown = run.samples[n_step - 1 :: n_step]
+    print_table(
+        f"{n_tokens} tokens, one by one",
+        ("tokens", "tok/s", "cells in use", "of", "K and V", "resident"),
+        [
+            (
+                str(s.n_tokens),
+                f"{run.rate(s.n_tokens - n_step * run.n_block, s.n_tokens):.1f}",
+                str(s.n_used),
+                str(s.n_cells),
+                mebibytes(s.kv_bytes),
+                mebibytes(s.rss_bytes),
+            )
+            for s in shown
+        ],
+        n_text=0,
+    )
+    print(
+        f"after the first {N_EARLY} tokens: resident memory +{run.rss_growth_bytes / 1e6:.2f} MB (rss-mb), "
+        f"K and V +{run.kv_growth_bytes / 1e6:.2f} MB (kv-mb), cells in use +{run.n_used_growth} (cells); "
+        f"tok/s of the last {N_RATED} over that at {N_EARLY}: {run.speed_kept:.3f} (speed)"
+    )

@@ -1,0 +1,123 @@
+"""`morphkv demo`: writes a long text, then compares with stock llama.cpp at the same length."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import llama_cpp
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from . import Llama, MorphKV, bridge
+from .demo import N_RATED, PROMPT, Kept, Written, kept_by_layer, open_demo, replay_end, write_long
+from .options import DEMO, llama_options, morphkv_options, with_options
+from .show import StatusLine, find_model, mebibytes, print_table, remark
+
+N_TAIL_CHARS = 400  # of the text, shown above the status line
+N_PROMPT_MAX = 1024  # tokens of the demo's prompt, by any tokenizer
+N_STATS = 16  # tokens from one look at the cache to the next
+
+
+@with_options({"capacity": 512, "prompt_room": 0}, morphkv=morphkv_options, llama=llama_options)
+def demo(
+    morphkv: MorphKV,
+    llama: dict[str, Any],
+    tokens: Annotated[int, typer.Option("--tokens", "-n", metavar="N", help="number of tokens to write")] = 3000,
+    seed: Annotated[int, typer.Option("--seed", "-s", metavar="SEED", help="RNG seed of the text")] = 1,
+    model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="model path to load (GGUF)")] = DEMO,
+    out: Annotated[
+        Optional[Path], typer.Option("--out", "-o", metavar="FILE", help="write the text to FILE as well")
+    ] = None,
+) -> None:
+    """Write a long text in a cache of constant size, then compare with stock llama.cpp at the same length."""
+    if tokens < 2:
+        raise ValueError(f"--tokens must be at least 2, got {tokens}")
+    path = find_model(model)
+    llm = open_demo(path, N_PROMPT_MAX + tokens, morphkv, **llama)
+    try:
+        written, text = _write(llm, tokens, seed)
+        if out is not None:
+            out.write_text(PROMPT + text, encoding="utf-8")
+        stats, rate, n_bytes = llm.cache_stats(), written.rate(), bridge.kv_bytes(llm.ctx)
+        n_text = len(written.prompt) + len(written.tokens)
+        n_layer = llama_cpp.llama_model_n_layer(llm.model)
+        kept = kept_by_layer((llm.retained(i) for i in range(n_layer)), n_text, morphkv.keep)
+    finally:
+        llm.close()
+
+    stock = open_demo(path, n_text, None, **llama)
+    try:
+        with StatusLine() as status:
+            stock_rate = _replay(stock, written, seed, status)
+        stock_bytes = bridge.kv_bytes(stock.ctx)
+    finally:
+        stock.close()
+
+    n_last = min(N_RATED, tokens - 1)
+    print_table(
+        f"{n_text} tokens, capacity {morphkv.capacity}",
+        ("", "MorphKV", "stock llama.cpp", "ratio"),
+        [
+            ("KV cache (K and V)", mebibytes(n_bytes), mebibytes(stock_bytes), f"{n_bytes / stock_bytes:.2f}"),
+            ("beside K and V", mebibytes(stats.extra_bytes), "0.0 MiB", ""),
+            ("cells in use", str(stats.n_used), str(n_text - 1), f"{stats.n_used / (n_text - 1):.2f}"),
+            (f"tok/s over the last {n_last}", f"{rate:.1f}", f"{stock_rate:.1f}", f"{rate / stock_rate:.2f}"),
+            ("evictions", str(stats.n_evictions), "", ""),
+            ("time of an eviction", f"{stats.evict_ms / max(stats.n_evictions, 1):.1f} ms", "", ""),
+        ],
+    )
+    print_kept(kept, morphkv.keep)
+
+
+def _write(llm: Llama, n_tokens: int, seed: int) -> tuple[Written, str]:
+    pieces: list[str] = []
+    with StatusLine() as status:
+        line = ""
+
+        def show(piece: str, written: Written) -> None:
+            nonlocal line
+            pieces.append(piece)
+            n = len(written.tokens)
+            if n % N_STATS == 0 or n == n_tokens:
+                stats = llm.cache_stats()
+                line = (
+                    f"{n} of {n_tokens} tokens, {written.rate(100):.1f} tok/s, "
+                    f"{stats.n_used} of {stats.n_limit} cells in use, {stats.n_evictions} evictions"
+                )
+            # a token adds a few characters at most: the end of the text is in its last pieces
+            tail = "".join(pieces[-N_TAIL_CHARS:])[-N_TAIL_CHARS:]
+            status(line, Group(Text("... " + " ".join(tail.split()), style="dim"), Text(line, style="bold")))
+
+        written = write_long(llm, n_tokens, seed, show)
+    remark(line)
+    return written, "".join(pieces)
+
+
+def _replay(llm: Llama, written: Written, seed: int, status: Callable[[str], None]) -> float:
+    status("stock llama.cpp: reading all but the last tokens ...")
+    n = 0
+
+    def show(token: int) -> None:
+        nonlocal n
+        n += 1
+        status(f"stock llama.cpp: {n} of the last {N_RATED} tokens again")
+
+    return replay_end(llm, written, seed, show).rate()
+
+
+def print_kept(rows: list[tuple[str, Kept]], n_protected: int) -> None:
+    """Where in the text the kept tokens come from, those that are protected left out."""
+    if all(kept.oldest < 0 for _, kept in rows):
+        print("Nothing was evicted: the text fits into the capacity.")
+        return
+    print_table(
+        "What was kept, older than the window",
+        ("", "1st quarter", "2nd", "3rd", "4th", "oldest", "heads per token"),
+        [
+            (name, *(f"{share:.0%}" for share in kept.shares), str(kept.oldest), f"{kept.n_heads:.2f}")
+            for name, kept in rows
+            if kept.oldest >= 0
+        ],
+    )
+    print(f"Shares are of the text's quarters, the oldest first; the first {n_protected} tokens are kept anyway.")
