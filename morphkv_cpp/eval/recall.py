@@ -1,16 +1,15 @@
 """Recall: facts early in a document, a question about one of them at its end, and the first word of the greedy answer.
 
-A document is about 2,560 tokens of prose with 8 one-line facts among its first 512. The prompt is decoded in chunks,
-all but its last token; that one comes alone, so that the cache is cut just before it: even the first token of the answer
-sees only what the cut has left.
+A document is about 2,560 tokens of prose with 8 one-line facts among its first 512. The cache is cut once, when the
+whole prompt is in and its last tokens, those of the question, have voted; the answer sees only what the cut has left.
 """
 
+import dataclasses
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from morphkv_cpp import Llama, MorphKV
 
@@ -23,11 +22,9 @@ N_FACT_TOKENS = 512  # all facts stand before this position
 N_STEP_TOKENS = 56  # from fact to fact, at least; leaves room for the longest sentence before the last one
 N_SLACK_TOKENS = 30  # half a sentence: prompts are as often longer than N_TOKENS as shorter
 N_ANSWER_TOKENS = 6
-FULL = "full"
-POLICIES = (FULL, "morphkv", "recency", "random")
 
 # The question repeats the fact's own words: a model of 135M parameters copies better than it paraphrases.
-QUESTION = "\n\nQuestion: The {subject} is what?\nAnswer: The {subject} is"
+QUESTION = "\n\nHere is what was said above, word for word: The {subject} is"
 
 
 class Document(NamedTuple):
@@ -40,30 +37,6 @@ class Question(NamedTuple):
     i_document: int
     fact: Fact
     tokens: list[int]
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """A bar on one row of the result, written as `morphkv@256>=0.80`, `full>=0.95` or `recency@512<0.40`."""
-
-    policy: str
-    capacity: Optional[int]  # None: every capacity
-    at_least: bool
-    bar: float
-
-    @classmethod
-    def parse(cls, text: str) -> "Requirement":
-        match = re.fullmatch(rf"({'|'.join(POLICIES)})(?:@(\d+))?(>=|<)(\d*\.?\d+)", text.replace(" ", ""))
-        if match is None:
-            raise ValueError(f"a requirement must look like 'morphkv@256>=0.80' or 'recency<0.40', got {text!r}")
-        policy, capacity, sign, bar = match.groups()
-        return cls(policy, int(capacity) if capacity else None, sign == ">=", float(bar))
-
-    def is_met(self, policy: str, capacity: Optional[int], accuracy: float) -> bool:
-        """True as well where the requirement speaks of another row."""
-        if policy != self.policy or (self.capacity is not None and capacity != self.capacity):
-            return True
-        return accuracy >= self.bar if self.at_least else accuracy < self.bar
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -97,7 +70,9 @@ def build_document(llm: Llama, i_document: int, n_tokens: int = N_TOKENS) -> Doc
     return Document(llm.tokenize(text.strip().encode()), chosen, ends)
 
 
-def build(llm: Llama, n_documents: int, n_questions: int, n_tokens: int = N_TOKENS) -> tuple[list[Document], list[Question]]:
+def build(
+    llm: Llama, n_documents: int, n_questions: int, n_tokens: int = N_TOKENS
+) -> tuple[list[Document], list[Question]]:
     """Documents and, spread evenly over them, questions about a seeded choice of their facts."""
     if not 1 <= n_documents <= N_DOCUMENTS:
         raise ValueError(f"documents must be in 1..{N_DOCUMENTS}, got {n_documents}")
@@ -119,9 +94,15 @@ def first_word(text: str) -> str:
     return match.group().casefold() if match else ""
 
 
-def answer(llm: Llama, tokens: list[int], n_cached: int) -> str:
-    """Greedy text after the prompt `tokens`, of which `n_cached` are in the cache; the last one is decoded alone."""
-    llm.eval(tokens[n_cached:-1])
+def answer(llm: Llama, tokens: list[int]) -> str:
+    """Greedy text behind what is cached and `tokens`, with a cache that was cut after all of them had voted.
+
+    A prompt is cut by the first token that comes alone behind it. So that the cut cache has to give even the first token
+    of the answer, that token and the prompt's last one are taken back, and the last one is decoded again.
+    """
+    llm.eval(tokens)
+    llm.eval(tokens[-1:])
+    llm.n_tokens -= 2
     llm.eval(tokens[-1:])
     written: list[int] = []
     text = ""
@@ -134,29 +115,20 @@ def answer(llm: Llama, tokens: list[int], n_cached: int) -> str:
 
 def run(
     model: Path,
-    policy: str,
-    capacity: int,
+    morphkv: Optional[MorphKV],
     n_documents: int = N_DOCUMENTS,
     n_questions: int = 60,
-    settings: Optional[MorphKV] = None,
     on_answer: Callable[[Question, str, bool], None] = lambda question, text, right: None,
-    **llama_options,
+    **llama_options: Any,
 ) -> list[bool]:
-    """Right or wrong for each question. `settings` gives all but capacity, policy and prompt room, which are set here.
-
-    The full cache decodes a document once and rolls back from question to question; a cut cache cannot be rolled
-    back behind its cut, so there each question decodes the whole prompt.
-    """
-    if policy not in POLICIES:
-        raise ValueError(f"policy must be one of {POLICIES}, got {policy!r}")
-    n_ctx = N_TOKENS + 256
-    morphkv = None
-    if policy != FULL:
-        given = {**vars(settings or MorphKV(capacity=capacity))}
-        morphkv = MorphKV(**{**given, "capacity": capacity, "policy": policy, "prompt_room": n_ctx})
-    llm = Llama(model, morphkv=morphkv, n_ctx=n_ctx, verbose=False, **llama_options)
+    """Right or wrong for each question. The prompt room of `morphkv` is set here; None is the full cache."""
+    context = {"n_ctx": N_TOKENS + 256}
+    if morphkv is not None:
+        morphkv = dataclasses.replace(morphkv, prompt_room=N_TOKENS)
+        context["n_ctx"] += morphkv.capacity
+    llm = Llama(model, morphkv=morphkv, **{**llama_options, **context})
     try:
-        return list(_right(llm, *build(llm, n_documents, n_questions), morphkv is None, on_answer))
+        return list(_right(llm, *build(llm, n_documents, n_questions), on_answer))
     finally:
         llm.close()
 
@@ -165,20 +137,19 @@ def _right(
     llm: Llama,
     documents: list[Document],
     questions: Iterable[Question],
-    can_roll_back: bool,
     on_answer: Callable[[Question, str, bool], None],
 ) -> Iterator[bool]:
-    i_cached = -1
+    """A document is decoded once; its state before the question is restored for the next question."""
+    i_document, state = -1, None
     for question in questions:
-        document = documents[question.i_document].tokens
-        n_cached = len(document) if can_roll_back and i_cached == question.i_document else 0
-        if n_cached == 0:
+        if question.i_document != i_document:
+            i_document = question.i_document
             llm.reset()
-            if can_roll_back:
-                llm.eval(document)
-                i_cached, n_cached = question.i_document, len(document)
-        llm.n_tokens = n_cached  # eval() removes what lies behind
-        text = answer(llm, document + question.tokens, n_cached)
+            llm.eval(documents[i_document].tokens)
+            state = llm.save_state()
+        else:
+            llm.load_state(state)
+        text = answer(llm, question.tokens)
         right = first_word(text) == question.fact.answer.casefold()
         on_answer(question, text, right)
         yield right
