@@ -1,0 +1,1 @@
+"""Speed and memory of decoding, measured as ratios within one run."""

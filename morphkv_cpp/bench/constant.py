@@ -1,0 +1,86 @@
+"""Does anything grow? A long run of single tokens at constant capacity: cells, bytes, resident memory, speed."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
+
+from morphkv_cpp import Llama, bridge
+
+from .decode import decode_seconds
+
+N_EARLY = 2000  # tokens after which nothing may grow any more
+N_RATED = 1000  # tokens over which the speed is taken, before N_EARLY and at the end
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, now."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        command = ["ps", "-o", "rss=", "-p", str(os.getpid())]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * 1024
+
+
+class Sample(NamedTuple):
+    """After one block of tokens."""
+
+    n_tokens: int
+    seconds: float  # of the block
+    rss_bytes: int
+    kv_bytes: int
+    n_cells: int
+    n_used: int
+
+
+@dataclass
+class ConstantRun:
+    n_block: int  # tokens
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def late(self) -> list[Sample]:
+        return [sample for sample in self.samples if sample.n_tokens >= N_EARLY]
+
+    @property
+    def rss_growth_bytes(self) -> int:
+        """Most that the process has grown after the first 2,000 tokens."""
+        return max(sample.rss_bytes for sample in self.late) - self.late[0].rss_bytes
+
+    @property
+    def kv_growth_bytes(self) -> int:
+        return max(sample.kv_bytes for sample in self.samples) - min(sample.kv_bytes for sample in self.samples)
+
+    @property
+    def n_used_growth(self) -> int:
+        """Cells in use at the most after the first 2,000 tokens, less those at the most before."""
+        early = [sample.n_used for sample in self.samples if sample.n_tokens <= N_EARLY]
+        return max(sample.n_used for sample in self.late) - max(early)
+
+    def rate(self, first: int, last: int) -> float:
+        """tok/s between two counts of tokens. The median over blocks: the machine may have been busy during some."""
+        seconds = [sample.seconds for sample in self.samples if first < sample.n_tokens <= last]
+        return self.n_block / median(seconds)
+
+    @property
+    def speed_kept(self) -> float:
+        """tok/s of the last 1,000 tokens over tok/s of the 1,000 before the 2,000th."""
+        n_last = self.samples[-1].n_tokens
+        return self.rate(n_last - N_RATED, n_last) / self.rate(N_EARLY - N_RATED, N_EARLY)
+
+
+def run_constant(
+    llm: Llama, tokens: Iterator[int], n_tokens: int, n_block: int, on_block: Callable[[Sample], None]
+) -> ConstantRun:
+    """Decode n_tokens one by one. n_block: the eviction interval, so that each block holds one eviction."""
+    run = ConstantRun(n_block)
+    while llm.n_tokens < n_tokens:
+        seconds = decode_seconds(llm, tokens, n_block)
+        stats = llm.cache_stats()
+        sample = Sample(llm.n_tokens, seconds, resident_bytes(), bridge.kv_bytes(llm.ctx), stats.n_cells, stats.n_used)
+        run.samples.append(sample)
+        on_block(sample)
+    return run
