@@ -19,6 +19,8 @@ from .options import (
 from .show import find_model, mebibytes, remark
 from .stream import BanTokens, TokenText, end_tokens, write
 
+N_SPECIAL = 16  # tokens that a tokenizer may add
+
 
 @with_options(morphkv=morphkv_options, llama=llama_options, sampling=sampling_options)
 def generate(
@@ -69,9 +71,13 @@ def generate(
         prompt = sys.stdin.read()
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    if ctx_size is None and stock:
-        ctx_size = 0
     context = {} if ctx_size is None else {"n_ctx": ctx_size}
+    if ctx_size is None and stock:
+        context = {"n_ctx": 0}
+    elif ctx_size is None and predict >= 0:
+        # no more than is needed: llama.cpp warns of contexts beyond the trained one. A token is a byte at the least.
+        n_cells = morphkv.capacity + max(morphkv.interval, morphkv.prompt_room)
+        context = {"n_ctx": max(len(prompt.encode()) + N_SPECIAL + predict, n_cells)}
     llm = Llama(
         find_model(model),
         morphkv=None if stock else morphkv,
@@ -93,14 +99,18 @@ def _stream(llm: Llama, prompt: str, n_predict: int, ignore_eos: bool, sampling:
     text = TokenText(llm)
     processors = [BanTokens(end_tokens(llm))] if ignore_eos else []
     times = [time.perf_counter()]
+    interrupt = None
     try:
         for token in write(llm, tokens, n_predict, processors, **sampling):
             print(text(token), end="", flush=True)
             times.append(time.perf_counter())
-    finally:
-        # after Ctrl-C too: what was written is on the screen, and its statistics are of use
-        print(text.rest(), flush=True)
-        remark(statistics(llm, len(tokens), times))
+    except KeyboardInterrupt as error:
+        # what was written is on the screen, and its statistics are of use
+        interrupt = error
+    print(text.rest(), flush=True)
+    remark(statistics(llm, len(tokens), times))
+    if interrupt is not None:
+        raise interrupt
 
 
 def statistics(llm: Llama, n_prompt: int, times: list[float]) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .models.demo import PACKAGE as DEMO_PACKAGE
 from .models.demo import demo_model_path
@@ -24,8 +25,10 @@ PLAIN_PERIOD_S = 15.0  # between progress lines where no line can be rewritten
 
 
 def console(stream: Optional[TextIO] = None) -> Console:
+    """Shows text as it is: brackets in a file's name are no markup."""
     stream = stream or sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def remark(text: str) -> None:
@@ -34,12 +37,13 @@ def remark(text: str) -> None:
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], n_text: int = 1) -> None:
     """The first n_text columns hold words, the others numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < n_text else "right", no_wrap=i >= n_text)
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    # a title that belongs to the table would be wrapped to the table's width
+    console().print(Text(title, style="bold"), table)
 
 
 def mebibytes(n_bytes: float) -> str:

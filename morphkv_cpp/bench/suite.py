@@ -65,15 +65,16 @@ def run_suite(
         n_ctx = sizes.n_prompt + 8 * morphkv.capacity + (sizes.n_rounds + 2) * n_turn
         small = dataclasses.replace(morphkv, prompt_room=0)
         large = dataclasses.replace(morphkv, prompt_room=sizes.n_prompt)
-        full = morphkv.capacity + morphkv.interval
+        deep, lap = sizes.n_deep, morphkv.interval
+        full = morphkv.capacity + lap
         lanes = [
             lane("MorphKV", small, n_ctx, full),
             # from as many cells as MorphKV has after a cut to as many as it has before one, again and again
-            lane("stock, as many cells", None, full, full, n_back=morphkv.capacity, n_lap=morphkv.interval),
-            lane(f"stock, depth {sizes.n_deep}", None, sizes.n_deep + n_turn, sizes.n_deep, n_back=sizes.n_deep),
+            lane("stock, as many cells", None, full, full, n_back=morphkv.capacity, n_lap=lap),
+            lane(f"stock, depth {deep}", None, deep + lap, deep, n_back=deep, n_lap=lap),
             lane(f"MorphKV, after {sizes.n_prompt} tokens", large, n_ctx, sizes.n_prompt),
         ]
         run_in_turns(lanes, sizes.n_rounds, on_turn)
-        own, same, deep, after = lanes
-        ratios = {SAME_CELLS: ratio(own, same), DEPTH: ratio(own, deep), AFTER_PROMPT: ratio(after, own)}
+        own, same, at_depth, after = lanes
+        ratios = {SAME_CELLS: ratio(own, same), DEPTH: ratio(own, at_depth), AFTER_PROMPT: ratio(after, own)}
         return Result(lanes, ratios, {lane.name: bridge.kv_bytes(lane.llm.ctx) for lane in lanes})

@@ -97,8 +97,8 @@ def first_word(text: str) -> str:
 def answer(llm: Llama, tokens: list[int]) -> str:
     """Greedy text behind what is cached and `tokens`, with a cache that was cut after all of them had voted.
 
-    A prompt is cut by the first token that comes alone behind it. So that the cut cache has to give even the first token
-    of the answer, that token and the prompt's last one are taken back, and the last one is decoded again.
+    A prompt is cut by the first token that comes alone behind it. So that the cut cache has to give even the answer's
+    first token, that one and the prompt's last one are taken back, and the last one is decoded again.
     """
     llm.eval(tokens)
     llm.eval(tokens[-1:])
@@ -119,16 +119,17 @@ def run(
     n_documents: int = N_DOCUMENTS,
     n_questions: int = 60,
     on_answer: Callable[[Question, str, bool], None] = lambda question, text, right: None,
+    n_tokens: int = N_TOKENS,
     **llama_options: Any,
 ) -> list[bool]:
     """Right or wrong for each question. The prompt room of `morphkv` is set here; None is the full cache."""
-    context = {"n_ctx": N_TOKENS + 256}
+    context = {"n_ctx": n_tokens + 256}
     if morphkv is not None:
-        morphkv = dataclasses.replace(morphkv, prompt_room=N_TOKENS)
+        morphkv = dataclasses.replace(morphkv, prompt_room=n_tokens)
         context["n_ctx"] += morphkv.capacity
     llm = Llama(model, morphkv=morphkv, **{**llama_options, **context})
     try:
-        return list(_right(llm, *build(llm, n_documents, n_questions), on_answer))
+        return list(_right(llm, *build(llm, n_documents, n_questions, n_tokens), on_answer))
     finally:
         llm.close()
 

@@ -87,6 +87,14 @@ class TestGenerate:
         assert "n_ctx=256 is full" in err
         assert "evictions" not in err
 
+    def test_a_prompt_that_leaves_no_place_is_a_sentence(self, capsys, tiny_llama):
+        assert run("generate", str(tiny_llama()), "ab" * 300, "--stock", "--ctx-size", "256", "-t", "1") == 1
+        assert "1..255 tokens in this context, got " in sentence(capsys)
+
+    def test_a_prompt_of_any_length_is_read(self, capsys, tiny_llama):
+        assert run("generate", str(tiny_llama()), "ab" * 300, "-n", "5", "--ignore-eos", "-t", "1", *TIGHT) == 0
+        assert "5 written" in sentence(capsys)
+
     def test_a_dash_reads_the_prompt_from_standard_input(self, capsys, monkeypatch, tiny_llama):
         monkeypatch.setattr(sys, "stdin", io.StringIO("abcabc"))
         assert run("generate", str(tiny_llama()), "-", "-n", "1", "-t", "1") == 0
@@ -106,10 +114,12 @@ class TestGenerate:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_ctrl_c_stops_a_running_command_at_once(tiny_llama):
+def test_ctrl_c_stops_a_running_command_at_once(tiny_llama, tmp_path):
     code = "import sys; from morphkv_cpp.cli import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "generate", str(tiny_llama()), "abc", "--ignore-eos", "-t", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as child:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # elsewhere: the repository's own folder morphkv_cpp would be found first
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as child:
         assert child.stdout.read(20)  # it is writing
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)

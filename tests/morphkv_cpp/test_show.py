@@ -33,6 +33,13 @@ def test_a_table_has_its_numbers(capsys):
     assert ["b", "22.5"] in lines
 
 
+def test_brackets_in_a_name_are_shown(capsys):
+    print_table("[red]", ("name",), [("a[b].txt",)])
+    out = capsys.readouterr().out
+    assert "[red]" in out
+    assert "a[b].txt" in out
+
+
 def test_mebibytes_are_binary():
     assert mebibytes(3 * 2**19) == "1.5 MiB"
 

@@ -5,6 +5,7 @@ import pytest
 from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.eval import facts, prose_sections, recall
 
+N_SHORT = 1280  # tokens of a prompt, where half the size will do
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
 
 
@@ -72,18 +73,18 @@ class TestDemoModel:
             assert abs(n - recall.N_TOKENS) <= 2 * recall.N_SLACK_TOKENS
 
     def test_a_cut_after_the_question_keeps_its_fact_and_recency_does_not(self, demo_model):
-        morphkv = recall.run(demo_model, MorphKV(capacity=512), 1, 5, **QUIET)
-        recency = recall.run(demo_model, MorphKV(capacity=512, policy="recency"), 1, 3, **QUIET)
+        morphkv = recall.run(demo_model, MorphKV(capacity=256), 1, 5, n_tokens=N_SHORT, **QUIET)
+        recency = recall.run(demo_model, MorphKV(capacity=256, policy="recency"), 1, 3, n_tokens=N_SHORT, **QUIET)
         assert sum(morphkv) >= 4
         assert sum(recency) <= 1
 
     def test_a_restored_document_answers_as_one_decoded_anew(self, demo_model):
+        config = MorphKV(capacity=256, prompt_room=N_SHORT)
         restored = []
-        config = MorphKV(capacity=256, prompt_room=recall.N_TOKENS)
-        recall.run(demo_model, config, 1, 2, lambda question, text, right: restored.append(text), **QUIET)
+        recall.run(demo_model, config, 1, 2, lambda question, text, right: restored.append(text), N_SHORT, **QUIET)
 
         llm = Llama(demo_model, morphkv=config, **QUIET)
-        documents, questions = recall.build(llm, 1, 2)
+        documents, questions = recall.build(llm, 1, 2, N_SHORT)
         llm.eval(documents[0].tokens)
         anew = recall.answer(llm, questions[1].tokens)
         assert llm.cache_stats().n_evictions == 1
