@@ -1,7 +1,6 @@
 """The command line as a person meets it: text, sentences, exit codes."""
 
 import io
-import os
 import signal
 import subprocess
 import sys
