@@ -1,13 +1,14 @@
 """`morphkv bench`: speed and memory of decoding, as ratios within one run."""
 
 import dataclasses
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
 from . import Llama, MorphKV
-from .bench.constant import N_EARLY, N_RATED, ConstantRun, Sample, run_constant
+from .bench.constant import N_EARLY, N_RATED, ConstantRun, Sample, run_constant, speed_kept
 from .bench.decode import endless_tokens
 from .bench.suite import ROWS, Sizes, n_fill, run_suite
 from .eval.bars import missed, parse_bars
@@ -94,24 +95,33 @@ def bench_constant(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str
     if morphkv.interval > N_RATED:
         raise ValueError(f"--interval must be at most {N_RATED} with --constant, got {morphkv.interval}")
     n_block = morphkv.interval
-    llm = Llama(model, morphkv=morphkv, n_ctx=n_tokens + morphkv.prompt_room + morphkv.capacity + n_block, **llama)
-    try:
-        with progress_bar(n_tokens, "decoding") as advance:
+    n_ctx = n_tokens + N_RATED + morphkv.prompt_room + morphkv.capacity + 2 * n_block
 
-            def show(sample: Sample) -> None:
-                advance(n_block, f"decoding: {n_block / sample.seconds:.0f} tok/s, {sample.n_used} cells")
+    def load() -> Llama:
+        return Llama(model, morphkv=morphkv, n_ctx=n_ctx, **llama)
 
-            run = run_constant(llm, endless_tokens(llm), n_tokens, n_block, show)
+    with ExitStack() as stack, progress_bar(n_tokens + N_RATED, "decoding") as advance:
+        llm = stack.enter_context(closing(load()))
+
+        def show(sample: Sample) -> None:
+            advance(n_block, f"decoding: {n_block / sample.seconds:.0f} tok/s, {sample.n_used} cells")
+
+        run = run_constant(llm, endless_tokens(llm), n_tokens, n_block, show)
+        # after the last look at the process's memory
+        early = stack.enter_context(closing(load()))
+        speed = speed_kept(llm, early, n_block, lambda name: advance(n_block, f"decoding: {name} tokens in turns"))
         stats = llm.cache_stats()
-    finally:
-        llm.close()
     print_constant(run, n_tokens)
-    print(f"{stats.n_evictions} evictions, {stats.evict_ms / max(stats.n_evictions, 1):.1f} ms each")
+    print(
+        f"tok/s of {N_RATED} tokens more over the {N_RATED} before the {N_EARLY}th, in turns: {speed.middle:.3f} "
+        f"({speed.low:.3f} to {speed.high:.3f}) (speed)\n"
+        f"{stats.n_evictions} evictions, {stats.evict_ms / max(stats.n_evictions, 1):.1f} ms each"
+    )
     return {
         "rss-mb": run.rss_growth_bytes / 1e6,
         "kv-mb": run.kv_growth_bytes / 1e6,
         "cells": run.n_used_growth,
-        "speed": run.speed_kept,
+        "speed": speed.middle,
     }
 
 
@@ -137,6 +147,5 @@ def print_constant(run: ConstantRun, n_tokens: int) -> None:
     )
     print(
         f"after the first {N_EARLY} tokens: resident memory +{run.rss_growth_bytes / 1e6:.2f} MB (rss-mb), "
-        f"K and V +{run.kv_growth_bytes / 1e6:.2f} MB (kv-mb), cells in use +{run.n_used_growth} (cells); "
-        f"tok/s of the last {N_RATED} over that at {N_EARLY}: {run.speed_kept:.3f} (speed)"
+        f"K and V +{run.kv_growth_bytes / 1e6:.2f} MB (kv-mb), cells in use +{run.n_used_growth} (cells)"
     )

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from morphkv_cpp import Llama, bridge
 
-from .decode import decode_seconds
+from .decode import Lane, Ratio, decode_seconds, endless_tokens, fill, ratio, run_in_turns
 
 N_EARLY = 2000  # tokens after which nothing may grow any more
-N_RATED = 1000  # tokens over which the speed is taken, before N_EARLY and at the end
+N_RATED = 1000  # tokens over which the speed is taken, before N_EARLY and at the end, in turns
 
 
 def resident_bytes() -> int:
@@ -65,12 +65,6 @@ class ConstantRun:
         seconds = [sample.seconds for sample in self.samples if first < sample.n_tokens <= last]
         return self.n_block / median(seconds)
 
-    @property
-    def speed_kept(self) -> float:
-        """tok/s of the last 1,000 tokens over tok/s of the 1,000 before the 2,000th."""
-        n_last = self.samples[-1].n_tokens
-        return self.rate(n_last - N_RATED, n_last) / self.rate(N_EARLY - N_RATED, N_EARLY)
-
 
 def run_constant(
     llm: Llama, tokens: Iterator[int], n_tokens: int, n_block: int, on_block: Callable[[Sample], None]
@@ -84,3 +78,14 @@ def run_constant(
         run.samples.append(sample)
         on_block(sample)
     return run
+
+
+def speed_kept(late: Llama, early: Llama, n_block: int, on_turn: Callable[[str], None]) -> Ratio:
+    """tok/s of the next 1,000 tokens of `late`, the long run, over those of `early` from its 1,000th to its 2,000th.
+
+    In turns: over minutes a machine's speed drifts by more than what is looked for. `early` is a context just made.
+    """
+    fill(early, endless_tokens(early), N_EARLY - N_RATED)
+    lanes = [Lane(name, llm, endless_tokens(llm), n_block) for name, llm in (("late", late), ("early", early))]
+    run_in_turns(lanes, max(1, N_RATED // n_block), on_turn)
+    return ratio(*lanes)

@@ -1,9 +1,7 @@
 """A long run: what counts as growth, and that a small one shows none."""
 
-import pytest
-
 from morphkv_cpp import Llama, MorphKV
-from morphkv_cpp.bench.constant import ConstantRun, Sample, resident_bytes, run_constant
+from morphkv_cpp.bench.constant import ConstantRun, Sample, resident_bytes, run_constant, speed_kept
 from morphkv_cpp.bench.decode import endless_tokens
 
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
@@ -31,10 +29,6 @@ class TestSpeed:
         run = ConstantRun(250, [sample(250 * i, seconds) for i, seconds in enumerate([1, 2, 99], start=1)])
         assert run.rate(0, 750) == 125
 
-    def test_the_end_is_compared_with_the_second_thousand(self):
-        blocks = [(1000, 5.0), (2000, 1.0), (3000, 9.0), (4000, 2.0)]
-        assert ConstantRun(1000, [sample(n, s) for n, s in blocks]).speed_kept == 0.5
-
 
 def test_this_process_is_resident():
     assert 10e6 < resident_bytes() < 100e9
@@ -50,4 +44,14 @@ def test_a_run_of_3000_tokens_grows_nowhere(tiny_llama):
     assert run.n_used_growth == 0
     assert run.samples[-1].n_used <= 84
     assert run.rss_growth_bytes < 8e6
-    assert run.speed_kept == pytest.approx(run.rate(2000, 3000) / run.rate(1000, 2000))
+
+
+def test_the_end_is_compared_with_the_second_thousand_of_another_context(tiny_llama):
+    late, early = (Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0), **QUIET) for _ in range(2))
+    turns = []
+    speed = speed_kept(late, early, 250, turns.append)
+    assert turns == ["late", "early", "early", "late"] * 2 + ["late", "early"]
+    assert early.n_tokens == 1000 + 250 + 1000  # the first turn does not count
+    assert speed.low <= speed.middle <= speed.high
+    late.close()
+    early.close()
