@@ -40,6 +40,7 @@ def demo(
         if out is not None:
             out.write_text(PROMPT + text, encoding="utf-8")
         stats, rate, n_bytes = llm.cache_stats(), written.rate(), bridge.kv_bytes(llm.ctx)
+        state_bytes = llama_cpp.llama_state_get_size(llm.ctx)
         n_text = len(written.prompt) + len(written.tokens)
         n_layer = llama_cpp.llama_model_n_layer(llm.model)
         kept = kept_by_layer((llm.retained(i) for i in range(n_layer)), n_text, morphkv.keep)
@@ -51,6 +52,7 @@ def demo(
         with StatusLine() as status:
             stock_rate = _replay(stock, written, seed, status)
         stock_bytes = bridge.kv_bytes(stock.ctx)
+        stock_state = llama_cpp.llama_state_get_size(stock.ctx)
     finally:
         stock.close()
 
@@ -61,6 +63,7 @@ def demo(
         [
             ("KV cache (K and V)", mebibytes(n_bytes), mebibytes(stock_bytes), f"{n_bytes / stock_bytes:.2f}"),
             ("beside K and V", mebibytes(stats.extra_bytes), "0.0 MiB", ""),
+            ("saved state", mebibytes(state_bytes), mebibytes(stock_state), f"{state_bytes / stock_state:.2f}"),
             ("cells in use", str(stats.n_used), str(n_text - 1), f"{stats.n_used / (n_text - 1):.2f}"),
             (f"tok/s over the last {n_last}", f"{rate:.1f}", f"{stock_rate:.1f}", f"{rate / stock_rate:.2f}"),
             ("evictions", str(stats.n_evictions), "", ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,10 +10,13 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from llama_cpp import LlamaState
 from llama_cpp._internals import LlamaContext
+from llama_cpp.llama_speculative import LlamaDraftModel
 
 from . import bridge
 from .config import MorphKV
+from .draft import DraftUpToEviction
 from .stats import CacheStats
 
 # Logical limit of a context with MorphKV: longer than most texts, and it costs no KV memory.
@@ -27,12 +31,16 @@ class Llama(llama_cpp.Llama):
         flash_attn is True, which MorphKV needs, and
         n_ctx is 131072, or the trained context with logits_all or a draft_model, which store n_ctx rows of logits.
             It limits prompt plus answer and costs no KV memory. An answer without max_tokens may be as long.
+        A draft_model gives the same greedy text as none: its drafts end where an eviction falls due.
+
+    One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
 
     Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded or options that exclude
     MorphKV; UnsupportedError (also a ValueError) with the native reason if this model or context cannot have it.
     """
 
     _morphkv: MorphKV | None = None
+    _draft_model: LlamaDraftModel | None = None
 
     def __init__(
         self, model_path: str | os.PathLike[str], *, morphkv: MorphKV | bool | None = None, **llama_options: Any
@@ -64,6 +72,17 @@ class Llama(llama_cpp.Llama):
             self.context_params.n_ctx = 1
 
     @property
+    def draft_model(self) -> LlamaDraftModel | None:
+        """As given; with MorphKV its drafts end where an eviction falls due."""
+        if self._morphkv is None or self._draft_model is None:
+            return self._draft_model
+        return DraftUpToEviction(self, self._draft_model)
+
+    @draft_model.setter
+    def draft_model(self, draft_model: LlamaDraftModel | None) -> None:
+        self._draft_model = draft_model
+
+    @property
     def morphkv(self) -> MorphKV | None:
         """The cache's settings; None without MorphKV."""
         return self._morphkv
@@ -87,16 +106,78 @@ class Llama(llama_cpp.Llama):
         """Decode tokens behind the first n_tokens, as llama_cpp does.
 
         Raises RuntimeError, and changes nothing, when n_tokens was set back too far: evictions cannot be taken back.
+        Raises RuntimeError when decoding fails, with the reason if it was an eviction's; n_tokens then says how much
+        of the text the cache still holds: all before `tokens` and perhaps some of them, or nothing.
         """
-        if self._morphkv is not None and not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+        if self._morphkv is None:
+            super().eval(tokens)
+            return
+        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
             raise RuntimeError(
                 f"n_tokens must be above {self.cache_stats().complete_pos}, where the cache is complete since its last "
                 f"eviction, got {self.n_tokens}: reset() and evaluate the whole text again"
             )
-        super().eval(tokens)
+        n_before = self.n_tokens
+        try:
+            super().eval(tokens)
+        except RuntimeError as error:
+            reason = bridge.last_error()
+            self._follow_cache(n_before, tokens)
+            raise RuntimeError(f"{error}: {reason}" if reason else str(error)) from error
+
+    def _follow_cache(self, n_before: int, tokens: Sequence[int]) -> None:
+        """Set n_tokens to what the cache holds, after tokens were to be decoded behind the first n_before."""
+        self.n_tokens = self.cache_stats().logical_pos + 1
+        if self.n_tokens > n_before:
+            self.input_ids[n_before : self.n_tokens] = tokens[: self.n_tokens - n_before]
+        self._requires_eval = True
+
+    def save_state(self) -> LlamaState:
+        """The cache and the text in it, to go on from with `load_state`, here or in another process with the same model
+        and settings; it can be pickled. Its size is constant but for the text's token ids (4 bytes each) and, with
+        logits_all, the logits.
+        """
+        if self._morphkv is None:
+            return super().save_state()
+        n_bytes = llama_cpp.llama_state_get_size(self.ctx)
+        data = (ctypes.c_uint8 * n_bytes)()
+        if llama_cpp.llama_state_get_data(self.ctx, data, n_bytes) != n_bytes:
+            raise RuntimeError("Failed to copy llama state data")
+        return LlamaState(
+            input_ids=self._input_ids.copy(),
+            # without logits_all the rows are never written
+            scores=self._scores.copy() if self._logits_all else np.empty((0, self._n_vocab), dtype=np.single),
+            n_tokens=self.n_tokens,
+            llama_state=bytes(data),
+            llama_state_size=n_bytes,
+            seed=self._seed,
+        )
+
+    def load_state(self, state: LlamaState) -> None:
+        """Go on where `save_state` was called.
+
+        Raises RuntimeError for a state that is damaged or of another model or other settings. Then nothing changes,
+        unless it is truncated: then the cache is empty and n_tokens is 0.
+        """
+        if self._morphkv is None:
+            super().load_state(state)
+            return
+        data = np.frombuffer(state.llama_state, dtype=np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if llama_cpp.llama_state_set_data(self.ctx, pointer, len(data)) != len(data):
+            if self.cache_stats().logical_pos < 0:
+                self.reset()
+            raise RuntimeError(
+                "Failed to set llama state data: it is damaged, or was saved with another model or other settings"
+            )
+        self.input_ids[: state.n_tokens] = state.input_ids[: state.n_tokens]
+        self.scores[: len(state.scores)] = state.scores
+        self.n_tokens = state.n_tokens
+        self._seed = state.seed
+        self._requires_eval = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "morphkv": self._morphkv}
+        return {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
 
     def close(self) -> None:
         """Free the model and its context."""

@@ -19,6 +19,10 @@ import numpy as np
 FUSIONS = ("sum", "max")
 POLICIES = ("morphkv", "recency", "random")
 
+# So many tokens can be taken back without a voter missing: that many queries more than the voters' are held. A batch is
+# a draft to verify, and not a prompt, up to this length.
+N_SPARE = 32
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -71,22 +75,33 @@ class Rules:
         return self.votes or self.window
 
 
-def plan(n_tokens: int, n_used: int, rules: Rules, n_ubatch: int) -> list[tuple[bool, int]]:
+def is_prompt(n_tokens: int, n_logits: int) -> bool:
+    """Whether a batch is a prompt: neither one token nor a draft, whose tokens are few and all want their logits."""
+    return n_tokens > 1 and not n_tokens == n_logits <= N_SPARE
+
+
+def plan(
+    n_tokens: int, n_used: int, rules: Rules, n_ubatch: int, *, is_prompt: bool, is_ready: bool
+) -> list[tuple[bool, int]]:
     """What decoding a batch of n_tokens does to a sequence that holds n_used: micro-batches (cut before it?, n_new).
 
-    A single token cuts once the recent region has outgrown the window by `interval`; a prompt cuts only when no cell
-    is free, so that its queries see as much of it as fits.
+    A prompt cuts only when no cell is free, so that its queries see as much of it as fits. A token or a draft cuts
+    before it once the recent region has outgrown the window by `interval` and the sequence `is_ready` (SequenceCache),
+    and in any case rather before it than inside of it.
     """
-    if n_tokens == 1:
-        return [(n_used >= rules.capacity + rules.interval, 1)]
+    is_cut = n_used == rules.n_limit
+    if not is_prompt:
+        has_no_cells = n_used + n_tokens > rules.n_limit and n_used > rules.capacity
+        is_due = n_used >= rules.capacity + rules.interval and is_ready
+        is_cut = is_cut or has_no_cells or is_due
     steps = []
     while n_tokens:
-        cut = n_used == rules.n_limit
-        n_used = rules.capacity if cut else n_used
+        n_used = rules.capacity if is_cut else n_used
         n_new = min(n_tokens, n_ubatch, rules.n_limit - n_used)
-        steps.append((cut, n_new))
+        steps.append((is_cut, n_new))
         n_used += n_new
         n_tokens -= n_new
+        is_cut = n_used == rules.n_limit
     return steps
 
 
@@ -196,6 +211,11 @@ class HeadCache:
         self.positions = np.concatenate([self.positions, first + np.arange(len(keys))])
         self.last_scores = np.concatenate([self.last_scores, np.zeros(len(keys))])
 
+    def truncate(self, n_used: int) -> None:
+        """Drop all cells but the first n_used."""
+        self.keys, self.values = self.keys[:n_used], self.values[:n_used]
+        self.positions, self.last_scores = self.positions[:n_used], self.last_scores[:n_used]
+
     def score(self, queries: np.ndarray, scale: float, softcap: float, rng: np.random.Generator) -> np.ndarray:
         """Scores of the older cells, (n_older,), from the voters' queries, (n_group, n_voters, head_size)."""
         n_older = self.n_used - self.rules.window
@@ -264,24 +284,84 @@ class SequenceCache:
         self.softcap = softcap
         self.n_group = n_head // n_head_kv
         self.heads = [[HeadCache(rules, head_size) for _ in range(n_head_kv)] for _ in range(n_layer)]
-        self.queries = [np.empty((n_head, 0, head_size)) for _ in range(n_layer)]  # (n_head, <= n_window, head_size)
+        # the newest: (n_head, n, head_size) and the position of each; a query's row is its position % n_ring
+        self.n_ring = rules.n_voters + N_SPARE
+        self.queries = [np.empty((n_head, 0, head_size)) for _ in range(n_layer)]
+        self.query_positions = [np.empty(0, dtype=int) for _ in range(n_layer)]
         self.rng = np.random.default_rng(rules.seed)
         self.n_evictions = 0  # cuts
         self.n_evicted = 0  # tokens per head, over all cuts
+        self.exact_position = 0  # of the first token since the last cut: from here on, tokens are taken back exactly
+        self.prompt_position = -1  # of the newest token that came in a prompt
 
     @property
     def n_used(self) -> int:
         return self.heads[-1][-1].n_used
 
-    def plan(self, n_tokens: int, n_ubatch: int) -> list[tuple[bool, int]]:
-        return plan(n_tokens, self.n_used, self.rules, n_ubatch)
+    @property
+    def newest_position(self) -> int:
+        """-1 when empty."""
+        return int(self.heads[-1][-1].positions[-1]) if self.n_used else -1
 
-    def append(self, layer: int, queries: np.ndarray, keys: np.ndarray, values: np.ndarray) -> None:
+    @property
+    def complete_position(self) -> int:
+        """Oldest position that every head holds with all after it; -1 when empty."""
+        if not self.n_used:
+            return -1
+        return int(self.heads[-1][-1].positions[self.rules.n_distant if self.n_evictions else 0])
+
+    def voters(self, layer: int) -> np.ndarray:
+        """Queries of the newest tokens as far as they are held: (n_head, n <= n_voters, head_size)."""
+        return self.queries[layer][:, self.query_positions[layer] > self.newest_position - self.rules.n_voters]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a due cut need not wait for the token behind a prompt, or for voters after a long rollback."""
+        has_voters = self.voters(-1).shape[1] == self.rules.n_voters
+        return has_voters and self.newest_position > self.prompt_position
+
+    def plan(self, n_tokens: int, n_ubatch: int, n_logits: int = 1) -> list[tuple[bool, int]]:
+        return plan(
+            n_tokens,
+            self.n_used,
+            self.rules,
+            n_ubatch,
+            is_prompt=is_prompt(n_tokens, n_logits),
+            is_ready=self.is_ready,
+        )
+
+    def append(
+        self, layer: int, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, is_prompt: bool = False
+    ) -> None:
         """Add one micro-batch: queries (n_head, n_new, head_size), keys and values (n_head_kv, n_new, head_size)."""
-        joined = np.concatenate([self.queries[layer], queries], axis=1)
-        self.queries[layer] = joined[:, -self.rules.window :]
         for head, head_keys, head_values in zip(self.heads[layer], keys, values):
             head.append(head_keys, head_values)
+        positions = self.heads[layer][0].positions[-keys.shape[1] :]
+        # those in whose rows the new ones come are overwritten, even if the new ones are taken back later
+        held = self.query_positions[layer]
+        is_left = ~np.isin(held % self.n_ring, positions % self.n_ring)
+        joined = np.concatenate([self.queries[layer][:, is_left], queries], axis=1)
+        self.queries[layer] = joined[:, -self.n_ring :]
+        self.query_positions[layer] = np.concatenate([held[is_left], positions])[-self.n_ring :]
+        if is_prompt:
+            self.prompt_position = int(positions[-1])
+
+    def remove_tail(self, position: int) -> bool:
+        """Take back the tokens from a position on; False, and no change, if they reach behind the recent region."""
+        if position > self.newest_position:
+            return True
+        if self.n_evictions and position <= self.complete_position:
+            return False
+        n_used = self.n_used - (self.newest_position + 1 - position)
+        for heads in self.heads:
+            for head in heads:
+                head.truncate(n_used)
+        for layer, held in enumerate(self.query_positions):
+            self.queries[layer] = self.queries[layer][:, held < position]
+            self.query_positions[layer] = held[held < position]
+        self.exact_position = min(self.exact_position, position)
+        self.prompt_position = min(self.prompt_position, position)
+        return True
 
     def keys(self, layer: int) -> np.ndarray:
         """(n_head_kv, n_used, head_size), the newest tokens last."""
@@ -302,7 +382,7 @@ class SequenceCache:
         n_evicted = self.n_used - self.rules.capacity
         reports = []
         for layer, heads in enumerate(self.heads):
-            voters = self.queries[layer][:, -self.rules.n_voters :]
+            voters = self.voters(layer)
             groups = voters.reshape(len(heads), self.n_group, *voters.shape[1:])
             reports.append(
                 [
@@ -315,4 +395,5 @@ class SequenceCache:
             )
         self.n_evictions += 1
         self.n_evicted += n_evicted
+        self.exact_position = self.newest_position + 1
         return reports

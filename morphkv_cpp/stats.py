@@ -17,6 +17,7 @@ class CacheStats:
     n_seq_max: int  # sequences that have cells of their own
     logical_pos: int  # position of the sequence's newest token, -1 when empty
     complete_pos: int  # oldest position that every head still holds, with all after it; -1 when empty
+    exact_pos: int  # tokens from here on can be taken back exactly: none is older than the last eviction
     n_evictions: int  # evictions of the sequence
     n_evicted: int  # tokens evicted per KV head, over all evictions of the sequence
     kv_bytes: int  # K and V of all sequences

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import gguf
 import numpy as np
 
-from morphkv_cpp.reference import Adopt, HeadCut, Rules, SequenceCache
+from morphkv_cpp.reference import Adopt, HeadCut, Rules, SequenceCache, is_prompt
 
 
 def round_to(x: np.ndarray, cache_type: str) -> np.ndarray:
@@ -39,12 +40,30 @@ class NumpyLlama:
         self.read_type = read_type
         self.n_ubatch = n_ubatch
         self.cache = SequenceCache(rules, self.n_layer, self.n_head, self.n_head_kv, self.head_size)
-        self.n_past = 0
 
-    def decode(self, tokens: list[int], adopt: Adopt | None = None) -> tuple[np.ndarray, list[list[list[HeadCut]]]]:
+    @property
+    def n_past(self) -> int:
+        return self.cache.newest_position + 1
+
+    def empty(self) -> NumpyLlama:
+        """Another sequence of the same model."""
+        other = copy.copy(self)
+        other.cache = SequenceCache(self.cache.rules, self.n_layer, self.n_head, self.n_head_kv, self.head_size)
+        return other
+
+    def copy(self) -> NumpyLlama:
+        """The same sequence, to go on with otherwise."""
+        other = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache)
+        return other
+
+    def decode(
+        self, tokens: list[int], adopt: Adopt | None = None, n_logits: int = 1
+    ) -> tuple[np.ndarray, list[list[list[HeadCut]]]]:
         """Decode one batch; returns the last token's logits, (n_vocab,), and the report of each cut it caused."""
         cuts, done = [], 0
-        for cut_first, n_new in self.cache.plan(len(tokens), self.n_ubatch):
+        self.is_prompt = is_prompt(len(tokens), n_logits)
+        for cut_first, n_new in self.cache.plan(len(tokens), self.n_ubatch, n_logits):
             if cut_first:
                 cuts.append(self.cache.cut(adopt))
             logits = self._forward(np.array(tokens[done : done + n_new]))
@@ -57,7 +76,6 @@ class NumpyLlama:
         for layer in range(self.n_layer):
             x = x + self._attention(layer, self._norm(x, f"blk.{layer}.attn_norm"), positions)
             x = x + self._feed_forward(layer, self._norm(x, f"blk.{layer}.ffn_norm"))
-        self.n_past += len(tokens)
         return self._linear(self._norm(x[-1:], "output_norm"), "output")[0]
 
     def _attention(self, layer: int, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -67,7 +85,7 @@ class NumpyLlama:
         queries = self._rope(heads("attn_q", self.n_head), positions)
         keys = round_to(self._rope(heads("attn_k", self.n_head_kv), positions), self.cache_type)
         values = round_to(heads("attn_v", self.n_head_kv), self.cache_type)
-        self.cache.append(layer, queries, keys, values)
+        self.cache.append(layer, queries, keys, values, self.is_prompt)
 
         n_group = self.n_head // self.n_head_kv
         # (n_head, n_used, head_size) both

@@ -97,12 +97,13 @@ def first_word(text: str) -> str:
 def answer(llm: Llama, tokens: list[int]) -> str:
     """Greedy text behind what is cached and `tokens`, with a cache that was cut after all of them had voted.
 
-    A prompt is cut by the first token that comes alone behind it. So that the cut cache has to give even the answer's
-    first token, that one and the prompt's last one are taken back, and the last one is decoded again.
+    A prompt is cut before the second token that comes alone behind it. So that the cut cache has to give even the
+    answer's first token, those two and the prompt's last one are taken back, and the last one is decoded again.
     """
     llm.eval(tokens)
     llm.eval(tokens[-1:])
-    llm.n_tokens -= 2
+    llm.eval(tokens[-1:])
+    llm.n_tokens -= 3
     llm.eval(tokens[-1:])
     written: list[int] = []
     text = ""

@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 1
+#define MORPHKV_ABI_VERSION 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -72,6 +72,7 @@ typedef struct morphkv_stats {
     int32_t  n_seq_max;      // sequences that have cells of their own
     int32_t  logical_pos;    // position of the sequence's newest token, -1 when empty
     int32_t  complete_pos;   // oldest position that every head still holds, with all after it; -1 when empty
+    int32_t  exact_pos;      // tokens from here on can be taken back exactly: none is older than the last eviction
     int64_t  n_evictions;    // evictions of the sequence
     int64_t  n_evicted;      // tokens evicted per KV head, summed over the sequence's evictions
     uint64_t kv_bytes;       // K and V of all sequences

@@ -31,12 +31,9 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
         layer.v         = get_v(ctx.get(), il, 1, first_stream)->view_src;
         layers.push_back(layer);
     }
-    side.init(std::move(layers), params.votes, n_distant, get_n_stream(), params.decay > 0.0f, hparams.no_alloc);
-
-    streams.resize(get_n_stream());
-    for (auto & stream : streams) {
-        stream.ring_pos.assign(params.votes, -1);
-    }
+    side.init(std::move(layers), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
+              hparams.no_alloc);
+    streams.assign(get_n_stream(), stream_state(side.n_ring));
 
     LLAMA_LOG_INFO("%s: MorphKV: capacity = %d, window = %d, interval = %d, keep = %d, prompt_room = %d, cells = %u, "
                    "%.2f MiB beside K and V\n",
@@ -60,25 +57,37 @@ uint32_t morphkv_cache::n_used(llama_seq_id seq_id) const {
 // batches
 //
 
-bool morphkv_cache::needs_cut(llama_seq_id seq_id, uint32_t n_used, bool is_single) const {
+bool morphkv_cache::needs_cut(llama_seq_id seq_id, uint32_t n_used, uint32_t n_step) const {
     if (n_used >= n_limit(params)) {
         return true;
     }
-    if (!is_single || n_used < (uint32_t) (params.capacity + params.interval)) {
+    if (n_step == 0) {
         return false;
     }
-    // After a rollback the newest queries are gone. There are free cells: wait until enough tokens have come to vote.
-    return vote_rows(seq_id).size() == (size_t) params.votes;
+    if (n_used + n_step > n_limit(params) && n_used > (uint32_t) params.capacity) {
+        // before a draft rather than inside of it: what is in the cache now stays, a draft may be taken back
+        return true;
+    }
+    // While there are free cells the cut waits: for the first token behind a prompt, as that may be the prompt's own
+    // last one, and after a long rollback until enough tokens have come to vote.
+    return n_used >= (uint32_t) (params.capacity + params.interval) &&
+           seq_pos_max(seq_id) > streams[seq_id].pos_prompt && vote_rows(seq_id).size() == (size_t) params.votes;
 }
 
 std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch,
                                                                    bool careful) const {
     struct sequence {
-        uint32_t n_left    = 0;  // tokens of the batch that are not in a micro-batch yet
-        uint32_t n_used    = 0;  // cells in use once those before have been decoded
-        bool     is_single = false;
+        uint32_t  n_left   = 0;  // tokens of the batch that are not in a micro-batch yet
+        uint32_t  n_used   = 0;  // cells in use once those before have been decoded
+        uint32_t  n_step   = 0;  // tokens of the batch, if they are no prompt and none is in a micro-batch yet
+        uint32_t  n_logits = 0;  // tokens of the batch whose logits are wanted
+        llama_pos newest   = -1;
     };
     std::vector<sequence> seqs(get_n_stream());
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        seqs[s].n_used = n_used(s);
+        seqs[s].newest = seq_pos_max(s);
+    }
 
     const llama_batch & batch = balloc.get_batch();
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
@@ -88,21 +97,30 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
                             seqs.size() - 1);
             return std::nullopt;
         }
+        if (seqs[s].newest >= 0 && batch.pos[i] != seqs[s].newest + 1) {
+            LLAMA_LOG_ERROR("%s: MorphKV: positions must be consecutive, got %d after %d in sequence %d\n", __func__,
+                            batch.pos[i], seqs[s].newest, s);
+            return std::nullopt;
+        }
+        seqs[s].newest = batch.pos[i];
         seqs[s].n_left++;
+        seqs[s].n_logits += batch.logits[i] != 0;
     }
-    for (size_t s = 0; s < seqs.size(); ++s) {
-        seqs[s].n_used    = n_used(s);
-        seqs[s].is_single = seqs[s].n_left == 1;
+
+    batch_plan plan;
+
+    for (auto & seq : seqs) {
+        const bool is_draft = seq.n_left <= (uint32_t) N_SPARE && seq.n_logits == seq.n_left;
+        seq.n_step          = seq.n_left == 1 || is_draft ? seq.n_left : 0;
+        plan.is_prompt.push_back(seq.n_step == 0);
     }
 
     auto is_cut_before = [&](llama_seq_id s) {
-        return needs_cut(s, seqs[s].n_used, seqs[s].is_single);
+        return needs_cut(s, seqs[s].n_used, seqs[s].n_step);
     };
     auto n_after_cut = [&](llama_seq_id s) {
         return is_cut_before(s) ? (uint32_t) params.capacity : seqs[s].n_used;
     };
-
-    batch_plan plan;
 
     balloc.split_reset();
     while (balloc.get_n_used() < balloc.get_n_tokens()) {
@@ -146,6 +164,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
             }
             seqs[s].n_used = first + n_new;
             seqs[s].n_left -= n_new;
+            seqs[s].n_step = 0;
         }
 
         plan.ubatches.push_back(std::move(ubatch));
@@ -157,6 +176,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
 
 llama_memory_context_ptr morphkv_cache::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     GGML_UNUSED(embd_all);
+    morphkv_error_clear();
 
     for (const bool careful : { false, true }) {
         if (auto plan = plan_batch(balloc, n_ubatch, careful)) {
@@ -172,14 +192,6 @@ llama_memory_context_ptr morphkv_cache::init_full() {
 
 llama_memory_context_ptr morphkv_cache::init_update(llama_context * lctx, bool optimize) {
     this->lctx = lctx;
-
-    if (!pending_copies.empty()) {
-        lctx->synchronize();
-        for (const auto & [src, dst] : pending_copies) {
-            side.copy(src, dst);
-        }
-        pending_copies.clear();
-    }
     return llama_kv_cache::init_update(lctx, optimize);
 }
 
@@ -193,10 +205,7 @@ bool morphkv_cache::get_can_shift() const {
 
 void morphkv_cache::clear(bool data) {
     llama_kv_cache::clear(data);
-
-    for (auto & stream : streams) {
-        stream = { 0, 0, std::vector<llama_pos>(params.votes, -1) };
-    }
+    streams.assign(streams.size(), stream_state(side.n_ring));
     if (data) {
         side.clear();
     }
@@ -204,7 +213,38 @@ void morphkv_cache::clear(bool data) {
 
 void morphkv_cache::clear_stream(llama_seq_id seq_id) {
     llama_kv_cache::seq_rm(seq_id, -1, -1);
-    streams[seq_id] = { 0, 0, std::vector<llama_pos>(params.votes, -1) };
+    streams[seq_id] = stream_state(side.n_ring);
+}
+
+morphkv_cache::cell_list morphkv_cache::get_cell_list(llama_seq_id seq_id, uint32_t i_first) const {
+    const auto & cells = get_cells(seq_id);
+
+    cell_list res;
+    for (uint32_t i = i_first; i < n_used(seq_id); ++i) {
+        res.pos.push_back(cells.pos_get(i));
+        res.token.push_back(cells.ext_get(i).tok);
+    }
+    return res;
+}
+
+void morphkv_cache::set_cell_list(llama_seq_id seq_id, uint32_t i_first, const cell_list & list) {
+    const uint32_t n = list.pos.size();
+    if (n == 0) {
+        return;
+    }
+    llama_batch_allocr balloc(1);
+    llama_ubatch       ubatch = balloc.ubatch_reserve(n, 1);
+    ubatch.seq_id_unq[0]      = seq_id;
+
+    slot_info sinfo = { (uint32_t) seq_id, (uint32_t) seq_id, { seq_id }, { {} } };
+    for (uint32_t i = 0; i < n; ++i) {
+        ubatch.pos[i]      = list.pos[i];
+        ubatch.token[i]    = list.token[i];
+        ubatch.n_seq_id[i] = 1;
+        ubatch.seq_id[i]   = &seq_id;
+        sinfo.idxs[0].push_back(i_first + i);
+    }
+    apply_ubatch(sinfo, ubatch);
 }
 
 bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
@@ -252,6 +292,9 @@ bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                 for (llama_pos & pos : streams[s].ring_pos) {
                     pos = pos >= p0 ? -1 : pos;
                 }
+                streams[s].pos_exact  = std::min(streams[s].pos_exact, p0);
+                // the next token is in the place of the prompt's last one
+                streams[s].pos_prompt = std::min(streams[s].pos_prompt, p0);
             } break;
             default:
                 break;
@@ -277,9 +320,21 @@ void morphkv_cache::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
             __func__, p0, p1, seq_id_src);
         return;
     }
-    llama_kv_cache::seq_cp(seq_id_src, seq_id_dst, -1, -1);
+    if (lctx) {
+        lctx->synchronize();
+    }
+    clear_stream(seq_id_dst);
+    set_cell_list(seq_id_dst, 0, get_cell_list(seq_id_src, 0));
     streams[seq_id_dst] = streams[seq_id_src];
-    pending_copies.emplace_back(seq_id_src, seq_id_dst);
+    side.copy(seq_id_src, seq_id_dst, n_used(seq_id_src));
+}
+
+void morphkv_cache::seq_keep(llama_seq_id seq_id) {
+    for (llama_seq_id s = 0; s < (llama_seq_id) streams.size(); ++s) {
+        if (s != seq_id) {
+            clear_stream(s);
+        }
+    }
 }
 
 void morphkv_cache::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
@@ -326,6 +381,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.n_seq_max     = streams.size();
     out.logical_pos   = seq_pos_max(seq_id);
     out.complete_pos  = seq_pos_min(seq_id);
+    out.exact_pos     = stream.pos_exact;
     out.n_evictions   = stream.n_evictions;
     out.n_evicted     = stream.n_evicted;
     out.kv_bytes      = 0;
@@ -368,7 +424,8 @@ morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv) : llama_kv_cac
 morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv, morphkv_cache::batch_plan plan)
     : llama_kv_cache_context(mkv, std::move(plan.sinfos), std::move(plan.ubatches)),
       mkv(mkv),
-      cuts(std::move(plan.cuts)) {}
+      cuts(std::move(plan.cuts)),
+      is_prompt(std::move(plan.is_prompt)) {}
 
 bool morphkv_cache_context::next() {
     i_next++;
@@ -384,6 +441,6 @@ bool morphkv_cache_context::apply() {
     if (!llama_kv_cache_context::apply()) {
         return false;
     }
-    mkv->note_queries(get_ubatch());
+    mkv->note_tokens(get_ubatch(), is_prompt);
     return true;
 }

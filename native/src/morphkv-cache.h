@@ -16,9 +16,12 @@
 
 #include "llama-kv-cache.h"
 
+#include <functional>
 #include <optional>
 
 class morphkv_cache_context;
+class morphkv_hashed_reader;
+class morphkv_hashed_writer;
 
 class morphkv_cache : public llama_kv_cache {
 public:
@@ -44,8 +47,10 @@ public:
 
     // A tail that ends inside the recent region, or the whole sequence; anything else is refused without a change.
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
-    // Whole sequences only.
+    // Whole sequences only, at once: a copy can be saved, or removed and filled again, before the next decode.
     void seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
+    // Removes every other sequence.
+    void seq_keep(llama_seq_id seq_id) override;
     // Positions are not the host's to change: refused with a log line.
     void seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
     void seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
@@ -81,13 +86,26 @@ public:
     // Raised when an eviction used the scheduler: a decode graph from before has lost its memory.
     uint64_t n_sched_uses = 0;
 
+    // Tests alone set it: whether a step of an eviction shall fail now.
+    enum class evict_step { ALLOC, COMPUTE };
+    std::function<bool(evict_step step)> inject_failure;
+
 private:
     friend class morphkv_cache_context;
 
-    // what one sequence has beside its cells
+    // So many tokens can be taken back and others decoded in their place without a voter missing: the ring has as many
+    // rows beyond the voters'. A batch is a draft to verify, and not a prompt, up to this length.
+    static constexpr int32_t N_SPARE = 32;
+
+    // what one sequence has beside its cells and its tensors
     struct stream_state {
+        explicit stream_state(int32_t n_ring) : ring_pos(n_ring, -1) {}
+
         int64_t n_evictions = 0;
         int64_t n_evicted   = 0;
+
+        llama_pos pos_exact  = 0;         // the first token decoded since the last eviction
+        llama_pos pos_prompt = -1;        // the newest token that came in a prompt
 
         std::vector<llama_pos> ring_pos;  // (n_ring) position whose query a row of the ring holds, -1 = none
     };
@@ -97,19 +115,29 @@ private:
         std::vector<llama_ubatch>              ubatches;
         slot_info_vec_t                        sinfos;
         std::vector<std::vector<llama_seq_id>> cuts;
+        std::vector<bool>                      is_prompt;  // by sequence
     };
 
     // nullopt if the batch cannot be split like this. careful: smaller micro-batches that fit in any case.
     std::optional<batch_plan> plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful) const;
 
-    // whether a sequence that holds n_used is cut before more tokens come; is_single: one alone, not a prompt
-    bool needs_cut(llama_seq_id seq_id, uint32_t n_used, bool is_single) const;
+    // Whether a sequence that holds n_used is cut before more tokens come. n_step: how many a batch brings that starts
+    // here and is no prompt but one token or a draft; else 0.
+    bool needs_cut(llama_seq_id seq_id, uint32_t n_used, uint32_t n_step) const;
 
     // One eviction down to capacity. On failure the sequence is as it was, or cleared if rows had moved already.
     bool        cut(llama_seq_id seq_id);
     ggml_status compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, bool & has_moved);
     void        move_window_cells(llama_seq_id seq_id);
     void        clear_stream(llama_seq_id seq_id);
+
+    // The metadata of one sequence's cells, and how to lay it down: cells [i_first, i_first + n) must be free.
+    struct cell_list {
+        std::vector<llama_pos>   pos;
+        std::vector<llama_token> token;
+    };
+    cell_list get_cell_list(llama_seq_id seq_id, uint32_t i_first) const;
+    void      set_cell_list(llama_seq_id seq_id, uint32_t i_first, const cell_list & list);
 
     uint32_t n_used(llama_seq_id seq_id) const;
 
@@ -119,7 +147,11 @@ private:
 
     // rows of the ring that hold the newest queries, newest last; at most params.votes
     std::vector<int32_t> vote_rows(llama_seq_id seq_id) const;
-    void                 note_queries(const llama_ubatch & ubatch);
+    void                 note_tokens(const llama_ubatch & ubatch, const std::vector<bool> & is_prompt);
+
+    struct saved_stream;
+    void         write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const;
+    saved_stream read_stream(morphkv_hashed_reader & in) const;
 
     const morphkv_params params;
 
@@ -127,9 +159,6 @@ private:
 
     morphkv_side              side;
     std::vector<stream_state> streams;
-
-    // copies of side that wait, like those of K and V, for the next update
-    std::vector<std::pair<llama_seq_id, llama_seq_id>> pending_copies;
 
     llama_context * lctx = nullptr;  // the context that owns this memory, known from its first update on
 
@@ -152,6 +181,7 @@ public:
 private:
     morphkv_cache * mkv;
 
-    std::vector<std::vector<llama_seq_id>> cuts;  // by micro-batch
+    std::vector<std::vector<llama_seq_id>> cuts;       // by micro-batch
+    std::vector<bool>                      is_prompt;  // by sequence
     size_t                                 i_next = 0;
 };

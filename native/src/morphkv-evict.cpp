@@ -14,12 +14,17 @@
 // query ring
 //
 
-// Row of the ring: position % votes, so that the last `votes` tokens never share one.
+// Row of the ring: position % n_ring, so that the last n_ring tokens never share one.
 
-void morphkv_cache::note_queries(const llama_ubatch & ubatch) {
+void morphkv_cache::note_tokens(const llama_ubatch & ubatch, const std::vector<bool> & is_prompt) {
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        auto & ring_pos                        = streams[ubatch.seq_id[i][0]].ring_pos;
-        ring_pos[ubatch.pos[i] % params.votes] = ubatch.pos[i];
+        const llama_seq_id seq_id = ubatch.seq_id[i][0];
+        const llama_pos    pos    = ubatch.pos[i];
+
+        streams[seq_id].ring_pos[pos % side.n_ring] = pos;
+        if (is_prompt[seq_id]) {
+            streams[seq_id].pos_prompt = pos;
+        }
     }
 }
 
@@ -29,8 +34,8 @@ std::vector<int32_t> morphkv_cache::vote_rows(llama_seq_id seq_id) const {
     std::vector<int32_t> res;
     const llama_pos      newest = seq_pos_max(seq_id);
     for (llama_pos pos = std::max(0, newest - params.votes + 1); pos <= newest; ++pos) {
-        if (ring_pos[pos % params.votes] == pos) {
-            res.push_back(pos % params.votes);
+        if (ring_pos[pos % side.n_ring] == pos) {
+            res.push_back(pos % side.n_ring);
         }
     }
     return res;
@@ -121,15 +126,45 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
 // eviction
 //
 
+// Nothing of a half moved sequence could be kept, and an eviction takes milliseconds: a host's abort waits for its end.
+class morphkv_no_abort {
+public:
+    explicit morphkv_no_abort(llama_context * lctx)
+        : lctx(lctx),
+          callback(lctx->abort_callback),
+          data(lctx->abort_callback_data) {
+        set(nullptr, nullptr);
+    }
+    ~morphkv_no_abort() { set(callback, data); }
+
+private:
+    void set(ggml_abort_callback new_callback, void * new_data) {
+        // it writes to the log
+        if (callback) {
+            lctx->set_abort_callback(new_callback, new_data);
+        }
+    }
+
+    llama_context *     lctx;
+    ggml_abort_callback callback;
+    void *              data;
+};
+
 bool morphkv_cache::cut(llama_seq_id seq_id) {
     const int64_t t_start_us = ggml_time_us();
 
+    auto fail = [&](const std::string & why) {
+        const std::string sentence = "eviction failed: " + why;
+        LLAMA_LOG_ERROR("%s: MorphKV: %s\n", __func__, sentence.c_str());
+        morphkv_error_set(MORPHKV_STATUS_FAILED, sentence.c_str());
+        return false;
+    };
+    const std::string name = "sequence " + std::to_string(seq_id);
+
     for (const auto & layer : side.layers) {
         if (layer.kq_scale == 0.0f) {
-            LLAMA_LOG_ERROR("%s: MorphKV: layer %d attends without showing its queries: this architecture cannot be "
-                            "served, sequence %d is unchanged\n",
-                            __func__, layer.il, seq_id);
-            return false;
+            return fail("layer " + std::to_string(layer.il) + " attends without showing its queries, so this " +
+                        "architecture cannot be served; " + name + " is unchanged");
         }
     }
 
@@ -152,20 +187,24 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         side.set_positions(seq_id, pos);
     }
 
-    bool              has_moved = false;
-    const ggml_status status    = compute_eviction(seq_id, shape, has_moved);
+    ggml_status status;
+    bool        has_moved = false;
+    {
+        const morphkv_no_abort no_abort(lctx);
+        status = compute_eviction(seq_id, shape, has_moved);
+    }
     evict_ms += (ggml_time_us() - t_start_us) / 1000.0;
 
     if (status != GGML_STATUS_SUCCESS) {
         if (has_moved) {
             clear_stream(seq_id);
         }
-        LLAMA_LOG_ERROR("%s: MorphKV: eviction failed (%s), sequence %d %s\n", __func__, ggml_status_to_string(status),
-                        seq_id, has_moved ? "is half moved and was cleared" : "is unchanged");
-        return false;
+        return fail(std::string(ggml_status_to_string(status)) + "; " + name +
+                    (has_moved ? " was half moved and has been cleared" : " is unchanged"));
     }
 
     move_window_cells(seq_id);
+    stream.pos_exact = seq_pos_max(seq_id) + 1;
     stream.n_evictions++;
     stream.n_evicted += shape.n_grad;
     return true;
@@ -173,26 +212,9 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
 
 // The cells' metadata after an eviction: the graduates' are free, the window's stand at the start of the recent region.
 void morphkv_cache::move_window_cells(llama_seq_id seq_id) {
-    const uint32_t n_window = params.window;
-
-    llama_batch_allocr balloc(1);
-    llama_ubatch       window = balloc.ubatch_reserve(n_window, 1);
-    window.seq_id_unq[0]      = seq_id;
-
-    slot_info sinfo = { (uint32_t) seq_id, (uint32_t) seq_id, { seq_id }, { {} } };
-
-    const auto & cells = get_cells(seq_id);
-    for (uint32_t i = 0; i < n_window; ++i) {
-        const uint32_t i_cell = n_used(seq_id) - n_window + i;
-
-        window.pos[i]      = cells.pos_get(i_cell);
-        window.token[i]    = cells.ext_get(i_cell).tok;
-        window.n_seq_id[i] = 1;
-        window.seq_id[i]   = &seq_id;
-        sinfo.idxs[0].push_back(n_distant + i);
-    }
-    llama_kv_cache::seq_rm(seq_id, cells.pos_get(n_distant), -1);
-    apply_ubatch(sinfo, window);
+    const cell_list window = get_cell_list(seq_id, n_used(seq_id) - params.window);
+    llama_kv_cache::seq_rm(seq_id, get_cells(seq_id).pos_get(n_distant), -1);
+    set_cell_list(seq_id, n_distant, window);
 }
 
 namespace {
@@ -347,7 +369,7 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
                 }
             }
         }
-        if (!ggml_backend_sched_alloc_graph(sched, gf)) {
+        if (!ggml_backend_sched_alloc_graph(sched, gf) || (inject_failure && inject_failure(evict_step::ALLOC))) {
             return GGML_STATUS_ALLOC_FAILED;
         }
         for (const auto & input : host_inputs) {
@@ -362,6 +384,9 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         ggml_backend_sched_synchronize(sched);
         if (status != GGML_STATUS_SUCCESS) {
             return status;
+        }
+        if (inject_failure && inject_failure(evict_step::COMPUTE)) {
+            return GGML_STATUS_FAILED;
         }
     }
     n_old_measured = std::max(n_old_measured, shape.n_old());

@@ -157,6 +157,10 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
         scores = ggml_concat(ctx, old, grad, 0);
     }
 
+    // Scores are not negative. A cache may hold NaN, from a model's overflow or a hostile state file, and sorting NaN is
+    // undefined behaviour: relu makes it 0.
+    scores = ggml_relu(ctx, scores);
+
     const morphkv_moves moves = morphkv_build_select(ctx, scores, shape);
 
     // (n_head_kv, n, 1): one-element rows, so that the moves' indices fit

@@ -25,7 +25,7 @@ void morphkv_side::init(std::vector<morphkv_side_layer> layers_in, int32_t n_rin
 
         const int64_t n_embd_q = layer.k->ne[0] / layer.n_head_kv * layer.n_head;
 
-        layer.ring = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_embd_q, n_ring, n_stream);
+        layer.ring = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, n_embd_q, n_ring, n_stream);
         layer.pos  = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream);
         layer.score =
             with_scores ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream) : nullptr;
@@ -62,22 +62,22 @@ ggml_tensor * morphkv_side::stream(ggml_context * ctx, ggml_tensor * t, uint32_t
     return t ? ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], i_stream * t->nb[2]) : nullptr;
 }
 
-void morphkv_side::copy(uint32_t i_src, uint32_t i_dst) {
-    ggml_init_params params = { 6 * layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
+void morphkv_side::copy(uint32_t i_src, uint32_t i_dst, uint32_t n_used) {
+    ggml_init_params params = { 10 * layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
     ggml_context_ptr ctx(ggml_init(params));
 
-    for (const auto & layer : layers) {
-        for (ggml_tensor * t : { layer.ring, layer.pos, layer.score }) {
-            if (!t) {
-                continue;
-            }
-            ggml_tensor * src = stream(ctx.get(), t, i_src);
-            ggml_tensor * dst = stream(ctx.get(), t, i_dst);
-            ggml_backend_view_init(src);
-            ggml_backend_view_init(dst);
-            ggml_backend_tensor_copy(src, dst);
+    // whole rows: a slice of a quantized tensor has no other shape
+    for_each_slice(i_src, n_used, [&](ggml_tensor * t, size_t, size_t size) {
+        if (size == 0) {
+            return;
         }
-    }
+        auto view = [&](uint32_t i_stream) {
+            ggml_tensor * res = ggml_view_2d(ctx.get(), t, t->ne[0], size / t->nb[1], t->nb[1], i_stream * t->nb[2]);
+            ggml_backend_view_init(res);
+            return res;
+        };
+        ggml_backend_tensor_copy(view(i_src), view(i_dst));
+    });
 }
 
 void morphkv_side::set_positions(uint32_t i_stream, const std::vector<int32_t> & pos) {

@@ -19,7 +19,7 @@ struct morphkv_side_layer {
     ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
     ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v)
 
-    ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F32, row = position % n_ring
+    ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F16, row = position % n_ring
     ggml_tensor * pos;    // (n_stream, n_head_kv, n_distant) int32 bits in F32
     ggml_tensor * score;  // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
 };
@@ -33,8 +33,8 @@ public:
     // A stream's slice of one of the tensors above, in ctx.
     static ggml_tensor * stream(ggml_context * ctx, ggml_tensor * t, uint32_t i_stream);
 
-    // The whole state of one stream.
-    void copy(uint32_t i_src, uint32_t i_dst);
+    // One stream to another: everything beside K and V, and n_used cells of those.
+    void copy(uint32_t i_src, uint32_t i_dst, uint32_t n_used);
 
     // The tokens at positions pos (n_distant) become those of the slots, in every head.
     void                 set_positions(uint32_t i_stream, const std::vector<int32_t> & pos);
@@ -43,9 +43,12 @@ public:
 
     void clear();
 
-    // f(tensor, offset, size) for a stream's slice of every tensor, always in the same order. For saving and loading.
-    template <typename F> void for_each_slice(uint32_t i_stream, F && f) const {
+    // f(tensor, offset, size) for a stream's slice of every tensor, always in the same order; of K and V n_used cells.
+    template <typename F> void for_each_slice(uint32_t i_stream, uint32_t n_used, F && f) const {
         for (const auto & layer : layers) {
+            for (ggml_tensor * t : { layer.k, layer.v }) {
+                f(t, i_stream * t->nb[2], n_used * t->nb[1]);
+            }
             for (ggml_tensor * t : { layer.ring, layer.pos, layer.score }) {
                 if (t) {
                     f(t, i_stream * t->nb[2], t->nb[2]);

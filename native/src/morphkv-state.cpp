@@ -1,6 +1,14 @@
-// State of a MorphKV cache: a header that must fit, then what llama.cpp writes for the cells, then per sequence the
-// counters, the query ring, the slots' positions and, with decay, their scores. Its size depends on nothing but the
-// number of used cells, so it is constant once a sequence has been cut.
+// State of a MorphKV cache: what must fit, the cells of each sequence, a checksum of all that, and then the tensors.
+//
+//   header   magic, version, parameters, shape of the model's layers, number of sequences
+//   stream   for each sequence: counters, first positions, the ring's positions, the cells' tokens
+//   checksum of everything before it
+//   tensors  for each sequence and layer: the used cells of K and V, the ring, the slots' positions and scores
+//   end      the checksum again: llama.cpp's file reader gives less than was asked for without a word
+//
+// Nothing is allocated or changed before all but the tensors has been read and found right. A sequence has its cells in
+// one piece and its positions in one or two runs, so its size depends on the number of used cells alone: once a sequence
+// has been cut, it stays between those of capacity and of capacity + room.
 
 #include "morphkv-cache.h"
 
@@ -9,11 +17,24 @@
 #include "llama-io.h"
 
 #include <cstring>
+#include <limits>
 
 namespace {
 
 constexpr uint32_t STATE_MAGIC   = 0x564b4d4d;  // "MMKV"
-constexpr uint32_t STATE_VERSION = 1;
+constexpr uint32_t STATE_VERSION = 2;
+
+// FNV-1a, 64 bits: against flipped bits, not against an attacker; what is read is checked value by value all the same.
+class fnv_hash {
+public:
+    void add(const void * data, size_t size) {
+        for (size_t i = 0; i < size; ++i) {
+            value = (value ^ ((const uint8_t *) data)[i]) * 0x100000001b3;
+        }
+    }
+
+    uint64_t value = 0xcbf29ce484222325;
+};
 
 // what two caches must share for the state of one to be right in the other
 struct state_header {
@@ -29,12 +50,12 @@ struct state_header {
     int32_t  policy;
     float    decay;
     uint32_t seed;
+    uint64_t layers;  // hash of their shapes and types
     uint32_t n_layer;
-    uint32_t n_embd_q;  // summed over layers
-    uint32_t n_slots;   // summed over layers and KV heads
+    uint32_t n_seq;   // sequences that follow
 };
 
-state_header make_header(const morphkv_params & p, const morphkv_side & side) {
+state_header make_header(const morphkv_params & p, const morphkv_side & side, uint32_t n_seq) {
     state_header res{};
     res.capacity    = p.capacity;
     res.window      = p.window;
@@ -47,73 +68,233 @@ state_header make_header(const morphkv_params & p, const morphkv_side & side) {
     res.decay       = p.decay;
     res.seed        = p.seed;
     res.n_layer     = side.layers.size();
+    res.n_seq       = n_seq;
+
+    fnv_hash hash;
     for (const auto & layer : side.layers) {
-        res.n_embd_q += layer.ring->ne[0];
-        res.n_slots += layer.n_head_kv * side.n_distant;
+        const int64_t shape[] = {
+            layer.il,      layer.n_head,   layer.n_head_kv,  layer.k->type,     layer.k->ne[0],
+            layer.v->type, layer.v->ne[0], layer.ring->type, layer.ring->ne[1], layer.pos->ne[0]
+        };
+        hash.add(shape, sizeof(shape));
+    }
+    res.layers = hash.value;
+    return res;
+}
+
+// The fixed part of a sequence. Of its cells only the first positions are stored, the others follow.
+struct stream_header {
+    int64_t   n_evictions;
+    int64_t   n_evicted;
+    llama_pos pos_exact;
+    llama_pos pos_prompt;
+    uint32_t  n_used;
+    llama_pos first_distant;  // position of cell 0
+    llama_pos first_recent;   // position of cell n_distant; the same run as cell 0 before the first eviction
+};
+
+}  // namespace
+
+class morphkv_hashed_writer {
+public:
+    explicit morphkv_hashed_writer(llama_io_write_i & io) : io(io) {}
+
+    void write(const void * data, size_t size) {
+        // an empty vector's data() may be null, which llama.cpp would give to memcpy
+        if (size > 0) {
+            io.write(data, size);
+            hash.add(data, size);
+        }
+    }
+
+    // of what has been written so far, itself not included
+    void write_checksum() { io.write(&hash.value, sizeof(hash.value)); }
+
+private:
+    llama_io_write_i & io;
+    fnv_hash           hash;
+};
+
+class morphkv_hashed_reader {
+public:
+    explicit morphkv_hashed_reader(llama_io_read_i & io) : io(io) {}
+
+    void read(void * data, size_t size) {
+        if (size > 0) {
+            io.read(data, size);
+            hash.add(data, size);
+        }
+    }
+
+    void read_checksum() {
+        uint64_t value = ~hash.value;  // a file may end here
+        io.read(&value, sizeof(value));
+        if (value != hash.value) {
+            throw std::runtime_error("the state is damaged or truncated: its checksum is wrong");
+        }
+    }
+
+private:
+    llama_io_read_i & io;
+    fnv_hash          hash;
+};
+
+struct morphkv_cache::saved_stream {
+    stream_state state;
+    cell_list    cells;
+};
+
+void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const {
+    const auto & stream = streams[seq_id];
+    const auto   cells  = get_cell_list(seq_id, 0);
+
+    stream_header header{};
+    header.n_evictions   = stream.n_evictions;
+    header.n_evicted     = stream.n_evicted;
+    header.pos_exact     = stream.pos_exact;
+    header.pos_prompt    = stream.pos_prompt;
+    header.n_used        = cells.pos.size();
+    header.first_distant = cells.pos.empty() ? 0 : cells.pos[0];
+    header.first_recent  = cells.pos.size() > n_distant ? cells.pos[n_distant] : header.first_distant + n_distant;
+    out.write(&header, sizeof(header));
+    out.write(stream.ring_pos.data(), stream.ring_pos.size() * sizeof(llama_pos));
+    out.write(cells.token.data(), cells.token.size() * sizeof(llama_token));
+}
+
+morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & in) const {
+    auto require = [](bool ok, const char * rule, int64_t value) {
+        if (!ok) {
+            throw std::runtime_error("the state is damaged: " + std::string(rule) + ", got " + std::to_string(value));
+        }
+    };
+
+    stream_header header{};
+    in.read(&header, sizeof(header));
+
+    const int64_t n_evictions = header.n_evictions;
+    require(header.n_used <= n_limit(params), "a sequence has more cells than this cache", header.n_used);
+    require(n_evictions >= 0 && header.n_evicted >= n_evictions, "evictions evict", header.n_evicted);
+    require(n_evictions > 0 || header.n_evicted == 0, "no eviction evicts nothing", header.n_evicted);
+    require(n_evictions == 0 || header.n_used > n_distant, "a recent token is left after evictions", header.n_used);
+
+    // two runs of positions that grow and do not meet
+    const int64_t first_distant = header.first_distant;
+    const int64_t first_recent  = header.first_recent;
+    const int64_t end =
+        header.n_used <= n_distant ? first_distant + header.n_used : first_recent + header.n_used - n_distant;
+    require(first_distant >= 0, "positions are not negative", first_distant);
+    require(n_evictions > 0 ? first_recent >= first_distant + n_distant : first_recent == first_distant + n_distant,
+            "recent tokens come after distant ones", first_recent);
+    require(end <= std::numeric_limits<llama_pos>::max(), "positions fit 31 bits", end);
+    require(header.pos_exact >= 0 && header.pos_exact <= end, "exact_pos is a position", header.pos_exact);
+    require(header.pos_prompt >= -1 && header.pos_prompt <= end, "pos_prompt is a position", header.pos_prompt);
+
+    saved_stream res      = { stream_state(side.n_ring), {} };
+    res.state.n_evictions = n_evictions;
+    res.state.n_evicted   = header.n_evicted;
+    res.state.pos_exact   = header.pos_exact;
+    res.state.pos_prompt  = header.pos_prompt;
+
+    auto & ring_pos = res.state.ring_pos;
+    in.read(ring_pos.data(), ring_pos.size() * sizeof(llama_pos));
+    for (size_t i = 0; i < ring_pos.size(); ++i) {
+        const llama_pos pos = ring_pos[i];
+        require(pos == -1 || (pos >= 0 && pos < end && pos % ring_pos.size() == i), "a query has a row", pos);
+    }
+
+    for (uint32_t i = 0; i < header.n_used; ++i) {
+        res.cells.pos.push_back(i < n_distant ? first_distant + i : first_recent + i - n_distant);
+    }
+    res.cells.token.resize(header.n_used);
+    in.read(res.cells.token.data(), res.cells.token.size() * sizeof(llama_token));
+    for (const llama_token token : res.cells.token) {
+        require(token >= LLAMA_TOKEN_NULL, "a token is not negative", token);
     }
     return res;
 }
 
-}  // namespace
-
+// Flags: a checkpoint (PARTIAL_ONLY) needs everything too, as what is distant changes.
 void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    const state_header header = make_header(params, side);
-    io.write(&header, sizeof(header));
+    GGML_UNUSED(flags);
 
-    llama_kv_cache::state_write(io, seq_id, flags);
-
-    for (llama_seq_id s = 0; s < (llama_seq_id) streams.size(); ++s) {
-        if (seq_id != -1 && s != seq_id) {
-            continue;
-        }
-        const auto & stream = streams[s];
-        io.write(&stream.n_evictions, sizeof(stream.n_evictions));
-        io.write(&stream.n_evicted, sizeof(stream.n_evicted));
-        io.write(stream.ring_pos.data(), stream.ring_pos.size() * sizeof(llama_pos));
-        side.for_each_slice(s, [&](ggml_tensor * t, size_t offset, size_t size) { io.write_tensor(t, offset, size); });
-    }
-}
-
-void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    const state_header own = make_header(params, side);
-    state_header       header;
-    io.read(&header, sizeof(header));
-    if (header.magic != own.magic || header.version != own.version) {
-        throw std::runtime_error("this is no state of a MorphKV cache, or of another version");
-    }
-    if (memcmp(&header, &own, sizeof(own)) != 0) {
-        throw std::runtime_error("the state was saved with other MorphKV parameters or another model");
-    }
-    if (seq_id >= (llama_seq_id) streams.size()) {
+    const llama_seq_id first = seq_id < 0 ? 0 : seq_id;
+    const llama_seq_id last  = seq_id < 0 ? streams.size() - 1 : seq_id;
+    if (last >= (llama_seq_id) streams.size()) {
         throw std::runtime_error("seq_id must be below " + std::to_string(streams.size()) + ", got " +
                                  std::to_string(seq_id));
     }
 
-    try {
-        llama_kv_cache::state_read(io, seq_id, flags);
+    morphkv_hashed_writer out(io);
+    const state_header    header = make_header(params, side, last - first + 1);
+    out.write(&header, sizeof(header));
+    for (llama_seq_id s = first; s <= last; ++s) {
+        write_stream(out, s);
+    }
+    out.write_checksum();
 
-        for (llama_seq_id s = 0; s < (llama_seq_id) streams.size(); ++s) {
-            if (seq_id != -1 && s != seq_id) {
-                continue;
-            }
-            stream_state stream;
-            stream.ring_pos.resize(params.votes);
-            io.read(&stream.n_evictions, sizeof(stream.n_evictions));
-            io.read(&stream.n_evicted, sizeof(stream.n_evicted));
-            io.read(stream.ring_pos.data(), stream.ring_pos.size() * sizeof(llama_pos));
-            side.for_each_slice(s,
-                                [&](ggml_tensor * t, size_t offset, size_t size) { io.read_tensor(t, offset, size); });
+    for (llama_seq_id s = first; s <= last; ++s) {
+        side.for_each_slice(s, n_used(s),
+                            [&](ggml_tensor * t, size_t offset, size_t size) { io.write_tensor(t, offset, size); });
+    }
+    out.write_checksum();
+}
 
-            const uint32_t n = n_used(s);
-            if (stream.n_evictions < 0 || n > n_limit(params) || (stream.n_evictions > 0 && n <= n_distant) ||
-                n != get_cells(s).get_used()) {
-                throw std::runtime_error("the cells of a sequence do not fit its counters");
-            }
-            streams[s] = stream;
+void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    GGML_UNUSED(flags);
+
+    const llama_seq_id first = seq_id < 0 ? 0 : seq_id;
+    const llama_seq_id last  = seq_id < 0 ? streams.size() - 1 : seq_id;
+    if (last >= (llama_seq_id) streams.size()) {
+        throw std::runtime_error("seq_id must be below " + std::to_string(streams.size()) + ", got " +
+                                 std::to_string(seq_id));
+    }
+
+    morphkv_hashed_reader in(io);
+    const state_header    own = make_header(params, side, last - first + 1);
+    state_header          header{};
+    header.magic = 0;
+    in.read(&header, sizeof(header));
+    if (header.magic != own.magic) {
+        throw std::runtime_error("this is no state of a MorphKV cache");
+    }
+    if (header.version != own.version) {
+        throw std::runtime_error("the state must have version " + std::to_string(own.version) + ", got " +
+                                 std::to_string(header.version));
+    }
+    if (header.n_seq != own.n_seq) {
+        throw std::runtime_error("the state must hold " + std::to_string(own.n_seq) + " sequences, got " +
+                                 std::to_string(header.n_seq));
+    }
+    if (memcmp(&header, &own, sizeof(own)) != 0) {
+        throw std::runtime_error("the state was saved with other MorphKV parameters, K/V types or another model");
+    }
+
+    std::vector<saved_stream> saved;
+    for (llama_seq_id s = first; s <= last; ++s) {
+        saved.push_back(read_stream(in));
+    }
+    in.read_checksum();
+
+    // From here on a failure, which can only be a truncated state, leaves the sequences empty.
+    for (llama_seq_id s = first; s <= last; ++s) {
+        clear_stream(s);
+    }
+    auto for_each_slice = [&](auto && f) {
+        for (llama_seq_id s = first; s <= last; ++s) {
+            side.for_each_slice(s, saved[s - first].cells.pos.size(), f);
         }
+    };
+    try {
+        for_each_slice([&](ggml_tensor * t, size_t offset, size_t size) { io.read_tensor(t, offset, size); });
+        in.read_checksum();
     } catch (...) {
-        // the cells may hold anything now
-        state_clear(seq_id);
+        // attention reads free cells too, behind its mask
+        for_each_slice(
+            [&](ggml_tensor * t, size_t offset, size_t size) { ggml_backend_tensor_memset(t, 0, offset, size); });
         throw;
+    }
+    for (llama_seq_id s = first; s <= last; ++s) {
+        set_cell_list(s, 0, saved[s - first].cells);
+        streams[s] = std::move(saved[s - first].state);
     }
 }

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from morphkv_cpp import Llama, MorphKV
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
 import llama_cpp
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 pytestmark = pytest.mark.demo
 
@@ -148,6 +150,28 @@ class TestCompletion:
         for prompt in ("A B C D " * 60, "Another text. " * 40, "A B C D " * 60):
             again = llm.create_completion(prompt, max_tokens=20, temperature=0.0)
         assert again["choices"][0]["text"] == first["choices"][0]["text"]
+
+
+class TestDraft:
+    """Prompt lookup on a text that repeats itself."""
+
+    PROMPT = "Count in words: one, two, three, four, five, six, seven, eight, nine, ten. " * 3 + "Count in words:"
+
+    @pytest.mark.parametrize("prompt_room", [0, 64])
+    def test_prompt_lookup_gives_the_same_greedy_text(self, demo_model, prompt_room):
+        morphkv = replace(SMALL, prompt_room=prompt_room)
+        texts, n_decodes, evictions = [], [], []
+        for draft_model in (None, LlamaPromptLookupDecoding(max_ngram_size=2, num_pred_tokens=8)):
+            llm = Llama(str(demo_model), morphkv=morphkv, n_ctx=1024, draft_model=draft_model, **QUIET)
+            batches, decode = [], llm._ctx.decode
+            llm._ctx.decode = lambda batch, batches=batches, decode=decode: (batches.append(batch), decode(batch))
+            texts.append(llm.create_completion(self.PROMPT, max_tokens=400, temperature=0.0)["choices"][0]["text"])
+            n_decodes.append(len(batches))
+            evictions.append(llm.cache_stats().n_evictions)
+            llm.close()
+        assert texts[1] == texts[0]
+        assert evictions[1] == evictions[0] > 15
+        assert n_decodes[1] < 0.6 * n_decodes[0]  # drafts were accepted, many tokens in one decode
 
 
 class TestAgainstStock:

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from morphkv_cpp.reference import (
+    N_SPARE,
     HeadCache,
     Rules,
     SequenceCache,
     attend,
     fuse,
+    is_prompt,
     margin,
     moves,
     plan,
@@ -37,27 +39,52 @@ def test_impossible_rules_are_refused(wrong, message):
 
 
 class TestPlan:
-    """plan(n_tokens, n_used, rules, n_ubatch) -> [(cut before?, n_new)]"""
+    """What a batch does: [(cut before?, n_new)]"""
 
     rules = Rules(capacity=8, window=2, interval=3, prompt_room=6)
 
+    @staticmethod
+    def prompt(n_tokens, n_used, rules, n_ubatch=100):
+        return plan(n_tokens, n_used, rules, n_ubatch, is_prompt=True, is_ready=True)
+
+    def step(self, n_tokens, n_used, is_ready=True):
+        return plan(n_tokens, n_used, self.rules, 100, is_prompt=False, is_ready=is_ready)
+
     @pytest.mark.parametrize(("n_used", "cut"), [(0, False), (8, False), (10, False), (11, True), (14, True)])
     def test_a_single_token_cuts_once_the_recent_region_outgrew_the_window_by_interval(self, n_used, cut):
-        assert plan(1, n_used, self.rules, 4) == [(cut, 1)]
+        assert self.step(1, n_used) == [(cut, 1)]
+
+    @pytest.mark.parametrize(("n_used", "cut"), [(11, False), (13, False), (14, True)])
+    def test_a_cut_waits_for_a_sequence_that_is_not_ready_while_cells_are_free(self, n_used, cut):
+        assert self.step(1, n_used, is_ready=False) == [(cut, 1)]
+
+    def test_a_draft_is_cut_before_it_rather_than_inside_of_it(self):
+        assert self.step(4, 10) == [(False, 4)]
+        assert self.step(4, 11) == [(True, 4)]
+        assert self.step(5, 10) == [(True, 5)]
+        assert self.step(5, 10, is_ready=False) == [(True, 5)]
+        assert self.step(7, 8) == [(False, 6), (True, 1)]  # nothing to evict before it
+
+    @pytest.mark.parametrize(
+        ("n_tokens", "n_logits", "expected"),
+        [(1, 0, False), (1, 1, False), (2, 1, True), (2, 2, False), (32, 32, False), (33, 33, True)],
+    )
+    def test_a_batch_whose_tokens_all_want_logits_is_a_draft_if_it_is_short(self, n_tokens, n_logits, expected):
+        assert is_prompt(n_tokens, n_logits) == expected
 
     def test_a_prompt_that_fits_is_not_cut(self):
-        assert plan(14, 0, self.rules, 100) == [(False, 14)]
-        assert plan(3, 11, self.rules, 100) == [(False, 3)]
+        assert self.prompt(14, 0, self.rules) == [(False, 14)]
+        assert self.prompt(3, 11, self.rules) == [(False, 3)]
 
     def test_a_prompt_is_split_by_micro_batches(self):
-        assert plan(10, 0, self.rules, 4) == [(False, 4), (False, 4), (False, 2)]
+        assert self.prompt(10, 0, self.rules, n_ubatch=4) == [(False, 4), (False, 4), (False, 2)]
 
     def test_a_long_prompt_is_cut_only_when_no_cell_is_free(self):
-        assert plan(22, 0, self.rules, 100) == [(False, 14), (True, 6), (True, 2)]
-        assert plan(2, 14, self.rules, 100) == [(True, 2)]
+        assert self.prompt(22, 0, self.rules) == [(False, 14), (True, 6), (True, 2)]
+        assert self.prompt(2, 14, self.rules) == [(True, 2)]
 
     def test_interval_is_the_least_prompt_room(self):
-        assert plan(12, 0, Rules(capacity=8, window=2, interval=3), 100) == [(False, 11), (True, 1)]
+        assert self.prompt(12, 0, Rules(capacity=8, window=2, interval=3)) == [(False, 11), (True, 1)]
 
 
 class TestScoring:
@@ -246,6 +273,42 @@ class TestSequence:
         cache.append(0, queries, keys, keys)
         first, second = cache.cut()[0]
         assert (first.scores.argmax(), second.scores.argmax()) == (0, 1)
+
+    def test_a_tail_is_taken_back_and_the_rest_is_as_before(self):
+        rules = Rules(capacity=8, window=2, interval=3)
+        cache, shorter = random_sequence(rules, 38), random_sequence(rules, 36)
+        assert cache.n_evictions == shorter.n_evictions
+        assert cache.remove_tail(36)
+        for layer in range(2):
+            np.testing.assert_array_equal(cache.keys(layer), shorter.keys(layer))
+            np.testing.assert_array_equal(cache.values(layer), shorter.values(layer))
+            np.testing.assert_array_equal(cache.voters(layer), shorter.voters(layer))
+        assert (cache.newest_position, cache.is_ready) == (35, True)
+
+    def test_a_tail_that_reaches_behind_the_recent_region_is_refused(self):
+        cache = random_sequence(Rules(capacity=8, window=2, interval=3), 40)
+        n_used, complete = cache.n_used, cache.complete_position
+        assert not cache.remove_tail(complete)
+        assert cache.n_used == n_used
+        assert cache.remove_tail(complete + 1)
+        assert cache.newest_position == complete
+
+    def test_voters_are_missing_after_more_was_taken_back_than_is_spared(self):
+        rules = Rules(capacity=60, window=4, interval=40)
+        for n_back, is_ready in ((N_SPARE, True), (N_SPARE + 1, False)):
+            cache = random_sequence(rules, 90)
+            assert cache.remove_tail(90 - n_back)
+            assert cache.is_ready == is_ready
+
+    def test_the_token_behind_a_prompt_is_not_cut_before(self):
+        cache = SequenceCache(Rules(capacity=4, window=2, prompt_room=20), 1, 1, 1, head_size=1)
+        cache.append(0, *np.ones((3, 1, 5, 1)), is_prompt=True)
+        assert not cache.is_ready
+        cache.append(0, *np.ones((3, 1, 1, 1)))
+        assert cache.is_ready
+        assert cache.remove_tail(4)  # the prompt's last token, decoded again, alone
+        cache.append(0, *np.ones((3, 1, 1, 1)))
+        assert not cache.is_ready
 
     def test_recency_keeps_the_first_and_the_newest(self):
         cache = random_sequence(Rules(capacity=8, window=2, interval=3, keep=2, policy="recency"), 8 + 3 * 4 + 1)

@@ -1,111 +1,9 @@
-// The cache inside a context: what is refused, what stays exact, and that nothing is lost when something fails.
+// The cache inside a context: it stays constant, and what cannot be honoured is refused.
 
-#include "morphkv.h"
-#include "tiny_model.h"
+#include "tiny_context.h"
 
-#include <algorithm>
 #include <cstring>
-#include <functional>
 #include <set>
-
-using tokens = std::vector<llama_token>;
-using floats = std::vector<float>;
-
-static llama_context_params context_params(uint32_t n_seq_max = 1) {
-    auto res            = llama_context_default_params();
-    res.n_ctx           = 2048 * n_seq_max;
-    res.n_batch         = 512;
-    res.n_ubatch        = 16;
-    res.n_seq_max       = n_seq_max;
-    res.n_threads       = 1;
-    res.n_threads_batch = 1;
-    res.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
-    return res;
-}
-
-static morphkv_params small_params() {
-    auto res        = morphkv_params_default();
-    res.capacity    = 40;
-    res.window      = 8;
-    res.interval    = 6;
-    res.keep        = 3;
-    res.prompt_room = 30;
-    return res;
-}
-
-static context_ptr create(llama_model * model, const morphkv_params & params, llama_context_params cparams) {
-    llama_context * ctx = nullptr;
-    if (morphkv_context_create(model, &cparams, &params, &ctx) != MORPHKV_STATUS_OK) {
-        fprintf(stderr, "%s\n", morphkv_last_error());
-        CHECK(false);
-    }
-    return context_ptr(ctx);
-}
-
-static tokens some_tokens(int32_t n, uint32_t seed = 1) {
-    std::mt19937 rng(seed);
-    tokens       res(n);
-    for (auto & t : res) {
-        t = rng() % TINY_N_VOCAB;
-    }
-    return res;
-}
-
-static llama_memory_t memory(const context_ptr & ctx) {
-    return llama_get_memory(ctx.get());
-}
-
-// Decodes t behind what the sequences hold, the same tokens in each, as one batch; only the last gives logits.
-static int decode(const context_ptr & ctx, const tokens & t, const std::vector<llama_seq_id> & seqs = { 0 }) {
-    llama_batch batch = llama_batch_init(t.size() * seqs.size(), 0, 1);
-    for (const llama_seq_id seq : seqs) {
-        const llama_pos first = llama_memory_seq_pos_max(memory(ctx), seq) + 1;
-        for (size_t i = 0; i < t.size(); ++i) {
-            batch.token[batch.n_tokens]     = t[i];
-            batch.pos[batch.n_tokens]       = first + i;
-            batch.n_seq_id[batch.n_tokens]  = 1;
-            batch.seq_id[batch.n_tokens][0] = seq;
-            batch.logits[batch.n_tokens]    = i + 1 == t.size();
-            batch.n_tokens++;
-        }
-    }
-    const int res = llama_decode(ctx.get(), batch);
-    llama_batch_free(batch);
-    return res;
-}
-
-static void decode_singly(const context_ptr & ctx, const tokens & t, const std::vector<llama_seq_id> & seqs = { 0 }) {
-    for (const llama_token token : t) {
-        CHECK(decode(ctx, { token }, seqs) == 0);
-    }
-}
-
-// Logits of the i-th sequence of the last batch.
-static floats logits(const context_ptr & ctx, int32_t i = -1) {
-    const float * data = llama_get_logits_ith(ctx.get(), i);
-    CHECK(data);
-    return floats(data, data + TINY_N_VOCAB);
-}
-
-static bool all_finite(const floats & x) {
-    return std::all_of(x.begin(), x.end(), [](float v) { return std::isfinite(v); });
-}
-
-static morphkv_stats stats(const context_ptr & ctx, int32_t seq = 0) {
-    morphkv_stats res{};
-    res.size = sizeof(res);
-    CHECK(morphkv_stats_get(ctx.get(), seq, &res) == MORPHKV_STATUS_OK);
-    return res;
-}
-
-// (n_head_kv*n_distant) of a layer
-static std::vector<int32_t> retained(const context_ptr & ctx, int32_t seq, int32_t layer) {
-    int32_t n_head_kv, n_distant;
-    CHECK(morphkv_retained_shape(ctx.get(), layer, &n_head_kv, &n_distant) == MORPHKV_STATUS_OK);
-    std::vector<int32_t> res(n_head_kv * n_distant);
-    CHECK(morphkv_retained_get(ctx.get(), seq, layer, res.data(), res.size()) == MORPHKV_STATUS_OK);
-    return res;
-}
 
 static void test_cells_stay_constant(llama_model * model, ggml_type type, int32_t policy) {
     auto cparams   = context_params();
@@ -142,170 +40,6 @@ static void test_cells_stay_constant(llama_model * model, ggml_type type, int32_
             }
         }
     }
-}
-
-// Each sequence of a batch of several gets what it would get alone.
-static void test_sequences_do_not_meet(llama_model * model) {
-    const auto               params = small_params();
-    const auto               many   = create(model, params, context_params(3));
-    std::vector<context_ptr> alone;
-    for (int i = 0; i < 3; ++i) {
-        alone.push_back(create(model, params, context_params()));
-    }
-    // prompts of different lengths, so that the sequences are cut at different times
-    for (llama_seq_id s = 0; s < 3; ++s) {
-        CHECK(decode(many, some_tokens(30 + 45 * s, s), { s }) == 0);
-        CHECK(decode(alone[s], some_tokens(30 + 45 * s, s)) == 0);
-    }
-    for (const llama_token token : some_tokens(60, 9)) {
-        decode_singly(many, { token }, { 0, 1, 2 });
-        for (llama_seq_id s = 0; s < 3; ++s) {
-            decode_singly(alone[s], { token });
-            const floats a = logits(many, s), b = logits(alone[s]);
-            for (size_t i = 0; i < a.size(); ++i) {
-                CHECK(std::fabs(a[i] - b[i]) < 1e-2f);
-            }
-        }
-    }
-    // a batch of long prompts for all at once
-    CHECK(decode(many, some_tokens(150, 11), { 0, 1, 2 }) == 0);
-    CHECK(decode(many, some_tokens(100, 12), { 0, 2 }) == 0);
-    for (llama_seq_id s = 0; s < 3; ++s) {
-        CHECK(stats(many, s).n_used <= stats(many, s).n_limit);
-        CHECK(stats(many, s).n_evictions > 0);
-    }
-}
-
-static void test_a_tail_is_removed_and_decoded_again(llama_model * model) {
-    const auto ctx = create(model, small_params(), context_params());
-    CHECK(decode(ctx, some_tokens(200)) == 0);
-    // just after a cut: no other one comes between here and the end of the tail
-    while (stats(ctx).n_used != 41) {
-        decode_singly(ctx, { 5 });
-    }
-    const auto before = stats(ctx);
-
-    llama_memory_t  mem    = memory(ctx);
-    const llama_pos newest = before.logical_pos;
-    CHECK(llama_memory_seq_pos_max(mem, 0) == newest);
-    CHECK(llama_memory_seq_pos_min(mem, 0) == before.complete_pos);
-
-    // refused without a change: the distant region, a hole
-    CHECK(!llama_memory_seq_rm(mem, 0, 100, -1));
-    CHECK(!llama_memory_seq_rm(mem, 0, before.complete_pos, -1));
-    CHECK(!llama_memory_seq_rm(mem, 0, newest - 3, newest - 1));
-    CHECK(stats(ctx).n_used == before.n_used && stats(ctx).logical_pos == newest);
-    // nothing to remove
-    CHECK(llama_memory_seq_rm(mem, 0, newest + 1, -1));
-    CHECK(llama_memory_seq_rm(mem, 0, 5, 5));
-    CHECK(stats(ctx).n_used == before.n_used);
-
-    const tokens tail = some_tokens(3, 4);
-    decode_singly(ctx, tail);
-    const floats once = logits(ctx);
-    CHECK(llama_memory_seq_rm(mem, 0, newest + 1, -1));
-    CHECK(stats(ctx).n_used == before.n_used && stats(ctx).logical_pos == newest);
-    decode_singly(ctx, tail);
-    CHECK(logits(ctx) == once);
-
-    // all at once can always be removed
-    CHECK(llama_memory_seq_rm(mem, -1, -1, -1));
-    CHECK(stats(ctx).n_used == 0 && stats(ctx).n_evictions == 0 && stats(ctx).logical_pos == -1);
-    CHECK(llama_memory_seq_pos_min(mem, 0) == -1);
-    CHECK(retained(ctx, 0, 0)[0] == -1);
-}
-
-// The next cut after a rollback in the prompt room waits until there are voters again.
-static void test_a_rollback_of_the_voters_delays_the_cut(llama_model * model) {
-    const auto ctx = create(model, small_params(), context_params());
-    CHECK(decode(ctx, some_tokens(70)) == 0);
-    CHECK(llama_memory_seq_rm(memory(ctx), 0, 60, -1));
-    decode_singly(ctx, some_tokens(7, 2));
-    CHECK(stats(ctx).n_evictions == 0);
-    decode_singly(ctx, some_tokens(2, 3));
-    CHECK(stats(ctx).n_evictions == 1 && stats(ctx).n_used == 41);
-}
-
-static void test_a_copied_sequence_goes_on_the_same(llama_model * model) {
-    const auto ctx = create(model, small_params(), context_params(2));
-    CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
-    decode_singly(ctx, some_tokens(5, 2), { 0 });
-    llama_memory_seq_cp(memory(ctx), 0, 1, 20, 30);  // a part: refused with a log line
-    CHECK(stats(ctx, 1).n_used == 0);
-    llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
-    CHECK(stats(ctx, 1).n_used == stats(ctx, 0).n_used && stats(ctx, 1).n_evicted == stats(ctx, 0).n_evicted);
-    for (const llama_token token : some_tokens(30, 5)) {
-        decode_singly(ctx, { token }, { 0, 1 });
-        CHECK(logits(ctx, 0) == logits(ctx, 1));
-    }
-    CHECK(retained(ctx, 0, 1) == retained(ctx, 1, 1));
-    // the copy may differ from now on
-    CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
-    decode_singly(ctx, some_tokens(20, 6), { 1 });
-    CHECK(stats(ctx, 0).n_used == 0 && stats(ctx, 1).logical_pos == 254);
-    llama_memory_seq_add(memory(ctx), 1, 0, -1, 4);  // refused with a log line
-    CHECK(stats(ctx, 1).logical_pos == 254);
-    CHECK(!llama_memory_can_shift(memory(ctx)));
-}
-
-static void test_a_restored_state_goes_on_the_same(llama_model * model) {
-    auto params    = small_params();
-    params.decay   = 0.5f;
-    const auto ctx = create(model, params, context_params(2));
-    CHECK(decode(ctx, some_tokens(200), { 1 }) == 0);
-    decode_singly(ctx, some_tokens(50, 2), { 1 });
-
-    std::vector<uint8_t> state(llama_state_seq_get_size(ctx.get(), 1));
-    CHECK(llama_state_seq_get_data(ctx.get(), state.data(), state.size(), 1) == state.size());
-    std::vector<uint8_t> whole(llama_state_get_size(ctx.get()));
-    CHECK(llama_state_get_data(ctx.get(), whole.data(), whole.size()) == whole.size());
-
-    std::vector<floats> expected;
-    for (const llama_token token : some_tokens(40, 3)) {
-        decode_singly(ctx, { token }, { 1 });
-        expected.push_back(logits(ctx));
-    }
-    auto goes_on = [&](const context_ptr & other, llama_seq_id seq) {
-        const auto next = some_tokens(40, 3);
-        for (size_t i = 0; i < next.size(); ++i) {
-            decode_singly(other, { next[i] }, { seq });
-            CHECK(logits(other) == expected[i]);
-        }
-        CHECK(retained(other, seq, 1) == retained(ctx, 1, 1));
-    };
-    const auto other = create(model, params, context_params(2));
-    CHECK(llama_state_seq_set_data(other.get(), state.data(), state.size(), 0) == state.size());
-    goes_on(other, 0);
-    const auto third = create(model, params, context_params(2));
-    CHECK(llama_state_set_data(third.get(), whole.data(), whole.size()) == whole.size());
-    goes_on(third, 1);
-
-    // not ours: truncated, of other parameters, of a cache without MorphKV; the context stays usable
-    CHECK(llama_state_seq_set_data(other.get(), state.data(), state.size() / 2, 0) == 0);
-    CHECK(stats(other, 0).n_used == 0);
-    params.window      = 9;
-    const auto strange = create(model, params, context_params(2));
-    CHECK(llama_state_seq_set_data(strange.get(), state.data(), state.size(), 0) == 0);
-    auto                 cparams = context_params(2);
-    const context_ptr    stock(llama_init_from_model(model, cparams));
-    std::vector<uint8_t> foreign(llama_state_seq_get_size(stock.get(), 0));
-    llama_state_seq_get_data(stock.get(), foreign.data(), foreign.size(), 0);
-    CHECK(llama_state_seq_set_data(other.get(), foreign.data(), foreign.size(), 0) == 0);
-    CHECK(decode(other, some_tokens(100), { 0 }) == 0);
-}
-
-// An abort in the middle of an eviction leaves no half moved sequence behind.
-static void test_an_aborted_eviction_clears_the_sequence(llama_model * model) {
-    const auto ctx = create(model, small_params(), context_params(2));
-    CHECK(decode(ctx, some_tokens(46), { 0 }) == 0);
-    CHECK(decode(ctx, some_tokens(20, 2), { 1 }) == 0);
-    llama_set_abort_callback(ctx.get(), [](void *) { return true; }, nullptr);
-    CHECK(decode(ctx, { 1 }, { 0 }) != 0);
-    llama_set_abort_callback(ctx.get(), nullptr, nullptr);
-    CHECK(stats(ctx, 0).n_used == 0 && stats(ctx, 1).n_used == 20);
-    CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
-    decode_singly(ctx, some_tokens(50, 3), { 0, 1 });
-    CHECK(all_finite(logits(ctx, 0)) && all_finite(logits(ctx, 1)));
 }
 
 static void refuse(llama_model * model, const morphkv_params & params, llama_context_params cparams,
@@ -359,13 +93,7 @@ static void test_pending_parameters_are_for_one_context(llama_model * model) {
 }
 
 int main() {
-    llama_log_set(
-        [](ggml_log_level level, const char * text, void *) {
-            if (level >= GGML_LOG_LEVEL_ERROR) {
-                fputs(text, stderr);
-            }
-        },
-        nullptr);
+    log_errors_only();
 
     const auto model = tiny_model_load();
     for (const ggml_type type :
@@ -374,12 +102,6 @@ int main() {
     }
     test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_RECENCY);
     test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_RANDOM);
-    test_sequences_do_not_meet(model.get());
-    test_a_tail_is_removed_and_decoded_again(model.get());
-    test_a_rollback_of_the_voters_delays_the_cut(model.get());
-    test_a_copied_sequence_goes_on_the_same(model.get());
-    test_a_restored_state_goes_on_the_same(model.get());
-    test_an_aborted_eviction_clears_the_sequence(model.get());
     test_what_cannot_be_honoured_is_refused(model.get());
     test_pending_parameters_are_for_one_context(model.get());
     return 0;

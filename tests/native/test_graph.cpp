@@ -124,7 +124,7 @@ static void run(const test_case & c, uint32_t seed) {
     morphkv_evict_layer layer{};
     layer.k    = ggml_new_tensor_2d(ctx_data.get(), c.type_k, n_embd, n_cells);
     layer.v    = ggml_new_tensor_2d(ctx_data.get(), c.type_v, n_embd, n_cells);
-    layer.ring = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, n_head * c.n_embd_head, n_ring);
+    layer.ring = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F16, n_head * c.n_embd_head, n_ring);
     layer.pos  = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv);
     layer.score =
         c.policy.decay > 0 ? ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
@@ -134,10 +134,10 @@ static void run(const test_case & c, uint32_t seed) {
     layer.softcap   = c.softcap;
     ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx_data.get(), backend.get()));
 
-    const floats ring = random_floats(rng, ggml_nelements(layer.ring), 1.5f);
+    fill(layer.ring, random_floats(rng, ggml_nelements(layer.ring), 1.5f));
+    const floats ring = rows(layer.ring).values;
     fill(layer.k, random_floats(rng, ggml_nelements(layer.k), 1.5f));
     fill(layer.v, random_floats(rng, ggml_nelements(layer.v), 1.0f));
-    ggml_backend_tensor_set(layer.ring, ring.data(), 0, ggml_nbytes(layer.ring));
 
     // a token's position is its cell, plus 1000 for graduates
     std::vector<int32_t> pos, grad_pos;

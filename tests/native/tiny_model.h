@@ -86,8 +86,8 @@ using model_ptr   = std::unique_ptr<llama_model, model_deleter>;
 using context_ptr = std::unique_ptr<llama_context, context_deleter>;
 
 inline model_ptr tiny_model_load(const tiny_shape & shape = {}) {
-    // beside the program: the build folder is writable, and no other test has this name
-    const std::string path = "tiny-model-" + shape.arch + ".gguf";
+    // beside the program: the build folder is writable; several tests may run at once
+    const std::string path = "tiny-model-" + std::to_string(std::random_device()()) + ".gguf";
     tiny_model_write(path, shape);
     auto mparams      = llama_model_default_params();
     mparams.load_mode = LLAMA_LOAD_MODE_NONE;

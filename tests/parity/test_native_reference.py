@@ -1,18 +1,18 @@
 """The native cache against the specification: the same tokens through libllama and through a float64 NumPy llama.
 
 After every batch the logits must agree within LOGITS_TOLERANCE, the counters exactly, and after every cut each head
-must keep the set that the reference chooses. Flash attention accumulates values in f16, so a choice closer than
-TIE_TOLERANCE may fall the other way: such near-ties are counted, the reference adopts the native set, and both go on.
+must keep the set that the reference chooses, but for near-ties.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy_llama import NumpyLlama
+from twins import TIE_TOLERANCE, Tally
 
 from morphkv_cpp.reference import Rules
 
@@ -22,44 +22,10 @@ if not hasattr(morphkv_cpp, "Llama"):
 
 import llama_cpp  # noqa: E402  (morphkv_cpp says first which libllama is loaded)
 
-# Largest error of a logit; logits have a standard deviation of 1. Stock flash attention with a full cache is off by up
-# to 0.006 from the same float64 model (by 0.000005 without flash attention, whose sums are f32).
-LOGITS_TOLERANCE = 0.02
-# Largest relative gap between two scores that may fall the other way. Errors as above turned gaps up to 0.003; about
-# 0.3% of all choices were turned.
-TIE_TOLERANCE = 0.01
-TIE_SHARE = 0.02  # of all choices
-REORDER_SHARE = 0.05  # of all choices: the order among moved tokens has more near-ties than the set, and matters less
-
 CACHE_TYPES = {"f32": 0, "f16": 1}  # as in ggml.h
 N_CTX = 4096
 N_UBATCH = 16
 GROUPS = {1: {"n_head": 2, "n_head_kv": 2}, 3: {"n_head": 6, "n_head_kv": 2}, 4: {"n_head": 8, "n_head_kv": 2}}
-
-
-@dataclass
-class Tally:
-    """What a comparison saw. A choice is one cut in one head."""
-
-    n_cuts: int = 0
-    n_choices: int = 0
-    n_near_ties: int = 0
-    n_reordered: int = 0  # same set, in other slots
-    logits_error: float = 0.0
-
-    def __iadd__(self, other: Tally) -> Tally:
-        self.n_cuts += other.n_cuts
-        self.n_choices += other.n_choices
-        self.n_near_ties += other.n_near_ties
-        self.n_reordered += other.n_reordered
-        self.logits_error = max(self.logits_error, other.logits_error)
-        return self
-
-    def check(self, n_cuts: int) -> None:
-        print(self)
-        assert self.n_cuts >= n_cuts
-        assert self.n_near_ties <= TIE_SHARE * self.n_choices
-        assert self.n_reordered <= REORDER_SHARE * self.n_choices
 
 
 class Pair:
@@ -91,34 +57,15 @@ class Pair:
         retained = [self.llm.retained(layer=layer) for layer in range(self.model.n_layer)]
         logits, cuts = self.model.decode(tokens, adopt=lambda layer, head: retained[layer][head])
         for cut in cuts:
-            self._compare_cut(cut)
+            self.tally.compare_cut(cut, self.rules)
         self.compare_state(logits)
-
-    def _compare_cut(self, cut) -> None:
-        self.tally.n_cuts += 1
-        for layer, heads in enumerate(cut):
-            for i_head, head in enumerate(heads):
-                where = f"cut {self.tally.n_cuts}, layer {layer}, kv head {i_head}"
-                self.tally.n_choices += 1
-                stayed = head.kept[head.kept < self.rules.n_distant]
-                assert (head.kept[stayed] == stayed).all(), f"{where}: a token that stays must not change its slot"
-                if self.rules.policy == "random":
-                    continue
-                if set(head.kept) != set(head.chosen):
-                    gap = -head.kept_margin / head.worst_chosen
-                    assert gap <= TIE_TOLERANCE, f"{where}: other tokens kept, scores apart by {gap:.4f}"
-                    self.tally.n_near_ties += 1
-                elif (head.kept != head.chosen).any():
-                    self.tally.n_reordered += 1
 
     def compare_state(self, logits: np.ndarray) -> None:
         stats, cache = self.llm.cache_stats(), self.model.cache
         assert (stats.n_used, stats.n_evictions, stats.n_evicted) == (cache.n_used, cache.n_evictions, cache.n_evicted)
         pointer = llama_cpp.llama_get_logits_ith(self.llm.ctx, -1)
         native = np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
-        error = float(np.abs(native - logits).max())
-        assert error <= LOGITS_TOLERANCE, f"after {self.model.n_past} tokens, {cache.n_evictions} cuts"
-        self.tally.logits_error = max(self.tally.logits_error, error)
+        self.tally.compare_logits(native, logits, f"after {self.model.n_past} tokens, {cache.n_evictions} cuts")
 
 
 def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:

@@ -1,0 +1,243 @@
+"""Saving, restoring, reuse of prefixes, failures and drafts, as hosts of llama_cpp.Llama know them; on tiny models."""
+
+import io
+import itertools
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from morphkv_cpp import Llama, MorphKV
+
+# isort: split
+# after morphkv_cpp, which says what libllama is loaded
+import llama_cpp
+
+SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
+
+
+@pytest.fixture
+def open_llama(tiny_llama):
+    """Factory of models that are closed at the end."""
+    opened = []
+
+    def make(morphkv=SMALL, *, shape=(), **options):
+        path = str(tiny_llama(**dict(shape)))
+        options = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False} | options
+        opened.append(Llama(path, morphkv=morphkv, **options))
+        return opened[-1]
+
+    yield make
+    for llm in opened:
+        llm.close()
+
+
+def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
+
+
+def greedy(llm: Llama, prompt: list[int], n_tokens: int) -> list[int]:
+    return list(itertools.islice(llm.generate(prompt, temp=0.0), n_tokens))
+
+
+def count_evaluated(llm: Llama, monkeypatch) -> list[int]:
+    """Lengths of the batches that are decoded from now on."""
+    lengths, decode = [], llm._ctx.decode
+
+    def count(batch):
+        lengths.append(batch.n_tokens())
+        decode(batch)
+
+    monkeypatch.setattr(llm._ctx, "decode", count)
+    return lengths
+
+
+class TestState:
+    def test_a_pickled_state_goes_on_the_same_elsewhere(self, open_llama):
+        llm = open_llama()
+        greedy(llm, some_tokens(100), 20)
+        file = io.BytesIO()
+        pickle.dump(llm.save_state(), file)
+        file.seek(0)
+        other = open_llama()
+        other.eval(some_tokens(77, seed=3))
+        other.load_state(pickle.load(file))
+        prompt = [*llm.input_ids[: llm.n_tokens].tolist(), *some_tokens(4, seed=5)]
+        assert other.input_ids[: other.n_tokens].tolist() == prompt[:-4]
+        assert greedy(other, prompt, 40) == greedy(llm, prompt, 40)
+        assert other.cache_stats().n_evictions == llm.cache_stats().n_evictions > 20
+
+    def test_its_size_is_constant_but_for_the_token_ids(self, open_llama):
+        llm, sizes = open_llama(n_ctx=4096), []
+        for n_tokens in (32 + 4 * 20 + 1, 4 * 100, 4 * 400):
+            llm.eval(some_tokens(n_tokens))
+            state = llm.save_state()
+            sizes.append(len(state.llama_state))
+            assert len(pickle.dumps(state)) - len(state.llama_state) < 4 * state.n_tokens + 1000
+        assert len(set(sizes)) == 1
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"morphkv": replace(SMALL, interval=5)},
+            {"morphkv": None},
+            {"type_k": 8, "type_v": 8},
+            {"shape": {"n_head_kv": 1}},
+        ],
+        ids=["interval", "without", "q8_0", "heads"],
+    )
+    def test_a_state_of_other_settings_or_another_model_is_refused_and_nothing_changes(self, open_llama, other):
+        llm = open_llama()
+        stranger = open_llama(**({"shape": {"n_head": 4, "head_size": 64}} | other))
+        for one in (llm, stranger):
+            one.eval(some_tokens(90))
+        before, stats = llm.save_state(), llm.cache_stats()
+        with pytest.raises(RuntimeError, match="another model or other settings"):
+            llm.load_state(stranger.save_state())
+        after = llm.save_state()
+        assert (after.llama_state, after.n_tokens) == (before.llama_state, before.n_tokens)
+        np.testing.assert_array_equal(after.input_ids, before.input_ids)
+        assert llm.cache_stats() == stats
+
+    def test_after_a_truncated_state_the_cache_is_empty_and_usable(self, open_llama):
+        llm, fresh = open_llama(), open_llama()
+        llm.eval(some_tokens(90))
+        state = llm.save_state()
+        state.llama_state = state.llama_state[:-5]
+        with pytest.raises(RuntimeError, match="damaged"):
+            llm.load_state(state)
+        assert (llm.n_tokens, llm.cache_stats().n_used) == (0, 0)
+        assert greedy(llm, some_tokens(40), 30) == greedy(fresh, some_tokens(40), 30)
+
+    def test_logits_are_saved_where_all_are_kept(self, open_llama):
+        llm, other = open_llama(logits_all=True), open_llama(logits_all=True)
+        llm.eval(some_tokens(60))
+        other.load_state(pickle.loads(pickle.dumps(llm.save_state())))
+        np.testing.assert_array_equal(other.scores[:60], llm.scores[:60])
+
+    def test_a_ram_cache_brings_back_what_was_evicted(self, open_llama, monkeypatch):
+        llm, fresh = open_llama(), open_llama()
+        llm.set_cache(llama_cpp.LlamaRAMCache())
+        texts = [some_tokens(70, seed=1), some_tokens(50, seed=2)]
+        for text in texts:
+            llm.create_completion(text, max_tokens=5, temperature=0.0)
+        assert llm.cache.cache_size > 0
+        lengths = count_evaluated(llm, monkeypatch)
+        # goes on behind the first text, which the second has replaced
+        longer = [*texts[0], *greedy(fresh, texts[0], 5)[:4], *some_tokens(9, seed=3)]
+        llm.create_completion(longer, max_tokens=5, temperature=0.0)
+        assert lengths[0] == 9
+        fresh.eval(longer[74:])
+        assert llm.input_ids[83 : llm.n_tokens].tolist() == greedy(fresh, longer, 5)[:4]
+
+
+class TestPrefix:
+    def test_what_is_behind_the_recent_region_is_not_evaluated_again(self, open_llama, monkeypatch, capsys):
+        llm = open_llama(verbose=True)
+        answer = greedy(llm, some_tokens(60), 20)
+        lengths = count_evaluated(llm, monkeypatch)
+        # the last token drawn has not been decoded yet
+        greedy(llm, [*some_tokens(60), *answer, *some_tokens(3, seed=1)], 2)
+        assert lengths == [4, 1]
+        assert "79 prefix-match hit, remaining 4 prompt tokens to eval" in capsys.readouterr().err
+
+    def test_a_prefix_that_ends_in_the_recent_region_is_a_hit(self, open_llama, monkeypatch):
+        llm = open_llama()
+        text = [*some_tokens(60), *greedy(llm, some_tokens(60), 20)]
+        complete_pos = llm.cache_stats().complete_pos
+        lengths = count_evaluated(llm, monkeypatch)
+        greedy(llm, [*text[: complete_pos + 1], *some_tokens(3, seed=1)], 1)
+        assert lengths == [3]
+
+    def test_one_that_ends_in_evicted_tokens_is_evaluated_from_the_start_and_verbose_says_so(
+        self, open_llama, monkeypatch, capsys
+    ):
+        llm, fresh = open_llama(verbose=True), open_llama()
+        text = [*some_tokens(60), *greedy(llm, some_tokens(60), 20)]
+        complete_pos = llm.cache_stats().complete_pos
+        prompt = [*text[:complete_pos], *some_tokens(3, seed=1)]
+        lengths = count_evaluated(llm, monkeypatch)
+        assert greedy(llm, prompt, 5) == greedy(fresh, prompt, 5)
+        assert lengths[0] == len(prompt)
+        assert "re-evaluating full prompt" in capsys.readouterr().err
+
+    def test_the_same_prompt_again_gives_the_same_text(self, open_llama):
+        """llama_cpp decodes the last token of a known prompt again, alone: it must not be cut before it has voted."""
+        llm = open_llama(replace(SMALL, prompt_room=64))
+        first = greedy(llm, some_tokens(80), 1)
+        assert greedy(llm, some_tokens(80), 1) == first
+        assert llm.cache_stats().n_evictions == 0
+
+
+class TestFailure:
+    def fail(self, llm, monkeypatch, n_done: int | None, batches: int = 0):
+        """The decode after so many batches fails: its first n_done tokens stay in the cache, or None: it is cleared."""
+        decode, calls = llm._ctx.decode, []
+
+        def failing(batch):
+            if len(calls) < batches:
+                calls.append(batch)
+                return decode(batch)
+            if n_done is None:
+                llm._ctx.kv_cache_clear()
+            elif n_done:
+                batch.batch.n_tokens = n_done
+                decode(batch)
+            raise RuntimeError("llama_decode returned -3")
+
+        monkeypatch.setattr(llm._ctx, "decode", failing)
+
+    def test_a_cleared_cache_is_noticed(self, open_llama, monkeypatch):
+        llm, fresh = open_llama(), open_llama()
+        llm.eval(some_tokens(50))
+        with monkeypatch.context() as patch:
+            self.fail(llm, patch, None)
+            with pytest.raises(RuntimeError, match="llama_decode returned -3"):
+                llm.eval([5])
+        assert llm.n_tokens == 0
+        assert greedy(llm, some_tokens(50), 10) == greedy(fresh, some_tokens(50), 10)
+
+    @pytest.mark.parametrize(("batches", "n_done"), [(0, 0), (0, 7), (1, 0), (1, 9)])
+    def test_what_was_decoded_before_the_failure_is_kept(self, open_llama, monkeypatch, batches, n_done):
+        llm, fresh = open_llama(n_batch=16), open_llama(n_batch=16)
+        for one in (llm, fresh):
+            one.eval(some_tokens(20))
+        more = some_tokens(40, seed=1)
+        with monkeypatch.context() as patch:
+            self.fail(llm, patch, n_done, batches)
+            with pytest.raises(RuntimeError, match="llama_decode returned -3"):
+                llm.eval(more)
+        assert llm.n_tokens == 20 + 16 * batches + n_done
+        assert llm.input_ids[: llm.n_tokens].tolist() == (some_tokens(20) + more)[: llm.n_tokens]
+        llm.eval(more[llm.n_tokens - 20 :])
+        assert greedy(llm, some_tokens(20) + more + [5], 10) == greedy(llm, some_tokens(20) + more + [5], 10)
+
+    def test_the_reason_of_the_native_library_is_told(self, open_llama, monkeypatch):
+        llm = open_llama()
+        self.fail(llm, monkeypatch, 0)
+        monkeypatch.setattr("morphkv_cpp.bridge.last_error", lambda: "eviction failed: why")
+        with pytest.raises(RuntimeError, match="llama_decode returned -3: eviction failed: why"):
+            llm.eval([5])
+
+
+class TestDraft:
+    def test_a_draft_ends_where_an_eviction_falls_due(self, open_llama):
+        llm = open_llama(draft_model=lambda input_ids: np.arange(3, 13, dtype=np.intc))
+        llm.eval(some_tokens(30))
+        seen = []
+        for n_used in (30, 33, 34, 35, 36):
+            llm.eval(some_tokens(n_used - llm.cache_stats().n_used))
+            seen.append(len(llm.draft_model(llm.input_ids[: llm.n_tokens + 1])))
+        assert seen == [5, 2, 1, 0, 0]
+
+    def test_without_morphkv_a_draft_model_is_as_given(self, open_llama):
+        draft = llama_cpp.llama_speculative.LlamaPromptLookupDecoding()
+        assert open_llama(None, draft_model=draft).draft_model is draft
+
+    def test_a_model_with_a_draft_model_can_be_pickled(self, open_llama):
+        llm = open_llama(draft_model=llama_cpp.llama_speculative.LlamaPromptLookupDecoding(num_pred_tokens=3))
+        copy = pickle.loads(pickle.dumps(llm))
+        assert copy._draft_model.num_pred_tokens == 3
+        assert copy.morphkv == SMALL
+        copy.close()

@@ -1,0 +1,287 @@
+// Save and load: what is restored goes on the same, and whatever else is handed in is refused and harms nothing.
+
+#include "tiny_context.h"
+
+#include <cstdio>
+#include <cstring>
+
+using bytes = std::vector<uint8_t>;
+
+// of the header, up to the counters of the first sequence; behind what llama.cpp writes first
+constexpr size_t N_LLAMA  = 8;
+constexpr size_t N_HEADER = 64;
+constexpr size_t N_STREAM = 40;
+
+static bytes save(const context_ptr & ctx, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
+    bytes res(llama_state_seq_get_size_ext(ctx.get(), seq, flags));
+    CHECK(llama_state_seq_get_data_ext(ctx.get(), res.data(), res.size(), seq, flags) == res.size());
+    return res;
+}
+
+static bool load(const context_ptr & ctx, const bytes & state, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
+    const size_t n = llama_state_seq_set_data_ext(ctx.get(), state.data(), state.size(), seq, flags);
+    CHECK(n == 0 || n == state.size());
+    return n > 0;
+}
+
+// What a saved sequence does next, to compare with what the restored one does.
+class future {
+public:
+    // decodes on behind the saved state
+    future(const context_ptr & ctx, llama_seq_id seq = 0) : next(some_tokens(60, 3)) {
+        expected = logits_of(ctx, next, seq);
+        kept     = retained(ctx, seq, 1);
+    }
+
+    void check(const context_ptr & ctx, llama_seq_id seq = 0) const {
+        for (size_t i = 0; i < next.size(); ++i) {
+            decode_singly(ctx, { next[i] }, { seq });
+            CHECK(logits(ctx) == expected[i]);
+        }
+        CHECK(retained(ctx, seq, 1) == kept);
+    }
+
+private:
+    tokens               next;
+    std::vector<floats>  expected;
+    std::vector<int32_t> kept;
+};
+
+static void test_a_restored_state_goes_on_the_same(llama_model * model, ggml_type type, float decay) {
+    auto params    = small_params();
+    params.decay   = decay;
+    auto cparams   = context_params(2);
+    cparams.type_k = cparams.type_v = type;
+    const auto ctx                  = create(model, params, cparams);
+    CHECK(decode(ctx, some_tokens(200), { 1 }) == 0);
+    decode_singly(ctx, some_tokens(53, 2), { 1 });
+
+    const bytes state = save(ctx, 1), checkpoint = save(ctx, 1, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+    bytes       whole(llama_state_get_size(ctx.get()));
+    CHECK(llama_state_get_data(ctx.get(), whole.data(), whole.size()) == whole.size());
+    const tokens noted = some_tokens(4);
+    CHECK(llama_state_save_file(ctx.get(), "whole.state", noted.data(), noted.size()));
+    CHECK(llama_state_seq_save_file(ctx.get(), "seq.state", 1, noted.data(), noted.size()) > 0);
+    const future expected(ctx, 1);
+
+    // into other contexts, in other sequences, in place of other content, by every way that llama.cpp has
+    const auto other = create(model, params, cparams);
+    CHECK(decode(other, some_tokens(90, 6), { 0 }) == 0);
+    CHECK(load(other, state, 0));
+    expected.check(other, 0);
+    CHECK(load(other, checkpoint, 1, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    expected.check(other, 1);
+    CHECK(load(ctx, state, 1));
+    expected.check(ctx, 1);
+
+    const auto third = create(model, params, cparams);
+    CHECK(llama_state_set_data(third.get(), whole.data(), whole.size()) == whole.size());
+    CHECK(stats(third, 0).n_used == 0);
+    expected.check(third, 1);
+
+    tokens read(8);
+    size_t n_read = 0;
+    CHECK(llama_state_load_file(third.get(), "whole.state", read.data(), read.size(), &n_read) && n_read == 4);
+    expected.check(third, 1);
+    CHECK(llama_state_seq_load_file(third.get(), "seq.state", 0, read.data(), read.size(), &n_read) > 0 && n_read == 4);
+    expected.check(third, 0);
+    read.resize(4);
+    CHECK(read == noted);
+    std::remove("whole.state");
+    std::remove("seq.state");
+}
+
+// As llama-server: a checkpoint, more tokens and evictions, back to the checkpoint, its tail removed.
+static void test_a_checkpoint_undoes_evictions(llama_model * model) {
+    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    const auto ctx   = create(model, small_params(), context_params());
+    CHECK(decode(ctx, some_tokens(200)) == 0);
+    decode_to_a_cut(ctx);
+    decode_singly(ctx, some_tokens(4, 2));
+    const llama_pos newest     = stats(ctx).logical_pos;
+    const bytes     checkpoint = save(ctx, 0, flags);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, newest - 1, -1));
+    const future expected(ctx);
+
+    CHECK(decode(ctx, some_tokens(150, 8)) == 0);
+    CHECK(!llama_memory_seq_rm(memory(ctx), 0, newest - 1, -1));
+    CHECK(load(ctx, checkpoint, 0, flags));
+    CHECK(llama_memory_seq_pos_max(memory(ctx), 0) == newest);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, newest - 1, -1));
+    expected.check(ctx);
+}
+
+static void test_its_size_is_constant(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params());
+    CHECK(decode(ctx, some_tokens(60)) == 0);
+    decode_to_a_cut(ctx);
+    const size_t early = save(ctx).size();
+    for (int i = 0; i < 10; ++i) {
+        CHECK(decode(ctx, some_tokens(100, i)) == 0);
+    }
+    decode_to_a_cut(ctx);
+    CHECK(stats(ctx).logical_pos > 1000);
+    CHECK(save(ctx).size() == early);
+}
+
+static void refuse_and_change_nothing(const context_ptr & ctx, const bytes & state, llama_seq_id seq = 0) {
+    const bytes before = save(ctx, seq);
+    CHECK(!load(ctx, state, seq));
+    CHECK(save(ctx, seq) == before);
+}
+
+static void test_what_does_not_fit_is_refused(llama_model * model) {
+    const auto params = small_params();
+    const auto ctx    = create(model, params, context_params(2));
+    CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
+    decode_to_a_cut(ctx, 0);
+    const bytes state = save(ctx);
+
+    // other parameters
+    using change = void (*)(morphkv_params &);
+    for (const change f : { +[](morphkv_params & p) { p.capacity++; }, +[](morphkv_params & p) { p.window++; },
+                            +[](morphkv_params & p) { p.interval++; }, +[](morphkv_params & p) { p.keep++; },
+                            +[](morphkv_params & p) { p.prompt_room++; }, +[](morphkv_params & p) { p.votes = 3; },
+                            +[](morphkv_params & p) { p.fusion = MORPHKV_FUSION_MAX; },
+                            +[](morphkv_params & p) { p.policy = MORPHKV_POLICY_RECENCY; },
+                            +[](morphkv_params & p) { p.decay = 0.5f; }, +[](morphkv_params & p) { p.seed++; } }) {
+        auto other = params;
+        f(other);
+        const auto strange = create(model, other, context_params());
+        CHECK(decode(strange, some_tokens(100)) == 0);
+        refuse_and_change_nothing(strange, state);
+    }
+    // other K/V types
+    for (const bool is_k : { true, false }) {
+        auto cparams                             = context_params();
+        (is_k ? cparams.type_k : cparams.type_v) = GGML_TYPE_Q8_0;
+        const auto strange                       = create(model, params, cparams);
+        CHECK(decode(strange, some_tokens(100)) == 0);
+        refuse_and_change_nothing(strange, state);
+    }
+    // other models
+    for (const tiny_shape & shape : { tiny_shape{ 6, 3, 32, "llama" }, tiny_shape{ 6, 2, 64, "llama" } }) {
+        const auto other_model = tiny_model_load(shape);
+        const auto strange     = create(other_model.get(), params, context_params());
+        CHECK(decode(strange, some_tokens(100)) == 0);
+        refuse_and_change_nothing(strange, state);
+    }
+    // with and without MorphKV, both ways
+    const context_ptr stock(llama_init_from_model(model, context_params()));
+    CHECK(llama_state_seq_set_data(stock.get(), state.data(), state.size(), 0) == 0);
+    CHECK(decode(stock, some_tokens(100)) == 0);
+    refuse_and_change_nothing(ctx, save(stock));
+    // another number of sequences
+    bytes whole(llama_state_get_size(ctx.get()));
+    llama_state_get_data(ctx.get(), whole.data(), whole.size());
+    const auto one = create(model, params, context_params(1));
+    CHECK(llama_state_set_data(one.get(), whole.data(), whole.size()) == 0);
+    // a sequence that the context has not
+    CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 2) == 0);
+    CHECK(llama_state_seq_get_size(ctx.get(), 2) == 0);
+}
+
+static void test_a_damaged_state_is_refused(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params());
+    CHECK(decode(ctx, some_tokens(200)) == 0);
+    decode_to_a_cut(ctx);
+    const bytes state  = save(ctx);
+    const auto  n_used = stats(ctx).n_used;
+    const auto  n_meta = N_LLAMA + N_HEADER + N_STREAM + (8 + 32) * 4 + n_used * 4 + 8;
+    const auto  before = future(ctx);
+    CHECK(load(ctx, state));
+
+    // every bit of all before the tensors; llama.cpp does not look at the id of the saved sequence
+    for (size_t i = 0; i < n_meta; ++i) {
+        for (int bit = 0; bit < 8 && (i < 4 || i >= N_LLAMA); ++bit) {
+            bytes damaged = state;
+            damaged[i] ^= 1 << bit;
+            CHECK(!load(ctx, damaged));
+        }
+    }
+    // truncated before the tensors
+    for (size_t n = 0; n < n_meta; ++n) {
+        CHECK(!load(ctx, bytes(state.begin(), state.begin() + n)));
+    }
+    CHECK(save(ctx) == state);
+    before.check(ctx);
+
+    // truncated in the tensors: the sequence is empty, and usable
+    for (const size_t n : { n_meta, n_meta + 1, state.size() / 2, state.size() - 1 }) {
+        CHECK(load(ctx, state));
+        CHECK(!load(ctx, bytes(state.begin(), state.begin() + n)));
+        CHECK(stats(ctx).n_used == 0 && stats(ctx).n_evictions == 0 && stats(ctx).logical_pos == -1);
+        CHECK(decode(ctx, some_tokens(100)) == 0 && all_finite(logits(ctx)));
+    }
+}
+
+static void test_a_truncated_file_is_refused(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params());
+    CHECK(decode(ctx, some_tokens(200)) == 0);
+    CHECK(llama_state_seq_save_file(ctx.get(), "cut.state", 0, nullptr, 0) > 0);
+    const bytes state = save(ctx);
+
+    // the file's own header is one word longer than the buffer's
+    for (const size_t n : { size_t(3), size_t(40), size_t(200), state.size() / 2, state.size(), state.size() + 3 }) {
+        FILE * f = fopen("cut.state", "rb");
+        bytes  content(n);
+        CHECK(f && fread(content.data(), 1, n, f) == n);
+        fclose(f);
+        f = fopen("short.state", "wb");
+        CHECK(f && fwrite(content.data(), 1, n, f) == n);
+        fclose(f);
+        size_t n_read = 0;
+        tokens read(4);
+        CHECK(llama_state_seq_load_file(ctx.get(), "short.state", 0, read.data(), read.size(), &n_read) == 0);
+        CHECK(decode(ctx, some_tokens(100)) == 0 && all_finite(logits(ctx)));
+    }
+    CHECK(llama_state_seq_load_file(ctx.get(), "no-such.state", 0, nullptr, 0, nullptr) == 0);
+    std::remove("cut.state");
+    std::remove("short.state");
+}
+
+// Right in all but the tensors, which are full of NaN: evictions sort them, and must survive.
+static void test_nan_in_a_state_harms_nobody_else(llama_model * model, ggml_type type) {
+    auto params    = small_params();
+    params.decay   = 0.5f;
+    auto cparams   = context_params(2);
+    cparams.type_k = cparams.type_v = type;
+    const auto ctx                  = create(model, params, cparams);
+    CHECK(decode(ctx, some_tokens(200), { 0, 1 }) == 0);
+    bytes        state  = save(ctx);
+    const size_t n_meta = N_LLAMA + N_HEADER + N_STREAM + (8 + 32) * 4 + stats(ctx).n_used * 4 + 8;
+    std::fill(state.begin() + n_meta, state.end() - 8, 0xff);
+
+    CHECK(load(ctx, state, 0));
+    for (int i = 0; i < 5; ++i) {
+        CHECK(decode(ctx, some_tokens(100, i), { 0 }) == 0);
+        CHECK(decode(ctx, some_tokens(20, i), { 0 }, want::ALL) == 0);
+    }
+    decode_singly(ctx, some_tokens(60), { 0, 1 });
+    CHECK(all_finite(logits(ctx, 1)));
+
+    // and leave nothing behind
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
+    CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
+    CHECK(all_finite(logits(ctx)));
+}
+
+int main() {
+    log_errors_only();
+    const auto model = tiny_model_load();
+    for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        test_a_restored_state_goes_on_the_same(model.get(), type, type == GGML_TYPE_F16 ? 0.5f : 0.0f);
+    }
+    test_a_checkpoint_undoes_evictions(model.get());
+    test_its_size_is_constant(model.get());
+
+    // what follows is refused on purpose, thousands of times
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    test_what_does_not_fit_is_refused(model.get());
+    test_a_damaged_state_is_refused(model.get());
+    test_a_truncated_file_is_refused(model.get());
+    for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+        test_nan_in_a_state_harms_nobody_else(model.get(), type);
+    }
+    return 0;
+}
