@@ -14,9 +14,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from numpy_llama import NumpyLlama
-from twins import Tally
+from twins import TIE_SHARE, Tally
 
 from morphkv_cpp import bridge
 from morphkv_cpp.reference import Rules
@@ -119,6 +127,15 @@ class Operations(RuleBasedStateMachine):
         llama_cpp.llama_memory_clear(self.native.memory, True)
         self.twins = [self.empty.empty() for _ in range(N_SEQ)]
 
+    @initialize(lengths=st.tuples(*[st.sampled_from([0, 25, 45])] * N_SEQ), n_singles=st.sampled_from([0, 10, 40]))
+    def fill(self, lengths, n_singles):
+        """Most runs begin with sequences that are about to be cut or have been."""
+        prompts = {seq: n for seq, n in enumerate(lengths) if n}
+        if prompts:
+            self._decode(prompts, False, seed=0)
+        for i in range(n_singles):
+            self._decode({0: 1, 1: 1}, False, seed=i)
+
     def _decode(self, lengths: dict[int, int], wants_all: bool, seed: int) -> None:
         rng = np.random.default_rng(seed)
         for seq in lengths:
@@ -150,6 +167,14 @@ class Operations(RuleBasedStateMachine):
     def decode_one_by_one(self, sequences, n_tokens, seed):
         for i in range(n_tokens):
             self._decode(dict.fromkeys(sequences, 1), False, seed + i)
+
+    @rule(seq=SEQUENCES, seed=st.integers(0))
+    def decode_over_the_next_cut(self, seq, seed):
+        n_evictions = self.twins[seq].cache.n_evictions
+        for i in range(40):
+            self._decode({seq: 1}, False, seed + i)
+            if self.twins[seq].cache.n_evictions > n_evictions:
+                break
 
     def _remove_tail(self, seq: int, position: int) -> bool:
         """What the model says; nothing changes where it is refused."""
@@ -259,12 +284,15 @@ def run(path, rules: Rules, n_runs: int) -> None:
         )
     finally:
         native.close()
-    tally.check(n_cuts=n_runs)
+    print(tally)
+    assert tally.n_cuts >= 2 * n_runs
+    # the order of kept tokens is not looked at: a copied or restored sequence repeats the same near-tie
+    assert tally.n_near_ties <= TIE_SHARE * tally.n_choices
 
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_random_operations(tiny_llama, rules):
-    run(tiny_llama(seed=3), rules, n_runs=30)
+    run(tiny_llama(seed=3), rules, n_runs=20)
 
 
 @pytest.mark.slow
