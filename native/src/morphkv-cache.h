@@ -73,6 +73,8 @@ public:
     std::vector<int32_t> get_retained(llama_seq_id seq_id, int32_t il) const;
     void                 get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
 
+    const morphkv_side & get_side() const { return side; }
+
     // memory_breakdown() of K and V alone
     std::map<ggml_backend_buffer_type_t, size_t> kv_breakdown() const;
 

@@ -4,7 +4,8 @@
 //   stream   for each sequence: counters, first positions, the ring's positions, the cells' tokens
 //   checksum of everything before it
 //   tensors  for each sequence and layer: the used cells of K and V, the ring, the slots' positions and scores
-//   end      the checksum again: llama.cpp's file reader gives less than was asked for without a word
+//            each followed by a mark, as most damage to a file is a block or an end that is missing, and llama.cpp's file
+//            reader gives less than was asked for without a word
 //
 // Nothing is allocated or changed before all but the tensors has been read and found right. A sequence has its cells in
 // one piece and its positions in one or two runs, so its size depends on the number of used cells alone: once a sequence
@@ -109,6 +110,11 @@ public:
 
     // of what has been written so far, itself not included
     void write_checksum() { io.write(&hash.value, sizeof(hash.value)); }
+    // the i-th mark: no two are alike
+    void write_mark(uint64_t i) {
+        const uint64_t value = hash.value + i;
+        io.write(&value, sizeof(value));
+    }
 
 private:
     llama_io_write_i & io;
@@ -126,11 +132,13 @@ public:
         }
     }
 
-    void read_checksum() {
-        uint64_t value = ~hash.value;  // a file may end here
+    void read_checksum() { read_mark(0); }
+
+    void read_mark(uint64_t i) {
+        uint64_t value = ~(hash.value + i);  // a file may end here
         io.read(&value, sizeof(value));
-        if (value != hash.value) {
-            throw std::runtime_error("the state is damaged or truncated: its checksum is wrong");
+        if (value != hash.value + i) {
+            throw std::runtime_error("the state is damaged or truncated: a checksum is wrong");
         }
     }
 
@@ -232,11 +240,13 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
     }
     out.write_checksum();
 
+    uint64_t n_marks = 0;
     for (llama_seq_id s = first; s <= last; ++s) {
-        side.for_each_slice(s, n_used(s),
-                            [&](ggml_tensor * t, size_t offset, size_t size) { io.write_tensor(t, offset, size); });
+        side.for_each_slice(s, n_used(s), [&](ggml_tensor * t, size_t offset, size_t size) {
+            io.write_tensor(t, offset, size);
+            out.write_mark(++n_marks);
+        });
     }
-    out.write_checksum();
 }
 
 void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
@@ -275,7 +285,7 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
     }
     in.read_checksum();
 
-    // From here on a failure, which can only be a truncated state, leaves the sequences empty.
+    // From here on a failure, damage or an end among the tensors, leaves the sequences empty.
     for (llama_seq_id s = first; s <= last; ++s) {
         clear_stream(s);
     }
@@ -285,8 +295,11 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
         }
     };
     try {
-        for_each_slice([&](ggml_tensor * t, size_t offset, size_t size) { io.read_tensor(t, offset, size); });
-        in.read_checksum();
+        uint64_t n_marks = 0;
+        for_each_slice([&](ggml_tensor * t, size_t offset, size_t size) {
+            io.read_tensor(t, offset, size);
+            in.read_mark(++n_marks);
+        });
     } catch (...) {
         // attention reads free cells too, behind its mask
         for_each_slice(

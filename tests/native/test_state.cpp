@@ -2,6 +2,8 @@
 
 #include "tiny_context.h"
 
+#include "morphkv-cache.h"
+
 #include <cstdio>
 #include <cstring>
 
@@ -206,10 +208,14 @@ static void test_a_damaged_state_is_refused(llama_model * model) {
     CHECK(save(ctx) == state);
     before.check(ctx);
 
-    // truncated in the tensors: the sequence is empty, and usable
-    for (const size_t n : { n_meta, n_meta + 1, state.size() / 2, state.size() - 1 }) {
+    // truncated in the tensors, or a block of them lost: the sequence is empty, and usable
+    for (const size_t n : { n_meta, n_meta + 1, state.size() / 2, state.size() - 1, state.size() }) {
         CHECK(load(ctx, state));
-        CHECK(!load(ctx, bytes(state.begin(), state.begin() + n)));
+        bytes damaged(state.begin(), state.begin() + n);
+        if (n == state.size()) {
+            std::fill(damaged.begin() + n / 4, damaged.begin() + n / 2, 0xff);
+        }
+        CHECK(!load(ctx, damaged));
         CHECK(stats(ctx).n_used == 0 && stats(ctx).n_evictions == 0 && stats(ctx).logical_pos == -1);
         CHECK(decode(ctx, some_tokens(100)) == 0 && all_finite(logits(ctx)));
     }
@@ -248,9 +254,15 @@ static void test_nan_in_a_state_harms_nobody_else(llama_model * model, ggml_type
     cparams.type_k = cparams.type_v = type;
     const auto ctx                  = create(model, params, cparams);
     CHECK(decode(ctx, some_tokens(200), { 0, 1 }) == 0);
-    bytes        state  = save(ctx);
-    const size_t n_meta = N_LLAMA + N_HEADER + N_STREAM + (8 + 32) * 4 + stats(ctx).n_used * 4 + 8;
-    std::fill(state.begin() + n_meta, state.end() - 8, 0xff);
+    bytes        state = save(ctx);
+    // between the marks
+    const auto & side  = dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx)).get_side();
+    size_t       n     = N_LLAMA + N_HEADER + N_STREAM + (8 + 32) * 4 + stats(ctx).n_used * 4 + 8;
+    side.for_each_slice(0, stats(ctx).n_used, [&](ggml_tensor *, size_t, size_t size) {
+        std::fill(state.begin() + n, state.begin() + n + size, 0xff);
+        n += size + 8;
+    });
+    CHECK(n == state.size());
 
     CHECK(load(ctx, state, 0));
     for (int i = 0; i < 5; ++i) {
