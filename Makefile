@@ -5,11 +5,14 @@ PYTHON       ?= python3
 CMAKE_ARGS   ?=
 PYTEST_ARGS  ?=
 DEMO_ARGS    ?=
+FUZZ_SECONDS ?= 60
+FUZZ_RUNS    ?=
 
 VENV         := .venv
 BIN          := $(VENV)/bin
 BUILD        := build/venv
 BUILD_SAN    := build/sanitize
+BUILD_FUZZ   := build/fuzz
 STOCK_LIB    := $(CURDIR)/$(BUILD)/stock
 
 # Formatters differ from version to version: pinned.
@@ -22,9 +25,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What the installed package is made of.
 SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path '*/__pycache__/*' -not -name '*.md')
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
-CPP_SOURCES   = $(shell find native/src native/include tests/native -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
+CPP_SOURCES   = $(shell find native/src native/include tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test check format patchwork refresh-patches test-sanitize clean FORCE
+.PHONY: help venv demo test test-slow check format patchwork refresh-patches test-sanitize test-upstream fuzz clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -66,7 +69,10 @@ test: venv ## all tests: C++, Python, against an unpatched libllama
 	cmake --build $(BUILD) --target llama-stock morphkv-tests
 	ctest --test-dir $(BUILD) --output-on-failure
 	MORPHKV_STOCK_LIB=$(STOCK_LIB) MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native \
-	    $(BIN)/pytest tests $(PYTEST_ARGS)
+	    $(BIN)/pytest tests -m "not slow" $(PYTEST_ARGS)
+
+test-slow: venv ## tests of the same claims at full length
+	$(BIN)/pytest tests -m slow $(PYTEST_ARGS)
 
 $(VENV)/.lint: Makefile $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet $(LINT_TOOLS)
@@ -95,6 +101,33 @@ test-sanitize: $(VENV)/.tools ## the C++ tests under AddressSanitizer and Undefi
 	cmake --build $(BUILD_SAN) --target morphkv-tests
 	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	    ctest --test-dir $(BUILD_SAN) --output-on-failure
+
+test-upstream: venv ## upstream's own C++ and Python tests, without and with MorphKV
+	cmake --build $(BUILD) --target morphkv-upstream-tests
+	MORPHKV_UPSTREAM_PROGRAMS=$(CURDIR)/$(BUILD)/tests/upstream \
+	    MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native $(BIN)/pytest tests/upstream $(PYTEST_ARGS)
+
+# The first clang++ or clang++-NN in PATH, as libFuzzer comes with it.
+FUZZ_CXX      = $(firstword $(wildcard $(foreach d,$(subst :, ,$(PATH)),$(d)/clang++ $(d)/clang++-[0-9][0-9])))
+FUZZ_CC       = $(dir $(FUZZ_CXX))$(subst clang++,clang,$(notdir $(FUZZ_CXX)))
+
+# New inputs go to build/fuzz/corpus, what fails to build/fuzz/artifacts. RSS holds AddressSanitizer's own memory too.
+fuzz: $(VENV)/.tools ## the state loader under sanitizers and random inputs: FUZZ_SECONDS=60, or FUZZ_RUNS=1000000
+	cmake -S . -B $(BUILD_FUZZ) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    $(if $(FUZZ_CXX),-DCMAKE_C_COMPILER=$(FUZZ_CC) -DCMAKE_CXX_COMPILER=$(FUZZ_CXX)) -DMORPHKV_FUZZ=ON \
+	    -DMORPHKV_SANITIZE=ON -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
+	cmake --build $(BUILD_FUZZ) --target morphkv-fuzz
+	@mkdir -p $(BUILD_FUZZ)/corpus $(BUILD_FUZZ)/artifacts
+	@cd $(BUILD_FUZZ) && export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 && \
+	if grep -q '^MORPHKV_HAVE_LIBFUZZER:INTERNAL=1' CMakeCache.txt; then \
+	    echo "fuzz: libFuzzer of $(FUZZ_CXX)" && \
+	    tests/fuzz/fuzz_state_libfuzzer $(if $(FUZZ_RUNS),-runs=$(FUZZ_RUNS),-max_total_time=$(FUZZ_SECONDS)) \
+	        -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=artifacts/ \
+	        corpus $(CURDIR)/tests/fuzz/corpus; \
+	else \
+	    echo "fuzz: this compiler has no libFuzzer: random mutations, not guided by coverage" && \
+	    tests/fuzz/fuzz_state $(if $(FUZZ_RUNS),--runs=$(FUZZ_RUNS),--seconds=$(FUZZ_SECONDS)) $(CURDIR)/tests/fuzz/corpus; \
+	fi
 
 clean: ## remove all that was built, the venv too
 	rm -rf build dist $(VENV)
