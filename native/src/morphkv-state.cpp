@@ -191,9 +191,12 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
     const int64_t end =
         header.n_used <= n_distant ? first_distant + header.n_used : first_recent + header.n_used - n_distant;
     require(first_distant >= 0, "positions are not negative", first_distant);
-    require(n_evictions > 0 ? first_recent >= first_distant + n_distant : first_recent == first_distant + n_distant,
-            "recent tokens come after distant ones", first_recent);
-    require(end <= std::numeric_limits<llama_pos>::max(), "positions fit 31 bits", end);
+    require(header.n_used > 0 || first_distant == 0, "an empty sequence begins at 0", first_distant);
+    // bounds the counters too, which grow with the next evictions
+    require(first_recent - first_distant - n_distant == header.n_evicted, "evicted tokens are those between the runs",
+            header.n_evicted);
+    // with room to go on: llama.cpp adds to positions
+    require(end <= std::numeric_limits<llama_pos>::max() / 2, "positions fit 30 bits", end);
     require(header.pos_exact >= 0 && header.pos_exact <= end, "exact_pos is a position", header.pos_exact);
     require(header.pos_prompt >= -1 && header.pos_prompt <= end, "pos_prompt is a position", header.pos_prompt);
 
