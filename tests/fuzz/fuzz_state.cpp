@@ -474,6 +474,8 @@ void go_on(const cache & c, const recipe & r) {
             break;
     }
 
+    retained(c.ctx, r.seq, 0);
+
     // NaN in one sequence stays there
     if (r.load != way::WHOLE && r.then != next::BOTH && r.then != next::COPY) {
         CHECK(save(c, other) == c.base[other]);
