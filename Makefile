@@ -27,7 +27,7 @@ SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
 CPP_SOURCES   = $(shell find native/src native/include tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-slow check format patchwork refresh-patches test-sanitize test-upstream fuzz clean FORCE
+.PHONY: help venv demo test test-slow check format patchwork refresh-patches test-sanitize test-upstream fuzz soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -106,6 +106,10 @@ test-upstream: venv ## upstream's own C++ and Python tests, without and with Mor
 	cmake --build $(BUILD) --target morphkv-upstream-tests
 	MORPHKV_UPSTREAM_PROGRAMS=$(CURDIR)/$(BUILD)/tests/upstream \
 	    MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native $(BIN)/pytest tests/upstream $(PYTEST_ARGS)
+
+TOKENS       ?= 200000
+soak: venv ## a text of TOKENS=200000 through one cache, prompts and single tokens: does anything grow?
+	$(BIN)/morphkv bench demo --constant --soak --tokens $(TOKENS) --require 'rss-mb<=8' --require 'speed>=0.97'
 
 # The first clang++ or clang++-NN in PATH, as libFuzzer comes with it.
 FUZZ_CXX      = $(firstword $(wildcard $(foreach d,$(subst :, ,$(PATH)),$(d)/clang++ $(d)/clang++-[0-9][0-9])))

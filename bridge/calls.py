@@ -92,6 +92,11 @@ def retained(context: int, seq_id: int, layer: int) -> np.ndarray:
     return positions
 
 
+def set_keep(context: int, seq_id: int, n_keep: int) -> None:
+    """First tokens of a sequence that are never evicted, until it is emptied; InvalidError where that is impossible."""
+    _check(lib.morphkv_keep_set(_context(context), _int32("seq_id", seq_id), _int32("n_keep", n_keep)))
+
+
 def kv_bytes(context: int) -> int:
     """Bytes of the K and V tensors of a context, with or without MorphKV."""
     return lib.morphkv_kv_bytes(_context(context))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from . import Llama, MorphKV
-from .bench.constant import N_EARLY, N_RATED, ConstantRun, Sample, run_constant, speed_kept
+from .bench.constant import N_EARLY, N_EARLY_SOAK, N_RATED, N_SOAK_PROMPT, ConstantRun, Sample, run_constant, speed_kept
 from .bench.decode import endless_tokens
 from .bench.suite import ROWS, Sizes, n_fill, run_suite
 from .eval.bars import missed, parse_bars
@@ -26,6 +26,12 @@ def bench(
     llama: dict[str, Any],
     constant: Annotated[
         bool, typer.Option("--constant", help="instead: one long run; does memory grow, does it get slower?")
+    ] = False,
+    soak: Annotated[
+        bool,
+        typer.Option(
+            "--soak", help=f"with --constant: a prompt of {N_SOAK_PROMPT} tokens before every --interval single ones"
+        ),
     ] = False,
     tokens: Annotated[int, typer.Option("--tokens", "-n", metavar="N", help="length of the long run")] = N_CONSTANT,
     depth: Annotated[int, typer.Option("--depth", metavar="N", help="depth of the stock cache")] = Sizes.n_deep,
@@ -48,7 +54,7 @@ def bench(
     """Measure decoding with MorphKV against stock llama.cpp, in turns on one machine."""
     if constant:
         bars = parse_bars(require or [], CONSTANT_ROWS)
-        report_bars(missed(bars, bench_constant(find_model(model), morphkv, tokens, llama)), len(bars))
+        report_bars(missed(bars, bench_constant(find_model(model), morphkv, tokens, soak, llama)), len(bars))
         return
     sizes = Sizes(depth, prompt, rounds)
     for field in dataclasses.fields(sizes):
@@ -89,13 +95,15 @@ def bench_ratios(model: Path, morphkv: MorphKV, sizes: Sizes, llama: dict[str, A
     return {row: r.middle for row, r in result.ratios.items()}
 
 
-def bench_constant(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any]) -> dict[str, float]:
-    if n_tokens < N_EARLY + N_RATED:
-        raise ValueError(f"--tokens must be at least {N_EARLY + N_RATED} with --constant, got {n_tokens}")
+def bench_constant(model: Path, morphkv: MorphKV, n_tokens: int, soak: bool, llama: dict[str, Any]) -> dict[str, float]:
+    n_prompt = N_SOAK_PROMPT if soak else 0
+    n_early = N_EARLY_SOAK if soak else N_EARLY
+    if n_tokens < n_early + N_RATED:
+        raise ValueError(f"--tokens must be at least {n_early + N_RATED} with --constant, got {n_tokens}")
     if morphkv.interval > N_RATED:
         raise ValueError(f"--interval must be at most {N_RATED} with --constant, got {morphkv.interval}")
     n_block = morphkv.interval
-    n_ctx = n_tokens + N_RATED + morphkv.prompt_room + morphkv.capacity + 2 * n_block
+    n_ctx = n_tokens + N_RATED + morphkv.prompt_room + morphkv.capacity + 2 * (n_block + n_prompt)
 
     def load() -> Llama:
         return Llama(model, morphkv=morphkv, n_ctx=n_ctx, **llama)
@@ -104,17 +112,20 @@ def bench_constant(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str
         llm = stack.enter_context(closing(load()))
 
         def show(sample: Sample) -> None:
-            advance(n_block, f"decoding: {n_block / sample.seconds:.0f} tok/s, {sample.n_used} cells")
+            advance(n_block + n_prompt, f"decoding: {n_block / sample.seconds:.0f} tok/s, {sample.n_used} cells")
 
-        run = run_constant(llm, endless_tokens(llm), n_tokens, n_block, show)
+        run = run_constant(llm, endless_tokens(llm), n_tokens, n_block, show, n_prompt)
         # after the last look at the process's memory
         early = stack.enter_context(closing(load()))
-        speed = speed_kept(llm, early, n_block, lambda name: advance(n_block, f"decoding: {name} tokens in turns"))
+        speed = speed_kept(
+            llm, early, n_block, lambda name: advance(n_block, f"decoding: {name} tokens in turns"), n_early
+        )
         stats = llm.cache_stats()
     print_constant(run, n_tokens)
     print(
-        f"tok/s of {N_RATED} tokens more over the {N_RATED} before the {N_EARLY}th, in turns: {speed.middle:.3f} "
+        f"tok/s of {N_RATED} tokens more over the {N_RATED} before the {n_early}th, in turns: {speed.middle:.3f} "
         f"({speed.low:.3f} to {speed.high:.3f}) (speed)\n"
+        f"position {stats.logical_pos}, rebased {stats.n_rebases} times below {stats.rope_limit}, "
         f"{stats.n_evictions} evictions, {stats.evict_ms / max(stats.n_evictions, 1):.1f} ms each"
     )
     return {
@@ -130,12 +141,12 @@ def print_constant(run: ConstantRun, n_tokens: int) -> None:
     n_step = max(1, len(run.samples) // 10)
     shown = run.samples[n_step - 1 :: n_step]
     print_table(
-        f"{n_tokens} tokens, one by one",
+        f"{n_tokens} tokens, tok/s of those that come one by one",
         ("tokens", "tok/s", "cells in use", "of", "K and V", "resident"),
         [
             (
                 str(s.n_tokens),
-                f"{run.rate(s.n_tokens - n_step * run.n_block, s.n_tokens):.1f}",
+                f"{run.rate(s.n_tokens - n_step * run.n_step, s.n_tokens):.1f}",
                 str(s.n_used),
                 str(s.n_cells),
                 mebibytes(s.kv_bytes),
@@ -146,6 +157,6 @@ def print_constant(run: ConstantRun, n_tokens: int) -> None:
         n_text=0,
     )
     print(
-        f"after the first {N_EARLY} tokens: resident memory +{run.rss_growth_bytes / 1e6:.2f} MB (rss-mb), "
+        f"after the first {run.n_early} tokens: resident memory +{run.rss_growth_bytes / 1e6:.2f} MB (rss-mb), "
         f"K and V +{run.kv_growth_bytes / 1e6:.2f} MB (kv-mb), cells in use +{run.n_used_growth} (cells)"
     )

@@ -9,7 +9,16 @@ import typer
 
 from . import Llama, MorphKV
 from .eval.arms import FULL, Arm, parse_arms
-from .eval.compare import differences, parse_orderings, reference_arm, run_arm, unmet
+from .eval.compare import (
+    by_position,
+    differences,
+    exceeded,
+    parse_bounds,
+    parse_orderings,
+    reference_arm,
+    run_arm,
+    unmet,
+)
 from .eval.perplexity import Estimate, buckets
 from .eval.perplexity import perplexity as perplexity_of
 from .options import Model, llama_options, morphkv_options, with_options
@@ -38,10 +47,21 @@ def perplexity(
         int, typer.Option("--skip", metavar="N", help="first tokens that do not count in means over a text")
     ] = 0,
     bucket: Annotated[int, typer.Option("--bucket", metavar="N", help="positions in a row of the table")] = 1000,
+    positions: Annotated[
+        bool, typer.Option("--by-position", help="with --compare: a row for each --bucket too")
+    ] = False,
     require: Annotated[
         Optional[list[str]],
         typer.Option(
             "--require", metavar="A<B", help="with --compare: exit with 1 if A is not better than B beyond the noise"
+        ),
+    ] = None,
+    require_each: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--require-each",
+            metavar="A<X*B",
+            help="with --compare: exit with 1 if A is not below X times B in each --bucket after --skip",
         ),
     ] = None,
 ) -> None:
@@ -52,6 +72,7 @@ def perplexity(
         raise ValueError(f"--stock goes without --compare, where it is called {FULL}")
     arms = parse_arms(compare, morphkv) if compare else [Arm(FULL, None) if stock else Arm(morphkv.policy, morphkv)]
     orderings = parse_orderings(require or [], arms)
+    bounds = parse_bounds(require_each or [], arms)
     path = find_model(model)
     texts = tokenize(path, files, tokens, skip, llama)
     values = {}
@@ -65,9 +86,12 @@ def perplexity(
     if not compare:
         print_positions(files, values[arms[0].name], bucket, skip)
         return
+    rows = by_position(values, bucket)
+    if positions:
+        print_by_position(rows)
     print_arms(files, values, skip)
     print_differences(values, reference_arm(arms).name, skip)
-    report_bars(unmet(orderings, values, skip), len(orderings))
+    report_bars([*unmet(orderings, values, skip), *exceeded(bounds, rows, skip)], len(orderings) + len(bounds))
 
 
 def tokenize(
@@ -96,6 +120,14 @@ def print_positions(files: Sequence[Path], values: Sequence[np.ndarray], n_bucke
         title = f"all after {n_skip}" if n_skip else "all"
         rows.append((title, plus_minus(perplexity_of(nll[n_skip:]))))
         print_table(str(file), ("positions", "perplexity +- standard error"), rows)
+
+
+def print_by_position(rows: Sequence[tuple[int, int, dict[str, float]]]) -> None:
+    print_table(
+        "Perplexity by position, all texts",
+        ("positions", *rows[0][2]),
+        [(f"{first}..{end - 1}", *(f"{ppl:.2f}" for ppl in of_arms.values())) for first, end, of_arms in rows],
+    )
 
 
 def print_arms(files: Sequence[Path], values: dict[str, list[np.ndarray]], n_skip: int) -> None:

@@ -29,6 +29,9 @@ class MorphKV:
     policy: what ranks older tokens: "morphkv" by attention; for comparison "recency" (the newest stay) or "random".
     decay: weight of a token's score at the previous eviction, in [0, 1); 0 is the paper.
     seed: of the policy "random", 0..2**32 - 1.
+    rope_limit: positions as RoPE sees them stay below it, while the text's go on without end: before one would reach
+        it, the kept tokens move together in their order. -1: the trained context. 0: never; then quality ends past the
+        trained context. Else at least capacity + max(interval, prompt_room).
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979); votes, decay and the other policies go beyond it.
@@ -44,6 +47,7 @@ class MorphKV:
     policy: str = "morphkv"
     decay: float = 0.0
     seed: int = 0
+    rope_limit: int = -1
 
     def __post_init__(self):
         for field in fields(self):
@@ -55,6 +59,7 @@ class MorphKV:
         _check_range("keep", self.keep, 0, N_MAX)
         _check_range("prompt_room", self.prompt_room, 0, N_MAX)
         _check_range("seed", self.seed, 0, 2**32 - 1)
+        _check_range("rope_limit", self.rope_limit, -1, 2**31 - 1)
         if self.capacity <= self.keep + self.window:
             raise ValueError(
                 f"capacity must exceed keep + window, got {self.capacity} with {self.keep} + {self.window}"
@@ -65,6 +70,12 @@ class MorphKV:
             raise ValueError(f"fusion must be one of {FUSIONS}, got {self.fusion!r}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {POLICIES}, got {self.policy!r}")
+        n_limit = self.capacity + max(self.interval, self.prompt_room)
+        if 0 < self.rope_limit < n_limit:
+            raise ValueError(
+                f"rope_limit must be 0, -1 or at least capacity + max(interval, prompt_room), got {self.rope_limit} "
+                f"with {n_limit}"
+            )
         # what the native float will hold
         if not 0 <= np.float32(self.decay) < 1:
             raise ValueError(f"decay must be in [0, 1) as a 32-bit float, got {self.decay}")

@@ -15,6 +15,7 @@ from llama_cpp._internals import LlamaContext
 from llama_cpp.llama_speculative import LlamaDraftModel
 
 from . import bridge
+from .bridge import UnsupportedError
 from .config import MorphKV
 from .draft import DraftUpToEviction
 from .stats import CacheStats
@@ -54,10 +55,18 @@ class Llama(llama_cpp.Llama):
                 with bridge.next_context_has(asdict(self._morphkv)):
                     super().__init__(model_path, **_options_with_morphkv(llama_options))
                 bridge.require_morphkv(self.ctx)
+                self._require_rope_limit()
                 self.context_params.n_ctx = self._n_ctx
         except BaseException:
             self.close()
             raise
+
+    def _require_rope_limit(self) -> None:
+        limit = self._morphkv.rope_limit
+        if limit > 0 and self.cache_stats().rope_limit != limit:
+            raise UnsupportedError(
+                f"MorphKV cannot rebase the positions of this architecture: rope_limit must be 0 or -1, got {limit}"
+            )
 
     @property
     def _ctx(self) -> LlamaContext:

@@ -113,6 +113,14 @@ def morphkv_options(
     policy_seed: Annotated[
         int, _morphkv("RNG seed of the policy random", "--policy-seed", metavar="SEED")
     ] = DEFAULTS.seed,
+    rope_limit: Annotated[
+        int,
+        _morphkv(
+            "RoPE's positions stay below N, while the text's go on (-1 = the trained context, 0 = never rebased)",
+            "--rope-limit",
+            metavar="N",
+        ),
+    ] = DEFAULTS.rope_limit,
 ) -> MorphKV:
     return MorphKV(
         capacity=capacity,
@@ -125,6 +133,7 @@ def morphkv_options(
         policy=policy,
         decay=decay,
         seed=policy_seed,
+        rope_limit=rope_limit,
     )
 
 

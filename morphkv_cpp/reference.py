@@ -38,6 +38,7 @@ class Rules:
     decay: float = 0.0  # weight of a cell's score at the previous cut
     policy: str = "morphkv"
     seed: int = 0
+    rope_limit: int = 0  # rotary positions stay below it; 0: they are never rebased
 
     def __post_init__(self):
         if self.window < 1:
@@ -60,6 +61,11 @@ class Rules:
             raise ValueError(f"decay must be in [0, 1), got {self.decay}")
         if self.policy not in POLICIES:
             raise ValueError(f"policy must be one of {POLICIES}, got {self.policy!r}")
+        if self.rope_limit != 0 and self.rope_limit < self.n_limit:
+            raise ValueError(
+                f"rope_limit must be 0 or at least capacity + max(interval, prompt_room), got {self.rope_limit} with "
+                f"{self.n_limit}"
+            )
 
     @property
     def n_distant(self) -> int:
@@ -81,13 +87,14 @@ def is_prompt(n_tokens: int, n_logits: int) -> bool:
 
 
 def plan(
-    n_tokens: int, n_used: int, rules: Rules, n_ubatch: int, *, is_prompt: bool, is_ready: bool
+    n_tokens: int, n_used: int, rules: Rules, n_ubatch: int, *, is_prompt: bool, is_ready: bool, rotary: int = 0
 ) -> list[tuple[bool, int]]:
     """What decoding a batch of n_tokens does to a sequence that holds n_used: micro-batches (cut before it?, n_new).
 
     A prompt cuts only when no cell is free, so that its queries see as much of it as fits. A token or a draft cuts
     before it once the recent region has outgrown the window by `interval` and the sequence `is_ready` (SequenceCache),
-    and in any case rather before it than inside of it.
+    and in any case rather before it than inside of it. A micro-batch also ends where the rotary position, now `rotary`,
+    reaches the limit: there falls a rebase.
     """
     is_cut = n_used == rules.n_limit
     if not is_prompt:
@@ -98,8 +105,12 @@ def plan(
     while n_tokens:
         n_used = rules.capacity if is_cut else n_used
         n_new = min(n_tokens, n_ubatch, rules.n_limit - n_used)
+        if rules.rope_limit:
+            rotary = n_used if rotary >= rules.rope_limit and n_used else rotary
+            n_new = min(n_new, rules.rope_limit - rotary)
         steps.append((is_cut, n_new))
         n_used += n_new
+        rotary += n_new
         n_tokens -= n_new
         is_cut = n_used == rules.n_limit
     return steps
@@ -153,6 +164,9 @@ def margin(scores: np.ndarray, kept: np.ndarray, keep: int) -> float:
     return float(scores[keep:][is_kept[keep:]].min() - scores[~is_kept].max())
 
 
+Turn = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (..., n, head_size), by how many positions (n,) -> rows
+
+
 @dataclass(frozen=True)
 class HeadCut:
     """What one cut did to one head; a position is a token's place in the text, a cell its place in the cache."""
@@ -190,22 +204,28 @@ class HeadCut:
 
 
 class HeadCache:
-    """Cells of one layer and KV head. keys, values: (n_used, head_size); positions, last_scores: (n_used,)."""
+    """Cells of one layer and KV head.
+
+    keys, values: (n_used, head_size); positions, rotary_positions (as RoPE saw them), last_scores: (n_used,).
+    """
 
     def __init__(self, rules: Rules, head_size: int):
         self.rules = rules
         self.keys = np.empty((0, head_size))
         self.values = np.empty((0, head_size))
         self.positions = np.empty(0, dtype=int)
+        self.rotary_positions = np.empty(0, dtype=int)
         self.last_scores = np.empty(0)
 
     @property
     def n_used(self) -> int:
         return len(self.positions)
 
-    def append(self, keys: np.ndarray, values: np.ndarray) -> None:
-        """Add the next tokens of the text, (n_new, head_size) each."""
+    def append(self, keys: np.ndarray, values: np.ndarray, rotary_offset: int = 0) -> None:
+        """Add the next tokens of the text, (n_new, head_size) each, rotated to their positions minus the offset."""
         first = self.positions[-1] + 1 if self.n_used else 0
+        rotary = first - rotary_offset + np.arange(len(keys))
+        self.rotary_positions = np.concatenate([self.rotary_positions, rotary])
         self.keys = np.concatenate([self.keys, keys])
         self.values = np.concatenate([self.values, values])
         self.positions = np.concatenate([self.positions, first + np.arange(len(keys))])
@@ -215,6 +235,13 @@ class HeadCache:
         """Drop all cells but the first n_used."""
         self.keys, self.values = self.keys[:n_used], self.values[:n_used]
         self.positions, self.last_scores = self.positions[:n_used], self.last_scores[:n_used]
+        self.rotary_positions = self.rotary_positions[:n_used]
+
+    def rebase(self, turn: Turn) -> None:
+        """Turn all keys so that the tokens stand at 0, 1, 2, ... in the order of their positions."""
+        rotary = np.argsort(np.argsort(self.positions))
+        self.keys = turn(self.keys, rotary - self.rotary_positions)
+        self.rotary_positions = rotary
 
     def score(self, queries: np.ndarray, scale: float, softcap: float, rng: np.random.Generator) -> np.ndarray:
         """Scores of the older cells, (n_older,), from the voters' queries, (n_group, n_voters, head_size)."""
@@ -246,6 +273,7 @@ class HeadCache:
         self.last_scores[:n_older] = scores
         self.keys, self.values = self.keys[cells], self.values[cells]
         self.positions, self.last_scores = self.positions[cells], self.last_scores[cells]
+        self.rotary_positions = self.rotary_positions[cells]
         return report
 
     def _cells_of(self, positions: np.ndarray, n_older: int) -> np.ndarray:
@@ -293,6 +321,8 @@ class SequenceCache:
         self.n_evicted = 0  # tokens per head, over all cuts
         self.exact_position = 0  # of the first token since the last cut: from here on, tokens are taken back exactly
         self.prompt_position = -1  # of the newest token that came in a prompt
+        self.rotary_offset = 0  # position minus rotary position of the recent tokens
+        self.n_rebases = 0
 
     @property
     def n_used(self) -> int:
@@ -328,6 +358,7 @@ class SequenceCache:
             n_ubatch,
             is_prompt=is_prompt(n_tokens, n_logits),
             is_ready=self.is_ready,
+            rotary=self.newest_position + 1 - self.rotary_offset,
         )
 
     def append(
@@ -335,7 +366,7 @@ class SequenceCache:
     ) -> None:
         """Add one micro-batch: queries (n_head, n_new, head_size), keys and values (n_head_kv, n_new, head_size)."""
         for head, head_keys, head_values in zip(self.heads[layer], keys, values):
-            head.append(head_keys, head_values)
+            head.append(head_keys, head_values, self.rotary_offset)
         positions = self.heads[layer][0].positions[-keys.shape[1] :]
         # those in whose rows the new ones come are overwritten, even if the new ones are taken back later
         held = self.query_positions[layer]
@@ -362,6 +393,24 @@ class SequenceCache:
         self.exact_position = min(self.exact_position, position)
         self.prompt_position = min(self.prompt_position, position)
         return True
+
+    def make_rotary_room(self, n_new: int, turn: Turn) -> None:
+        """Before n_new tokens come: rebase if a rotary position of theirs would reach the limit.
+
+        turn: rotates keys and queries on, and stores them as the cache does.
+        """
+        limit = self.rules.rope_limit
+        if not limit or not self.n_used or self.newest_position + n_new - self.rotary_offset < limit:
+            return
+        offset = self.complete_position - (self.rules.n_distant if self.n_evictions else 0)
+        for layer, heads in enumerate(self.heads):
+            for head in heads:
+                head.rebase(turn)
+            deltas = np.full(self.queries[layer].shape[1], self.rotary_offset - offset)
+            self.queries[layer] = turn(self.queries[layer], deltas)
+        self.rotary_offset = offset
+        self.n_rebases += 1
+        self.exact_position = self.newest_position + 1
 
     def keys(self, layer: int) -> np.ndarray:
         """(n_head_kv, n_used, head_size), the newest tokens last."""

@@ -10,6 +10,7 @@ class CacheStats:
     """State of one sequence's cache, and the memory of all. Counts are in cells or tokens, which is the same."""
 
     capacity: int  # as configured: kept per KV head after an eviction
+    keep: int  # first tokens of the sequence that are never evicted
     n_cells: int  # allocated per sequence, n_limit rounded up
     n_limit: int  # most cells that a sequence uses: capacity + max(interval, prompt_room)
     n_distant: int  # distant slots per KV head: capacity - window
@@ -17,7 +18,10 @@ class CacheStats:
     n_seq_max: int  # sequences that have cells of their own
     logical_pos: int  # position of the sequence's newest token, -1 when empty
     complete_pos: int  # oldest position that every head still holds, with all after it; -1 when empty
-    exact_pos: int  # tokens from here on can be taken back exactly: none is older than the last eviction
+    exact_pos: int  # tokens from here on can be taken back exactly: none is older than the last eviction or rebase
+    rope_limit: int  # rotary positions stay below it; 0: they are never rebased
+    rotary_offset: int  # of the sequence's recent tokens: position minus the rotary one, which RoPE sees
+    n_rebases: int  # how often the offset grew
     n_evictions: int  # evictions of the sequence
     n_evicted: int  # tokens evicted per KV head, over all evictions of the sequence
     kv_bytes: int  # K and V of all sequences

@@ -66,12 +66,13 @@ class NumpyLlama:
         for cut_first, n_new in self.cache.plan(len(tokens), self.n_ubatch, n_logits):
             if cut_first:
                 cuts.append(self.cache.cut(adopt))
+            self.cache.make_rotary_room(n_new, self._turn)
             logits = self._forward(np.array(tokens[done : done + n_new]))
             done += n_new
         return logits, cuts
 
     def _forward(self, tokens: np.ndarray) -> np.ndarray:
-        positions = self.n_past + np.arange(len(tokens))
+        positions = self.n_past - self.cache.rotary_offset + np.arange(len(tokens))
         x = self.weights["token_embd.weight"][tokens]  # (n_new, n_embd)
         for layer in range(self.n_layer):
             x = x + self._attention(layer, self._norm(x, f"blk.{layer}.attn_norm"), positions)
@@ -101,6 +102,11 @@ class NumpyLlama:
     def _feed_forward(self, layer: int, x: np.ndarray) -> np.ndarray:
         gate, up = self._linear(x, f"blk.{layer}.ffn_gate"), self._linear(x, f"blk.{layer}.ffn_up")
         return self._linear(gate / (1 + np.exp(-gate)) * up, f"blk.{layer}.ffn_down")
+
+    def _turn(self, rows: np.ndarray, deltas: np.ndarray) -> np.ndarray:
+        """Rotate stored rows (..., n, head_size) on by deltas (n,)."""
+        shape = rows.shape
+        return round_to(self._rope(rows.reshape(-1, *shape[-2:]), deltas), self.cache_type).reshape(shape)
 
     def _rope(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Rotate the pairs (x[2i], x[2i+1]) of (n_head, n_new, head_size) by position * frequency."""

@@ -1,4 +1,4 @@
-"""Does anything grow? A long run of single tokens at constant capacity: cells, bytes, resident memory, speed."""
+"""Does anything grow? A long run at constant capacity: cells, bytes, resident memory, speed."""
 
 import os
 import subprocess
@@ -12,7 +12,9 @@ from morphkv_cpp import Llama, bridge
 from .decode import Lane, Ratio, decode_seconds, endless_tokens, fill, ratio, run_in_turns
 
 N_EARLY = 2000  # tokens after which nothing may grow any more
-N_RATED = 1000  # tokens over which the speed is taken, before N_EARLY and at the end, in turns
+N_EARLY_SOAK = 5000  # the same where prompts and single tokens take turns
+N_SOAK_PROMPT = 448  # tokens of each of these prompts
+N_RATED = 1000  # tokens over which the speed is taken, before the early point and at the end, in turns
 
 
 def resident_bytes() -> int:
@@ -38,16 +40,23 @@ class Sample(NamedTuple):
 
 @dataclass
 class ConstantRun:
-    n_block: int  # tokens
+    n_block: int  # tokens that come one by one between two samples
+    n_early: int = N_EARLY
+    n_prompt: int = 0  # tokens before each block
     samples: list[Sample] = field(default_factory=list)
 
     @property
+    def n_step(self) -> int:
+        """Tokens from sample to sample."""
+        return self.n_block + self.n_prompt
+
+    @property
     def late(self) -> list[Sample]:
-        return [sample for sample in self.samples if sample.n_tokens >= N_EARLY]
+        return [sample for sample in self.samples if sample.n_tokens >= self.n_early]
 
     @property
     def rss_growth_bytes(self) -> int:
-        """Most that the process has grown after the first 2,000 tokens."""
+        """Most that the process has grown after the first n_early tokens."""
         return max(sample.rss_bytes for sample in self.late) - self.late[0].rss_bytes
 
     @property
@@ -56,8 +65,8 @@ class ConstantRun:
 
     @property
     def n_used_growth(self) -> int:
-        """Cells in use at the most after the first 2,000 tokens, less those at the most before."""
-        early = [sample.n_used for sample in self.samples if sample.n_tokens <= N_EARLY]
+        """Cells in use at the most after the first n_early tokens, less those at the most before."""
+        early = [sample.n_used for sample in self.samples if sample.n_tokens <= self.n_early]
         return max(sample.n_used for sample in self.late) - max(early)
 
     def rate(self, first: int, last: int) -> float:
@@ -67,11 +76,21 @@ class ConstantRun:
 
 
 def run_constant(
-    llm: Llama, tokens: Iterator[int], n_tokens: int, n_block: int, on_block: Callable[[Sample], None]
+    llm: Llama,
+    tokens: Iterator[int],
+    n_tokens: int,
+    n_block: int,
+    on_block: Callable[[Sample], None],
+    n_prompt: int = 0,
 ) -> ConstantRun:
-    """Decode n_tokens one by one. n_block: the eviction interval, so that each block holds one eviction."""
-    run = ConstantRun(n_block)
+    """Decode n_tokens, a prompt of n_prompt before every n_block single ones.
+
+    n_block: the eviction interval, so that each block holds one eviction.
+    """
+    run = ConstantRun(n_block, N_EARLY_SOAK if n_prompt else N_EARLY, n_prompt)
     while llm.n_tokens < n_tokens:
+        if n_prompt:
+            fill(llm, tokens, n_prompt)
         seconds = decode_seconds(llm, tokens, n_block)
         stats = llm.cache_stats()
         sample = Sample(llm.n_tokens, seconds, resident_bytes(), bridge.kv_bytes(llm.ctx), stats.n_cells, stats.n_used)
@@ -80,12 +99,14 @@ def run_constant(
     return run
 
 
-def speed_kept(late: Llama, early: Llama, n_block: int, on_turn: Callable[[str], None]) -> Ratio:
-    """tok/s of the next 1,000 tokens of `late`, the long run, over those of `early` from its 1,000th to its 2,000th.
+def speed_kept(
+    late: Llama, early: Llama, n_block: int, on_turn: Callable[[str], None], n_early: int = N_EARLY
+) -> Ratio:
+    """tok/s of the next 1,000 tokens of `late`, the long run, over those of `early` before its n_early-th.
 
     In turns: over minutes a machine's speed drifts by more than what is looked for. `early` is a context just made.
     """
-    fill(early, endless_tokens(early), N_EARLY - N_RATED)
+    fill(early, endless_tokens(early), n_early - N_RATED)
     lanes = [Lane(name, llm, endless_tokens(llm), n_block) for name, llm in (("late", late), ("early", early))]
     run_in_turns(lanes, max(1, N_RATED // n_block), on_turn)
     return ratio(*lanes)

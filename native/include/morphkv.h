@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 2
+#define MORPHKV_ABI_VERSION 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -60,11 +60,16 @@ typedef struct morphkv_params {
     int32_t  policy;       // morphkv_policy
     float    decay;        // in [0, 1): score = vote + decay * last score; 0 is the paper
     uint32_t seed;         // of MORPHKV_POLICY_RANDOM
+    int32_t  rope_limit;   // RoPE's positions stay below it: they are rebased before one would reach it, while callers'
+                           // positions go on. -1 = the trained context, 0 = never, else at least n_limit of the stats.
+                           // A few architectures rotate keys in ways that cannot be rebased: there -1 means never, and
+                           // morphkv_context_create() refuses a limit
 } morphkv_params;
 
 typedef struct morphkv_stats {
     size_t   size;           // sizeof(morphkv_stats), set by the caller
     int32_t  capacity;
+    int32_t  keep;           // first tokens of the sequence that are never evicted
     int32_t  n_cells;        // allocated per sequence
     int32_t  n_limit;        // most cells that a sequence uses: capacity + max(interval, prompt_room)
     int32_t  n_distant;      // distant slots per KV head: capacity - window
@@ -72,7 +77,11 @@ typedef struct morphkv_stats {
     int32_t  n_seq_max;      // sequences that have cells of their own
     int32_t  logical_pos;    // position of the sequence's newest token, -1 when empty
     int32_t  complete_pos;   // oldest position that every head still holds, with all after it; -1 when empty
-    int32_t  exact_pos;      // tokens from here on can be taken back exactly: none is older than the last eviction
+    int32_t  exact_pos;      // tokens from here on can be taken back exactly: none is older than the last eviction or
+                             // rebase
+    int32_t  rope_limit;     // in force; 0 = rotary positions are never rebased
+    int32_t  rotary_offset;  // of the sequence's recent tokens: position minus the rotary one, which RoPE sees
+    int64_t  n_rebases;      // how often the offset grew
     int64_t  n_evictions;    // evictions of the sequence
     int64_t  n_evicted;      // tokens evicted per KV head, summed over the sequence's evictions
     uint64_t kv_bytes;       // K and V of all sequences
@@ -103,6 +112,10 @@ MORPHKV_API morphkv_status morphkv_context_create(struct llama_model *          
                                                   const morphkv_params * params, struct llama_context ** out);
 
 MORPHKV_API morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t seq_id, morphkv_stats * out);
+
+// First tokens of a sequence that are never evicted, in place of params.keep, until the sequence is emptied. Below
+// capacity - window; after the sequence's first eviction it can only be lowered.
+MORPHKV_API morphkv_status morphkv_keep_set(struct llama_context * ctx, int32_t seq_id, int32_t n_keep);
 
 // Sizes of morphkv_retained_get's answer for a layer; a layer without KV is MORPHKV_STATUS_INVALID.
 MORPHKV_API morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv,

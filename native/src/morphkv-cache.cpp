@@ -14,6 +14,7 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
                      n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/nullptr, filter,
                      /*reuse =*/nullptr, /*share =*/nullptr),
       params(params),
+      n_ctx_train(hparams.n_ctx_train),
       n_distant(params.capacity - params.window) {
     // the one way from here to V
     ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead() * get_layer_ids().size(), nullptr, /*.no_alloc =*/true }));
@@ -33,7 +34,7 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
     }
     side.init(std::move(layers), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
               hparams.no_alloc);
-    streams.assign(get_n_stream(), stream_state(side.n_ring));
+    streams.assign(get_n_stream(), empty_stream());
 
     LLAMA_LOG_INFO("%s: MorphKV: capacity = %d, window = %d, interval = %d, keep = %d, prompt_room = %d, cells = %u, "
                    "%.2f MiB beside K and V\n",
@@ -47,6 +48,14 @@ uint32_t morphkv_cache::n_limit(const morphkv_params & params) {
 
 uint32_t morphkv_cache::n_cells(const morphkv_params & params) {
     return GGML_PAD(n_limit(params), 256);
+}
+
+int32_t morphkv_cache::rope_limit() const {
+    if (params.rope_limit == 0 || find_unknown_rope()) {
+        return 0;
+    }
+    // a rebase cannot bring positions below the number of cells
+    return params.rope_limit > 0 ? params.rope_limit : std::max(n_ctx_train, n_limit(params));
 }
 
 uint32_t morphkv_cache::n_used(llama_seq_id seq_id) const {
@@ -82,11 +91,13 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
         uint32_t  n_step   = 0;  // tokens of the batch, if they are no prompt and none is in a micro-batch yet
         uint32_t  n_logits = 0;  // tokens of the batch whose logits are wanted
         llama_pos newest   = -1;
+        llama_pos rotary   = 0;  // rotary position of the next token
     };
     std::vector<sequence> seqs(get_n_stream());
     for (size_t s = 0; s < seqs.size(); ++s) {
         seqs[s].n_used = n_used(s);
         seqs[s].newest = seq_pos_max(s);
+        seqs[s].rotary = seqs[s].newest + 1 - streams[s].rotary_offset;
     }
 
     const llama_batch & batch = balloc.get_batch();
@@ -101,6 +112,9 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
             LLAMA_LOG_ERROR("%s: MorphKV: positions must be consecutive, got %d after %d in sequence %d\n", __func__,
                             batch.pos[i], seqs[s].newest, s);
             return std::nullopt;
+        }
+        if (seqs[s].newest < 0) {
+            seqs[s].rotary = batch.pos[i];  // a sequence may begin anywhere
         }
         seqs[s].newest = batch.pos[i];
         seqs[s].n_left++;
@@ -122,6 +136,20 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
         return is_cut_before(s) ? (uint32_t) params.capacity : seqs[s].n_used;
     };
 
+    const llama_pos limit = rope_limit();
+
+    // A rebase falls before the token whose rotary position is the limit, however the tokens come.
+    auto rotary_after_rebase = [&](llama_seq_id s) {
+        const bool is_rebased = limit > 0 && seqs[s].rotary >= limit && n_after_cut(s) > 0;
+        return is_rebased ? (llama_pos) n_after_cut(s) : seqs[s].rotary;
+    };
+    // how many tokens can come in one micro-batch
+    auto n_room = [&](llama_seq_id s) {
+        const uint32_t  n_cells  = n_limit(params) - n_after_cut(s);
+        const llama_pos n_rotary = limit - rotary_after_rebase(s);
+        return limit > 0 && n_rotary > 0 ? std::min<uint32_t>(n_cells, n_rotary) : n_cells;
+    };
+
     balloc.split_reset();
     while (balloc.get_n_used() < balloc.get_n_tokens()) {
         // The largest micro-batch for which every sequence has cells. Which sequences join it is the splitter's choice;
@@ -130,7 +158,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
         uint64_t n_active = 0;
         for (size_t s = 0; s < seqs.size(); ++s) {
             if (seqs[s].n_left > 0) {
-                room = std::min<uint64_t>(room, n_limit(params) - n_after_cut(s));
+                room = std::min<uint64_t>(room, n_room(s));
                 n_active++;
             }
         }
@@ -149,9 +177,10 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
             const llama_seq_id s = ubatch.seq_id_unq[i];
 
             const uint32_t first = n_after_cut(s);
-            if (first + n_new > n_limit(params)) {
+            if (n_new > n_room(s)) {
                 return std::nullopt;
             }
+            seqs[s].rotary = rotary_after_rebase(s) + n_new;
             if (is_cut_before(s)) {
                 cut_seqs.push_back(s);
             }
@@ -205,7 +234,7 @@ bool morphkv_cache::get_can_shift() const {
 
 void morphkv_cache::clear(bool data) {
     llama_kv_cache::clear(data);
-    streams.assign(streams.size(), stream_state(side.n_ring));
+    streams.assign(streams.size(), empty_stream());
     if (data) {
         side.clear();
     }
@@ -213,7 +242,7 @@ void morphkv_cache::clear(bool data) {
 
 void morphkv_cache::clear_stream(llama_seq_id seq_id) {
     llama_kv_cache::seq_rm(seq_id, -1, -1);
-    streams[seq_id] = stream_state(side.n_ring);
+    streams[seq_id] = empty_stream();
 }
 
 morphkv_cache::cell_list morphkv_cache::get_cell_list(llama_seq_id seq_id, uint32_t i_first) const {
@@ -374,6 +403,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     const auto & stream = streams.at(seq_id);
 
     out.capacity      = params.capacity;
+    out.keep          = stream.n_keep;
     out.n_cells       = get_size();
     out.n_limit       = n_limit(params);
     out.n_distant     = n_distant;
@@ -382,15 +412,35 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.logical_pos   = seq_pos_max(seq_id);
     out.complete_pos  = seq_pos_min(seq_id);
     out.exact_pos     = stream.pos_exact;
+    out.rope_limit    = rope_limit();
+    out.rotary_offset = stream.rotary_offset;
+    out.n_rebases     = stream.n_rebases;
     out.n_evictions   = stream.n_evictions;
     out.n_evicted     = stream.n_evicted;
     out.kv_bytes      = 0;
     out.extra_bytes   = side.n_bytes();
+    for (const auto & s : streams) {
+        out.extra_bytes += s.rebased.size() * sizeof(llama_pos);
+    }
     out.scratch_bytes = scratch_bytes;
     out.evict_ms      = evict_ms;
     for (const auto & [_, n_bytes] : kv_breakdown()) {
         out.kv_bytes += n_bytes;
     }
+}
+
+void morphkv_cache::set_keep(llama_seq_id seq_id, int32_t n_keep) {
+    const std::string got = ", got " + std::to_string(n_keep);
+    if (n_keep < 0 || n_keep >= (int32_t) n_distant) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID,
+                            "keep must be in 0.." + std::to_string(n_distant - 1) + " (below capacity - window)" + got);
+    }
+    auto & stream = streams.at(seq_id);
+    if (has_evicted(seq_id) && n_keep > stream.n_keep) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID, "keep must not exceed " + std::to_string(stream.n_keep) +
+                                                        " after the sequence's first eviction" + got);
+    }
+    stream.n_keep = n_keep;
 }
 
 const morphkv_side_layer & morphkv_cache::side_layer(int32_t il) const {
@@ -438,9 +488,15 @@ bool morphkv_cache_context::apply() {
             return false;
         }
     }
+    const auto & ubatch = get_ubatch();
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        if (!mkv->make_rotary_room(ubatch.seq_id[i][0], ubatch.pos[i])) {
+            return false;
+        }
+    }
     if (!llama_kv_cache_context::apply()) {
         return false;
     }
-    mkv->note_tokens(get_ubatch(), is_prompt);
+    mkv->note_tokens(ubatch, is_prompt);
     return true;
 }

@@ -12,6 +12,7 @@
 
 #include "morphkv-graph.h"
 #include "morphkv-params.h"
+#include "morphkv-run.h"
 #include "morphkv-side.h"
 
 #include "llama-kv-cache.h"
@@ -69,6 +70,9 @@ public:
 
     void get_stats(llama_seq_id seq_id, morphkv_stats & out) const;
 
+    // Throws morphkv_error where it is too many or too late.
+    void set_keep(llama_seq_id seq_id, int32_t n_keep);
+
     // (n_head_kv, n_distant) logical positions, -1 where empty. Throws morphkv_error for a layer without KV.
     std::vector<int32_t> get_retained(llama_seq_id seq_id, int32_t il) const;
     void                 get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
@@ -78,9 +82,20 @@ public:
     // memory_breakdown() of K and V alone
     std::map<ggml_backend_buffer_type_t, size_t> kv_breakdown() const;
 
-    // Writes the newest queries of the ubatch into the ring, in the decode graph. q: (n_tokens, n_head, n_embd_head).
+    // Writes the newest queries of the ubatch into the ring, in the decode graph, and learns from q and k how the layer
+    // attends. q: (n_tokens, n_head, n_embd_head), k: (n_tokens, n_head_kv, n_embd_head).
     void build_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
-                           ggml_tensor * q, float kq_scale, int32_t il);
+                           ggml_tensor * q, const ggml_tensor * k, float kq_scale, int32_t il);
+
+    // The positions that RoPE sees: fills pos, an input of the decode graph.
+    void      build_rotary_positions(llm_graph_result * res, ggml_tensor * pos);
+    llama_pos rotary_offset(llama_seq_id seq_id) const { return streams[seq_id].rotary_offset; }
+
+    // In force: rotary positions stay below it; 0 = they are never rebased.
+    int32_t rope_limit() const;
+
+    // A layer that rotates its keys in a way that a rebase cannot undo, or null.
+    const morphkv_side_layer * find_unknown_rope() const;
 
     // Rows of the ring for the last tokens of each sequence of the ubatch, in the order of build_store_query.
     std::vector<int64_t> ring_rows(const llama_ubatch & ubatch) const;
@@ -88,9 +103,8 @@ public:
     // Raised when an eviction used the scheduler: a decode graph from before has lost its memory.
     uint64_t n_sched_uses = 0;
 
-    // Tests alone set it: whether a step of an eviction shall fail now.
-    enum class evict_step { ALLOC, COMPUTE };
-    std::function<bool(evict_step step)> inject_failure;
+    // Tests alone set it: whether a step of an eviction or a rebase shall fail now.
+    std::function<bool(morphkv_runner::step)> inject_failure;
 
 private:
     friend class morphkv_cache_context;
@@ -101,15 +115,24 @@ private:
 
     // what one sequence has beside its cells and its tensors
     struct stream_state {
-        explicit stream_state(int32_t n_ring) : ring_pos(n_ring, -1) {}
+        stream_state(int32_t n_keep, int32_t n_ring) : n_keep(n_keep), ring_pos(n_ring, -1) {}
+
+        int32_t n_keep;  // first tokens that are never evicted
 
         int64_t n_evictions = 0;
         int64_t n_evicted   = 0;
 
-        llama_pos pos_exact  = 0;         // the first token decoded since the last eviction
+        llama_pos pos_exact  = 0;         // the first token decoded since the last eviction or rebase
         llama_pos pos_prompt = -1;        // the newest token that came in a prompt
 
         std::vector<llama_pos> ring_pos;  // (n_ring) position whose query a row of the ring holds, -1 = none
+
+        // Rotary positions: a token's is its position minus rotary_offset, but for those that were in a distant slot when
+        // the offset last grew. Their keys were given 0, 1, 2, ... in their order, head by head: `rebased` has their
+        // positions, ascending in each head, (n_layer, n_head_kv, n_distant). Empty before the first rebase.
+        int64_t                n_rebases     = 0;
+        llama_pos              rotary_offset = 0;
+        std::vector<llama_pos> rebased;
     };
 
     // a batch split into micro-batches, where each goes, and which sequences are cut before each
@@ -129,9 +152,19 @@ private:
 
     // One eviction down to capacity. On failure the sequence is as it was, or cleared if rows had moved already.
     bool        cut(llama_seq_id seq_id);
-    ggml_status compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, bool & has_moved);
+    ggml_status compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, morphkv_runner & runner);
     void        move_window_cells(llama_seq_id seq_id);
     void        clear_stream(llama_seq_id seq_id);
+    bool        fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed);
+
+    // Rebases a sequence if the rotary position of a token at pos would pass the limit. Failure as in cut().
+    bool                 make_rotary_room(llama_seq_id seq_id, llama_pos pos);
+    bool                 rebase(llama_seq_id seq_id);
+    // By how much the key of each used cell and head of a layer is turned, (n_used, n_head_kv), so that the distant
+    // tokens of each head come to stand at 0, 1, 2, ... and the recent ones at position - offset. Appends the layer's
+    // part to rebased.
+    std::vector<int32_t> rebase_deltas(llama_seq_id seq_id, size_t i_layer, llama_pos offset,
+                                       std::vector<llama_pos> & rebased) const;
 
     // The metadata of one sequence's cells, and how to lay it down: cells [i_first, i_first + n) must be free.
     struct cell_list {
@@ -152,11 +185,16 @@ private:
     void                 note_tokens(const llama_ubatch & ubatch, const std::vector<bool> & is_prompt);
 
     struct saved_stream;
+    std::pair<llama_seq_id, llama_seq_id> saved_range(llama_seq_id seq_id) const;
+    uint32_t     n_rot() const;  // size of the matrix that quantized K is rotated with, 0 = none
     void         write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const;
     saved_stream read_stream(morphkv_hashed_reader & in) const;
 
+    stream_state empty_stream() const { return stream_state(params.keep, side.n_ring); }
+
     const morphkv_params params;
 
+    const uint32_t n_ctx_train;
     const uint32_t n_distant;
 
     morphkv_side              side;

@@ -98,7 +98,8 @@ morphkv_status morphkv_context_create(struct llama_model * model, const struct l
             throw morphkv_error(why.empty() ? MORPHKV_STATUS_FAILED : morphkv_last_status(),
                                 why.empty() ? "llama_init_from_model failed, see llama.cpp's log" : why);
         }
-        if (!dynamic_cast<morphkv_cache *>(ctx->get_memory())) {
+        const auto * cache = dynamic_cast<morphkv_cache *>(ctx->get_memory());
+        if (!cache) {
             llama_free(ctx);
             throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
                                 "MorphKV cannot serve this model: it has no plain KV cache");
@@ -107,6 +108,13 @@ morphkv_status morphkv_context_create(struct llama_model * model, const struct l
             llama_free(ctx);
             throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
                                 "MorphKV needs flash attention, which a device of this context does not support");
+        }
+        if (const auto * layer = params->rope_limit > 0 ? cache->find_unknown_rope() : nullptr) {
+            const int32_t il = layer->il;
+            llama_free(ctx);
+            throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
+                                "MorphKV cannot rebase the positions of this model: layer " + std::to_string(il) +
+                                    " rotates its keys in a way that cannot be turned on; set rope_limit to 0");
         }
         *out = ctx;
     });
@@ -118,6 +126,10 @@ morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t seq_id, mor
         require_size(out, "out");
         cache.get_stats(seq_id, *out);
     });
+}
+
+morphkv_status morphkv_keep_set(struct llama_context * ctx, int32_t seq_id, int32_t n_keep) {
+    return guarded([&] { cache_of(ctx, seq_id).set_keep(seq_id, n_keep); });
 }
 
 morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv,

@@ -1,11 +1,10 @@
 // When a sequence is cut: the query ring that votes, the eviction graph's run, and the cells' metadata after it.
 
 #include "morphkv-cache.h"
+#include "morphkv-run.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
-
-#include "ggml-alloc.h"
 
 #include <algorithm>
 #include <random>
@@ -86,10 +85,14 @@ public:
 }  // namespace
 
 void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
-                                      const llama_ubatch & ubatch, ggml_tensor * q, float kq_scale, int32_t il) {
+                                      const llama_ubatch & ubatch, ggml_tensor * q, const ggml_tensor * k,
+                                      float kq_scale, int32_t il) {
     auto it = std::find_if(side.layers.begin(), side.layers.end(), [&](const auto & layer) { return layer.il == il; });
     GGML_ASSERT(it != side.layers.end());
     it->kq_scale = kq_scale;
+    if (it->rope.is == morphkv_rope::kind::UNSEEN) {
+        it->rope = morphkv_find_rope(k);
+    }
 
     const int64_t n_seqs  = ubatch.n_seqs_unq;
     const int64_t n_per   = ubatch.n_tokens / n_seqs;
@@ -126,52 +129,34 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
 // eviction
 //
 
-// Nothing of a half moved sequence could be kept, and an eviction takes milliseconds: a host's abort waits for its end.
-class morphkv_no_abort {
-public:
-    explicit morphkv_no_abort(llama_context * lctx)
-        : lctx(lctx),
-          callback(lctx->abort_callback),
-          data(lctx->abort_callback_data) {
-        set(nullptr, nullptr);
+// A sequence that is changed in part is cleared: no right state is left of it.
+bool morphkv_cache::fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed) {
+    if (has_changed) {
+        clear_stream(seq_id);
     }
-    ~morphkv_no_abort() { set(callback, data); }
-
-private:
-    void set(ggml_abort_callback new_callback, void * new_data) {
-        // it writes to the log
-        if (callback) {
-            lctx->set_abort_callback(new_callback, new_data);
-        }
-    }
-
-    llama_context *     lctx;
-    ggml_abort_callback callback;
-    void *              data;
-};
+    const std::string sentence = std::string(what) + " failed: " + why + "; sequence " + std::to_string(seq_id) +
+                                 (has_changed ? " was half changed and has been cleared" : " is unchanged");
+    LLAMA_LOG_ERROR("%s: MorphKV: %s\n", __func__, sentence.c_str());
+    morphkv_error_set(MORPHKV_STATUS_FAILED, sentence.c_str());
+    return false;
+}
 
 bool morphkv_cache::cut(llama_seq_id seq_id) {
     const int64_t t_start_us = ggml_time_us();
 
-    auto fail = [&](const std::string & why) {
-        const std::string sentence = "eviction failed: " + why;
-        LLAMA_LOG_ERROR("%s: MorphKV: %s\n", __func__, sentence.c_str());
-        morphkv_error_set(MORPHKV_STATUS_FAILED, sentence.c_str());
-        return false;
-    };
-    const std::string name = "sequence " + std::to_string(seq_id);
-
     for (const auto & layer : side.layers) {
         if (layer.kq_scale == 0.0f) {
-            return fail("layer " + std::to_string(layer.il) + " attends without showing its queries, so this " +
-                        "architecture cannot be served; " + name + " is unchanged");
+            return fail("eviction", seq_id,
+                        "layer " + std::to_string(layer.il) +
+                            " attends without showing its queries, so this architecture cannot be served",
+                        false);
         }
     }
 
     auto & stream = streams[seq_id];
 
     morphkv_evict_shape shape{};
-    shape.n_keep    = params.keep;
+    shape.n_keep    = stream.n_keep;
     shape.n_distant = n_distant;
     shape.n_grad    = n_used(seq_id) - params.capacity;
     shape.n_window  = params.window;
@@ -187,21 +172,18 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         side.set_positions(seq_id, pos);
     }
 
-    ggml_status status;
-    bool        has_moved = false;
-    {
-        const morphkv_no_abort no_abort(lctx);
-        status = compute_eviction(seq_id, shape, has_moved);
-    }
+    morphkv_runner runner(lctx, side);
+    runner.inject_failure    = inject_failure;
+    runner.measure           = shape.n_old() > n_old_measured;
+    const ggml_status status = compute_eviction(seq_id, shape, runner);
+    n_sched_uses++;
+    scratch_bytes = std::max(scratch_bytes, runner.scratch_bytes);
     evict_ms += (ggml_time_us() - t_start_us) / 1000.0;
 
     if (status != GGML_STATUS_SUCCESS) {
-        if (has_moved) {
-            clear_stream(seq_id);
-        }
-        return fail(std::string(ggml_status_to_string(status)) + "; " + name +
-                    (has_moved ? " was half moved and has been cleared" : " is unchanged"));
+        return fail("eviction", seq_id, ggml_status_to_string(status), runner.has_changed);
     }
+    n_old_measured = std::max(n_old_measured, shape.n_old());
 
     move_window_cells(seq_id);
     stream.pos_exact = seq_pos_max(seq_id) + 1;
@@ -217,50 +199,8 @@ void morphkv_cache::move_window_cells(llama_seq_id seq_id) {
     set_cell_list(seq_id, n_distant, window);
 }
 
-namespace {
-
-// Backend of the scheduler that computes where the buffer is.
-ggml_backend_t backend_of(ggml_backend_sched_t sched, ggml_backend_buffer_type_t buft) {
-    ggml_backend_dev_t dev = ggml_backend_buft_get_device(buft);
-    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
-        ggml_backend_t backend = ggml_backend_sched_get_backend(sched, i);
-        if (dev ? ggml_backend_get_device(backend) == dev : ggml_backend_supports_buft(backend, buft)) {
-            return backend;
-        }
-    }
-    return nullptr;
-}
-
-// An input tensor and what the host puts into it once the graph is allocated.
-struct host_input {
-    ggml_tensor *     tensor;
-    std::vector<char> data;
-};
-
-class evict_inputs {
-public:
-    evict_inputs(ggml_context * ctx, std::vector<host_input> & all) : ctx(ctx), all(all) {}
-
-    template <typename T> ggml_tensor * add(ggml_type type, int64_t ne0, int64_t ne1, const std::vector<T> & data) {
-        static_assert(sizeof(T) == 4, "32-bit inputs only");
-        ggml_tensor * t = ggml_new_tensor_2d(ctx, type, ne0, ne1);
-        ggml_set_input(t);
-        GGML_ASSERT(data.size() * sizeof(T) == ggml_nbytes(t));
-        const char * bytes = (const char *) data.data();
-        all.push_back({ t, std::vector<char>(bytes, bytes + ggml_nbytes(t)) });
-        return t;
-    }
-
-private:
-    ggml_context *            ctx;
-    std::vector<host_input> & all;
-};
-
-}  // namespace
-
-ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, bool & has_moved) {
-    ggml_backend_sched_t sched = lctx->get_sched();
-
+ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape,
+                                            morphkv_runner & runner) {
     std::vector<int32_t> grad_pos(shape.n_grad);
     for (int32_t i = 0; i < shape.n_grad; ++i) {
         grad_pos[i] = get_cells(seq_id).pos_get(n_distant + i);
@@ -282,113 +222,49 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         policy.policy = MORPHKV_POLICY_RECENCY;
     }
 
-    // the compute buffer may still be read by the last decode
-    ggml_backend_sched_synchronize(sched);
-
-    // As many layers at a time as the scheduler has nodes for; it is made for the model's graph.
-    auto * res     = lctx->get_gf_res_reserve();
-    size_t i_layer = 0;
-    while (i_layer < side.layers.size()) {
-        res->reset();
-        ggml_context * ctx = res->get_ctx();
-        ggml_cgraph *  gf  = res->get_gf();
-
-        struct placed {
-            int            i_first;
-            int            i_last;
-            ggml_backend_t backend;
-        };
-        std::vector<placed>     places;
-        std::vector<host_input> host_inputs;
-
-        evict_inputs         inputs(ctx, host_inputs);
-        morphkv_evict_inputs inp{};
+    morphkv_evict_inputs inp{};
+    auto                 begin = [&](morphkv_inputs & inputs) {
         inp.window_src = inputs.add(GGML_TYPE_I32, shape.n_window, 1, window_src);
         inp.window_dst = inputs.add(GGML_TYPE_I32, shape.n_window, 1, window_dst);
         if (shape.n_votes > 0) {
             inp.vote_rows = inputs.add(GGML_TYPE_I32, shape.n_votes, 1, rows);
         }
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        ggml_context * ctx = inputs.ctx;
 
-        size_t n_tensors = 16;
-        for (; i_layer < side.layers.size(); ++i_layer) {
-            const auto & layer = side.layers[i_layer];
+        morphkv_evict_layer cur{};
+        cur.k         = morphkv_side::stream(ctx, layer.k, seq_id);
+        cur.v         = morphkv_side::stream(ctx, layer.v, seq_id);
+        cur.ring      = ggml_reshape_2d(ctx, layer.ring, layer.ring->ne[0], layer.ring->ne[1] * layer.ring->ne[2]);
+        cur.pos       = morphkv_side::stream(ctx, layer.pos, seq_id);
+        cur.score     = morphkv_side::stream(ctx, layer.score, seq_id);
+        cur.n_head    = layer.n_head;
+        cur.n_head_kv = layer.n_head_kv;
+        cur.kq_scale  = layer.kq_scale;
+        cur.softcap   = layer.softcap;
 
-            morphkv_evict_layer cur{};
-            cur.k         = morphkv_side::stream(ctx, layer.k, seq_id);
-            cur.v         = morphkv_side::stream(ctx, layer.v, seq_id);
-            cur.ring      = ggml_reshape_2d(ctx, layer.ring, layer.ring->ne[0], layer.ring->ne[1] * layer.ring->ne[2]);
-            cur.pos       = morphkv_side::stream(ctx, layer.pos, seq_id);
-            cur.score     = morphkv_side::stream(ctx, layer.score, seq_id);
-            cur.n_head    = layer.n_head;
-            cur.n_head_kv = layer.n_head_kv;
-            cur.kq_scale  = layer.kq_scale;
-            cur.softcap   = layer.softcap;
-
-            const size_t n_needed = morphkv_evict_max_tensors(cur, shape);
-            if (!places.empty() && n_tensors + n_needed > (size_t) res->get_max_nodes()) {
-                break;
-            }
-            n_tensors += n_needed;
-
-            std::vector<int32_t> pos;
-            for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-                pos.insert(pos.end(), grad_pos.begin(), grad_pos.end());
-            }
-            inp.grad_pos = inputs.add(GGML_TYPE_F32, shape.n_grad, layer.n_head_kv, pos);
-
-            if (policy.policy == MORPHKV_POLICY_RANDOM) {
-                // a function of the seed, the cut and the layer alone: a restored or copied sequence goes on the same
-                std::seed_seq      seed = { params.seed, (uint32_t) streams[seq_id].n_evictions, (uint32_t) layer.il };
-                std::mt19937       rng(seed);
-                std::vector<float> noise(layer.n_head_kv * shape.n_old());
-                std::generate(noise.begin(), noise.end(), [&] { return (rng() >> 8) * (1.0f / (1 << 24)); });
-                inp.noise = inputs.add(GGML_TYPE_F32, shape.n_old(), layer.n_head_kv, noise);
-            }
-
-            const int i_first = ggml_graph_n_nodes(gf);
-            morphkv_build_evict(ctx, gf, cur, shape, policy, inp);
-            places.push_back(
-                { i_first, ggml_graph_n_nodes(gf), backend_of(sched, ggml_backend_buffer_get_type(layer.k->buffer)) });
+        std::vector<int32_t> pos;
+        for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+            pos.insert(pos.end(), grad_pos.begin(), grad_pos.end());
         }
+        inp.grad_pos = inputs.add(GGML_TYPE_F32, shape.n_grad, layer.n_head_kv, pos);
 
-        if (shape.n_old() > n_old_measured) {
-            ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_buffer_get_type(side.layers[0].k->buffer)));
-            size_t           n_bytes = 0;
-            ggml_gallocr_reserve_n_size(galloc.get(), gf, nullptr, nullptr, &n_bytes);
-            scratch_bytes = std::max(scratch_bytes, n_bytes);
+        if (policy.policy == MORPHKV_POLICY_RANDOM) {
+            // a function of the seed, the cut and the layer alone: a restored or copied sequence goes on the same
+            std::seed_seq      seed = { params.seed, (uint32_t) streams[seq_id].n_evictions, (uint32_t) layer.il };
+            std::mt19937       rng(seed);
+            std::vector<float> noise(layer.n_head_kv * shape.n_old());
+            std::generate(noise.begin(), noise.end(), [&] { return (rng() >> 8) * (1.0f / (1 << 24)); });
+            inp.noise = inputs.add(GGML_TYPE_F32, shape.n_old(), layer.n_head_kv, noise);
         }
+        morphkv_build_evict(ctx, gf, cur, shape, policy, inp);
+    };
 
-        ggml_backend_sched_reset(sched);
-        ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
-        n_sched_uses++;
-        for (const auto & place : places) {
-            for (int i = place.i_first; i < place.i_last; ++i) {
-                ggml_tensor * node = ggml_graph_node(gf, i);
-                if (place.backend && ggml_backend_supports_op(place.backend, node)) {
-                    ggml_backend_sched_set_tensor_backend(sched, node, place.backend);
-                }
-            }
-        }
-        if (!ggml_backend_sched_alloc_graph(sched, gf) || (inject_failure && inject_failure(evict_step::ALLOC))) {
-            return GGML_STATUS_ALLOC_FAILED;
-        }
-        for (const auto & input : host_inputs) {
-            // an input that no op of this policy reads is not allocated
-            if (input.tensor->buffer) {
-                ggml_backend_tensor_set(input.tensor, input.data.data(), 0, input.data.size());
-            }
-        }
-
-        has_moved                = true;
-        const ggml_status status = lctx->graph_compute(gf, /*batched =*/true);
-        ggml_backend_sched_synchronize(sched);
-        if (status != GGML_STATUS_SUCCESS) {
-            return status;
-        }
-        if (inject_failure && inject_failure(evict_step::COMPUTE)) {
-            return GGML_STATUS_FAILED;
-        }
+    size_t n_max_tensors = 0;
+    for (const auto & layer : side.layers) {
+        n_max_tensors =
+            std::max(n_max_tensors, morphkv_evict_max_tensors(layer.n_head / layer.n_head_kv, shape.n_votes));
     }
-    n_old_measured = std::max(n_old_measured, shape.n_old());
-    return GGML_STATUS_SUCCESS;
+    return runner.run(n_max_tensors, begin, build);
 }

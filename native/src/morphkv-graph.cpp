@@ -192,11 +192,11 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
     }
 }
 
-size_t morphkv_evict_max_tensors(const morphkv_evict_layer & layer, const morphkv_evict_shape & shape) {
+size_t morphkv_evict_max_tensors(int32_t n_group, int32_t n_votes) {
     size_t n_halvings = 0;
-    for (int32_t n = shape.n_votes; n > 1; n /= 2) {
+    for (int32_t n = n_votes; n > 1; n /= 2) {
         n_halvings++;
     }
     // per group member a view and a max (3 ops); per halving three views and two joins (3 ops each)
-    return 96 + 4 * (layer.n_head / layer.n_head_kv) + 9 * n_halvings;
+    return 96 + 4 * n_group + 9 * n_halvings;
 }

@@ -76,4 +76,4 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
                          const morphkv_evict_inputs & inp);
 
 // Most tensors that morphkv_build_evict() makes for a layer, views included.
-size_t morphkv_evict_max_tensors(const morphkv_evict_layer & layer, const morphkv_evict_shape & shape);
+size_t morphkv_evict_max_tensors(int32_t n_group, int32_t n_votes);

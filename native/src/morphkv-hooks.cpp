@@ -85,6 +85,12 @@ static void check(const llama_model & model, const llama_memory_params & mparams
             refuse("needs a K/V type among f32, f16, bf16, q8_0, q5_0, q4_0, got " + std::string(ggml_type_name(type)));
         }
     }
+    if (params.rope_limit > 0 && (uint32_t) params.rope_limit < morphkv_cache::n_limit(params)) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID,
+                            "rope_limit must be 0, -1 or at least capacity + max(interval, prompt_room), got " +
+                                std::to_string(params.rope_limit) + " with " +
+                                std::to_string(morphkv_cache::n_limit(params)));
+    }
     if (morphkv_cache::n_limit(params) > cparams.n_ctx_seq) {
         throw morphkv_error(MORPHKV_STATUS_INVALID,
                             "capacity + max(interval, prompt_room) must not exceed the context of a sequence, got " +
@@ -125,8 +131,14 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
 
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                               const llama_memory_context_i * mctx, const llama_ubatch & ubatch, ggml_tensor * q,
-                              float kq_scale, int il) {
+                              const ggml_tensor * k, float kq_scale, int il) {
     if (const auto * cur = dynamic_cast<const morphkv_cache_context *>(mctx)) {
-        cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, kq_scale, il);
+        cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, k, kq_scale, il);
+    }
+}
+
+void morphkv_hook_positions(llm_graph_result * res, const llama_memory_context_i * mctx, ggml_tensor * pos) {
+    if (const auto * cur = dynamic_cast<const morphkv_cache_context *>(mctx)) {
+        cur->get_cache()->build_rotary_positions(res, pos);
     }
 }

@@ -15,7 +15,11 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
                                             const llama_cparams &                   cparams,
                                             const llama_memory_i::layer_filter_cb & filter);
 
-// After K and V of a layer are stored: q (n_tokens, n_head, n_embd_head), rotated like K, is what attention will use.
+// After K and V of a layer are stored: q (n_tokens, n_head, n_embd_head) is what attention will use, k (n_tokens,
+// n_head_kv, n_embd_head) is what was stored.
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                               const llama_memory_context_i * mctx, const llama_ubatch & ubatch, ggml_tensor * q,
-                              float kq_scale, int il);
+                              const ggml_tensor * k, float kq_scale, int il);
+
+// After pos (n_tokens), the input that RoPE takes positions from, has been made.
+void morphkv_hook_positions(llm_graph_result * res, const llama_memory_context_i * mctx, ggml_tensor * pos);

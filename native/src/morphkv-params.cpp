@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 static thread_local std::optional<morphkv_params> g_pending;
 static thread_local std::string                   g_error;
@@ -56,6 +57,7 @@ morphkv_params morphkv_params_default(void) {
     p.policy      = MORPHKV_POLICY_MORPHKV;
     p.decay       = 0.0f;
     p.seed        = 0;
+    p.rope_limit  = -1;
     return p;
 }
 
@@ -94,6 +96,8 @@ morphkv_params morphkv_params_checked(const morphkv_params * params) {
     if (!std::isfinite(p.decay) || p.decay < 0.0f || p.decay >= 1.0f) {
         throw morphkv_error(MORPHKV_STATUS_INVALID, "decay must be in [0, 1), got " + std::to_string(p.decay));
     }
+
+    check_count("rope_limit", p.rope_limit, -1, std::numeric_limits<int32_t>::max());
 
     if (p.votes == 0) {
         p.votes = p.window;

@@ -2,6 +2,8 @@
 // positions of the distant slots, and, with decay, their last scores.
 #pragma once
 
+#include "morphkv-rope.h"
+
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
@@ -13,8 +15,10 @@ struct morphkv_side_layer {
     int32_t il;  // layer of the model
     int32_t n_head;
     int32_t n_head_kv;
-    float   softcap;      // 0 = none
-    float   kq_scale;     // learned when the layer's attention is built first
+    float   softcap;   // 0 = none
+    float   kq_scale;  // learned, as rope, when the layer's attention is built first
+
+    morphkv_rope rope;
 
     ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
     ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v)

@@ -23,7 +23,7 @@
 namespace {
 
 constexpr uint32_t STATE_MAGIC   = 0x564b4d4d;  // "MMKV"
-constexpr uint32_t STATE_VERSION = 2;
+constexpr uint32_t STATE_VERSION = 3;
 
 // FNV-1a, 64 bits: against flipped bits, not against an attacker; what is read is checked value by value all the same.
 class fnv_hash {
@@ -51,12 +51,15 @@ struct state_header {
     int32_t  policy;
     float    decay;
     uint32_t seed;
+    int32_t  rope_limit;
+    uint32_t n_rot;   // size of the matrix that K is rotated with, 0 = none
     uint64_t layers;  // hash of their shapes and types
     uint32_t n_layer;
     uint32_t n_seq;   // sequences that follow
 };
 
-state_header make_header(const morphkv_params & p, const morphkv_side & side, uint32_t n_seq) {
+state_header make_header(const morphkv_params & p, const morphkv_side & side, int32_t rope_limit, uint32_t n_rot,
+                         uint32_t n_seq) {
     state_header res{};
     res.capacity    = p.capacity;
     res.window      = p.window;
@@ -68,6 +71,8 @@ state_header make_header(const morphkv_params & p, const morphkv_side & side, ui
     res.policy      = p.policy;
     res.decay       = p.decay;
     res.seed        = p.seed;
+    res.rope_limit  = rope_limit;
+    res.n_rot       = n_rot;
     res.n_layer     = side.layers.size();
     res.n_seq       = n_seq;
 
@@ -87,8 +92,12 @@ state_header make_header(const morphkv_params & p, const morphkv_side & side, ui
 struct stream_header {
     int64_t   n_evictions;
     int64_t   n_evicted;
+    int64_t   n_rebases;
     llama_pos pos_exact;
     llama_pos pos_prompt;
+    llama_pos rotary_offset;
+    uint32_t  n_rebased;  // distant tokens of all layers and heads at the last rebase, whose positions follow; or 0
+    int32_t   n_keep;
     uint32_t  n_used;
     llama_pos first_distant;  // position of cell 0
     llama_pos first_recent;   // position of cell n_distant; the same run as cell 0 before the first eviction
@@ -147,6 +156,12 @@ private:
     fnv_hash          hash;
 };
 
+uint32_t morphkv_cache::n_rot() const {
+    ggml_context_ptr    ctx(ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+    const ggml_tensor * rot = build_input_k_rot(ctx.get());
+    return rot ? rot->ne[0] : 0;
+}
+
 struct morphkv_cache::saved_stream {
     stream_state state;
     cell_list    cells;
@@ -161,12 +176,17 @@ void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_i
     header.n_evicted     = stream.n_evicted;
     header.pos_exact     = stream.pos_exact;
     header.pos_prompt    = stream.pos_prompt;
+    header.n_rebases     = stream.n_rebases;
+    header.rotary_offset = stream.rotary_offset;
+    header.n_rebased     = stream.rebased.size();
+    header.n_keep        = stream.n_keep;
     header.n_used        = cells.pos.size();
     header.first_distant = cells.pos.empty() ? 0 : cells.pos[0];
     header.first_recent  = cells.pos.size() > n_distant ? cells.pos[n_distant] : header.first_distant + n_distant;
     out.write(&header, sizeof(header));
     out.write(stream.ring_pos.data(), stream.ring_pos.size() * sizeof(llama_pos));
     out.write(cells.token.data(), cells.token.size() * sizeof(llama_token));
+    out.write(stream.rebased.data(), stream.rebased.size() * sizeof(llama_pos));
 }
 
 morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & in) const {
@@ -185,6 +205,8 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
     require(n_evictions > 0 || header.n_evicted == 0, "no eviction evicts nothing", header.n_evicted);
     require(n_evictions == 0 || header.n_used > n_distant, "a recent token is left after evictions", header.n_used);
 
+    require(header.n_keep >= 0 && header.n_keep < (int32_t) n_distant, "some slots are not kept", header.n_keep);
+
     // two runs of positions that grow and do not meet
     const int64_t first_distant = header.first_distant;
     const int64_t first_recent  = header.first_recent;
@@ -200,11 +222,26 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
     require(header.pos_exact >= 0 && header.pos_exact <= end, "exact_pos is a position", header.pos_exact);
     require(header.pos_prompt >= -1 && header.pos_prompt <= end, "pos_prompt is a position", header.pos_prompt);
 
-    saved_stream res      = { stream_state(side.n_ring), {} };
-    res.state.n_evictions = n_evictions;
-    res.state.n_evicted   = header.n_evicted;
-    res.state.pos_exact   = header.pos_exact;
-    res.state.pos_prompt  = header.pos_prompt;
+    size_t n_slots = 0;
+    for (const auto & layer : side.layers) {
+        n_slots += layer.n_head_kv * n_distant;
+    }
+    require(header.n_rebased == 0 || (header.n_rebased == n_slots && n_evictions > 0),
+            "a rebase places all distant tokens", header.n_rebased);
+    require(header.n_rebases >= (header.n_rebased > 0), "rebases are counted", header.n_rebases);
+    // recent tokens stand at rotary positions behind the distant ones
+    require(header.rotary_offset >= 0 && (header.rotary_offset == 0 || header.n_rebases > 0) &&
+                header.rotary_offset <= (n_evictions > 0 ? first_recent - n_distant : first_distant),
+            "rotary positions are not negative", header.rotary_offset);
+
+    saved_stream res        = { empty_stream(), {} };
+    res.state.n_keep        = header.n_keep;
+    res.state.n_evictions   = n_evictions;
+    res.state.n_evicted     = header.n_evicted;
+    res.state.pos_exact     = header.pos_exact;
+    res.state.pos_prompt    = header.pos_prompt;
+    res.state.n_rebases     = header.n_rebases;
+    res.state.rotary_offset = header.rotary_offset;
 
     auto & ring_pos = res.state.ring_pos;
     in.read(ring_pos.data(), ring_pos.size() * sizeof(llama_pos));
@@ -221,22 +258,36 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
     for (const llama_token token : res.cells.token) {
         require(token >= LLAMA_TOKEN_NULL, "a token is not negative", token);
     }
+
+    auto & rebased = res.state.rebased;
+    rebased.resize(header.n_rebased);
+    in.read(rebased.data(), rebased.size() * sizeof(llama_pos));
+    for (size_t i = 0; i < rebased.size(); ++i) {
+        const bool is_first = i % n_distant == 0;
+        require(rebased[i] > (is_first ? -1 : rebased[i - 1]) && rebased[i] < first_recent,
+                "distant tokens are in order and older than recent ones", rebased[i]);
+    }
     return res;
+}
+
+// First and last sequence of a state; -1 is all.
+std::pair<llama_seq_id, llama_seq_id> morphkv_cache::saved_range(llama_seq_id seq_id) const {
+    const llama_seq_id n_seq = streams.size();
+    if (seq_id >= n_seq) {
+        throw std::runtime_error("seq_id must be below " + std::to_string(n_seq) + ", got " + std::to_string(seq_id));
+    }
+    return seq_id < 0 ? std::make_pair(0, n_seq - 1) : std::make_pair(seq_id, seq_id);
 }
 
 // Flags: a checkpoint (PARTIAL_ONLY) needs everything too, as what is distant changes.
 void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     GGML_UNUSED(flags);
 
-    const llama_seq_id first = seq_id < 0 ? 0 : seq_id;
-    const llama_seq_id last  = seq_id < 0 ? streams.size() - 1 : seq_id;
-    if (last >= (llama_seq_id) streams.size()) {
-        throw std::runtime_error("seq_id must be below " + std::to_string(streams.size()) + ", got " +
-                                 std::to_string(seq_id));
-    }
+    const auto         range = saved_range(seq_id);
+    const llama_seq_id first = range.first, last = range.second;
 
     morphkv_hashed_writer out(io);
-    const state_header    header = make_header(params, side, last - first + 1);
+    const state_header    header = make_header(params, side, rope_limit(), n_rot(), last - first + 1);
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
         write_stream(out, s);
@@ -255,15 +306,11 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     GGML_UNUSED(flags);
 
-    const llama_seq_id first = seq_id < 0 ? 0 : seq_id;
-    const llama_seq_id last  = seq_id < 0 ? streams.size() - 1 : seq_id;
-    if (last >= (llama_seq_id) streams.size()) {
-        throw std::runtime_error("seq_id must be below " + std::to_string(streams.size()) + ", got " +
-                                 std::to_string(seq_id));
-    }
+    const auto         range = saved_range(seq_id);
+    const llama_seq_id first = range.first, last = range.second;
 
     morphkv_hashed_reader in(io);
-    const state_header    own = make_header(params, side, last - first + 1);
+    const state_header    own = make_header(params, side, rope_limit(), n_rot(), last - first + 1);
     state_header          header{};
     header.magic = 0;
     in.read(&header, sizeof(header));

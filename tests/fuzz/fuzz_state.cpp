@@ -20,20 +20,25 @@ fuzz_counters g_fuzz_counters;
 namespace {
 
 // The layout of morphkv-state.cpp; make_cache() compares it with a state of the library. Behind the header each sequence
-// has its fields, the positions of the ring and the tokens of the cells. Then come a checksum of all that and the slices
+// has its fields, the positions of the ring, the tokens of the cells and the positions at the last rebase. Then come a checksum of all that and the slices
 // of tensors, each followed by the checksum plus its number, counted from 1.
-constexpr size_t  N_HEADER = 64;
+constexpr size_t  N_HEADER = 72;
 constexpr int32_t N_RING   = 36;  // votes and spare rows
 
 struct stream_fields {
     int64_t  n_evictions;
     int64_t  n_evicted;
+    int64_t  n_rebases;
     int32_t  pos_exact;
     int32_t  pos_prompt;
+    int32_t  rotary_offset;
+    uint32_t n_rebased;
+    int32_t  n_keep;
     uint32_t n_used;
     int32_t  first_distant;
     int32_t  first_recent;
-    int32_t  padding;
+
+    size_t n_rest() const { return N_RING + (size_t) n_used + n_rebased; }
 };
 
 constexpr llama_seq_id N_SEQ = 2;
@@ -116,6 +121,7 @@ struct cache {
     bytes       header[N_SEQ];  // of a state of one sequence and of two
     int32_t     n_limit;
     int32_t     n_distant;
+    uint32_t    n_slots;  // of all layers and heads
 
     struct slice {
         size_t n_fixed;
@@ -170,11 +176,10 @@ template <typename F> size_t for_each_stream(bytes & state, int n_seq, F && f) {
         memcpy(&state[res], &fields, sizeof(fields));
         std::copy_n((const uint8_t *) rest.data(), rest.size() * sizeof(int32_t), data);
 
-        const size_t n_rest = N_RING + (size_t) fields.n_used;
-        if (n_rest > rest.size()) {
+        if (fields.n_rest() > rest.size()) {
             return 0;
         }
-        res += sizeof(fields) + n_rest * sizeof(int32_t);
+        res += sizeof(fields) + fields.n_rest() * sizeof(int32_t);
     }
     return res;
 }
@@ -230,6 +235,7 @@ cache make_cache(llama_model * model, int i_cache) {
     params.interval    = 4;
     params.keep        = 2;
     params.prompt_room = 6;
+    params.rope_limit  = 24;
     auto cparams       = context_params(N_SEQ);
     switch (i_cache) {
         case 0:
@@ -249,6 +255,9 @@ cache make_cache(llama_model * model, int i_cache) {
     res.ctx       = create(model, params, cparams);
     res.n_limit   = stats(res.ctx).n_limit;
     res.n_distant = stats(res.ctx).n_distant;
+    int32_t n_head_kv;
+    CHECK(morphkv_retained_shape(res.ctx.get(), 0, &n_head_kv, &res.n_distant) == MORPHKV_STATUS_OK);
+    res.n_slots = llama_model_n_layer(model) * n_head_kv * res.n_distant;
     CHECK(decode(res.ctx, some_tokens(40), { 0 }) == 0);
     decode_to_a_cut(res.ctx, 0);
     decode_singly(res.ctx, some_tokens(2), { 0 });
@@ -274,7 +283,7 @@ const cache & get_cache(int i_cache) {
     // Never freed: libFuzzer exits by ways on which destructors meet ggml's, already gone.
     static cache * const all = [] {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
-        static llama_model * const model = tiny_model_load({ 2, 1, 32, "llama" }).release();
+        static llama_model * const model = tiny_model_load({ 2, 1, 32, "llama", 2 }).release();
         auto *                     res   = new cache[N_CACHES];
         for (int i = 0; i < N_CACHES; ++i) {
             res[i] = make_cache(model, i);
@@ -298,7 +307,16 @@ void mend(const cache & c, bytes & state, int n_seq) {
         }
         x.n_evicted            = (int64_t) x.first_recent - x.first_distant - c.n_distant;
         const int32_t n_recent = (int32_t) x.n_used - c.n_distant;
-        const int64_t end = n_recent > 0 ? (int64_t) x.first_recent + n_recent : (int64_t) x.first_distant + x.n_used;
+        const int64_t end   = n_recent > 0 ? (int64_t) x.first_recent + n_recent : (int64_t) x.first_distant + x.n_used;
+        x.n_keep            = (uint32_t) x.n_keep % c.n_distant;
+        x.n_rebased         = x.n_evictions > 0 && x.n_rebased > 0 ? c.n_slots : 0;
+        x.n_rebases         = std::max<int64_t>(x.n_rebases, x.n_rebased > 0);
+        const int64_t most  = x.n_evictions > 0 ? (int64_t) x.first_recent - c.n_distant : x.first_distant;
+        x.rotary_offset     = x.n_rebases == 0 ? 0 : std::max<int64_t>(0, std::min<int64_t>(x.rotary_offset, most));
+        const size_t n_rest = std::min(rest.size(), x.n_rest());
+        for (size_t i = N_RING + x.n_used; i < n_rest; i += c.n_distant) {
+            std::sort(rest.begin() + i, rest.begin() + std::min(n_rest, i + c.n_distant));
+        }
         for (int32_t i = 0; i < (int32_t) std::min<size_t>(rest.size(), N_RING + x.n_used); ++i) {
             if (rest[i] < 0) {
                 rest[i] = -1;
@@ -406,11 +424,10 @@ void check_is_empty(const cache & c, llama_seq_id seq) {
     CHECK(st.n_used == 0 && st.logical_pos == -1 && st.exact_pos == 0 && st.n_evictions == 0 && st.n_evicted == 0);
 }
 
-// What of a state must survive loading and saving: all but checksums and padding. Empty if the state is too short.
+// What of a state must survive loading and saving: all but checksums. Empty if the state is too short.
 bytes essence(const cache & c, const recipe & r, bytes state) {
-    size_t i =
-        for_each_stream(state, r.n_seq(), [](stream_fields & x, const std::vector<int32_t> &) { x.padding = 0; });
-    bytes res(state.begin(), state.begin() + i);
+    size_t i = metadata_size(state, r.n_seq());
+    bytes  res(state.begin(), state.begin() + i);
     for_each_slice(c, state, r.n_seq(), [&](uint64_t, size_t size) {
         i += sizeof(uint64_t);
         if (i + size <= state.size()) {

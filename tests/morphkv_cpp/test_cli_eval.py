@@ -58,6 +58,15 @@ class TestPerplexity:
         assert numbers(differences_out, "full")[0] == pytest.approx(np.log(full / ours), abs=2e-4)
         assert numbers(differences_out, "recency")[0] == pytest.approx(np.log(recency / ours), abs=2e-4)
 
+    def test_rows_by_position_and_their_bounds(self, capsys, tiny_llama, texts):
+        arms = ["--compare", "morphkv,recency", "--by-position", "--bucket", "100", "--skip", "200", "-n", "700"]
+        assert run("perplexity", str(tiny_llama()), *texts, *arms, *TIGHT, "--require-each", "morphkv<9*recency") == 0
+        captured = capsys.readouterr()
+        assert len(numbers(captured.out, "300..399")) == 2
+        assert "the requirement is met" in captured.err
+        assert run("perplexity", str(tiny_llama()), *texts, *arms, *TIGHT, "--require-each", "morphkv<0.1*recency") == 1
+        assert capsys.readouterr().err.count("missed: morphkv<0.1*recency must hold at every position") == 5
+
     def test_a_requirement_that_does_not_hold_is_exit_code_1(self, capsys, tiny_llama, texts):
         same = ["--compare", "full,morphkv:capacity=800", "--require", "full<morphkv:capacity=800"]
         assert run("perplexity", str(tiny_llama()), *texts, *same, "-n", "700", *TIGHT) == 1
@@ -114,7 +123,7 @@ class TestBench:
         assert run("bench", str(tiny_llama()), "--constant", "--tokens", "3000", *TIGHT, *bars) == 0
         captured = capsys.readouterr()
         assert "all 3 requirements met" in captured.err
-        assert "3000 tokens, one by one" in captured.out
+        assert "3000 tokens, tok/s of those that come one by one" in captured.out
 
     @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--constant", "--tokens", "2999"]])
     def test_sizes_out_of_range_are_refused(self, capsys, tiny_llama, arguments):

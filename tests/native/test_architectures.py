@@ -13,7 +13,8 @@ morphkv_cpp = pytest.importorskip("morphkv_cpp")
 
 import llama_cpp  # noqa: E402  (morphkv_cpp says first which libllama is loaded)
 
-SERVED = ("llama", "qwen2", "qwen3", "phi3", "gemma", "mistral3", "qwen3moe")
+SERVED = ("llama", "qwen2", "qwen3", "phi3", "gemma", "mistral3", "qwen3moe", "smollm3")
+NOT_REBASED = ("hunyuan-dense", "minicpm3")  # a norm with weights after the rotation; a part of each key is not rotated
 REFUSED = {
     "gemma3": "sliding-window",
     "gpt-oss": "sliding-window",
@@ -36,15 +37,19 @@ def models(tmp_path_factory) -> dict[str, Path]:
     if not program.is_file():
         pytest.skip("MORPHKV_TEST_PROGRAMS names no folder with test-llama-archs")
     folder = tmp_path_factory.mktemp("archs")
-    wanted = "|".join([*SERVED, *REFUSED])
+    wanted = "|".join([*SERVED, *NOT_REBASED, *REFUSED])
     command = [str(program), "--arch", f"^({wanted})$", "--seed", "1", "--out", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return {path.stem.rsplit("-", 1)[0]: path for path in sorted(folder.glob("*.gguf"))}
 
 
-def load(path: Path) -> morphkv_cpp.Llama:
-    options = {"n_ctx": 1024, "n_ubatch": 32, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
-    return morphkv_cpp.Llama(str(path), morphkv=morphkv_cpp.MorphKV(**SMALL), **options)
+def load(path: Path, rope_limit: int = -1) -> morphkv_cpp.Llama:
+    options = {"n_ctx": 2048, "n_ubatch": 32, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+    return morphkv_cpp.Llama(str(path), morphkv=morphkv_cpp.MorphKV(**SMALL, rope_limit=rope_limit), **options)
+
+
+def last_logits(llm: morphkv_cpp.Llama) -> np.ndarray:
+    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), shape=(llm.n_vocab(),)).copy()
 
 
 @pytest.mark.parametrize("architecture", SERVED)
@@ -56,8 +61,35 @@ def test_a_plain_attention_model_goes_on_past_evictions(models, architecture):
         llm.eval([token])
     assert llm.cache_stats().n_evictions >= 8
     assert llm.cache_stats().logical_pos == N_TOKENS - 1
-    pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-    assert np.isfinite(np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),))).all()
+    assert np.isfinite(last_logits(llm)).all()
+    llm.close()
+
+
+@pytest.mark.parametrize("architecture", SERVED)
+def test_a_rebase_changes_nothing_but_the_place(models, architecture):
+    """A text that begins at position 900, without an eviction: all of it moves to 0, and attention sees distances."""
+    logits = []
+    for rope_limit, first in ((0, 900), (1000, 900), (0, 0)):
+        llm = load(models[architecture], rope_limit)
+        llm.n_tokens = first
+        for token in np.random.default_rng(0).integers(3, 100, 124).reshape(31, 4).tolist():
+            llm.eval(token)
+        stats = llm.cache_stats()
+        assert (stats.n_evictions, stats.n_rebases) == (0, int(rope_limit > 0))
+        assert stats.rotary_offset == (first if rope_limit else 0)
+        logits.append(last_logits(llm))
+        llm.close()
+    far, rebased, near = logits
+    # what the distance from 0 costs RoPE's own precision, and a thousandth of the logits' spread
+    assert np.abs(rebased - far).max() < 3 * np.abs(near - far).max() + 1e-3 * far.std()
+
+
+@pytest.mark.parametrize("architecture", NOT_REBASED)
+def test_a_model_that_cannot_be_rebased_says_so(models, architecture):
+    with pytest.raises(morphkv_cpp.UnsupportedError, match=r"cannot rebase the positions.*rope_limit.*got 1000"):
+        load(models[architecture], rope_limit=1000)
+    llm = load(models[architecture])
+    assert llm.cache_stats().rope_limit == 0
     llm.close()
 
 

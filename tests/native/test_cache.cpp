@@ -42,6 +42,35 @@ static void test_cells_stay_constant(llama_model * model, ggml_type type, int32_
     }
 }
 
+static void test_a_sequence_can_keep_more_than_others(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params(2));
+    auto       set = [&](int32_t seq, int32_t n) {
+        return morphkv_keep_set(ctx.get(), seq, n);
+    };
+    CHECK(set(0, 20) == MORPHKV_STATUS_OK && set(2, 20) == MORPHKV_STATUS_INVALID);
+    CHECK(set(0, -1) == MORPHKV_STATUS_INVALID && set(0, 32) == MORPHKV_STATUS_INVALID);
+    CHECK(strstr(morphkv_last_error(), "keep must be in 0..31 (below capacity - window), got 32"));
+    CHECK(decode(ctx, some_tokens(250), { 0, 1 }) == 0);
+    for (const int32_t seq : { 0, 1 }) {
+        const auto pos = retained(ctx, seq, 1);
+        for (int32_t i = 0; i < 20; ++i) {
+            CHECK((seq == 0 || i < 3) == (pos[i] == i && pos[32 + i] == i) || seq == 1);
+        }
+        CHECK(seq == 0 || pos[19] != 19 || pos[32 + 19] != 19);
+        CHECK(stats(ctx, seq).keep == (seq == 0 ? 20 : 3));
+    }
+    CHECK(set(1, 4) == MORPHKV_STATUS_INVALID && strstr(morphkv_last_error(), "after the sequence's first eviction"));
+    CHECK(set(0, 10) == MORPHKV_STATUS_OK && stats(ctx, 0).keep == 10);
+    // with a copy and a saved state; forgotten when the sequence is emptied
+    llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
+    CHECK(stats(ctx, 1).keep == 10);
+    std::vector<uint8_t> state(llama_state_seq_get_size(ctx.get(), 0));
+    llama_state_seq_get_data(ctx.get(), state.data(), state.size(), 0);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1) && stats(ctx, 0).keep == 3);
+    CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0) == state.size());
+    CHECK(stats(ctx, 0).keep == 10);
+}
+
 static void refuse(llama_model * model, const morphkv_params & params, llama_context_params cparams,
                    morphkv_status status, const char * sentence) {
     llama_context * ctx = nullptr;
@@ -102,6 +131,7 @@ int main() {
     }
     test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_RECENCY);
     test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_RANDOM);
+    test_a_sequence_can_keep_more_than_others(model.get());
     test_what_cannot_be_honoured_is_refused(model.get());
     test_pending_parameters_are_for_one_context(model.get());
     return 0;

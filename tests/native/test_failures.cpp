@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-using step = morphkv_cache::evict_step;
+using step = morphkv_runner::step;
 
 static morphkv_cache & cache_of(const context_ptr & ctx) {
     return dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
@@ -58,7 +58,7 @@ static void test_an_eviction_that_fails_half_way_clears_its_sequence_alone(llama
         return s == step::COMPUTE;
     };
     CHECK(decode(ctx, { 1 }, { 0, 1 }) == -3);
-    CHECK(strstr(morphkv_last_error(), "sequence 0 was half moved and has been cleared"));
+    CHECK(strstr(morphkv_last_error(), "sequence 0 was half changed and has been cleared"));
     CHECK(morphkv_last_status() == MORPHKV_STATUS_FAILED);
     CHECK(stats(ctx, 0).n_used == 0 && stats(ctx, 0).n_evictions == 0 && stats(ctx, 0).logical_pos == -1);
     CHECK(save(ctx, 1) == before);

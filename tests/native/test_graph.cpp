@@ -183,7 +183,8 @@ static void run(const test_case & c, uint32_t seed) {
     }
     const size_t n_before = ggml_used_mem(ctx.get());
     morphkv_build_evict(ctx.get(), gf, layer, s, c.policy, inp);
-    CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <= morphkv_evict_max_tensors(layer, s));
+    CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <=
+          morphkv_evict_max_tensors(c.n_group, s.n_votes));
 
     ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend.get())));
     CHECK(ggml_gallocr_alloc_graph(galloc.get(), gf));

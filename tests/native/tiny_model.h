@@ -1,4 +1,4 @@
-// A llama of random F32 weights, two layers, no vocabulary, written to a file and loaded: small enough for sanitizers.
+// A llama of random F32 weights without a vocabulary, written to a file and loaded: small enough for sanitizers.
 #pragma once
 
 #include "check.h"
@@ -22,10 +22,11 @@ struct tiny_shape {
     int32_t     n_head_kv   = 2;
     int32_t     n_embd_head = 32;
     std::string arch        = "llama";
+    int32_t     n_layer     = 2;
 };
 
 inline void tiny_model_write(const std::string & path, const tiny_shape & shape) {
-    const int32_t n_embd = 64, n_ff = 96, n_layer = 2;
+    const int32_t n_embd = 64, n_ff = 96, n_layer = shape.n_layer;
     const int32_t n_q = shape.n_head * shape.n_embd_head, n_kv = shape.n_head_kv * shape.n_embd_head;
 
     gguf_context_ptr  gguf(gguf_init_empty());

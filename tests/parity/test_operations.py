@@ -36,7 +36,16 @@ import llama_cpp
 N_SEQ = 3
 N_UBATCH = 16
 SEQUENCES = st.integers(0, N_SEQ - 1)
-COUNTERS = ("n_used", "n_evictions", "n_evicted", "logical_pos", "complete_pos", "exact_pos")
+COUNTERS = (
+    "n_used",
+    "n_evictions",
+    "n_evicted",
+    "logical_pos",
+    "complete_pos",
+    "exact_pos",
+    "rotary_offset",
+    "n_rebases",
+)
 
 RULES = {
     "sum": Rules(capacity=40, window=8, interval=7, keep=4, prompt_room=30),
@@ -45,6 +54,7 @@ RULES = {
     ),
     "every token": Rules(capacity=24, window=4, interval=1, keep=0, prompt_room=40),
     "recency": Rules(capacity=32, window=8, interval=5, keep=2, prompt_room=12, policy="recency"),
+    "rebased": Rules(capacity=32, window=8, interval=9, keep=2, prompt_room=16, rope_limit=60),
     "random": Rules(capacity=32, window=8, interval=9, keep=2, policy="random"),
 }
 
@@ -255,6 +265,8 @@ class Operations(RuleBasedStateMachine):
                 cache.newest_position,
                 cache.complete_position,
                 cache.exact_position,
+                cache.rotary_offset,
+                cache.n_rebases,
             )
             assert tuple(stats[name] for name in COUNTERS) == expected, f"sequence {seq}: {COUNTERS}"
             for layer in range(twin.n_layer):

@@ -14,20 +14,29 @@ def sample(n_tokens: int, seconds: float = 1.0, rss: int = 100, kv: int = 50, us
 class TestGrowth:
     def test_memory_counts_from_the_2000th_token(self):
         run = ConstantRun(
-            500, [sample(500, rss=10), sample(2000, rss=100), sample(2500, rss=130), sample(3000, rss=90)]
+            500, samples=[sample(500, rss=10), sample(2000, rss=100), sample(2500, rss=130), sample(3000, rss=90)]
         )
         assert run.rss_growth_bytes == 30
 
     def test_kv_bytes_and_cells_may_not_grow_at_all(self):
-        run = ConstantRun(1000, [sample(1000, used=9), sample(2000, used=10), sample(3000, kv=51, used=12)])
+        run = ConstantRun(1000, samples=[sample(1000, used=9), sample(2000, used=10), sample(3000, kv=51, used=12)])
         assert run.kv_growth_bytes == 1
         assert run.n_used_growth == 2
 
 
 class TestSpeed:
     def test_a_rate_is_of_the_middle_block(self):
-        run = ConstantRun(250, [sample(250 * i, seconds) for i, seconds in enumerate([1, 2, 99], start=1)])
+        run = ConstantRun(250, samples=[sample(250 * i, seconds) for i, seconds in enumerate([1, 2, 99], start=1)])
         assert run.rate(0, 750) == 125
+
+
+def test_prompts_and_single_tokens_take_turns(tiny_llama):
+    llm = Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0, rope_limit=200), **QUIET)
+    run = run_constant(llm, endless_tokens(llm), 6000, 20, lambda sample: None, n_prompt=480)
+    assert [sample.n_tokens for sample in run.samples] == list(range(500, 6001, 500))
+    assert (run.n_early, run.n_step, len(run.late)) == (5000, 500, 3)
+    assert llm.cache_stats().n_rebases > 40
+    llm.close()
 
 
 def test_this_process_is_resident():

@@ -5,7 +5,17 @@ import pytest
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.eval.arms import Arm, parse_arms
-from morphkv_cpp.eval.compare import Ordering, differences, parse_orderings, reference_arm, unmet
+from morphkv_cpp.eval.compare import (
+    Bound,
+    Ordering,
+    by_position,
+    differences,
+    exceeded,
+    parse_bounds,
+    parse_orderings,
+    reference_arm,
+    unmet,
+)
 
 ARMS = parse_arms("full,recency,morphkv@512", MorphKV())
 
@@ -18,6 +28,25 @@ class TestOrderings:
     def test_what_names_no_two_arms_is_refused(self, text):
         with pytest.raises(ValueError, match="must look like 'A<B' with two of full, recency, morphkv@512"):
             parse_orderings([text], ARMS)
+
+
+class TestBounds:
+    def test_the_factor_stands_before_the_other(self):
+        assert parse_bounds(["full < 1.05*recency"], ARMS) == [Bound("full", 1.05, "recency")]
+
+    @pytest.mark.parametrize("text", ["full<recency", "full<1.05*random", "full<x*recency", "full"])
+    def test_what_is_no_bound_is_refused(self, text):
+        with pytest.raises(ValueError, match=r"must look like 'A<1\.05"):
+            parse_bounds([text], ARMS)
+
+    def test_it_must_hold_in_every_row_behind_the_skipped_ones(self):
+        values = {"a": [np.array([9.0, 9, 1, 1, 1, 1])], "b": [np.array([1.0, 1, 1, 1, 1.2, 1.2])]}
+        rows = by_position(values, 2)
+        assert [row[:2] for row in rows] == [(1, 2), (2, 4), (4, 6), (6, 7)]
+        assert rows[2][2] == pytest.approx({"a": np.e, "b": np.exp(1.1)})
+        assert exceeded([Bound("a", 1.01, "b")], rows, n_skip=4) == []
+        sentences = exceeded([Bound("a", 1.01, "b"), Bound("b", 1.01, "a")], rows, n_skip=4)
+        assert [sentence.split(" at ")[-1] for sentence in sentences] == ["4..5", "6..6"]
 
 
 def test_the_reference_is_what_ranks_by_attention():

@@ -1,0 +1,162 @@
+// Rotary rebase: callers' positions go on for ever, those that RoPE sees stay below a limit.
+//
+// When the next rotary position would reach the limit, the keys of the distant tokens are turned so that they stand at
+// 0, 1, 2, ... in their order, head by head, the recent ones follow them without a gap, and so do the queries in the
+// ring. Only then: closing gaps at every eviction was measurably worse (shared/DESIGN.md, section 10).
+
+#include "morphkv-cache.h"
+#include "morphkv-run.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+
+namespace {
+
+// Gives an input of the decode graph the rotary positions of a ubatch; the model's own input has filled it before.
+class position_input : public llm_graph_input_i {
+public:
+    position_input(const morphkv_cache * mkv, ggml_tensor * pos) : mkv(mkv), pos(pos) {}
+
+    void set_input(const llama_ubatch * ubatch) override {
+        if (!pos->buffer || !ubatch->pos) {
+            return;
+        }
+        std::vector<llama_pos> data(ubatch->n_tokens);
+        for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+            data[i] = ubatch->pos[i] - mkv->rotary_offset(ubatch->seq_id[i][0]);
+        }
+        GGML_ASSERT((int64_t) data.size() == ggml_nelements(pos));
+        ggml_backend_tensor_set(pos, data.data(), 0, ggml_nbytes(pos));
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        const auto * mctx = dynamic_cast<const morphkv_cache_context *>(params.mctx);
+        return mctx && mctx->get_cache() == mkv && pos->ne[0] == params.ubatch.n_tokens;
+    }
+
+private:
+    const morphkv_cache * mkv;
+    ggml_tensor *         pos;
+};
+
+}  // namespace
+
+void morphkv_cache::build_rotary_positions(llm_graph_result * res, ggml_tensor * pos) {
+    if (params.rope_limit != 0) {
+        res->add_input(std::make_unique<position_input>(this, pos));
+    }
+}
+
+const morphkv_side_layer * morphkv_cache::find_unknown_rope() const {
+    for (const auto & layer : side.layers) {
+        if (layer.rope.is == morphkv_rope::kind::UNKNOWN) {
+            return &layer;
+        }
+    }
+    return nullptr;
+}
+
+bool morphkv_cache::make_rotary_room(llama_seq_id seq_id, llama_pos pos) {
+    const llama_pos limit = rope_limit();
+    if (limit == 0 || pos - streams[seq_id].rotary_offset < limit || n_used(seq_id) == 0) {
+        return true;
+    }
+    return rebase(seq_id);
+}
+
+std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_layer, llama_pos offset,
+                                                  std::vector<llama_pos> & rebased) const {
+    const auto & layer  = side.layers[i_layer];
+    const auto & stream = streams[seq_id];
+    const size_t n_head = layer.n_head_kv;
+
+    std::vector<int32_t> res(n_used(seq_id) * n_head, stream.rotary_offset - offset);
+    if (!has_evicted(seq_id)) {
+        return res;
+    }
+
+    // where the layer's part of the last rebase begins
+    size_t i_last = 0;
+    for (size_t i = 0; i < i_layer; ++i) {
+        i_last += side.layers[i].n_head_kv * n_distant;
+    }
+    const std::vector<int32_t> slots = side.get_positions(layer, seq_id);
+    for (size_t h = 0; h < n_head; ++h) {
+        const auto             slot = slots.begin() + h * n_distant;
+        std::vector<llama_pos> ordered(slot, slot + n_distant);
+        std::sort(ordered.begin(), ordered.end());
+
+        for (uint32_t i = 0; i < n_distant; ++i) {
+            const llama_pos pos    = slot[i];
+            llama_pos       rotary = pos - stream.rotary_offset;
+            if (!stream.rebased.empty()) {
+                const auto last = stream.rebased.begin() + i_last + h * n_distant;
+                const auto it   = std::lower_bound(last, last + n_distant, pos);
+                if (it != last + n_distant && *it == pos) {
+                    rotary = it - last;
+                }
+            }
+            const llama_pos rank = std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin();
+            res[i * n_head + h]  = rank - rotary;
+        }
+        rebased.insert(rebased.end(), ordered.begin(), ordered.end());
+    }
+    return res;
+}
+
+bool morphkv_cache::rebase(llama_seq_id seq_id) {
+    auto & stream = streams[seq_id];
+
+    // the first recent token follows the distant ones; without an eviction the first token of all comes to 0
+    const auto &    cells  = get_cells(seq_id);
+    const llama_pos offset = has_evicted(seq_id) ? cells.pos_get(n_distant) - (llama_pos) n_distant : cells.pos_get(0);
+
+    ggml_backend_sched_synchronize(lctx->get_sched());
+    std::vector<llama_pos> rebased;
+    ggml_tensor *          rot          = nullptr;
+    ggml_tensor *          query_deltas = nullptr;
+    size_t                 i_layer      = 0;
+
+    auto begin = [&](morphkv_inputs & inputs) {
+        rot          = build_input_k_rot(inputs.ctx);
+        query_deltas = nullptr;
+        if (rot) {
+            inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
+        }
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        const std::vector<int32_t> deltas = rebase_deltas(seq_id, i_layer++, offset, rebased);
+        if (layer.rope.is != morphkv_rope::kind::ROTATED) {
+            return;
+        }
+        ggml_context * ctx  = inputs.ctx;
+        const int64_t  n    = n_used(seq_id);
+        ggml_tensor *  keys = ggml_view_2d(ctx, layer.k, layer.k->ne[0], n, layer.k->nb[1], seq_id * layer.k->nb[2]);
+        ggml_tensor *  key_deltas = inputs.add(GGML_TYPE_I32, deltas.size(), 1, deltas);
+        ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, keys, layer.n_head_kv, key_deltas, layer.rope, rot));
+
+        const int64_t n_queries = layer.n_head * layer.ring->ne[1];
+        if (!query_deltas || query_deltas->ne[0] != n_queries) {
+            query_deltas =
+                inputs.add(GGML_TYPE_I32, n_queries, 1, std::vector<int32_t>(n_queries, stream.rotary_offset - offset));
+        }
+        ggml_tensor * ring = morphkv_side::stream(ctx, layer.ring, seq_id);
+        ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, ring, layer.n_head, query_deltas, layer.rope, rot));
+    };
+
+    morphkv_runner runner(lctx, side);
+    runner.inject_failure    = inject_failure;
+    const ggml_status status = runner.run(2 * MORPHKV_ROTATE_MAX_TENSORS, begin, build);
+    n_sched_uses++;
+    if (status != GGML_STATUS_SUCCESS) {
+        return fail("rebase", seq_id, ggml_status_to_string(status), runner.has_changed);
+    }
+
+    stream.rotary_offset = offset;
+    stream.rebased       = std::move(rebased);
+    stream.n_rebases++;
+    stream.pos_exact = seq_pos_max(seq_id) + 1;
+    return true;
+}

@@ -1,0 +1,107 @@
+#include "morphkv-rope.h"
+
+#include "llama-impl.h"
+
+#include <cmath>
+#include <cstring>
+
+static morphkv_rope read_rope(const ggml_tensor * t) {
+    morphkv_rope res;
+    auto         number = [&](int i) {
+        float value;
+        memcpy(&value, (const char *) t->op_params + i * sizeof(float), sizeof(value));
+        return value;
+    };
+    res.n_dims     = t->op_params[1];
+    res.mode       = t->op_params[2];
+    res.n_ctx_orig = t->op_params[4];
+    res.freq_base  = number(5);
+    res.freq_scale = number(6);
+    res.ext_factor = number(7);
+    res.beta_fast  = number(9);
+    res.beta_slow  = number(10);
+    res.n_offs     = t->op_params[15];
+    res.factors    = t->src[2];
+
+    const bool is_plain = res.mode == GGML_ROPE_TYPE_NORMAL || res.mode == GGML_ROPE_TYPE_NEOX;
+    res.is              = is_plain ? morphkv_rope::kind::ROTATED : morphkv_rope::kind::UNKNOWN;
+    return res;
+}
+
+// Goes from the keys towards the weights that made them. is_clean: nothing was met that does not commute with rotation.
+static morphkv_rope find_rope(const ggml_tensor * t, bool is_clean) {
+    morphkv_rope res;
+    while (t) {
+        switch (t->op) {
+            case GGML_OP_ROPE:
+                res    = read_rope(t);
+                res.is = is_clean ? res.is : morphkv_rope::kind::UNKNOWN;
+                return res;
+            // shapes, and what leaves directions as they are
+            case GGML_OP_RESHAPE:
+            case GGML_OP_VIEW:
+            case GGML_OP_CONT:
+            case GGML_OP_CPY:
+            case GGML_OP_DUP:
+            case GGML_OP_SCALE:
+            case GGML_OP_RMS_NORM:
+            case GGML_OP_L2_NORM:
+                t = t->src[0];
+                break;
+            case GGML_OP_MUL_MAT:
+                if (!(t->src[0]->flags & GGML_TENSOR_FLAG_INPUT)) {
+                    // the projection: no rotation on the way
+                    res.is = morphkv_rope::kind::NONE;
+                    return res;
+                }
+                // the cache's own rotation, undone where rows are turned
+                t = t->src[1];
+                break;
+            case GGML_OP_CONCAT: {
+                for (const int i : { 0, 1 }) {
+                    res = find_rope(t->src[i], false);
+                    if (res.is != morphkv_rope::kind::NONE) {
+                        return res;
+                    }
+                }
+                return res;
+            }
+            case GGML_OP_NONE:
+                res.is = morphkv_rope::kind::NONE;
+                return res;
+            default:
+                is_clean = false;
+                t        = t->src[0];
+                break;
+        }
+    }
+    res.is = morphkv_rope::kind::NONE;
+    return res;
+}
+
+morphkv_rope morphkv_find_rope(const ggml_tensor * k) {
+    return find_rope(k, true);
+}
+
+ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,
+                                   const morphkv_rope & rope, ggml_tensor * rot) {
+    const int64_t n_embd_head = rows->ne[0] / n_heads;
+    GGML_ASSERT(deltas->ne[0] == rows->ne[1] * n_heads && ggml_is_contiguous(rows));
+
+    // every head of every row a token of its own: (n_rows*n_heads, 1, n_embd_head)
+    ggml_tensor * cur = ggml_view_1d(ctx, rows, ggml_nelements(rows), 0);
+    cur               = ggml_reshape_3d(ctx, cur, n_embd_head, 1, deltas->ne[0]);
+    ggml_tensor * res = cur;
+
+    cur                     = rows->type == GGML_TYPE_F32 ? cur : ggml_cast(ctx, cur, GGML_TYPE_F32);
+    cur                     = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    // rope() itself scales by attn_factor and, with YaRN, by 1 + 0.1*log(1/freq_scale)
+    const float attn_factor = rope.ext_factor != 0.0f ? 1.0f / (1.0f + 0.1f * logf(1.0f / rope.freq_scale)) : 1.0f;
+    cur = ggml_rope_ext(ctx, cur, deltas, rope.factors, rope.n_dims, rope.mode, rope.n_ctx_orig, rope.freq_base,
+                        rope.freq_scale, rope.ext_factor, attn_factor, rope.beta_fast, rope.beta_slow);
+    if (rope.n_offs != 0) {
+        cur = ggml_rope_set_offset(cur, rope.n_offs);
+    }
+    cur = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    return ggml_cpy(ctx, cur, res);
+}

@@ -1,0 +1,42 @@
+// How a layer rotates its keys, read from the model's own graph, and the graph that rotates cached rows on.
+#pragma once
+
+#include "ggml.h"
+
+#include <cstdint>
+
+struct morphkv_rope {
+    enum class kind {
+        UNSEEN,   // no graph of the layer has been built yet
+        NONE,     // keys are not rotated
+        ROTATED,  // by the parameters below
+        UNKNOWN,  // rotated in a way that is not undone by another rotation
+    };
+
+    kind          is         = kind::UNSEEN;
+    int32_t       n_dims     = 0;
+    int32_t       n_offs     = 0;
+    int32_t       mode       = 0;
+    int32_t       n_ctx_orig = 0;
+    float         freq_base  = 0.0f;
+    float         freq_scale = 0.0f;
+    float         ext_factor = 0.0f;
+    float         beta_fast  = 0.0f;
+    float         beta_slow  = 0.0f;
+    ggml_tensor * factors    = nullptr;  // the model's, or null
+};
+
+// k: keys as a layer's attention gets them.
+morphkv_rope morphkv_find_rope(const ggml_tensor * k);
+
+// Rotates each head of rows by its own number of positions, in place.
+//   rows:   (n_rows, n_heads*n_embd_head), contiguous, any K type
+//   deltas: (n_rows*n_heads) I32, positions to go on by; may be negative
+//   rot:    matrix that rows are multiplied with (the rotation that quantized K uses), or null
+// Positions enter a rotation linearly, also with YaRN and frequency factors, so turning by a difference is exact but for
+// rounding. YaRN's magnitude scale, which the rows have already, is divided out.
+ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,
+                                   const morphkv_rope & rope, ggml_tensor * rot);
+
+// Most tensors that morphkv_build_rotate() makes, views included.
+constexpr int32_t MORPHKV_ROTATE_MAX_TENSORS = 16;

@@ -1,0 +1,73 @@
+// Graphs that change a cache in place, layer by layer, on the context's own scheduler.
+#pragma once
+
+#include "morphkv-side.h"
+
+#include "ggml.h"
+#include "llama-context.h"
+
+#include <functional>
+#include <vector>
+
+// Input tensors of a graph and what the host puts into them once it is allocated.
+class morphkv_inputs {
+public:
+    explicit morphkv_inputs(ggml_context * ctx) : ctx(ctx) {}
+
+    template <typename T> ggml_tensor * add(ggml_type type, int64_t ne0, int64_t ne1, const std::vector<T> & data) {
+        static_assert(sizeof(T) == 4, "32-bit inputs only");
+        ggml_tensor * t = ggml_new_tensor_2d(ctx, type, ne0, ne1);
+        GGML_ASSERT(data.size() * sizeof(T) == ggml_nbytes(t));
+        const char * bytes = (const char *) data.data();
+        add(t, [content = std::vector<char>(bytes, bytes + ggml_nbytes(t))](ggml_tensor * t) {
+            ggml_backend_tensor_set(t, content.data(), 0, content.size());
+        });
+        return t;
+    }
+
+    // A tensor of this graph that fill() gives its content.
+    void add(ggml_tensor * t, std::function<void(ggml_tensor *)> fill) {
+        ggml_set_input(t);
+        all.push_back({ t, std::move(fill) });
+    }
+
+    void set() const;
+
+    ggml_context * const ctx;
+
+private:
+    struct input {
+        ggml_tensor *                      tensor;
+        std::function<void(ggml_tensor *)> fill;
+    };
+    std::vector<input> all;
+};
+
+class morphkv_runner {
+public:
+    enum class step { ALLOC, COMPUTE };
+
+    // Makes what the layers of a graph share.
+    using begin_fn = std::function<void(morphkv_inputs & inputs)>;
+    // Appends a layer to the graph, its nodes in the order in which they have to run.
+    using layer_fn = std::function<void(morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer)>;
+
+    morphkv_runner(llama_context * lctx, const morphkv_side & side) : lctx(lctx), side(side) {}
+
+    // As many layers at a time as the scheduler has nodes for. n_max_tensors: most that a layer needs, views included.
+    ggml_status run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
+
+    // Whether a graph has been computed, even if only in part: what it works on has changed.
+    bool has_changed = false;
+
+    // Measures how much of the compute buffer a graph takes, for the largest of them.
+    bool   measure       = false;
+    size_t scratch_bytes = 0;
+
+    // Tests alone set it: whether a step shall fail now.
+    std::function<bool(step)> inject_failure;
+
+private:
+    llama_context *      lctx;
+    const morphkv_side & side;
+};
