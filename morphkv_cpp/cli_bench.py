@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -10,6 +11,7 @@ import typer
 from . import Llama, MorphKV
 from .bench.constant import N_EARLY, N_EARLY_SOAK, N_RATED, N_SOAK_PROMPT, ConstantRun, Sample, run_constant, speed_kept
 from .bench.decode import endless_tokens
+from .bench.streaming import N_MARK, LeapingLlama, streaming_kept
 from .bench.suite import ROWS, Sizes, n_fill, run_suite
 from .eval.bars import missed, parse_bars
 from .options import Model, llama_options, morphkv_options, with_options
@@ -17,6 +19,8 @@ from .show import find_model, mebibytes, print_table, progress_bar, report_bars
 
 CONSTANT_ROWS = ("rss-mb", "kv-mb", "cells", "speed")
 N_CONSTANT = 20000
+STREAMING_ROWS = ("streaming",)
+N_STREAMING = 50000
 
 
 @with_options(morphkv=morphkv_options, llama=llama_options)
@@ -33,7 +37,19 @@ def bench(
             "--soak", help=f"with --constant: a prompt of {N_SOAK_PROMPT} tokens before every --interval single ones"
         ),
     ] = False,
-    tokens: Annotated[int, typer.Option("--tokens", "-n", metavar="N", help="length of the long run")] = N_CONSTANT,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help=f"instead: a streamed answer at token N against token {N_MARK}")
+    ] = False,
+    tokens: Annotated[
+        Optional[int],
+        typer.Option(
+            "--tokens",
+            "-n",
+            metavar="N",
+            help=f"length of the long run (default: {N_CONSTANT}, with --streaming {N_STREAMING})",
+            show_default=False,
+        ),
+    ] = None,
     depth: Annotated[int, typer.Option("--depth", metavar="N", help="depth of the stock cache")] = Sizes.n_deep,
     prompt: Annotated[
         int, typer.Option("--prompt", "-p", metavar="N", help="length of the prompt in a large prompt room")
@@ -47,14 +63,22 @@ def bench(
             "--require",
             metavar="BAR",
             help=f"exit with 1 if missed, e.g. 'same-cells>=0.93'; rows: {', '.join(ROWS)}; "
-            f"with --constant: {', '.join(CONSTANT_ROWS)}",
+            f"with --constant: {', '.join(CONSTANT_ROWS)}; with --streaming: {', '.join(STREAMING_ROWS)}",
         ),
     ] = None,
 ) -> None:
     """Measure decoding with MorphKV against stock llama.cpp, in turns on one machine."""
-    if constant:
-        bars = parse_bars(require or [], CONSTANT_ROWS)
-        report_bars(missed(bars, bench_constant(find_model(model), morphkv, tokens, soak, llama)), len(bars))
+    if constant and streaming:
+        raise ValueError("--constant and --streaming are two different runs: give one of them")
+    if constant or streaming:
+        run, rows, n_tokens = (
+            (partial(bench_constant, soak=soak), CONSTANT_ROWS, N_CONSTANT)
+            if constant
+            else (bench_streaming, STREAMING_ROWS, N_STREAMING)
+        )
+        bars = parse_bars(require or [], rows)
+        values = run(find_model(model), morphkv, n_tokens if tokens is None else tokens, llama)
+        report_bars(missed(bars, values), len(bars))
         return
     sizes = Sizes(depth, prompt, rounds)
     for field in dataclasses.fields(sizes):
@@ -95,7 +119,9 @@ def bench_ratios(model: Path, morphkv: MorphKV, sizes: Sizes, llama: dict[str, A
     return {row: r.middle for row, r in result.ratios.items()}
 
 
-def bench_constant(model: Path, morphkv: MorphKV, n_tokens: int, soak: bool, llama: dict[str, Any]) -> dict[str, float]:
+def bench_constant(
+    model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any], soak: bool = False
+) -> dict[str, float]:
     n_prompt = N_SOAK_PROMPT if soak else 0
     n_early = N_EARLY_SOAK if soak else N_EARLY
     if n_tokens < n_early + N_RATED:
@@ -103,10 +129,9 @@ def bench_constant(model: Path, morphkv: MorphKV, n_tokens: int, soak: bool, lla
     if morphkv.interval > N_RATED:
         raise ValueError(f"--interval must be at most {N_RATED} with --constant, got {morphkv.interval}")
     n_block = morphkv.interval
-    n_ctx = n_tokens + N_RATED + morphkv.prompt_room + morphkv.capacity + 2 * (n_block + n_prompt)
 
     def load() -> Llama:
-        return Llama(model, morphkv=morphkv, n_ctx=n_ctx, **llama)
+        return Llama(model, morphkv=morphkv, **llama)
 
     with ExitStack() as stack, progress_bar(n_tokens + N_RATED, "decoding") as advance:
         llm = stack.enter_context(closing(load()))
@@ -134,6 +159,26 @@ def bench_constant(model: Path, morphkv: MorphKV, n_tokens: int, soak: bool, lla
         "cells": run.n_used_growth,
         "speed": speed.middle,
     }
+
+
+def bench_streaming(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any]) -> dict[str, float]:
+    if n_tokens < N_MARK:
+        raise ValueError(f"--tokens must be at least {N_MARK} with --streaming, got {n_tokens}")
+    if morphkv.interval > N_RATED:
+        raise ValueError(f"--interval must be at most {N_RATED} with --streaming, got {morphkv.interval}")
+    n_block = morphkv.interval
+    with ExitStack() as stack, progress_bar(n_tokens + N_MARK + 2 * N_RATED, "writing, in batches") as advance:
+        late, early = (stack.enter_context(closing(LeapingLlama(model, morphkv=morphkv, **llama))) for _ in range(2))
+        speed, lanes = streaming_kept(
+            late, early, n_tokens, n_block, advance, lambda name: advance(n_block, f"streaming: {name} tokens in turns")
+        )
+    rates = {lane.name: sorted(lane.rates)[len(lane.rates) // 2] for lane in lanes}
+    print(
+        f"tok/s of a streamed answer behind token {n_tokens} over those behind token {N_MARK}, of {N_RATED} in turns: "
+        f"{speed.middle:.3f} ({speed.low:.3f} to {speed.high:.3f}) (streaming)\n"
+        f"medians: {rates['late']:.1f} and {rates['early']:.1f} tok/s"
+    )
+    return {"streaming": speed.middle}
 
 
 def print_constant(run: ConstantRun, n_tokens: int) -> None:

@@ -19,8 +19,6 @@ from .options import (
 from .show import find_model, mebibytes, remark
 from .stream import BanTokens, TokenText, end_tokens, write
 
-N_SPECIAL = 16  # tokens that a tokenizer may add
-
 
 @with_options(morphkv=morphkv_options, llama=llama_options, sampling=sampling_options)
 def generate(
@@ -40,7 +38,9 @@ def generate(
             "--ctx-size",
             "-c",
             metavar="N",
-            help="most tokens of prompt and answer; costs KV memory only with --stock, where 0 = loaded from model",
+            help="most tokens of prompt and answer (0 = loaded from model; default: no limit, with --stock 0); costs "
+            "memory only with --stock",
+            show_default=False,
             rich_help_panel=MODEL_PANEL,
         ),
     ] = None,
@@ -71,13 +71,9 @@ def generate(
         prompt = sys.stdin.read()
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
-    context = {} if ctx_size is None else {"n_ctx": ctx_size}
     if ctx_size is None and stock:
-        context = {"n_ctx": 0}
-    elif ctx_size is None and predict >= 0:
-        # no more than is needed: llama.cpp warns of contexts beyond the trained one. A token is a byte at the least.
-        n_cells = morphkv.capacity + max(morphkv.interval, morphkv.prompt_room)
-        context = {"n_ctx": max(len(prompt.encode()) + N_SPECIAL + predict, n_cells)}
+        ctx_size = 0
+    context = {} if ctx_size is None else {"n_ctx": ctx_size}
     llm = Llama(
         find_model(model),
         morphkv=None if stock else morphkv,

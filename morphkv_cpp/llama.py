@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import llama_cpp
 import numpy as np
 from llama_cpp import LlamaState
-from llama_cpp._internals import LlamaContext
+from llama_cpp._internals import LlamaContext, LlamaModel
 from llama_cpp.llama_speculative import LlamaDraftModel
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge
 from .bridge import UnsupportedError
+from .completion import complete
 from .config import MorphKV
 from .draft import DraftUpToEviction
 from .stats import CacheStats
 
-# Logical limit of a context with MorphKV: longer than most texts, and it costs no KV memory.
-N_CTX = 131072
+# Logical limit of a context with MorphKV unless another is given: positions are 32-bit integers.
+N_CTX_MAX = 2**31 - 1
+N_PIECE = 64  # bytes; few tokens are longer
 
 
 class Llama(llama_cpp.Llama):
@@ -30,8 +34,9 @@ class Llama(llama_cpp.Llama):
     morphkv: a MorphKV, or True for its defaults. None or False: exactly llama_cpp.Llama.
     llama_options: every keyword of llama_cpp.Llama. With MorphKV two defaults differ:
         flash_attn is True, which MorphKV needs, and
-        n_ctx is 131072, or the trained context with logits_all or a draft_model, which store n_ctx rows of logits.
-            It limits prompt plus answer and costs no KV memory. An answer without max_tokens may be as long.
+        n_ctx limits prompt plus answer, and costs no memory: 2**31 - 1, which is no limit, unless another is given,
+            0: the trained context. With logits_all or a draft_model n_ctx rows of logits are stored, and it is 0
+            unless another is given. An answer without max_tokens ends where the model ends it, or at n_ctx.
         A draft_model gives the same greedy text as none: its drafts end where an eviction falls due.
 
     One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
@@ -42,6 +47,7 @@ class Llama(llama_cpp.Llama):
 
     _morphkv: MorphKV | None = None
     _draft_model: LlamaDraftModel | None = None
+    _n_ctx_given = 0  # with MorphKV
 
     def __init__(
         self, model_path: str | os.PathLike[str], *, morphkv: MorphKV | bool | None = None, **llama_options: Any
@@ -52,11 +58,16 @@ class Llama(llama_cpp.Llama):
             if self._morphkv is None:
                 super().__init__(model_path, **llama_options)
             else:
+                options = _options_with_morphkv(llama_options)
+                self._n_ctx_given = options["n_ctx"]
+                if not options["logits_all"]:
+                    # Buffers begin with room for all cells and grow with the text; with logits_all they are as stock's.
+                    options["n_ctx"] = min(options["n_ctx"], max(_n_cells(self._morphkv), options.get("n_batch", 512)))
                 with bridge.next_context_has(asdict(self._morphkv)):
-                    super().__init__(model_path, **_options_with_morphkv(llama_options))
+                    super().__init__(model_path, **options)
                 bridge.require_morphkv(self.ctx)
                 self._require_rope_limit()
-                self.context_params.n_ctx = self._n_ctx
+                self.context_params.n_ctx = super().n_ctx()
         except BaseException:
             self.close()
             raise
@@ -69,6 +80,18 @@ class Llama(llama_cpp.Llama):
             )
 
     @property
+    def _model(self) -> LlamaModel:
+        return self._loaded_model
+
+    @_model.setter
+    def _model(self, model: LlamaModel) -> None:
+        self._loaded_model = model
+        # llama.cpp chooses by the context's size how some models rotate, and warns of one beyond the trained context.
+        # MorphKV counts its cells itself. One that is too small for them stays so, to be refused.
+        if self._morphkv is not None and self.context_params.n_ctx >= _n_cells(self._morphkv):
+            self.context_params.n_ctx = max(self.context_params.n_ctx, model.n_ctx_train())
+
+    @property
     def _ctx(self) -> LlamaContext:
         return self._context
 
@@ -79,6 +102,20 @@ class Llama(llama_cpp.Llama):
         # 256 MiB at the default sizes, resident where transparent huge pages are always on.
         if self._morphkv is not None:
             self.context_params.n_ctx = 1
+
+    @property
+    def input_ids(self) -> np.ndarray:
+        """Ids of the first n_tokens tokens, int32; with MorphKV there is always room for a batch more behind them."""
+        n_needed = self.n_tokens + self.n_batch
+        if self._morphkv is not None and n_needed > len(self._token_ids):
+            grown = np.empty(max(n_needed, 2 * len(self._token_ids)), dtype=np.intc)
+            grown[: len(self._token_ids)] = self._token_ids
+            self._token_ids = grown
+        return self._token_ids
+
+    @input_ids.setter
+    def input_ids(self, token_ids: np.ndarray) -> None:
+        self._token_ids = token_ids
 
     @property
     def draft_model(self) -> LlamaDraftModel | None:
@@ -95,6 +132,12 @@ class Llama(llama_cpp.Llama):
     def morphkv(self) -> MorphKV | None:
         """The cache's settings; None without MorphKV."""
         return self._morphkv
+
+    def n_ctx(self) -> int:
+        """Most tokens of prompt plus answer; 2**31 - 1 is no limit."""
+        if self._morphkv is None:
+            return super().n_ctx()
+        return self._n_ctx_given or self._model.n_ctx_train()
 
     def cache_stats(self, seq_id: int = 0) -> CacheStats:
         """State of a sequence's cache and the memory of all.
@@ -114,6 +157,7 @@ class Llama(llama_cpp.Llama):
     def eval(self, tokens: Sequence[int]) -> None:
         """Decode tokens behind the first n_tokens, as llama_cpp does.
 
+        Raises ValueError, and changes nothing, for more tokens than n_ctx.
         Raises RuntimeError, and changes nothing, when n_tokens was set back too far: evictions cannot be taken back.
         Raises RuntimeError when decoding fails, with the reason if it was an eviction's; n_tokens then says how much
         of the text the cache still holds: all before `tokens` and perhaps some of them, or nothing.
@@ -121,6 +165,8 @@ class Llama(llama_cpp.Llama):
         if self._morphkv is None:
             super().eval(tokens)
             return
+        if self.n_tokens + len(tokens) > self._n_ctx:
+            raise ValueError(f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}")
         if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
             raise RuntimeError(
                 f"n_tokens must be above {self.cache_stats().complete_pos}, where the cache is complete since its last "
@@ -140,6 +186,21 @@ class Llama(llama_cpp.Llama):
         if self.n_tokens > n_before:
             self.input_ids[n_before : self.n_tokens] = tokens[: self.n_tokens - n_before]
         self._requires_eval = True
+
+    def _create_completion(self, *args: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        # The text that another tokenizer gives a token may depend on all tokens before it, so llama_cpp sees to that.
+        if self._morphkv is None or type(self.tokenizer_) is not LlamaTokenizer:
+            return super()._create_completion(*args, **options)
+        return complete(self, *args, **options)
+
+    def _piece(self, token: int) -> bytes:
+        """Bytes of a token, b"" for a special one; detokenize() gives b"" for those of more than 32 bytes as well."""
+        buffer = (ctypes.c_char * N_PIECE)()
+        n_bytes = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, N_PIECE, 0, False)
+        if n_bytes < 0:
+            buffer = (ctypes.c_char * -n_bytes)()
+            n_bytes = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, -n_bytes, 0, False)
+        return buffer.raw[:n_bytes]
 
     def save_state(self) -> LlamaState:
         """The cache and the text in it, to go on from with `load_state`, here or in another process with the same model
@@ -179,14 +240,15 @@ class Llama(llama_cpp.Llama):
             raise RuntimeError(
                 "Failed to set llama state data: it is damaged, or was saved with another model or other settings"
             )
+        self.n_tokens = state.n_tokens
         self.input_ids[: state.n_tokens] = state.input_ids[: state.n_tokens]
         self.scores[: len(state.scores)] = state.scores
-        self.n_tokens = state.n_tokens
         self._seed = state.seed
         self._requires_eval = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
+        state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
+        return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}
 
     def close(self) -> None:
         """Free the model and its context."""
@@ -213,5 +275,12 @@ def _options_with_morphkv(options: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"embedding must be False with MorphKV, got {options['embedding']!r}")
     # llama_cpp turns logits_all on for a draft model, but makes room for n_ctx rows only if it was asked for.
     logits_all = bool(options.get("logits_all")) or options.get("draft_model") is not None
-    n_ctx = 0 if logits_all else N_CTX  # 0: as trained
-    return {"n_ctx": n_ctx, **options, "flash_attn": True, "logits_all": logits_all}
+    n_ctx = operator.index(options.get("n_ctx", 0 if logits_all else N_CTX_MAX))
+    if not 0 <= n_ctx <= N_CTX_MAX:
+        raise ValueError(f"n_ctx must be in 0..{N_CTX_MAX}, got {n_ctx}")
+    return {**options, "n_ctx": n_ctx, "flash_attn": True, "logits_all": logits_all}
+
+
+def _n_cells(morphkv: MorphKV) -> int:
+    """Most cells that a sequence uses."""
+    return morphkv.capacity + max(morphkv.interval, morphkv.prompt_room)

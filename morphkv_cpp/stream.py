@@ -1,7 +1,7 @@
 """Writing token by token: what `generate`, the demo and its stock counterpart share.
 
-`llama_cpp.Llama.create_completion` turns all tokens back into text at every token, so a long answer costs more and
-more; here each token is turned into text once.
+Their loop is their own: stock llama_cpp.Llama.create_completion turns all tokens back into text at every token, which
+would be timed with the cache.
 """
 
 import codecs
@@ -72,7 +72,7 @@ class TokenText:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def __call__(self, token: int) -> str:
-        return self._decoder.decode(self._llm.detokenize([token]))
+        return self._decoder.decode(self._llm._piece(token))
 
     def rest(self) -> str:
         """What is still held back at the end of the text."""

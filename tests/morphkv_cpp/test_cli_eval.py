@@ -125,7 +125,21 @@ class TestBench:
         assert "all 3 requirements met" in captured.err
         assert "3000 tokens, tok/s of those that come one by one" in captured.out
 
-    @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--constant", "--tokens", "2999"]])
+    def test_a_streamed_answer_keeps_its_speed(self, capsys, tiny_llama):
+        bars = ["--require", "streaming>=0.01"]
+        assert run("bench", str(tiny_llama()), "--streaming", "--tokens", "2000", *TIGHT, *bars) == 0
+        captured = capsys.readouterr()
+        assert "the requirement is met" in captured.err
+        assert "behind token 2000 over those behind token 1000" in captured.out
+
+    def test_one_run_at_a_time(self, capsys, tiny_llama):
+        assert run("bench", str(tiny_llama()), "--streaming", "--constant") == 1
+        assert "give one of them" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [["--rounds", "0"], ["--constant", "--tokens", "2999"], ["--streaming", "--tokens", "999"]],
+    )
     def test_sizes_out_of_range_are_refused(self, capsys, tiny_llama, arguments):
         assert run("bench", str(tiny_llama()), *arguments) == 1
         assert "must be at least" in capsys.readouterr().err

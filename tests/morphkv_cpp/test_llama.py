@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import CacheStats, InvalidError, Llama, MorphKV, NoMorphKVError, UnsupportedError
+from morphkv_cpp.stream import ForceTokens
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -69,7 +70,7 @@ class TestOptions:
 
     def test_defaults_with_morphkv(self, model):
         llm = Llama(str(model), morphkv=SMALL, **QUIET)
-        assert llm.n_ctx() == llm.context_params.n_ctx == 131072
+        assert llm.n_ctx() == 2**31 - 1
         assert llm.context_params.flash_attn_type == llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         llm.close()
 
@@ -248,6 +249,104 @@ class TestCache:
         llm.close()
         with pytest.raises(ValueError, match="closed"):
             llm.cache_stats()
+
+
+class TestContextSize:
+    """n_ctx is a limit of the text, whatever the native context's size is."""
+
+    def n_native(self, llm) -> int:
+        assert llm.context_params.n_ctx == llama_cpp.llama_n_ctx(llm.ctx)
+        return llama_cpp.llama_n_ctx(llm.ctx)
+
+    @pytest.mark.parametrize("n_ctx", [36, 512, 100_000, 2**31 - 1])
+    def test_the_native_context_is_as_trained(self, open_llama, n_ctx):
+        llm = open_llama(n_ctx=n_ctx)
+        assert llm.n_ctx() == n_ctx
+        assert self.n_native(llm) == 8192
+
+    @pytest.mark.parametrize(("n_batch", "n_native"), [(64, 512), (1024, 1024)])
+    def test_the_native_context_has_room_for_all_cells_and_a_batch(self, tiny_llama, n_batch, n_native):
+        path = tiny_llama(context_length=128)
+        llm = Llama(path, morphkv=replace(SMALL, capacity=300, prompt_room=200), n_batch=n_batch, **QUIET)
+        assert self.n_native(llm) == n_native
+        llm.eval(some_tokens(2000))
+        assert llm.cache_stats().n_evictions > 0
+        llm.close()
+
+    def test_llama_cpp_warns_of_no_context_beyond_the_trained_one(self, open_llama, capfd):
+        open_llama(n_ctx=1 << 20, verbose=True)
+        assert "n_ctx_seq" in capfd.readouterr().err
+        open_llama(n_ctx=1 << 20, verbose=True)
+        assert "overflow" not in capfd.readouterr().err
+
+    def test_zero_is_the_trained_context(self, open_llama):
+        llm = open_llama(n_ctx=0)
+        assert llm.n_ctx() == self.n_native(llm) == 8192
+
+    @pytest.mark.parametrize("n_ctx", [-1, 2**31])
+    def test_a_size_out_of_range_is_refused(self, open_llama, n_ctx):
+        with pytest.raises(ValueError, match=f"n_ctx must be in 0..2147483647, got {n_ctx}"):
+            open_llama(n_ctx=n_ctx)
+
+    @pytest.mark.parametrize("n_ctx", [35, 0])
+    def test_a_size_below_the_cells_is_refused(self, tiny_llama, n_ctx):
+        with pytest.raises(InvalidError, match="got 1024 \\+ 1024 with a context of 256"):
+            Llama(tiny_llama(context_length=256), morphkv=MorphKV(), n_ctx=n_ctx, **QUIET)
+
+    def test_the_text_outgrows_its_first_buffer_and_the_native_context(self, model):
+        llm, tokens = Llama(model, morphkv=SMALL, **QUIET), some_tokens(10_000)
+        assert len(llm.input_ids) < 2000
+        for start in range(0, len(tokens), 999):
+            llm.eval(tokens[start : start + 999])
+        assert llm.n_tokens == llm.cache_stats().logical_pos + 1 == 10_000
+        assert llm.input_ids[:10_000].tolist() == tokens
+        assert len(llm.input_ids) < 3 * 10_000
+        state, other = llm.save_state(), Llama(model, morphkv=SMALL, **QUIET)
+        other.load_state(state)
+        assert other.input_ids[: other.n_tokens].tolist() == tokens
+        for one in (llm, other):
+            one.eval([5])
+        np.testing.assert_array_equal(last_logits(llm), last_logits(other))
+        llm.close()
+        other.close()
+
+    def test_logits_that_are_stored_are_not_reserved_otherwise(self, open_llama):
+        assert open_llama(n_ctx=1 << 20).scores.shape == (512, 320)
+        assert open_llama(n_ctx=2048, logits_all=True).scores.shape == (2048, 320)
+
+    def test_a_text_longer_than_the_limit_is_refused_and_nothing_changes(self, open_llama):
+        llm = open_llama(n_ctx=100)
+        llm.eval(some_tokens(60))
+        with pytest.raises(ValueError, match=r"Requested tokens \(101\) exceed context window of 100"):
+            llm.eval(some_tokens(41))
+        assert llm.n_tokens == llm.cache_stats().logical_pos + 1 == 60
+        llm.eval(some_tokens(40))
+        with pytest.raises(ValueError, match="exceed context window of 100"):
+            llm.create_completion(some_tokens(100))
+
+    def test_an_answer_ends_at_the_limit(self, open_llama):
+        never = {llama_cpp.llama_vocab_eos(open_llama()._model.vocab): -np.inf}
+        for max_tokens in (None, 0, 1000):
+            answer = open_llama(n_ctx=100).create_completion("abc", max_tokens=max_tokens, logit_bias=never)
+            assert answer["usage"]["total_tokens"] == 100
+            assert answer["choices"][0]["finish_reason"] == "length"
+
+    def test_without_a_limit_an_answer_ends_where_the_model_ends_it(self, model):
+        llm = Llama(model, morphkv=SMALL, **QUIET)
+        force = llama_cpp.LogitsProcessorList([ForceTokens([*some_tokens(9000), llm.token_eos()])])
+        answer = llm.create_completion("abc", max_tokens=None, temperature=0.0, logits_processor=force)
+        assert answer["usage"]["completion_tokens"] == 9000
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        llm.close()
+
+    @pytest.mark.parametrize("options", [{}, {"n_ctx": 100}, {"logits_all": True}])
+    def test_a_pickled_model_has_the_same_limit(self, model, options):
+        llm = Llama(model, morphkv=SMALL, **options, **QUIET)
+        copy = pickle.loads(pickle.dumps(llm))
+        assert copy.n_ctx() == llm.n_ctx()
+        assert copy.__getstate__() == llm.__getstate__()
+        llm.close()
+        copy.close()
 
 
 class TestRollback:

@@ -50,8 +50,8 @@ def test_banned_tokens_have_no_chance():
 class Bytes:
     """Stands in for a model whose token n is the byte n."""
 
-    def detokenize(self, tokens):
-        return bytes(tokens)
+    def _piece(self, token):
+        return bytes([token])
 
 
 class TestTokenText:
