@@ -20,6 +20,8 @@ from .bridge import InvalidError, LibraryError, MorphKVError, NativeError, NoMor
 from .config import MorphKV
 from .info import Device, Info, info
 from .llama import Llama
+from .reuse import PromptReuse
+from .session import Session, Turn
 from .stats import CacheStats
 
 __version__ = bridge.version()
@@ -35,6 +37,9 @@ __all__ = [
     "MorphKVError",
     "NativeError",
     "NoMorphKVError",
+    "PromptReuse",
+    "Session",
+    "Turn",
     "UnsupportedError",
     "__version__",
     "info",

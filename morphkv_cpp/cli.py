@@ -9,6 +9,7 @@ import typer
 
 from . import MorphKVError, info
 from .cli_bench import bench
+from .cli_chat import chat
 from .cli_demo import demo
 from .cli_eval import recall, texts
 from .cli_generate import generate
@@ -29,7 +30,7 @@ def show_info() -> None:
     print(info())
 
 
-for command in (demo, generate, perplexity, recall, bench, texts):
+for command in (demo, generate, chat, perplexity, recall, bench, texts):
     app.command()(command)
 
 

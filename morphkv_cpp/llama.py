@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import operator
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +22,9 @@ from .bridge import UnsupportedError
 from .completion import complete
 from .config import MorphKV
 from .draft import DraftUpToEviction
+from .live_text import LiveText
+from .reuse import PromptReuse, prompt_reuse
+from .session import Keep, Session, load_session
 from .stats import CacheStats
 
 # Logical limit of a context with MorphKV unless another is given: positions are 32-bit integers.
@@ -48,6 +52,10 @@ class Llama(llama_cpp.Llama):
     _morphkv: MorphKV | None = None
     _draft_model: LlamaDraftModel | None = None
     _n_ctx_given = 0  # with MorphKV
+    _text: weakref.ref[LiveText] | None = None  # the session's that the cache belongs to
+
+    # With MorphKV: how much of generate's last prompt was in the cache already; None before the first.
+    last_prompt: PromptReuse | None = None
 
     def __init__(
         self, model_path: str | os.PathLike[str], *, morphkv: MorphKV | bool | None = None, **llama_options: Any
@@ -154,6 +162,31 @@ class Llama(llama_cpp.Llama):
         """
         return bridge.retained(self._ctx.ctx, seq_id, layer)
 
+    def session(
+        self, system: str | None = None, *, keep: Keep = "system", messages: Sequence[dict[str, Any]] | None = None
+    ) -> Session:
+        """A chat without end on this cache: see Session."""
+        return Session(self, system, keep=keep, messages=messages)
+
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """Go on with the chat that Session.save wrote: see load_session."""
+        return load_session(self, path)
+
+    def _leave_text(self) -> None:
+        """To be called before the cache changes: the session that it belongs to, if any, saves its state."""
+        text = self._text and self._text()
+        if text is not None:
+            text.leave()
+
+    def generate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Iterator[int]:
+        """As llama_cpp's. With MorphKV, `last_prompt` then tells how much of the prompt was in the cache already."""
+        self._leave_text()
+        tokens = list(tokens)
+        if self._morphkv is not None and options.get("reset", True):
+            self.last_prompt = prompt_reuse(self, tokens)
+        # not a loop: callers may send() tokens
+        yield from super().generate(tokens, *arguments, **options)
+
     def eval(self, tokens: Sequence[int]) -> None:
         """Decode tokens behind the first n_tokens, as llama_cpp does.
 
@@ -167,6 +200,7 @@ class Llama(llama_cpp.Llama):
             return
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise ValueError(f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}")
+        self._leave_text()
         if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
             raise RuntimeError(
                 f"n_tokens must be above {self.cache_stats().complete_pos}, where the cache is complete since its last "
@@ -179,6 +213,10 @@ class Llama(llama_cpp.Llama):
             reason = bridge.last_error()
             self._follow_cache(n_before, tokens)
             raise RuntimeError(f"{error}: {reason}" if reason else str(error)) from error
+        except BaseException:
+            # Ctrl-C, seen after tokens were decoded and before they are counted
+            self._follow_cache(n_before, tokens)
+            raise
 
     def _follow_cache(self, n_before: int, tokens: Sequence[int]) -> None:
         """Set n_tokens to what the cache holds, after tokens were to be decoded behind the first n_before."""
@@ -232,6 +270,7 @@ class Llama(llama_cpp.Llama):
         if self._morphkv is None:
             super().load_state(state)
             return
+        self._leave_text()
         data = np.frombuffer(state.llama_state, dtype=np.uint8)
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         if llama_cpp.llama_state_set_data(self.ctx, pointer, len(data)) != len(data):

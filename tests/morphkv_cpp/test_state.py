@@ -213,6 +213,26 @@ class TestFailure:
         llm.eval(more[llm.n_tokens - 20 :])
         assert greedy(llm, some_tokens(20) + more + [5], 10) == greedy(llm, some_tokens(20) + more + [5], 10)
 
+    @pytest.mark.parametrize("n_done", [0, 12, 40])
+    def test_ctrl_c_before_tokens_are_counted_is_noticed(self, open_llama, monkeypatch, n_done):
+        llm = open_llama()
+        llm.eval(some_tokens(50))
+        more = some_tokens(40, seed=1)
+        with monkeypatch.context() as patch:
+            decode = llm._ctx.decode
+
+            def interrupted(batch):
+                batch.batch.n_tokens = n_done
+                if n_done:
+                    decode(batch)
+                raise KeyboardInterrupt
+
+            patch.setattr(llm._ctx, "decode", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                llm.eval(more)
+        assert llm.n_tokens == llm.cache_stats().logical_pos + 1 == 50 + n_done
+        assert llm.input_ids[: llm.n_tokens].tolist() == (some_tokens(50) + more)[: llm.n_tokens]
+
     def test_the_reason_of_the_native_library_is_told(self, open_llama, monkeypatch):
         llm = open_llama()
         self.fail(llm, monkeypatch, 0)

@@ -1,0 +1,119 @@
+"""Files of sessions: written whole or not at all, read only as they were written.
+
+Little-endian. Nothing in a file is ever executed or unpickled.
+
+    magic        16 bytes
+    version      uint32
+    n_header     uint32, bytes of the header
+    n_ids        uint32, token ids
+    zero         uint32
+    n_state      uint64, bytes of the native state
+    header       JSON in UTF-8, an object
+    ids          int32 each, the newest tokens of the text
+    state        as llama_state_get_data gave it
+    sha256       32 bytes, of all before
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAGIC = b"MorphKV session\0"
+VERSION = 1
+HEAD = struct.Struct("<16sIIIIQ")
+N_SAMPLES, SAMPLE_BYTES = 64, 4096  # of a model, for its fingerprint
+
+
+class Contents(NamedTuple):
+    header: dict[str, Any]
+    ids: np.ndarray  # int32 (n_ids,)
+    state: bytes
+
+
+def write(path: str | os.PathLike[str], contents: Contents) -> None:
+    """Write a file. Until it is complete on the disk, the path holds what it held before.
+
+    Only its owner can read it. Raises OSError, e.g. for a full disk.
+    """
+    header = json.dumps(contents.header, ensure_ascii=False).encode()
+    ids = contents.ids.astype("<i4").tobytes()
+    head = HEAD.pack(MAGIC, VERSION, len(header), len(contents.ids), 0, len(contents.state))
+    blocks = [head, header, ids, contents.state]
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    # a link goes on pointing where it did
+    target = Path(os.path.realpath(path))
+    handle, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines([*blocks, digest.digest()])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
+        raise
+    _sync_folder(target.parent)
+
+
+def read(path: str | os.PathLike[str]) -> Contents:
+    """Read a file. Raises OSError where that cannot be, ValueError for one that `write` did not leave like this."""
+    name = os.fspath(path)
+    data = Path(path).read_bytes()
+    if data[: len(MAGIC)] != MAGIC:
+        raise ValueError(f"{name} is not a session file")
+    if len(data) < HEAD.size:
+        raise ValueError(f"{name} is truncated: it has {len(data)} bytes")
+    _, version, n_header, n_ids, zero, n_state = HEAD.unpack_from(data)
+    if version != VERSION:
+        raise ValueError(f"{name} must have version {VERSION}, got {version}")
+    n_bytes = HEAD.size + n_header + 4 * n_ids + n_state + hashlib.sha256().digest_size
+    if len(data) != n_bytes:
+        what = "truncated" if len(data) < n_bytes else "damaged"
+        raise ValueError(f"{name} is {what}: it must have {n_bytes} bytes, got {len(data)}")
+    view = memoryview(data)
+    body, digest = view[:-32], view[-32:]
+    if hashlib.sha256(body).digest() != digest or zero != 0:
+        raise ValueError(f"{name} is damaged: its checksum is wrong")
+    ids_at = HEAD.size + n_header
+    state_at = ids_at + 4 * n_ids
+    try:
+        header = json.loads(bytes(view[HEAD.size : ids_at]))
+    except ValueError as error:
+        raise ValueError(f"{name} is damaged: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{name} is damaged: its header must be an object, got {header!r}")
+    ids = np.frombuffer(data, dtype="<i4", count=n_ids, offset=ids_at)
+    return Contents(header, ids.astype(np.int32), bytes(body[state_at:]))
+
+
+def model_fingerprint(path: str | os.PathLike[str]) -> str:
+    """Tells models apart by the size of the file and samples all over it; the name and the place do not count."""
+    n_bytes = os.path.getsize(path)
+    digest = hashlib.sha256(str(n_bytes).encode())
+    with open(path, "rb") as file:
+        for i in range(N_SAMPLES):
+            file.seek(max(n_bytes - SAMPLE_BYTES, 0) * i // (N_SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name outlives a power cut; not every system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
