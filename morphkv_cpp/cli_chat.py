@@ -167,6 +167,8 @@ class Dialogue:
                 self._obey(line)
         except KeyboardInterrupt:
             remark("(stopped)")
+        except BrokenPipeError:
+            raise  # nobody reads on
         except (OSError, RuntimeError, ValueError) as error:
             self.n_errors += 1
             remark(f"error: {error}")

@@ -45,6 +45,11 @@ class LiveText:
     def is_live(self) -> bool:
         return self.llm._text is not None and self.llm._text() is self
 
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the Llama was closed."""
+        return self.llm.ctx is None
+
     def take(self) -> None:
         """Make the cache this text's. Raises RuntimeError where it cannot go on."""
         self.refuse_ended()
@@ -78,8 +83,9 @@ class LiveText:
             self.llm._text = None
 
     def refuse_ended(self) -> None:
-        if self._end is not None:
-            raise RuntimeError(f"the session cannot go on: {self._end}")
+        end = "its Llama is closed" if self.is_orphan else self._end
+        if end is not None:
+            raise RuntimeError(f"the session cannot go on: {end}")
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -106,7 +112,7 @@ class LiveText:
 
     def take_back(self, n: int) -> None:
         """Forget the last n tokens, as far as the cache can; nothing where another has it."""
-        if not self.is_live:
+        if self.is_orphan or not self.is_live:
             return
         self._settle()
         n_left = self.n_tokens - n

@@ -74,12 +74,13 @@ class Session:
         if llm.morphkv is None:
             raise NoMorphKVError("a session needs MorphKV: open the model with Llama(..., morphkv=True)")
         self._llm = llm
+        self._text = LiveText(llm)
+        self._text.refuse_ended()
         self._template = ChatTemplate.of(llm)
         self._opening = _opening(system, messages)  # said together with the first question
         has_system = bool(self._opening) and self._opening[0]["role"] == "system"
         self.system: str | None = self._opening[0]["content"] if has_system else None
         self._n_keep = self._count_keep(keep)
-        self._text = LiveText(llm)
         self._answering: weakref.ref[Any] | None = None
         self._answers = False
         self.last: Turn | None = None
@@ -103,6 +104,7 @@ class Session:
 
     def cache_stats(self) -> CacheStats:
         """State of the session's cache."""
+        self._text.refuse_ended()
         self._refuse_silent()
         return self._text.stats()
 
@@ -211,7 +213,7 @@ class Session:
                 cached_tokens=reuse.n_cached,
                 completion_tokens=answer.n_tokens,
                 finish_reason=answer.finish_reason or "interrupted",
-                n_evicted=text.stats().n_evicted - n_evicted,
+                n_evicted=0 if text.is_orphan else text.stats().n_evicted - n_evicted,
                 reprocessed=reuse.reprocessed,
                 seconds=time.perf_counter() - start_s,
                 rate_tok_s=answer.rate_tok_s,

@@ -36,7 +36,7 @@ N_SAMPLES, SAMPLE_BYTES = 64, 4096  # of a model, for its fingerprint
 class Contents(NamedTuple):
     header: dict[str, Any]
     ids: np.ndarray  # int32 (n_ids,)
-    state: bytes
+    state: bytes | memoryview
 
 
 def write(path: str | os.PathLike[str], contents: Contents) -> None:
@@ -44,7 +44,7 @@ def write(path: str | os.PathLike[str], contents: Contents) -> None:
 
     Only its owner can read it. Raises OSError, e.g. for a full disk.
     """
-    header = json.dumps(contents.header, ensure_ascii=False).encode()
+    header = json.dumps(contents.header).encode()
     ids = contents.ids.astype("<i4").tobytes()
     head = HEAD.pack(MAGIC, VERSION, len(header), len(contents.ids), 0, len(contents.state))
     blocks = [head, header, ids, contents.state]
@@ -95,7 +95,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
     if not isinstance(header, dict):
         raise ValueError(f"{name} is damaged: its header must be an object, got {header!r}")
     ids = np.frombuffer(data, dtype="<i4", count=n_ids, offset=ids_at)
-    return Contents(header, ids.astype(np.int32), bytes(body[state_at:]))
+    return Contents(header, ids.astype(np.int32), body[state_at:])
 
 
 def model_fingerprint(path: str | os.PathLike[str]) -> str:

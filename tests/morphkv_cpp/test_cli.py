@@ -59,7 +59,9 @@ class TestMistakes:
     def test_no_command_shows_the_commands(self, capsys):
         run()
         out = "".join(capsys.readouterr())
-        assert all(name in out for name in ("demo", "generate", "info", "perplexity", "recall", "bench", "texts"))
+        assert all(
+            name in out for name in ("demo", "generate", "chat", "info", "perplexity", "recall", "bench", "texts")
+        )
 
 
 class TestGenerate:

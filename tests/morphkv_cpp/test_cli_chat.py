@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -177,6 +178,20 @@ class TestSessionFile:
         assert code == 1
         assert "error: [Errno 2]" in err
         assert out
+
+
+def test_it_ends_quietly_where_nobody_reads_on(tiny_llama, tmp_path):
+    code = "import sys; from morphkv_cpp.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "chat", str(tiny_llama()), "-n", "8", *TIGHT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as child:
+        child.stdout.close()
+        child.stdin.write("one\n" * 3)
+        child.stdin.close()
+        err = child.stderr.read()
+    assert child.returncode == 1
+    assert "Traceback" not in err
+    assert "evictions" not in err
 
 
 @pytest.mark.parametrize("predict", ["0", "-2"])

@@ -365,6 +365,47 @@ class TestWhoHasTheCache:
             np.testing.assert_array_equal(chat.retained(0), retained)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens_between_turns_each_chat_is_as_if_alone(open_llama, tmp_path, seed):
+    """Turns, answers left early, forks, files and other use at random; then each chat again, on a Llama of its own."""
+    random = np.random.default_rng(seed)
+    llm, alone = open_llama(), open_llama()
+
+    def turn(chat: Session, question: str, n_read: int) -> str:
+        processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
+        answer = chat.say(question, max_tokens=9, temperature=0.0, logits_processor=processors)
+        return "".join(itertools.islice(answer, n_read))
+
+    chats = [(llm.session("abc"), []), (llm.session("xyz", keep=50), [])]
+    for i in range(80):
+        which = random.integers(len(chats))
+        chat, turns = chats[which]
+        what = random.integers(10)
+        if what < 6 or not turns:
+            question, n_read = f"question {'x' * random.integers(20)}", int(random.integers(1, 12))
+            turns.append((question, n_read, turn(chat, question, n_read)))
+        elif what == 6 and len(chats) < 6:
+            chats.append((chat.fork(), turns.copy()))
+        elif what == 7:
+            chat.save(tmp_path / "chat")
+            chat.close()
+            chats[which] = (llm.load_session(tmp_path / "chat"), turns)
+        elif what == 8:
+            llm.eval(random.integers(3, 320, 30).tolist())
+        else:
+            next(llm.generate(random.integers(3, 320, 200).tolist()))
+        if i % 20 == 19:
+            llm.reset()
+    assert len(chats) > 3
+    for chat, turns in chats:
+        # not one token of another chat may be reused: it would differ in its last bits
+        alone.reset()
+        with alone.session(chat.system, keep=chat._n_keep) as again:
+            assert [(question, n_read, turn(again, question, n_read)) for question, n_read, _ in turns] == turns
+            assert again.n_tokens == chat.n_tokens
+            assert chat.cache_stats().n_evicted == again.cache_stats().n_evicted
+
+
 class TestFork:
     def test_both_go_on_from_here_and_apart(self, open_llama):
         llm, other = open_llama(), open_llama()
@@ -552,6 +593,24 @@ class TestRefusals:
         chat.close()
         assert llm.n_tokens > 0
 
+    def test_a_closed_llama(self, open_llama):
+        llm = open_llama()
+        chat, aside = llm.session("abc"), llm.session("abc")
+        talk(aside, "one")
+        talk(chat, "one")
+        answer = chat.say("two", logits_processor=forced(itertools.repeat(70)))
+        next(answer)
+        llm.close()
+        answer.close()
+        assert chat.last.finish_reason == "interrupted"
+        for one in (chat, aside):
+            for attempt in (lambda one=one: talk(one, "x"), one.fork, lambda one=one: one.save("x"), one.cache_stats):
+                with pytest.raises(RuntimeError, match="the session cannot go on: its Llama is closed"):
+                    attempt()
+            one.close()
+        with pytest.raises(RuntimeError, match="its Llama is closed"):
+            llm.session("abc")
+
     @pytest.mark.parametrize(
         ("arguments", "options", "error", "message"),
         [
@@ -682,7 +741,7 @@ class TestHundredTurns:
         ids=["unprotected", "full cache", "far positions"],
     )
     def test_otherwise_it_is_not_known(self, open_demo, system, changes, keep):
-        """Unprotected it was evicted; across thousands of positions the demo model cannot look, with any cache."""
+        """Without protection it was evicted; across 2,700 positions the demo model cannot look, with any cache."""
         with open_demo(**changes).session(system, keep=keep) as chat:
             list(self.turns(chat))
             # two are what chance gives
