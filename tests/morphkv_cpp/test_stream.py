@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama
-from morphkv_cpp.stream import BanTokens, ForceTokens, TokenText, end_tokens, write
+from morphkv_cpp.stream import BanTokens, ForceTokens, StopText, TokenText, end_tokens, write
 
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
 
@@ -64,3 +64,27 @@ class TestTokenText:
         text = TokenText(Bytes())
         assert text(0xC3) == ""
         assert text.rest() == "\ufffd"
+
+
+class TestStopText:
+    @pytest.mark.parametrize(
+        ("stop", "pieces", "shown"),
+        [
+            ([], ["ab", "c"], ["ab", "c"]),
+            ([""], ["ab"], ["ab"]),
+            (["x"], ["axb", "c"], ["a", ""]),
+            (["xyz"], ["ax", "y", "z", "b"], ["a", "", "", ""]),
+            (["xyz"], ["ax", "yx", "b"], ["a", "xy", "xb"]),
+            (["xyz", "y"], ["axyz"], ["a"]),
+            (["b", "ab"], ["xab"], ["x"]),
+        ],
+    )
+    def test_what_may_become_a_stop_string_is_held_back(self, stop, pieces, shown):
+        text = StopText(stop)
+        assert [text(piece) for piece in pieces] == shown
+        assert text.n_before == len("".join(shown))
+        assert text.rest() == ""
+
+    def test_what_became_none_is_shown_at_the_end(self):
+        text = StopText(["xyz"])
+        assert (text("axy"), text.rest(), text.found) == ("a", "xy", False)
