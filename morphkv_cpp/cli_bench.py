@@ -12,6 +12,7 @@ from . import Llama, MorphKV
 from .bench.constant import N_EARLY, N_EARLY_SOAK, N_RATED, N_SOAK_PROMPT, ConstantRun, Sample, run_constant, speed_kept
 from .bench.decode import endless_tokens
 from .bench.streaming import N_MARK, LeapingLlama, streaming_kept
+from .bench.streaming import N_RATED as N_STREAM_RATED
 from .bench.suite import ROWS, Sizes, n_fill, run_suite
 from .eval.bars import missed, parse_bars
 from .options import Model, llama_options, morphkv_options, with_options
@@ -164,18 +165,18 @@ def bench_constant(
 def bench_streaming(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any]) -> dict[str, float]:
     if n_tokens < N_MARK:
         raise ValueError(f"--tokens must be at least {N_MARK} with --streaming, got {n_tokens}")
-    if morphkv.interval > N_RATED:
-        raise ValueError(f"--interval must be at most {N_RATED} with --streaming, got {morphkv.interval}")
+    if morphkv.interval > N_STREAM_RATED:
+        raise ValueError(f"--interval must be at most {N_STREAM_RATED} with --streaming, got {morphkv.interval}")
     n_block = morphkv.interval
-    with ExitStack() as stack, progress_bar(n_tokens + N_MARK + 2 * N_RATED, "writing, in batches") as advance:
+    with ExitStack() as stack, progress_bar(n_tokens + N_MARK + 2 * N_STREAM_RATED, "writing, in batches") as advance:
         late, early = (stack.enter_context(closing(LeapingLlama(model, morphkv=morphkv, **llama))) for _ in range(2))
         speed, lanes = streaming_kept(
             late, early, n_tokens, n_block, advance, lambda name: advance(n_block, f"streaming: {name} tokens in turns")
         )
     rates = {lane.name: sorted(lane.rates)[len(lane.rates) // 2] for lane in lanes}
     print(
-        f"tok/s of a streamed answer behind token {n_tokens} over those behind token {N_MARK}, of {N_RATED} in turns: "
-        f"{speed.middle:.3f} ({speed.low:.3f} to {speed.high:.3f}) (streaming)\n"
+        f"tok/s of a streamed answer behind token {n_tokens} over those behind token {N_MARK}, "
+        f"{N_STREAM_RATED} each in turns: {speed.middle:.3f} ({speed.low:.3f} to {speed.high:.3f}) (streaming)\n"
         f"medians: {rates['late']:.1f} and {rates['early']:.1f} tok/s"
     )
     return {"streaming": speed.middle}

@@ -22,6 +22,7 @@ import sys
 import time
 import uuid
 import warnings
+from array import array
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ def complete(
         yield chunk("", None, finish_reason)
     if llm.cache:
         _tell(llm, "cache save")
-        llm.cache[prompt_tokens + answer.tokens] = llm.save_state()
+        llm.cache[[*prompt_tokens, *answer.tokens]] = llm.save_state()
     if stream:
         return
     text = answer.whole()
@@ -141,7 +142,7 @@ class _Answer:
     """
 
     def __init__(self, llm: Llama, n_prompt: int, stops: list[bytes], n_top: int | None, stream: bool):
-        self.tokens: list[int] = []
+        self.tokens = array("i")
         self.notes: list[TokenLogprobs] = []
         self._llm = llm
         self._n_top = n_top

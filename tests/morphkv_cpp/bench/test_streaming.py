@@ -71,8 +71,8 @@ def test_two_streams_are_compared_in_turns(leaping):
     late, early = leaping(), leaping()
     turns, seen = [], []
     speed, lanes = streaming_kept(late, early, 3000, 250, seen.append, turns.append)
-    assert turns == ["late", "early", "early", "late"] * 2 + ["late", "early"]
-    assert [len(lane.rates) for lane in lanes] == [4, 4]
-    assert (late.n_tokens, early.n_tokens) == (3000 + 5 * 250, 1000 + 5 * 250)
+    assert turns == ["late", "early", "early", "late"] * 6 + ["late", "early"]
+    assert [len(lane.rates) for lane in lanes] == [12, 12]
+    assert (late.n_tokens, early.n_tokens) == (3000 + 13 * 250, 1000 + 13 * 250)
     assert sum(seen) == 4000
     assert 0 < speed.low <= speed.middle <= speed.high
