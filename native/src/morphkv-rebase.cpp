@@ -14,6 +14,8 @@
 
 namespace {
 
+constexpr int64_t MAX_DELTA = 1 << 30;
+
 // Gives an input of the decode graph the rotary positions of a ubatch; the model's own input has filled it before.
 class position_input : public llm_graph_input_i {
 public:
@@ -90,7 +92,7 @@ std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_
 
         for (uint32_t i = 0; i < n_distant; ++i) {
             const llama_pos pos    = slot[i];
-            llama_pos       rotary = pos - stream.rotary_offset;
+            int64_t         rotary = (int64_t) pos - stream.rotary_offset;
             if (!stream.rebased.empty()) {
                 const auto last = stream.rebased.begin() + i_last + h * n_distant;
                 const auto it   = std::lower_bound(last, last + n_distant, pos);
@@ -99,7 +101,8 @@ std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_
                 }
             }
             const llama_pos rank = std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin();
-            res[i * n_head + h]  = rank - rotary;
+            // a hostile state may have any bits for positions
+            res[i * n_head + h]  = std::clamp<int64_t>(rank - rotary, -MAX_DELTA, MAX_DELTA);
         }
         rebased.insert(rebased.end(), ordered.begin(), ordered.end());
     }

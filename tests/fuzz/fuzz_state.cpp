@@ -313,6 +313,8 @@ void mend(const cache & c, bytes & state, int n_seq) {
         x.n_rebases         = std::max<int64_t>(x.n_rebases, x.n_rebased > 0);
         const int64_t most  = x.n_evictions > 0 ? (int64_t) x.first_recent - c.n_distant : x.first_distant;
         x.rotary_offset     = x.n_rebases == 0 ? 0 : std::max<int64_t>(0, std::min<int64_t>(x.rotary_offset, most));
+        x.n_rebases         = std::min<int64_t>(x.n_rebases, x.rotary_offset);
+        x.n_rebased         = x.n_rebases == 0 ? 0 : x.n_rebased;
         const size_t n_rest = std::min(rest.size(), x.n_rest());
         for (size_t i = N_RING + x.n_used; i < n_rest; i += c.n_distant) {
             std::sort(rest.begin() + i, rest.begin() + std::min(n_rest, i + c.n_distant));
