@@ -488,8 +488,10 @@ bool morphkv_cache_context::apply() {
             return false;
         }
     }
-    const auto & ubatch = get_ubatch();
-    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+    const auto &   ubatch       = get_ubatch();
+    // the last token of each sequence stands highest
+    const uint32_t n_seq_tokens = ubatch.n_tokens / ubatch.n_seqs_unq;
+    for (uint32_t i = n_seq_tokens - 1; i < ubatch.n_tokens; i += n_seq_tokens) {
         if (!mkv->make_rotary_room(ubatch.seq_id[i][0], ubatch.pos[i])) {
             return false;
         }
