@@ -1,11 +1,9 @@
 """`morphkv chat`: a chat without end in a terminal; without one, questions are lines of standard input."""
 
-import contextlib
 import os
 import random
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Optional
 
@@ -14,6 +12,7 @@ import typer
 
 from . import Llama, MorphKV, Session
 from .chat_view import pictures, printable, stats_rows, status_line
+from .interrupts import noted_interrupts
 from .options import MODEL_PANEL, Model, llama_options, morphkv_options, sampling_options, with_options
 from .show import find_model, remark
 
@@ -115,22 +114,6 @@ def talk_in_lines(dialogue: "Dialogue") -> None:
         raise typer.Exit(1)
 
 
-@contextlib.contextmanager
-def remembered_interrupts() -> Iterator[list[int]]:
-    """Ctrl-C raises KeyboardInterrupt, and is noted: an exception in a callback that llama.cpp calls would be lost."""
-    interrupts: list[int] = []
-
-    def interrupt(number: int, _: Any) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class Dialogue:
     """A session, the commands that change or show it, and where it is saved."""
 
@@ -176,11 +159,10 @@ class Dialogue:
 
     def _answer(self, question: str, show: Callable[[str], str]) -> None:
         try:
-            with remembered_interrupts() as interrupts:
+            with noted_interrupts() as check_interrupt:
                 for piece in self._session.say(question, **self._options):
                     print(show(piece), end="", flush=True)
-                    if interrupts:
-                        raise KeyboardInterrupt
+                    check_interrupt()
         finally:
             print(flush=True)
         if self._path is not None:

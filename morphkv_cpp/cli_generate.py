@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from . import Llama, MorphKV, bridge
+from .interrupts import noted_interrupts
 from .options import (
     MODEL_PANEL,
     SAMPLING_PANEL,
@@ -97,9 +98,11 @@ def _stream(llm: Llama, prompt: str, n_predict: int, ignore_eos: bool, sampling:
     times = [time.perf_counter()]
     interrupt = None
     try:
-        for token in write(llm, tokens, n_predict, processors, **sampling):
-            print(text(token), end="", flush=True)
-            times.append(time.perf_counter())
+        with noted_interrupts() as check_interrupt:
+            for token in write(llm, tokens, n_predict, processors, **sampling):
+                print(text(token), end="", flush=True)
+                times.append(time.perf_counter())
+                check_interrupt()
     except KeyboardInterrupt as error:
         # what was written is on the screen, and its statistics are of use
         interrupt = error
