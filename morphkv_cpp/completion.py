@@ -127,12 +127,16 @@ def complete(
     yield {
         **head,
         "choices": [_choice(prompt + text if echo else text, of_tokens, finish_reason)],
-        "usage": {
-            "prompt_tokens": n_prompt,
-            "completion_tokens": len(answer.tokens),
-            "total_tokens": n_prompt + len(answer.tokens),
-        },
+        "usage": _usage(llm, n_prompt, len(answer.tokens)),
     }
+
+
+def _usage(llm: Llama, n_prompt: int, n_answer: int) -> dict[str, Any]:
+    """As llama_cpp's, and as OpenAI's and llama-server's how much of the prompt was in the cache already."""
+    usage = {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}
+    if llm.last_prompt is None:
+        return usage
+    return {**usage, "prompt_tokens_details": {"cached_tokens": llm.last_prompt.n_cached}}
 
 
 class _Answer:

@@ -584,6 +584,7 @@ class TestSampled:
         request = {"prompt": "abc", "max_tokens": 100, "temperature": 1.0, "seed": 4, "repeat_penalty": 1.2}
         request |= {"logit_bias": {"5": -2.0}, "top_k": 50, "stop": ["zq"]}
         stock, ours = (plain(llm.create_completion(**request)) for llm in models)
+        assert ours["usage"].pop("prompt_tokens_details") == {"cached_tokens": 0}
         assert ours == stock
         assert ours["usage"]["completion_tokens"] > 50
         chunks = models[1].create_completion(**request, stream=True)

@@ -77,8 +77,9 @@ class TestLastPrompt:
         assert llm.last_prompt.n_cached == 0
         assert not llm.last_prompt.reprocessed
         n_first = llm.last_prompt.n_prompt
-        llm.create_chat_completion([{"role": "user", "content": "abx"}], max_tokens=60)
+        response = llm.create_chat_completion([{"role": "user", "content": "abx"}], max_tokens=60)
         assert 0 < llm.last_prompt.n_cached < n_first
+        assert response["usage"]["prompt_tokens_details"] == {"cached_tokens": llm.last_prompt.n_cached}
         # by now the place where the two part was evicted
         llm.create_chat_completion(messages, max_tokens=8)
         assert llm.last_prompt.reprocessed
