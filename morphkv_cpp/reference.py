@@ -77,6 +77,11 @@ class Rules:
         return self.capacity + max(self.interval, self.prompt_room)
 
     @property
+    def n_near(self) -> int:
+        """A rebase leaves distant tokens where they are before the recent ones, up to so many positions back."""
+        return (self.rope_limit - self.n_limit) // 2
+
+    @property
     def n_voters(self) -> int:
         return self.votes or self.window
 
@@ -87,7 +92,15 @@ def is_prompt(n_tokens: int, n_logits: int) -> bool:
 
 
 def plan(
-    n_tokens: int, n_used: int, rules: Rules, n_ubatch: int, *, is_prompt: bool, is_ready: bool, rotary: int = 0
+    n_tokens: int,
+    n_used: int,
+    rules: Rules,
+    n_ubatch: int,
+    *,
+    is_prompt: bool,
+    is_ready: bool,
+    has_evicted: bool = False,
+    rotary: int = 0,
 ) -> list[tuple[bool, int]]:
     """What decoding a batch of n_tokens does to a sequence that holds n_used: micro-batches (cut before it?, n_new).
 
@@ -104,9 +117,11 @@ def plan(
     steps = []
     while n_tokens:
         n_used = rules.capacity if is_cut else n_used
+        has_evicted = has_evicted or is_cut
         n_new = min(n_tokens, n_ubatch, rules.n_limit - n_used)
         if rules.rope_limit:
-            rotary = n_used if rotary >= rules.rope_limit and n_used else rotary
+            if rotary >= rules.rope_limit and n_used:
+                rotary = n_used + (rules.n_near if has_evicted else 0)
             n_new = min(n_new, rules.rope_limit - rotary)
         steps.append((is_cut, n_new))
         n_used += n_new
@@ -237,9 +252,12 @@ class HeadCache:
         self.positions, self.last_scores = self.positions[:n_used], self.last_scores[:n_used]
         self.rotary_positions = self.rotary_positions[:n_used]
 
-    def rebase(self, turn: Turn) -> None:
-        """Turn all keys so that the tokens stand at 0, 1, 2, ... in the order of their positions."""
-        rotary = np.argsort(np.argsort(self.positions))
+    def rebase(self, turn: Turn, offset: int) -> None:
+        """Turn all keys so that each token stands at its position minus the offset, or, where that is below n_distant,
+        at its rank: the oldest at 0, 1, 2, ...
+        """
+        rotary = self.positions - offset
+        rotary = np.where(rotary < self.rules.n_distant, np.argsort(np.argsort(self.positions)), rotary)
         self.keys = turn(self.keys, rotary - self.rotary_positions)
         self.rotary_positions = rotary
 
@@ -358,6 +376,7 @@ class SequenceCache:
             n_ubatch,
             is_prompt=is_prompt(n_tokens, n_logits),
             is_ready=self.is_ready,
+            has_evicted=self.n_evictions > 0,
             rotary=self.newest_position + 1 - self.rotary_offset,
         )
 
@@ -402,10 +421,10 @@ class SequenceCache:
         limit = self.rules.rope_limit
         if not limit or not self.n_used or self.newest_position + n_new - self.rotary_offset < limit:
             return
-        offset = self.complete_position - (self.rules.n_distant if self.n_evictions else 0)
+        offset = self.complete_position - (self.rules.n_distant + self.rules.n_near if self.n_evictions else 0)
         for layer, heads in enumerate(self.heads):
             for head in heads:
-                head.rebase(turn)
+                head.rebase(turn, offset)
             deltas = np.full(self.queries[layer].shape[1], self.rotary_offset - offset)
             self.queries[layer] = turn(self.queries[layer], deltas)
         self.rotary_offset = offset

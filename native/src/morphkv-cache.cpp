@@ -86,18 +86,20 @@ bool morphkv_cache::needs_cut(llama_seq_id seq_id, uint32_t n_used, uint32_t n_s
 std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch,
                                                                    bool careful) const {
     struct sequence {
-        uint32_t  n_left   = 0;  // tokens of the batch that are not in a micro-batch yet
-        uint32_t  n_used   = 0;  // cells in use once those before have been decoded
-        uint32_t  n_step   = 0;  // tokens of the batch, if they are no prompt and none is in a micro-batch yet
-        uint32_t  n_logits = 0;  // tokens of the batch whose logits are wanted
+        uint32_t  n_left   = 0;      // tokens of the batch that are not in a micro-batch yet
+        uint32_t  n_used   = 0;      // cells in use once those before have been decoded
+        uint32_t  n_step   = 0;      // tokens of the batch, if they are no prompt and none is in a micro-batch yet
+        uint32_t  n_logits = 0;      // tokens of the batch whose logits are wanted
         llama_pos newest   = -1;
-        llama_pos rotary   = 0;  // rotary position of the next token
+        llama_pos rotary   = 0;      // rotary position of the next token
+        bool      is_cut   = false;  // once or more, before or in this batch
     };
     std::vector<sequence> seqs(get_n_stream());
     for (size_t s = 0; s < seqs.size(); ++s) {
         seqs[s].n_used = n_used(s);
         seqs[s].newest = seq_pos_max(s);
         seqs[s].rotary = seqs[s].newest + 1 - streams[s].rotary_offset;
+        seqs[s].is_cut = has_evicted(s);
     }
 
     const llama_batch & batch = balloc.get_batch();
@@ -140,8 +142,10 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
 
     // A rebase falls before the token whose rotary position is the limit, however the tokens come.
     auto rotary_after_rebase = [&](llama_seq_id s) {
-        const bool is_rebased = limit > 0 && seqs[s].rotary >= limit && n_after_cut(s) > 0;
-        return is_rebased ? (llama_pos) n_after_cut(s) : seqs[s].rotary;
+        if (limit == 0 || seqs[s].rotary < limit || n_after_cut(s) == 0) {
+            return seqs[s].rotary;
+        }
+        return (llama_pos) n_after_cut(s) + (seqs[s].is_cut || is_cut_before(s) ? n_near() : 0);
     };
     // how many tokens can come in one micro-batch
     auto n_room = [&](llama_seq_id s) {
@@ -183,6 +187,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
             seqs[s].rotary = rotary_after_rebase(s) + n_new;
             if (is_cut_before(s)) {
                 cut_seqs.push_back(s);
+                seqs[s].is_cut = true;
             }
             sinfo.s0 = std::min<uint32_t>(sinfo.s0, s);
             sinfo.s1 = std::max<uint32_t>(sinfo.s1, s);

@@ -127,9 +127,10 @@ private:
 
         std::vector<llama_pos> ring_pos;  // (n_ring) position whose query a row of the ring holds, -1 = none
 
-        // Rotary positions: a token's is its position minus rotary_offset, but for those that were in a distant slot when
-        // the offset last grew. Their keys were given 0, 1, 2, ... in their order, head by head: `rebased` has their
-        // positions, ascending in each head, (n_layer, n_head_kv, n_distant). Empty before the first rebase.
+        // Rotary positions: a token's is its position minus rotary_offset where that is n_distant or more, and always
+        // before the first rebase. Below it stand, at 0, 1, 2, ... in their order, head by head, the oldest of those that
+        // were in a distant slot when the offset last grew: `rebased` has the positions of all that were, ascending in
+        // each head, (n_layer, n_head_kv, n_distant). Empty before the first rebase.
         int64_t                n_rebases     = 0;
         llama_pos              rotary_offset = 0;
         std::vector<llama_pos> rebased;
@@ -160,9 +161,11 @@ private:
     // Rebases a sequence if the rotary position of a token at pos would pass the limit. Failure as in cut().
     bool                 make_rotary_room(llama_seq_id seq_id, llama_pos pos);
     bool                 rebase(llama_seq_id seq_id);
-    // By how much the key of each used cell and head of a layer is turned, (n_used, n_head_kv), so that the distant
-    // tokens of each head come to stand at 0, 1, 2, ... and the recent ones at position - offset. Appends the layer's
-    // part to rebased.
+    // A rebase leaves distant tokens where they are before the first recent one, up to so many positions back.
+    llama_pos            n_near() const;
+    // By how much the key of each used cell and head of a layer is turned, (n_used, n_head_kv), so that each comes to
+    // stand at position - offset, or, where that is below n_distant, at its rank in its head. Appends the layer's part to
+    // rebased.
     std::vector<int32_t> rebase_deltas(llama_seq_id seq_id, size_t i_layer, llama_pos offset,
                                        std::vector<llama_pos> & rebased) const;
 

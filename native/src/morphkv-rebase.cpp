@@ -1,8 +1,9 @@
 // Rotary rebase: callers' positions go on for ever, those that RoPE sees stay below a limit.
 //
-// When the next rotary position would reach the limit, the keys of the distant tokens are turned so that they stand at
-// 0, 1, 2, ... in their order, head by head, the recent ones follow them without a gap, and so do the queries in the
-// ring. Only then: closing gaps at every eviction was measurably worse (shared/DESIGN.md, section 10).
+// When the next rotary position would reach the limit, all keys and the queries in the ring are turned. The recent tokens
+// and those that came up to n_near() before them keep their distances; older ones come to stand at 0, 1, 2, ... in their
+// order, head by head. Only then: closing gaps at every eviction was measurably worse (shared/DESIGN.md, section 10), and
+// so was closing all of them, which puts the oldest tokens right before the recent ones (native/README.md).
 
 #include "morphkv-cache.h"
 #include "morphkv-run.h"
@@ -60,6 +61,10 @@ const morphkv_side_layer * morphkv_cache::find_unknown_rope() const {
     return nullptr;
 }
 
+llama_pos morphkv_cache::n_near() const {
+    return (rope_limit() - (llama_pos) n_limit(params)) / 2;
+}
+
 bool morphkv_cache::make_rotary_room(llama_seq_id seq_id, llama_pos pos) {
     const llama_pos limit = rope_limit();
     if (limit == 0 || pos - streams[seq_id].rotary_offset < limit || n_used(seq_id) == 0) {
@@ -93,16 +98,18 @@ std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_
         for (uint32_t i = 0; i < n_distant; ++i) {
             const llama_pos pos    = slot[i];
             int64_t         rotary = (int64_t) pos - stream.rotary_offset;
-            if (!stream.rebased.empty()) {
+            if (rotary < n_distant && !stream.rebased.empty()) {
                 const auto last = stream.rebased.begin() + i_last + h * n_distant;
                 const auto it   = std::lower_bound(last, last + n_distant, pos);
                 if (it != last + n_distant && *it == pos) {
                     rotary = it - last;
                 }
             }
-            const llama_pos rank = std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin();
+            const int64_t rank  = std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin();
+            const int64_t moved = (int64_t) pos - offset;
             // a hostile state may have any bits for positions
-            res[i * n_head + h]  = std::clamp<int64_t>(rank - rotary, -MAX_DELTA, MAX_DELTA);
+            res[i * n_head + h] =
+                std::clamp<int64_t>((moved < n_distant ? rank : moved) - rotary, -MAX_DELTA, MAX_DELTA);
         }
         rebased.insert(rebased.end(), ordered.begin(), ordered.end());
     }
@@ -112,9 +119,10 @@ std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_
 bool morphkv_cache::rebase(llama_seq_id seq_id) {
     auto & stream = streams[seq_id];
 
-    // the first recent token follows the distant ones; without an eviction the first token of all comes to 0
-    const auto &    cells  = get_cells(seq_id);
-    const llama_pos offset = has_evicted(seq_id) ? cells.pos_get(n_distant) - (llama_pos) n_distant : cells.pos_get(0);
+    // without an eviction the first token of all comes to 0
+    const auto &    cells = get_cells(seq_id);
+    const llama_pos offset =
+        has_evicted(seq_id) ? cells.pos_get(n_distant) - (llama_pos) n_distant - n_near() : cells.pos_get(0);
 
     ggml_backend_sched_synchronize(lctx->get_sched());
     std::vector<llama_pos> rebased;

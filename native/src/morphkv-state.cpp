@@ -231,7 +231,7 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
     // each moves the offset, so its bound is a bound for the counter too
     require(header.n_rebases >= (header.n_rebased > 0) && header.n_rebases <= std::max(0, header.rotary_offset),
             "rebases are counted", header.n_rebases);
-    // recent tokens stand at rotary positions behind the distant ones
+    // recent tokens stand at rotary positions behind the distant slots' number, without an eviction from 0 on
     require(header.rotary_offset >= 0 && (header.rotary_offset == 0 || header.n_rebases > 0) &&
                 header.rotary_offset <= (n_evictions > 0 ? first_recent - n_distant : first_distant),
             "rotary positions are not negative", header.rotary_offset);

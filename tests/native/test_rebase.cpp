@@ -16,6 +16,8 @@ static morphkv_params rebasing_params() {
     return res;
 }
 
+constexpr int32_t N_NEAR = 15;  // half of what the limit leaves beside the cells
+
 // The bytes of the used keys of a layer.
 static std::vector<uint8_t> keys(const context_ptr & ctx, size_t i_layer, llama_seq_id seq = 0) {
     const ggml_tensor *  k = cache_of(ctx).get_side().layers[i_layer].k;
@@ -40,7 +42,7 @@ static void test_sequences_are_rebased_one_by_one(llama_model * model) {
     const auto one = keys(ctx, 0, 1);
     decode_singly(ctx, { 1 }, { 0 });
     const auto s = stats(ctx, 0);
-    CHECK(s.n_rebases == 1 && s.logical_pos == 100 && s.logical_pos - s.rotary_offset + 1 == s.n_used);
+    CHECK(s.n_rebases == 1 && s.logical_pos == 100 && s.logical_pos - s.rotary_offset + 1 == s.n_used + N_NEAR);
     CHECK(s.exact_pos == 100);
     CHECK(stats(ctx, 1).n_rebases == 0 && stats(ctx, 1).rotary_offset == 0 && keys(ctx, 0, 1) == one);
     // together from now on, each at its time
