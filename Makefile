@@ -109,7 +109,7 @@ test-upstream: venv ## upstream's own C++ and Python tests, without and with Mor
 
 TOKENS       ?= 200000
 soak: venv ## a text of TOKENS=200000 through one cache, prompts and single tokens: does anything grow?
-	$(BIN)/morphkv bench demo --constant --soak --tokens $(TOKENS) --require 'rss-mb<=8' --require 'speed>=0.97'
+	$(BIN)/morphkv bench demo --constant --soak --tokens $(TOKENS) --require 'rss-mb<=8' --require 'speed>=0.97' --require 'prompt-speed>=0.97'
 
 # The first clang++ or clang++-NN in PATH, as libFuzzer comes with it.
 FUZZ_CXX      = $(firstword $(wildcard $(foreach d,$(subst :, ,$(PATH)),$(d)/clang++ $(d)/clang++-[0-9][0-9])))

@@ -9,8 +9,18 @@ from typing import Annotated, Any, Optional
 import typer
 
 from . import Llama, MorphKV
-from .bench.constant import N_EARLY, N_EARLY_SOAK, N_RATED, N_SOAK_PROMPT, ConstantRun, Sample, run_constant, speed_kept
-from .bench.decode import endless_tokens
+from .bench.constant import (
+    N_EARLY,
+    N_EARLY_SOAK,
+    N_RATED,
+    N_SOAK_PROMPT,
+    ConstantRun,
+    Sample,
+    prompt_speed_kept,
+    run_constant,
+    speed_kept,
+)
+from .bench.decode import endless_tokens, fill
 from .bench.streaming import N_MARK, LeapingLlama, streaming_kept
 from .bench.streaming import N_RATED as N_STREAM_RATED
 from .bench.suite import ROWS, Sizes, n_fill, run_suite
@@ -18,7 +28,7 @@ from .eval.bars import missed, parse_bars
 from .options import Model, llama_options, morphkv_options, with_options
 from .show import find_model, mebibytes, print_table, progress_bar, report_bars
 
-CONSTANT_ROWS = ("rss-mb", "kv-mb", "cells", "speed")
+CONSTANT_ROWS = ("rss-mb", "kv-mb", "cells", "speed", "prompt-speed")
 N_CONSTANT = 20000
 STREAMING_ROWS = ("streaming",)
 N_STREAMING = 50000
@@ -143,14 +153,16 @@ def bench_constant(
         run = run_constant(llm, endless_tokens(llm), n_tokens, n_block, show, n_prompt)
         # after the last look at the process's memory
         early = stack.enter_context(closing(load()))
-        speed = speed_kept(
-            llm, early, n_block, lambda name: advance(n_block, f"decoding: {name} tokens in turns"), n_early
-        )
+        fill(early, endless_tokens(early), n_early - N_RATED)
+        speed = speed_kept(llm, early, n_block, lambda name: advance(n_block, f"decoding: {name} tokens in turns"))
+        prompt_speed = prompt_speed_kept(llm, early, lambda name: advance(0, f"prompts: {name} ones in turns"))
         stats = llm.cache_stats()
     print_constant(run, n_tokens)
     print(
         f"tok/s of {N_RATED} tokens more over the {N_RATED} before the {n_early}th, in turns: {speed.middle:.3f} "
         f"({speed.low:.3f} to {speed.high:.3f}) (speed)\n"
+        f"the same of prompts: {prompt_speed.middle:.3f} "
+        f"({prompt_speed.low:.3f} to {prompt_speed.high:.3f}) (prompt-speed)\n"
         f"position {stats.logical_pos}, rebased {stats.n_rebases} times below {stats.rope_limit}, "
         f"{stats.n_evictions} evictions, {stats.evict_ms / max(stats.n_evictions, 1):.1f} ms each"
     )
@@ -159,6 +171,7 @@ def bench_constant(
         "kv-mb": run.kv_growth_bytes / 1e6,
         "cells": run.n_used_growth,
         "speed": speed.middle,
+        "prompt-speed": prompt_speed.middle,
     }
 
 

@@ -9,12 +9,25 @@ from typing import NamedTuple
 
 from morphkv_cpp import Llama, bridge
 
-from .decode import Lane, Ratio, decode_seconds, endless_tokens, fill, ratio, run_in_turns
+from .decode import (
+    Lane,
+    Ratio,
+    SecondsOf,
+    decode_seconds,
+    endless_tokens,
+    fill,
+    prompt_seconds,
+    ratio,
+    run_in_turns,
+)
 
 N_EARLY = 2000  # tokens after which nothing may grow any more
 N_EARLY_SOAK = 5000  # the same where prompts and single tokens take turns
 N_SOAK_PROMPT = 448  # tokens of each of these prompts
 N_RATED = 1000  # tokens over which the speed is taken, before the early point and at the end, in turns
+N_PROMPT_ROUNDS = 8  # so many prompts each, in turns
+
+OnTurn = Callable[[str], None]  # told the name of the context
 
 
 def resident_bytes() -> int:
@@ -99,14 +112,23 @@ def run_constant(
     return run
 
 
-def speed_kept(
-    late: Llama, early: Llama, n_block: int, on_turn: Callable[[str], None], n_early: int = N_EARLY
-) -> Ratio:
-    """tok/s of the next 1,000 tokens of `late`, the long run, over those of `early` before its n_early-th.
+def speed_kept(late: Llama, early: Llama, n_block: int, on_turn: OnTurn) -> Ratio:
+    """tok/s of the next 1,000 tokens of `late`, the long run, over those of `early`, a context with a short text.
 
-    In turns: over minutes a machine's speed drifts by more than what is looked for. `early` is a context just made.
+    In turns: over minutes a machine's speed drifts by more than what is looked for.
     """
-    fill(early, endless_tokens(early), n_early - N_RATED)
-    lanes = [Lane(name, llm, endless_tokens(llm), n_block) for name, llm in (("late", late), ("early", early))]
-    run_in_turns(lanes, max(1, N_RATED // n_block), on_turn)
+    return _kept(late, early, n_block, max(1, N_RATED // n_block), decode_seconds, on_turn)
+
+
+def prompt_speed_kept(late: Llama, early: Llama, on_turn: OnTurn) -> Ratio:
+    """The same of prompts, each as long as it takes from one eviction to the next."""
+    stats = late.cache_stats()
+    return _kept(late, early, stats.n_limit - stats.capacity, N_PROMPT_ROUNDS, prompt_seconds, on_turn)
+
+
+def _kept(late: Llama, early: Llama, n_turn: int, n_rounds: int, seconds_of: SecondsOf, on_turn: OnTurn) -> Ratio:
+    lanes = [
+        Lane(name, llm, endless_tokens(llm), n_turn, seconds_of) for name, llm in (("late", late), ("early", early))
+    ]
+    run_in_turns(lanes, n_rounds, on_turn)
     return ratio(*lanes)

@@ -12,6 +12,8 @@ import llama_cpp
 from morphkv_cpp import Llama
 from morphkv_cpp.eval import prose_sections
 
+SecondsOf = Callable[[Llama, Iterator[int], int], float]  # how long the next so many tokens take
+
 
 def endless_tokens(llm: Llama) -> Iterator[int]:
     """Tokens of real prose, over and over: how fast a token is decoded does not depend on which it is."""
@@ -39,6 +41,14 @@ def decode_seconds(llm: Llama, tokens: Iterator[int], n_tokens: int) -> float:
     return time.perf_counter() - start
 
 
+def prompt_seconds(llm: Llama, tokens: Iterator[int], n_tokens: int) -> float:
+    """Time of n_tokens in batches."""
+    start = time.perf_counter()
+    fill(llm, tokens, n_tokens)
+    llama_cpp.llama_synchronize(llm.ctx)
+    return time.perf_counter() - start
+
+
 @dataclass
 class Lane:
     """One cache in the comparison."""
@@ -47,6 +57,7 @@ class Lane:
     llm: Llama
     tokens: Iterator[int]
     n_turn: int  # tokens decoded in a turn; a multiple of the eviction interval where there is one
+    seconds_of: SecondsOf = decode_seconds
     n_back: Optional[int] = None  # a full cache goes back to this depth whenever it is n_lap tokens behind it
     n_lap: int = 0
     rates: list[float] = field(default_factory=list)  # (n_rounds,) tok/s
@@ -58,7 +69,7 @@ class Lane:
             if self.n_back is not None:
                 self.llm.n_tokens = self.n_back
                 self.llm._ctx.kv_cache_seq_rm(-1, self.n_back, -1)
-            seconds += decode_seconds(self.llm, self.tokens, min(n_lap, self.n_turn - start))
+            seconds += self.seconds_of(self.llm, self.tokens, min(n_lap, self.n_turn - start))
         self.rates.append(self.n_turn / seconds)
 
 

@@ -1,7 +1,16 @@
 """A long run: what counts as growth, and that a small one shows none."""
 
+import pytest
+
 from morphkv_cpp import Llama, MorphKV
-from morphkv_cpp.bench.constant import ConstantRun, Sample, resident_bytes, run_constant, speed_kept
+from morphkv_cpp.bench.constant import (
+    ConstantRun,
+    Sample,
+    prompt_speed_kept,
+    resident_bytes,
+    run_constant,
+    speed_kept,
+)
 from morphkv_cpp.bench.decode import endless_tokens
 
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
@@ -55,12 +64,26 @@ def test_a_run_of_3000_tokens_grows_nowhere(tiny_llama):
     assert run.rss_growth_bytes < 8e6
 
 
-def test_the_end_is_compared_with_the_second_thousand_of_another_context(tiny_llama):
-    late, early = (Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0), **QUIET) for _ in range(2))
-    turns = []
-    speed = speed_kept(late, early, 250, turns.append)
-    assert turns == ["late", "early", "early", "late"] * 2 + ["late", "early"]
-    assert early.n_tokens == 1000 + 250 + 1000  # the first turn does not count
-    assert speed.low <= speed.middle <= speed.high
-    late.close()
-    early.close()
+class TestTheEndIsComparedWithAShortText:
+    @pytest.fixture
+    def late_and_early(self, tiny_llama):
+        pair = [Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0), **QUIET) for _ in range(2)]
+        yield pair
+        for llm in pair:
+            llm.close()
+
+    def test_in_turns(self, late_and_early):
+        turns = []
+        speed = speed_kept(*late_and_early, 250, turns.append)
+        assert turns == ["late", "early", "early", "late"] * 2 + ["late", "early"]
+        assert [llm.n_tokens for llm in late_and_early] == [250 + 1000] * 2  # the first turn does not count
+        assert speed.low <= speed.middle <= speed.high
+
+    def test_and_for_prompts(self, late_and_early, monkeypatch):
+        batches = []
+        late, early = late_and_early
+        evaluate = early.eval
+        monkeypatch.setattr(early, "eval", lambda tokens: (batches.append(len(tokens)), evaluate(tokens)))
+        speed = prompt_speed_kept(late, early, lambda name: None)
+        assert batches == [20] * 9  # the interval
+        assert speed.low <= speed.middle <= speed.high
