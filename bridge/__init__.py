@@ -22,6 +22,10 @@ from .calls import (
 from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .library import LIB_DIR, PACKAGE_DIR
 
+# isort: split
+# after library, which says what libllama is loaded
+from .llama import set_state, state, token_piece
+
 __all__ = [
     "LIB_DIR",
     "PACKAGE_DIR",
@@ -42,7 +46,10 @@ __all__ = [
     "require_morphkv",
     "retained",
     "set_keep",
+    "set_state",
+    "state",
     "stats",
+    "token_piece",
     "upstream_version",
     "version",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import operator
 import os
 import weakref
@@ -29,7 +28,6 @@ from .stats import CacheStats
 
 # Logical limit of a context with MorphKV unless another is given: positions are 32-bit integers.
 N_CTX_MAX = 2**31 - 1
-N_PIECE = 64  # bytes; few tokens are longer
 
 
 class Llama(llama_cpp.Llama):
@@ -232,13 +230,7 @@ class Llama(llama_cpp.Llama):
         return complete(self, *args, **options)
 
     def _piece(self, token: int) -> bytes:
-        """Bytes of a token, b"" for a special one; detokenize() gives b"" for those of more than 32 bytes as well."""
-        buffer = (ctypes.c_char * N_PIECE)()
-        n_bytes = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, N_PIECE, 0, False)
-        if n_bytes < 0:
-            buffer = (ctypes.c_char * -n_bytes)()
-            n_bytes = llama_cpp.llama_token_to_piece(self._model.vocab, token, buffer, -n_bytes, 0, False)
-        return buffer.raw[:n_bytes]
+        return bridge.token_piece(self._model.vocab, token)
 
     def save_state(self) -> LlamaState:
         """The cache and the text in it, to go on from with `load_state`, here or in another process with the same model
@@ -247,17 +239,14 @@ class Llama(llama_cpp.Llama):
         """
         if self._morphkv is None:
             return super().save_state()
-        n_bytes = llama_cpp.llama_state_get_size(self.ctx)
-        data = (ctypes.c_uint8 * n_bytes)()
-        if llama_cpp.llama_state_get_data(self.ctx, data, n_bytes) != n_bytes:
-            raise RuntimeError("Failed to copy llama state data")
+        data = bridge.state(self.ctx)
         return LlamaState(
             input_ids=self._input_ids.copy(),
             # without logits_all the rows are never written
             scores=self._scores.copy() if self._logits_all else np.empty((0, self._n_vocab), dtype=np.single),
             n_tokens=self.n_tokens,
-            llama_state=bytes(data),
-            llama_state_size=n_bytes,
+            llama_state=data,
+            llama_state_size=len(data),
             seed=self._seed,
         )
 
@@ -271,9 +260,7 @@ class Llama(llama_cpp.Llama):
             super().load_state(state)
             return
         self._leave_text()
-        data = np.frombuffer(state.llama_state, dtype=np.uint8)
-        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if llama_cpp.llama_state_set_data(self.ctx, pointer, len(data)) != len(data):
+        if not bridge.set_state(self.ctx, state.llama_state):
             if self.cache_stats().logical_pos < 0:
                 self.reset()
             raise RuntimeError(

@@ -374,7 +374,7 @@ class TestBetterThanStock:
     @pytest.mark.demo
     @pytest.mark.parametrize("n_piece", [64, 40])
     def test_a_long_token(self, demo_model, monkeypatch, n_piece):
-        monkeypatch.setattr("morphkv_cpp.llama.N_PIECE", n_piece)
+        monkeypatch.setattr("morphkv_cpp.bridge.llama.N_PIECE", n_piece)
         replays = [
             Replay(llama_cpp.Llama(str(demo_model), n_ctx=256, **QUIET)),
             Replay(Llama(demo_model, morphkv=SMALL, **QUIET)),
