@@ -41,9 +41,21 @@ set(LLAMA_BUILD_SERVER    ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
 set(LLAMA_BUILD_TESTS     OFF CACHE BOOL "")
 set(LLAMA_BUILD_EXAMPLES  OFF CACHE BOOL "")
 set(LLAMA_BUILD_APP       OFF CACHE BOOL "")
-set(LLAMA_BUILD_UI        OFF CACHE BOOL "")
 set(LLAMA_USE_PREBUILT_UI OFF CACHE BOOL "would be downloaded")
 set(LLAMA_OPENSSL         OFF CACHE BOOL "a wheel cannot count on the system's OpenSSL")
+
+# No cache entry: it follows MORPHKV_WEBUI, whatever an earlier configure has left.
+if (LLAMA_BUILD_UI AND NOT MORPHKV_WEBUI)
+    message(FATAL_ERROR "the web page is built with MORPHKV_WEBUI=ON, got LLAMA_BUILD_UI=${LLAMA_BUILD_UI}")
+endif()
+set(LLAMA_BUILD_UI ${MORPHKV_WEBUI})
+if (MORPHKV_WEBUI)
+    find_program(NPM_EXECUTABLE NAMES npm npm.cmd)
+    if (NOT MORPHKV_BUILD_TOOLS OR NOT NPM_EXECUTABLE)
+        message(FATAL_ERROR "MORPHKV_WEBUI=ON needs MORPHKV_BUILD_TOOLS=ON and npm, got "
+            "${MORPHKV_BUILD_TOOLS} and ${NPM_EXECUTABLE}")
+    endif()
+endif()
 
 # The package has its libraries in one folder and loads them from Python: upstream's other ways cannot work there.
 if (NOT BUILD_SHARED_LIBS OR LLAMA_USE_SYSTEM_GGML OR GGML_BACKEND_DL)
