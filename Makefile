@@ -27,11 +27,11 @@ SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
 CPP_SOURCES   = $(shell find native/src native/include tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-slow check format patchwork refresh-patches test-sanitize test-upstream fuzz soak clean FORCE
+.PHONY: help venv demo test test-slow check format patchwork refresh-patches test-sanitize test-upstream test-upstream-server fuzz soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 28
 
 venv: $(VENV)/.installed ## build and install everything into .venv
 
@@ -106,6 +106,15 @@ test-upstream: venv ## upstream's own C++ and Python tests, without and with Mor
 	cmake --build $(BUILD) --target morphkv-upstream-tests
 	MORPHKV_UPSTREAM_PROGRAMS=$(CURDIR)/$(BUILD)/tests/upstream \
 	    MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native $(BIN)/pytest tests/upstream $(PYTEST_ARGS)
+
+# What upstream's server tests import, and no other test of ours.
+$(VENV)/.upstream-server: Makefile $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet filelock requests
+	touch $@
+
+test-upstream-server: venv $(VENV)/.upstream-server ## upstream's own server tests on our llama-server, MorphKV off
+	$(BIN)/python tests/upstream/server_run.py --server $(BUILD)/bin/llama-server \
+	    $(if $(shell grep -s '^MORPHKV_WEBUI:BOOL=ON' $(BUILD)/CMakeCache.txt),--webui) -- $(PYTEST_ARGS)
 
 TOKENS       ?= 200000
 soak: venv ## a text of TOKENS=200000 through one cache, prompts and single tokens: does anything grow?
