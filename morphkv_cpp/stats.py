@@ -28,3 +28,4 @@ class CacheStats:
     extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores
     scratch_bytes: int  # most that an eviction has taken, for its duration, from the compute buffer
     evict_ms: float  # time spent in evictions, all sequences
+    seq_evict_ms: float  # the same, of this sequence alone

@@ -16,7 +16,10 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 3
+#define MORPHKV_ABI_VERSION 4
+
+// A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
+#define MORPHKV_DRAFT_MAX 32
 
 #ifdef __cplusplus
 extern "C" {
@@ -88,6 +91,7 @@ typedef struct morphkv_stats {
     uint64_t extra_bytes;    // query rings, positions and scores of all sequences
     uint64_t scratch_bytes;  // most that an eviction has taken from the compute buffer
     double   evict_ms;       // time spent in evictions, all sequences
+    double   seq_evict_ms;   // the same, of this sequence id alone; emptying the sequence does not set it back
 } morphkv_stats;
 
 MORPHKV_API int32_t      morphkv_abi_version(void);
@@ -102,9 +106,16 @@ MORPHKV_API morphkv_status morphkv_last_status(void);
 MORPHKV_API morphkv_params morphkv_params_default(void);
 MORPHKV_API morphkv_status morphkv_params_check(const morphkv_params * params);
 
+// Cells that these parameters allocate per sequence.
+MORPHKV_API morphkv_status morphkv_params_cells(const morphkv_params * params, int32_t * n_cells);
+
 // The next llama_init_from_model() on this thread gets these parameters; NULL takes them back.
 // For hosts that create contexts through code that knows nothing of MorphKV.
 MORPHKV_API morphkv_status morphkv_params_set_next(const morphkv_params * params);
+
+// After morphkv_params_set_next() and llama_init_from_model(): whether the context took the parameters and can honour
+// them, which some models and devices show only now.
+MORPHKV_API morphkv_status morphkv_context_check(struct llama_context * ctx);
 
 // llama_init_from_model() with MorphKV. On failure *out is NULL.
 MORPHKV_API morphkv_status morphkv_context_create(struct llama_model *                model,

@@ -35,6 +35,7 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
     side.init(std::move(layers), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
               hparams.no_alloc);
     streams.assign(get_n_stream(), empty_stream());
+    seq_evict_ms.assign(get_n_stream(), 0.0);
 
     LLAMA_LOG_INFO("%s: MorphKV: capacity = %d, window = %d, interval = %d, keep = %d, prompt_room = %d, cells = %u, "
                    "%.2f MiB beside K and V\n",
@@ -429,6 +430,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     }
     out.scratch_bytes = scratch_bytes;
     out.evict_ms      = evict_ms;
+    out.seq_evict_ms  = seq_evict_ms.at(seq_id);
     for (const auto & [_, n_bytes] : kv_breakdown()) {
         out.kv_bytes += n_bytes;
     }

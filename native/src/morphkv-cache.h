@@ -77,7 +77,8 @@ public:
     std::vector<int32_t> get_retained(llama_seq_id seq_id, int32_t il) const;
     void                 get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
 
-    const morphkv_side & get_side() const { return side; }
+    const morphkv_side &   get_side() const { return side; }
+    const morphkv_params & get_params() const { return params; }
 
     // memory_breakdown() of K and V alone
     std::map<ggml_backend_buffer_type_t, size_t> kv_breakdown() const;
@@ -111,7 +112,7 @@ private:
 
     // So many tokens can be taken back and others decoded in their place without a voter missing: the ring has as many
     // rows beyond the voters'. A batch is a draft to verify, and not a prompt, up to this length.
-    static constexpr int32_t N_SPARE = 32;
+    static constexpr int32_t N_SPARE = MORPHKV_DRAFT_MAX;
 
     // what one sequence has beside its cells and its tensors
     struct stream_state {
@@ -208,6 +209,8 @@ private:
     int32_t n_old_measured = 0;      // largest eviction whose scratch was measured
     size_t  scratch_bytes  = 0;
     double  evict_ms       = 0.0;
+
+    std::vector<double> seq_evict_ms;  // (n_stream)
 };
 
 class morphkv_cache_context : public llama_kv_cache_context {

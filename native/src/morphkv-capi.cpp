@@ -50,6 +50,25 @@ template <typename T> void require_size(const T * out, const char * name) {
                                         std::to_string(out->size) + " (header and library differ)");
 }
 
+// What cannot be known before the context exists.
+void check_context(llama_context & ctx) {
+    auto refuse = [](const std::string & what) {
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what);
+    };
+
+    const auto * cache = dynamic_cast<morphkv_cache *>(ctx.get_memory());
+    if (!cache) {
+        refuse("cannot serve this model: it has no plain KV cache");
+    }
+    if (!ctx.get_cparams().flash_attn) {
+        refuse("needs flash attention, which a device of this context does not support");
+    }
+    if (const auto * layer = cache->get_params().rope_limit > 0 ? cache->find_unknown_rope() : nullptr) {
+        refuse("cannot rebase the positions of this model: layer " + std::to_string(layer->il) +
+               " rotates its keys in a way that cannot be turned on; set rope_limit to 0");
+    }
+}
+
 }  // namespace
 
 int32_t morphkv_abi_version(void) {
@@ -68,12 +87,26 @@ morphkv_status morphkv_params_check(const morphkv_params * params) {
     return guarded([&] { morphkv_params_checked(params); });
 }
 
+morphkv_status morphkv_params_cells(const morphkv_params * params, int32_t * n_cells) {
+    return guarded([&] {
+        require(n_cells, "n_cells must not be NULL");
+        *n_cells = morphkv_cache::n_cells(morphkv_params_checked(params));
+    });
+}
+
 morphkv_status morphkv_params_set_next(const morphkv_params * params) {
     return guarded([&] {
         morphkv_pending_set(std::nullopt);
         if (params) {
             morphkv_pending_set(morphkv_params_checked(params));
         }
+    });
+}
+
+morphkv_status morphkv_context_check(struct llama_context * ctx) {
+    return guarded([&] {
+        require(ctx, "ctx must not be NULL");
+        check_context(*ctx);
     });
 }
 
@@ -98,23 +131,11 @@ morphkv_status morphkv_context_create(struct llama_model * model, const struct l
             throw morphkv_error(why.empty() ? MORPHKV_STATUS_FAILED : morphkv_last_status(),
                                 why.empty() ? "llama_init_from_model failed, see llama.cpp's log" : why);
         }
-        const auto * cache = dynamic_cast<morphkv_cache *>(ctx->get_memory());
-        if (!cache) {
+        try {
+            check_context(*ctx);
+        } catch (...) {
             llama_free(ctx);
-            throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
-                                "MorphKV cannot serve this model: it has no plain KV cache");
-        }
-        if (!ctx->get_cparams().flash_attn) {
-            llama_free(ctx);
-            throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
-                                "MorphKV needs flash attention, which a device of this context does not support");
-        }
-        if (const auto * layer = params->rope_limit > 0 ? cache->find_unknown_rope() : nullptr) {
-            const int32_t il = layer->il;
-            llama_free(ctx);
-            throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
-                                "MorphKV cannot rebase the positions of this model: layer " + std::to_string(il) +
-                                    " rotates its keys in a way that cannot be turned on; set rope_limit to 0");
+            throw;
         }
         *out = ctx;
     });

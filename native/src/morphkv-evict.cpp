@@ -178,7 +178,9 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
     const ggml_status status = compute_eviction(seq_id, shape, runner);
     n_sched_uses++;
     scratch_bytes = std::max(scratch_bytes, runner.scratch_bytes);
-    evict_ms += (ggml_time_us() - t_start_us) / 1000.0;
+    const double took_ms = (ggml_time_us() - t_start_us) / 1000.0;
+    evict_ms += took_ms;
+    seq_evict_ms[seq_id] += took_ms;
 
     if (status != GGML_STATUS_SUCCESS) {
         return fail("eviction", seq_id, ggml_status_to_string(status), runner.has_changed);

@@ -62,7 +62,7 @@ class TestLoad:
         llm.eval([5, 6, 7])
         again = llm.load_session(path)
         assert (again.system, again.n_turns, again.n_tokens) == ("abc", 4, chat.n_tokens)
-        of_context = {"scratch_bytes": 0, "evict_ms": 0}
+        of_context = {"scratch_bytes": 0, "evict_ms": 0, "seq_evict_ms": 0}
         assert replace(again.cache_stats(), **of_context) == replace(chat.cache_stats(), **of_context)
         for question in ("five", "six", "seven"):
             for options in ({}, {"temperature": 1.5}):

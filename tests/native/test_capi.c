@@ -52,6 +52,17 @@ static void test_params_outside_of_their_range_are_refused(void) {
     REFUSED_WITH(capacity, 1 << 30, "capacity must be in");
 }
 
+static void test_cells_are_known_before_a_context_is(void) {
+    morphkv_params p = morphkv_params_default();
+    int32_t        n = 0;
+    CHECK(morphkv_params_cells(&p, &n) == MORPHKV_STATUS_OK && n == 2048);
+    p.prompt_room = 0;  // the interval's 128 stay, and cells come in 256
+    CHECK(morphkv_params_cells(&p, &n) == MORPHKV_STATUS_OK && n == 1280);
+    p.window = 0;
+    refused(morphkv_params_cells(&p, &n), MORPHKV_STATUS_INVALID, "window must be in");
+    refused(morphkv_params_cells(&p, NULL), MORPHKV_STATUS_INVALID, "n_cells must not be NULL");
+}
+
 static void test_null_is_refused(void) {
     struct llama_context * ctx = (struct llama_context *) 1;
     morphkv_params         p   = morphkv_params_default();
@@ -61,6 +72,7 @@ static void test_null_is_refused(void) {
     CHECK(ctx == NULL);
     refused(morphkv_context_create(NULL, NULL, &p, NULL), MORPHKV_STATUS_INVALID, "out must not be NULL");
     refused(morphkv_stats_get(NULL, 0, &stats), MORPHKV_STATUS_INVALID, "ctx must not be NULL");
+    refused(morphkv_context_check(NULL), MORPHKV_STATUS_INVALID, "ctx must not be NULL");
     refused(morphkv_retained_shape(NULL, 0, &n, &n), MORPHKV_STATUS_INVALID, "ctx must not be NULL");
     CHECK(morphkv_kv_bytes(NULL) == 0);
     CHECK(morphkv_params_set_next(NULL) == MORPHKV_STATUS_OK);
@@ -85,6 +97,7 @@ int main(void) {
     test_versions();
     test_defaults_are_valid();
     test_params_outside_of_their_range_are_refused();
+    test_cells_are_known_before_a_context_is();
     test_null_is_refused();
     test_devices();
     return 0;
