@@ -177,7 +177,7 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
     runner.measure           = shape.n_old() > n_old_measured;
     const ggml_status status = compute_eviction(seq_id, shape, runner);
     n_sched_uses++;
-    scratch_bytes = std::max(scratch_bytes, runner.scratch_bytes);
+    scratch_bytes        = std::max(scratch_bytes, runner.scratch_bytes);
     const double took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     evict_ms += took_ms;
     seq_evict_ms[seq_id] += took_ms;

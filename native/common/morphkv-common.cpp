@@ -1,0 +1,238 @@
+#include "morphkv-common.h"
+
+#include "arg.h"
+#include "common.h"
+#include "log.h"
+#include "speculative.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+
+//
+// options
+//
+
+static std::invalid_argument refusal(const std::string & sentence) {
+    return std::invalid_argument("error: " + sentence);
+}
+
+static float to_float(const std::string & text) {
+    char *      end   = nullptr;
+    const float value = std::strtof(text.c_str(), &end);
+    if (text.empty() || *end) {
+        throw std::invalid_argument("expected a number, got '" + text + "'");
+    }
+    return value;
+}
+
+static int32_t to_fusion(const std::string & text) {
+    if (text == "sum") {
+        return MORPHKV_FUSION_SUM;
+    }
+    if (text == "max") {
+        return MORPHKV_FUSION_MAX;
+    }
+    throw std::invalid_argument("fusion must be sum or max, got '" + text + "'");
+}
+
+static morphkv_params & given(common_params & params, const char * option) {
+    if (params.morphkv.option.empty()) {
+        params.morphkv.option = option;
+    }
+    return params.morphkv.params;
+}
+
+std::vector<common_arg> morphkv_common_args(const common_params & params) {
+    const morphkv_params & p = params.morphkv.params;
+
+    std::vector<common_arg> res;
+    auto                    add = [&](common_arg arg, const char * env) {
+        res.push_back(arg.set_env(env));
+    };
+
+    add(common_arg(
+            { "--morphkv" }, { "--no-morphkv" },
+            string_format("MorphKV: a KV cache of constant size per slot, for texts of any length. Per layer and KV "
+                          "head it keeps the newest tokens, and of the older ones those that the newest attend to. "
+                          "--keep N: the first N are never evicted (0: %d); -c N: most tokens of a slot (0: no limit) "
+                          "(default: %s)",
+                          p.keep, params.morphkv.enabled ? "enabled" : "disabled"),
+            [](common_params & params, bool value) {
+                params.morphkv.enabled  = value;
+                params.morphkv.disabled = !value;
+            }),
+        "LLAMA_ARG_MORPHKV");
+    add(common_arg(
+            { "--morphkv-capacity" }, "N",
+            string_format("MorphKV: tokens kept per KV head after an eviction, everything included (default: %d)",
+                          p.capacity),
+            [](common_params & params, int value) { given(params, "--morphkv-capacity").capacity = value; }),
+        "LLAMA_ARG_MORPHKV_CAPACITY");
+    add(common_arg({ "--morphkv-window" }, "N",
+                   string_format("MorphKV: newest tokens, never evicted; their queries vote (default: %d)", p.window),
+                   [](common_params & params, int value) { given(params, "--morphkv-window").window = value; }),
+        "LLAMA_ARG_MORPHKV_WINDOW");
+    add(common_arg({ "--morphkv-votes" }, "N",
+                   string_format("MorphKV: how many of the newest queries vote (default: %d, 0 = the window)", p.votes),
+                   [](common_params & params, int value) { given(params, "--morphkv-votes").votes = value; }),
+        "LLAMA_ARG_MORPHKV_VOTES");
+    add(common_arg(
+            { "--morphkv-prompt-room" }, "N",
+            string_format("MorphKV: cells beyond the capacity that a prompt may fill before it is cut; they cost "
+                          "memory (default: %d)",
+                          p.prompt_room),
+            [](common_params & params, int value) { given(params, "--morphkv-prompt-room").prompt_room = value; }),
+        "LLAMA_ARG_MORPHKV_PROMPT_ROOM");
+    add(common_arg({ "--morphkv-interval" }, "N",
+                   string_format("MorphKV: evict when the newest tokens have outgrown the window by N (default: %d)",
+                                 p.interval),
+                   [](common_params & params, int value) { given(params, "--morphkv-interval").interval = value; }),
+        "LLAMA_ARG_MORPHKV_INTERVAL");
+    add(common_arg({ "--morphkv-fusion" }, "{sum,max}",
+                   string_format("MorphKV: how the votes of the window's queries are joined (default: %s)",
+                                 p.fusion == MORPHKV_FUSION_MAX ? "max" : "sum"),
+                   [](common_params & params, const std::string & value) {
+                       given(params, "--morphkv-fusion").fusion = to_fusion(value);
+                   }),
+        "LLAMA_ARG_MORPHKV_FUSION");
+    add(common_arg({ "--morphkv-decay" }, "X",
+                   string_format("MorphKV: weight of a token's score at the eviction before, in [0, 1) (default: %.1f)",
+                                 (double) p.decay),
+                   [](common_params & params, const std::string & value) {
+                       given(params, "--morphkv-decay").decay = to_float(value);
+                   }),
+        "LLAMA_ARG_MORPHKV_DECAY");
+    add(common_arg(
+            { "--morphkv-rope-limit" }, "N",
+            string_format("MorphKV: positions as RoPE sees them stay below N, while the text's go on (default: %d, "
+                          "-1 = the trained context, 0 = never rebased)",
+                          p.rope_limit),
+            [](common_params & params, int value) { given(params, "--morphkv-rope-limit").rope_limit = value; }),
+        "LLAMA_ARG_MORPHKV_ROPE_LIMIT");
+    add(common_arg(
+            { "--morphkv-keep-system" }, { "--no-morphkv-keep-system" },
+            string_format("MorphKV: never evict the system prompt of a chat, in place of its first --keep tokens "
+                          "(default: %s)",
+                          params.morphkv.keep_system ? "enabled" : "disabled"),
+            [](common_params & params, bool value) {
+                given(params, "--morphkv-keep-system");
+                params.morphkv.keep_system = value;
+            })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_KEEP_SYSTEM");
+    return res;
+}
+
+static void check_speculative(const common_params_speculative & speculative) {
+    for (const common_speculative_type type : speculative.types) {
+        switch (type) {
+            case COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3:
+            case COMMON_SPECULATIVE_TYPE_DRAFT_MTP:
+            case COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH:
+            case COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK:
+                throw refusal(
+                    "MorphKV speculates with a draft model or n-grams, not with heads that share the target's "
+                    "cache, got --spec-type " +
+                    common_speculative_type_name_str({ type }));
+            default:
+                break;
+        }
+    }
+}
+
+void morphkv_common_args_check(common_params & params) {
+    auto & morphkv = params.morphkv;
+    if (!morphkv.enabled) {
+        if (!morphkv.option.empty() && !morphkv.disabled) {
+            throw refusal(morphkv.option + " needs --morphkv");
+        }
+        return;
+    }
+
+    // 0 is upstream's default: nobody asked
+    if (params.n_keep > 0) {
+        morphkv.params.keep = params.n_keep;
+    }
+    if (morphkv_params_check(&morphkv.params) != MORPHKV_STATUS_OK) {
+        throw refusal(std::string("MorphKV: ") + morphkv_last_error());
+    }
+    if (params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
+        throw refusal("MorphKV needs flash attention, got --flash-attn off");
+    }
+    if (params.kv_unified || params.kv_unified_per_slot > 0) {
+        throw refusal(std::string("MorphKV gives every slot cells of its own, got ") +
+                      (params.kv_unified ? "--kv-unified" : "--kv-unified-per-slot"));
+    }
+    if (params.embedding || params.pooling_type == LLAMA_POOLING_TYPE_RANK) {
+        throw refusal("MorphKV serves texts that are written, got --embedding or --reranking");
+    }
+    if (!params.mmproj.path.empty() || !params.mmproj.url.empty()) {
+        throw refusal("MorphKV serves text only, got --mmproj");
+    }
+    check_speculative(params.speculative);
+
+    if (params.ctx_shift) {
+        LOG_WRN("MorphKV needs no context shift: --context-shift is ignored\n");
+        params.ctx_shift = false;
+    }
+}
+
+//
+// contexts
+//
+
+static uint32_t n_cells(const common_params & params) {
+    int32_t res = 0;
+    morphkv_params_cells(&params.morphkv.params, &res);  // checked with the arguments
+    return res;
+}
+
+void morphkv_common_context_params(const common_params & params, llama_context_params & cparams) {
+    if (params.morphkv.enabled && params.n_ctx == 0) {
+        cparams.n_ctx = cparams.n_seq_max * n_cells(params);
+    }
+}
+
+void morphkv_common_before_context(const common_params & params, const llama_model * model,
+                                   llama_context_params & cparams) {
+    if (!params.morphkv.enabled) {
+        return;
+    }
+    if (params.n_ctx == 0) {
+        // llama.cpp chooses by the context's size how some models rotate. MorphKV counts its cells itself.
+        cparams.n_ctx = cparams.n_seq_max * std::max<uint32_t>(n_cells(params), llama_model_n_ctx_train(model));
+    }
+    morphkv_params_set_next(&params.morphkv.params);
+}
+
+llama_context * morphkv_common_after_context(const common_params & params, llama_context * ctx) {
+    if (!params.morphkv.enabled) {
+        return ctx;
+    }
+    const std::string why = morphkv_last_error();
+    morphkv_params_set_next(nullptr);
+    if (!ctx) {
+        if (!why.empty()) {
+            LOG_ERR("error: %s\n", why.c_str());
+        }
+        return nullptr;
+    }
+    if (morphkv_context_check(ctx) != MORPHKV_STATUS_OK) {
+        LOG_ERR("error: %s\n", morphkv_last_error());
+        llama_free(ctx);
+        return nullptr;
+    }
+    return ctx;
+}
+
+void morphkv_common_before_draft_rm(llama_context * ctx_dft, int32_t seq_id, int32_t p0) {
+    morphkv_stats stats{};
+    stats.size = sizeof(stats);
+    if (seq_id < 0 || p0 <= 0 || morphkv_stats_get(ctx_dft, seq_id, &stats) != MORPHKV_STATUS_OK) {
+        return;
+    }
+    if (stats.n_evictions > 0 && p0 <= stats.complete_pos) {
+        llama_memory_seq_rm(llama_get_memory(ctx_dft), seq_id, -1, -1);
+    }
+}

@@ -1,0 +1,40 @@
+// MorphKV in programs that use llama.cpp's common arguments: the options, and contexts that are made from them. The only
+// functions that patches of common/ call. Without --morphkv each returns before it touches anything.
+#pragma once
+
+#include "morphkv.h"
+
+#include <string>
+#include <vector>
+
+struct common_arg;
+struct common_params;
+struct llama_context_params;
+
+// The member `morphkv` of common_params.
+struct morphkv_common_params {
+    bool        enabled     = false;
+    bool        disabled    = false;  // by --no-morphkv
+    bool        keep_system = false;  // the whole system prompt is never evicted
+    std::string option;               // the first --morphkv-... that was given
+    int32_t     n_ctx_slot = 0;       // llama-server: most tokens of a slot, 0 = no limit
+
+    morphkv_params params = morphkv_params_default();
+};
+
+std::vector<common_arg> morphkv_common_args(const common_params & params);
+
+// After all arguments have been read: throws std::invalid_argument with a sentence where they contradict.
+void morphkv_common_args_check(common_params & params);
+
+// At the end of common_context_params_to_llama(): a context that is only measured has as many cells as MorphKV.
+void morphkv_common_context_params(const common_params & params, llama_context_params & cparams);
+
+// Around llama_init_from_model(): the context gets MorphKV, or is freed and nullptr after a log line that says why.
+void            morphkv_common_before_context(const common_params & params, const llama_model * model,
+                                              llama_context_params & cparams);
+llama_context * morphkv_common_after_context(const common_params & params, llama_context * ctx);
+
+// Before a tail is removed from a draft model's context. It evicts at other times than the target, so its recent region may
+// be shorter: then the whole sequence is removed. That costs some accepted drafts; to fail would end the process.
+void morphkv_common_before_draft_rm(llama_context * ctx_dft, int32_t seq_id, int32_t p0);

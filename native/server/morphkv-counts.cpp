@@ -1,0 +1,39 @@
+#include "morphkv-counts.h"
+
+#include <ostream>
+#include <string>
+
+void morphkv_counts::add(const morphkv_counts & other) {
+    is_on = is_on || other.is_on;
+    n_evictions += other.n_evictions;
+    n_evicted += other.n_evicted;
+    n_rebases += other.n_rebases;
+    evict_ms += other.evict_ms;
+}
+
+void morphkv_counts::write_timings(common_json & timings) const {
+    if (is_on) {
+        timings["evictions_n"] = n_evictions;
+        timings["evicted_n"]   = n_evicted;
+        timings["evict_ms"]    = evict_ms;
+    }
+}
+
+void morphkv_metrics::write_prometheus(std::ostream & out) const {
+    if (!counts.is_on) {
+        return;
+    }
+    auto write = [&](const char * name, const char * type, const char * help, const auto & value) {
+        const std::string full = std::string("llamacpp:morphkv_") + name;
+        out << "# HELP " << full << " " << help << "\n# TYPE " << full << " " << type << "\n"
+            << full << " " << value << "\n";
+    };
+    write("evictions_total", "counter", "Number of evictions", counts.n_evictions);
+    write("evicted_tokens_total", "counter", "Number of tokens evicted per KV head", counts.n_evicted);
+    write("eviction_seconds_total", "counter", "Total time spent in evictions", counts.evict_ms / 1e3);
+    write("rebases_total", "counter", "Number of times that a slot's rotary positions were rebased", counts.n_rebases);
+    write("cells", "gauge", "Number of cells allocated, all slots", n_cells);
+    write("cells_used", "gauge", "Number of cells in use, all slots", n_used);
+    write("kv_bytes", "gauge", "Bytes of K and V, all slots", kv_bytes);
+    write("extra_bytes", "gauge", "Bytes beside K and V, all slots", extra_bytes);
+}

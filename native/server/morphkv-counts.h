@@ -1,0 +1,31 @@
+// What evictions have cost: of one response in its timings, of all in /metrics.
+#pragma once
+
+#include "json.h"
+
+#include <cstdint>
+#include <iosfwd>
+
+struct morphkv_counts {
+    bool is_on = false;  // off: nothing is written
+
+    int64_t n_evictions = 0;
+    int64_t n_evicted   = 0;  // tokens per KV head
+    int64_t n_rebases   = 0;
+    double  evict_ms    = 0.0;
+
+    void add(const morphkv_counts & other);
+    void write_timings(common_json & timings) const;
+};
+
+// Of all slots.
+struct morphkv_metrics {
+    morphkv_counts counts;
+
+    int64_t n_cells     = 0;  // allocated
+    int64_t n_used      = 0;
+    int64_t kv_bytes    = 0;
+    int64_t extra_bytes = 0;
+
+    void write_prometheus(std::ostream & out) const;
+};

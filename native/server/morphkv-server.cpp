@@ -1,0 +1,232 @@
+#include "morphkv-server.h"
+
+#include "common.h"
+#include "llama.h"
+#include "log.h"
+
+#include <algorithm>
+#include <limits>
+
+// llama-server's default of 32 is for checkpoints of a few MiB. Here each is as large as a slot.
+static constexpr int32_t N_CHECKPOINTS = 4;
+
+// llama-server has one model in a process.
+static bool g_enabled = false;
+
+static morphkv_stats stats_of(llama_context * ctx, int32_t seq_id) {
+    morphkv_stats res{};
+    res.size = sizeof(res);
+    morphkv_stats_get(ctx, seq_id, &res);
+    return res;
+}
+
+bool morphkv_server_prepare(common_params & params) {
+    if (!params.morphkv.enabled) {
+        return true;
+    }
+    if (params.n_parallel < 0) {
+        // upstream's automatic choice, but for its unified cache
+        params.n_parallel = 4;
+    }
+    const morphkv_params & p       = params.morphkv.params;
+    const int64_t          n_limit = (int64_t) p.capacity + std::max(p.interval, p.prompt_room);
+    if (params.n_ctx != 0 && params.n_ctx < n_limit) {
+        LOG_ERR(
+            "error: MorphKV: -c is the most tokens of a slot and costs no memory; it must be 0 (no limit) or at least "
+            "capacity + max(interval, prompt_room), got %d with %d\n",
+            params.n_ctx, (int) n_limit);
+        return false;
+    }
+    g_enabled                 = true;
+    params.morphkv.n_ctx_slot = params.n_ctx;
+    params.n_ctx              = 0;
+
+    if (params.n_ctx_checkpoints == common_params().n_ctx_checkpoints) {
+        params.n_ctx_checkpoints = N_CHECKPOINTS;
+    }
+    return true;
+}
+
+bool morphkv_server_is_bad_request(const std::exception & error) {
+    return g_enabled && dynamic_cast<const common_json_error *>(&error);
+}
+
+bool morphkv_server::init(const common_params & params, llama_context * ctx_tgt) {
+    ctx = nullptr;
+    if (!params.morphkv.enabled) {
+        return true;
+    }
+    if (!params.mmproj.path.empty()) {
+        LOG_ERR("error: MorphKV serves text only, got a projector for images or audio: use --no-mmproj\n");
+        return false;
+    }
+
+    const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(ctx_tgt));
+
+    ctx          = ctx_tgt;
+    this->params = params.morphkv.params;
+    keep_system  = params.morphkv.keep_system;
+    n_ctx_max    = params.morphkv.n_ctx_slot > 0 ? params.morphkv.n_ctx_slot : std::numeric_limits<int32_t>::max();
+    n_bos        = llama_vocab_get_add_bos(vocab) ? 1 : 0;
+
+    costs.assign(params.n_parallel, {});
+    stats.resize(params.n_parallel);
+    all.counts.is_on = true;
+    refresh();
+
+    const std::string why = why_not({ params.n_keep, 0, 0 });
+    if (!why.empty()) {
+        LOG_ERR("error: %s\n", why.c_str());
+        return false;
+    }
+    LOG_INF("MorphKV: %d slots of %d cells each, K and V %.1f MiB and %.1f MiB beside them, for texts of any length: a "
+            "prompt may be longer than its cells, and context shift is not needed\n",
+            params.n_parallel, stats[0].n_cells, all.kv_bytes / 1048576.0, all.extra_bytes / 1048576.0);
+    return true;
+}
+
+//
+// what is never evicted
+//
+
+int32_t morphkv_server::n_wanted(const morphkv_keep & keep) const {
+    // llama-server counts --keep without the tokenizer's first token
+    int32_t n = keep.n_keep > 0 ? std::min(keep.n_keep, params.capacity) + n_bos : params.keep;
+    if (keep.n_keep < 0) {
+        n = std::min(keep.n_tokens, n_keep_max());
+    }
+    return std::max(n, keep.n_system);
+}
+
+std::string morphkv_server::why_not(const morphkv_keep & keep) const {
+    if (!is_on() || n_wanted(keep) <= n_keep_max()) {
+        return "";
+    }
+    const bool is_system = keep.n_system > n_keep_max();
+    return std::string(is_system ? "the system prompt" : "n_keep") +
+           " must be below capacity - window = " + std::to_string(n_keep_max() + 1) + " tokens to be kept, got " +
+           std::to_string(n_wanted(keep)) + ": start the server with a larger --morphkv-capacity";
+}
+
+int32_t morphkv_server::begin_prompt(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) {
+    if (!is_on()) {
+        return n_past;
+    }
+    if (n_past > 0) {
+        if (keep.n_keep < 0 && keep.n_system == 0) {
+            return n_past;
+        }
+        if (morphkv_keep_set(ctx, id_slot, n_wanted(keep)) == MORPHKV_STATUS_OK) {
+            return n_past;
+        }
+        LOG_WRN("slot %d: %d first tokens are to be kept and some may be evicted already: processing the prompt anew\n",
+                id_slot, n_wanted(keep));
+    }
+    llama_memory_seq_rm(llama_get_memory(ctx), id_slot, -1, -1);
+    if (morphkv_keep_set(ctx, id_slot, n_wanted(keep)) != MORPHKV_STATUS_OK) {
+        LOG_ERR("slot %d: %s\n", id_slot, morphkv_last_error());  // unreachable behind why_not()
+    }
+    return 0;
+}
+
+int32_t morphkv_server::n_draft_max(int32_t id_slot, int32_t n_max) const {
+    if (!is_on()) {
+        return n_max;
+    }
+    // One more token is decoded with the draft. Where an eviction is due already, it comes alone: the eviction may wait for
+    // it. A draft model decodes its drafts one by one, and an eviction among them leaves it the window to go back in.
+    const int32_t n_free = params.capacity + params.interval - stats_of(ctx, id_slot).n_used - 1;
+    return std::min({ n_max, n_free, MORPHKV_DRAFT_MAX - 1, params.window - 2 });
+}
+
+void morphkv_server::forget_draft(llama_context * ctx_dft, int32_t id_slot) const {
+    if (is_on() && ctx_dft) {
+        llama_memory_seq_rm(llama_get_memory(ctx_dft), id_slot, -1, -1);
+    }
+}
+
+//
+// what clients see
+//
+
+void morphkv_server::refresh() {
+    if (!is_on()) {
+        return;
+    }
+    all.n_used = 0;
+    for (size_t i = 0; i < stats.size(); ++i) {
+        stats[i] = stats_of(ctx, i);
+        all.n_used += stats[i].n_used;
+    }
+    all.n_cells     = (int64_t) stats[0].n_cells * stats.size();
+    all.kv_bytes    = stats[0].kv_bytes;
+    all.extra_bytes = stats[0].extra_bytes;
+}
+
+void morphkv_server::before_decode() {
+    refresh();
+}
+
+void morphkv_server::after_decode() {
+    if (!is_on()) {
+        return;
+    }
+    const std::vector<morphkv_stats> before = stats;
+    refresh();
+    for (size_t i = 0; i < stats.size(); ++i) {
+        auto & cost      = costs[i];
+        cost.is_on       = true;
+        cost.n_evictions = stats[i].n_evictions - before[i].n_evictions;
+        cost.n_evicted   = stats[i].n_evicted - before[i].n_evicted;
+        cost.n_rebases   = stats[i].n_rebases - before[i].n_rebases;
+        cost.evict_ms    = stats[i].seq_evict_ms - before[i].seq_evict_ms;
+        all.counts.add(cost);
+    }
+}
+
+morphkv_counts morphkv_server::cost(int32_t id_slot) const {
+    return is_on() ? costs.at(id_slot) : morphkv_counts{};
+}
+
+common_json morphkv_server::props() const {
+    if (!is_on()) {
+        return nullptr;
+    }
+    return {
+        { "capacity", params.capacity },
+        { "window", params.window },
+        { "votes", params.votes > 0 ? params.votes : params.window },
+        { "prompt_room", params.prompt_room },
+        { "interval", params.interval },
+        { "fusion", params.fusion == MORPHKV_FUSION_MAX ? "max" : "sum" },
+        { "decay", params.decay },
+        { "keep", params.keep },
+        { "keep_system", keep_system },
+        { "rope_limit", stats[0].rope_limit },
+        { "n_cells", stats[0].n_cells },
+        { "kv_bytes", all.kv_bytes },
+        { "extra_bytes", all.extra_bytes },
+    };
+}
+
+void morphkv_server::add_to_slot(common_json & slot, int32_t id_slot) const {
+    if (!is_on()) {
+        return;
+    }
+    const morphkv_stats & s = stats.at(id_slot);
+
+    slot["morphkv"] = {
+        { "capacity", s.capacity },
+        { "keep", s.keep },
+        { "n_cells", s.n_cells },
+        { "n_used", s.n_used },
+        { "n_evictions", s.n_evictions },
+        { "n_evicted", s.n_evicted },
+        { "evict_ms", s.seq_evict_ms },
+        { "logical_pos", s.logical_pos },
+        { "complete_pos", s.complete_pos },
+        { "exact_pos", s.exact_pos },
+        { "rotary_offset", s.rotary_offset },
+        { "n_rebases", s.n_rebases },
+    };
+}

@@ -1,0 +1,94 @@
+// MorphKV in llama-server. What patches of tools/server call; without --morphkv each function returns before it touches
+// anything.
+//
+// A slot is a sequence; its text has no end but -c. What clients may see of it is read from the context while nothing is
+// decoded and kept here, since llama-server answers /slots and /metrics also while it decodes.
+#pragma once
+
+#include "morphkv-counts.h"
+#include "morphkv.h"
+
+#include <exception>
+#include <string>
+#include <vector>
+
+struct common_params;
+struct llama_context;
+
+// Before a model is loaded: slots and limits as MorphKV has them. False, after a log line, if they contradict.
+bool morphkv_server_prepare(common_params & params);
+
+// A request whose body is no JSON, or JSON of other types than expected: llama-server calls that its own error (500).
+bool morphkv_server_is_bad_request(const std::exception & error);
+
+// How many first tokens a request wants never to be evicted.
+struct morphkv_keep {
+    int32_t n_keep;    // as in the request: 0 = --keep, -1 = the prompt that the slot begins with
+    int32_t n_tokens;  // of the prompt
+    int32_t n_system;  // of these, tokens of the system prompt; 0 without --morphkv-keep-system
+};
+
+class morphkv_server {
+public:
+    // False, after a log line, if this context cannot be served.
+    bool init(const common_params & params, llama_context * ctx_tgt);
+
+    // The context will be freed; what was counted stays.
+    void stop() { ctx = nullptr; }
+
+    // Most tokens of a slot, in place of the context's.
+    int32_t n_ctx_slot(int32_t n_ctx) const { return is_on() ? n_ctx_max : n_ctx; }
+
+    // llama-server makes and uses context checkpoints for sliding windows. To it, this cache is one with a window of one
+    // token: a text goes on from any place that is complete, and from before by a checkpoint.
+    int32_t n_swa(int32_t n_swa) const { return is_on() ? 1 : n_swa; }
+
+    // A task that names a busy slot waits; llama-server would first swap the slot's prompt, under the running task.
+    bool must_wait(bool is_processing) const { return is_on() && is_processing; }
+
+    bool keeps_system() const { return is_on() && keep_system; }
+
+    // Why so many tokens cannot be kept, or an empty string.
+    std::string why_not(const morphkv_keep & keep) const;
+
+    // Before a prompt is decoded behind the n_past tokens of it that are in the cache. Returns n_past, or 0, and the slot is
+    // empty, where more tokens are to be kept than the slot is sure to have.
+    int32_t begin_prompt(int32_t id_slot, const morphkv_keep & keep, int32_t n_past);
+
+    // The longest draft that can be verified, and taken back, in one step. It ends where an eviction falls due, so that
+    // evictions fall between the same tokens as without drafts.
+    int32_t n_draft_max(int32_t id_slot, int32_t n_max) const;
+
+    // A slot was read from a file: a draft model's sequence has nothing to do with it.
+    void forget_draft(llama_context * ctx_dft, int32_t id_slot) const;
+
+    // Around a decode that succeeds; then what it has cost a slot.
+    void           before_decode();
+    void           after_decode();
+    morphkv_counts cost(int32_t id_slot) const;
+
+    // To be called while nothing is decoded.
+    void refresh();
+
+    // null when off
+    common_json props() const;
+    void        add_to_slot(common_json & slot, int32_t id_slot) const;
+
+    morphkv_metrics metrics() const { return all; }
+
+private:
+    bool    is_on() const { return ctx != nullptr; }
+    int32_t n_wanted(const morphkv_keep & keep) const;
+    int32_t n_keep_max() const { return params.capacity - params.window - 1; }
+
+    llama_context * ctx = nullptr;
+
+    morphkv_params params{};
+    bool           keep_system = false;
+    int32_t        n_ctx_max   = 0;     // of a slot
+    int32_t        n_bos       = 0;     // tokens that the tokenizer puts before a prompt
+
+    std::vector<morphkv_stats>  stats;  // (n_slots)
+    std::vector<morphkv_counts> costs;  // (n_slots), of the last decode
+    morphkv_metrics             all;
+};

@@ -1,0 +1,96 @@
+"""The options of llama-server and llama-perplexity: in --help, from the environment, refused with a sentence."""
+
+import re
+
+import pytest
+from server_process import run_program
+
+OPTIONS = [
+    "morphkv",
+    "morphkv-capacity",
+    "morphkv-window",
+    "morphkv-votes",
+    "morphkv-prompt-room",
+    "morphkv-interval",
+    "morphkv-fusion",
+    "morphkv-decay",
+    "morphkv-rope-limit",
+]
+
+
+def refused(done, sentence: str) -> None:
+    assert done.returncode == 1
+    assert re.search(sentence, done.stdout), done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("name", ["llama-server", "llama-perplexity"])
+def test_help_has_each_option_and_its_environment_variable(name):
+    done = run_program(name, "--help")
+    assert done.returncode == 0
+    words = set(re.split(r"[\s,)]+", done.stdout))
+    options = OPTIONS + (["morphkv-keep-system"] if name == "llama-server" else [])
+    for option in options:
+        assert f"--{option}" in words
+        assert "LLAMA_ARG_" + option.upper().replace("-", "_") in words
+    assert "--no-morphkv" in words
+
+
+BAD = [
+    (["--morphkv-capacity", 36], "capacity must exceed keep \\+ window, got capacity=36 with keep=4 and window=32"),
+    (["--morphkv-window", 0], "window must be in 1\\.\\."),
+    (["--morphkv-votes", 33], "votes must be in 0\\.\\.32, got 33"),
+    (["--morphkv-prompt-room", -1], "prompt_room must be in"),
+    (["--morphkv-interval", 0], "interval must be in"),
+    (["--morphkv-fusion", "mean"], "fusion must be sum or max, got 'mean'"),
+    (["--morphkv-decay", "1.5"], r"decay must be in \[0, 1\), got 1.5"),
+    (["--morphkv-decay", "half"], "expected a number, got 'half'"),
+    (["--morphkv-rope-limit", -2], "rope_limit must be in"),
+    (["--keep", 992], "capacity must exceed keep \\+ window, got capacity=1024 with keep=992"),
+    (["--flash-attn", "off"], "needs flash attention, got --flash-attn off"),
+    (["--kv-unified"], "every slot cells of its own, got --kv-unified"),
+    (["--kv-unified-per-slot", 4096], "every slot cells of its own, got --kv-unified-per-slot"),
+    (["--embedding"], "got --embedding or --reranking"),
+    (["--reranking"], "got --embedding or --reranking"),
+    (["--mmproj", "projector.gguf"], "text only, got --mmproj"),
+    (["--spec-type", "draft-mtp"], "not with heads that share the target's cache, got --spec-type draft-mtp"),
+    (["-c", 1000], "-c is the most tokens of a slot.*, got 1000 with 2048"),
+    (["--cache-type-v", "q4_1"], "needs a K/V type among .*, got q4_1"),
+    (["--morphkv-rope-limit", 100], "rope_limit must be .* at least capacity \\+ max.*, got 100"),
+]
+
+
+@pytest.mark.parametrize("flags, sentence", BAD, ids=[" ".join(map(str, flags)) for flags, _ in BAD])
+def test_what_contradicts_morphkv_stops_with_a_sentence(tiny_llama, flags, sentence):
+    refused(run_program("llama-server", "-m", tiny_llama(), "--port", 0, "--morphkv", *flags), sentence)
+
+
+def test_a_setting_without_morphkv_is_refused():
+    refused(run_program("llama-server", "-m", "x.gguf", "--morphkv-capacity", 64), "--morphkv-capacity needs --morphkv")
+
+
+def test_the_environment_counts_as_an_option():
+    env = {"LLAMA_ARG_MORPHKV": "1", "LLAMA_ARG_MORPHKV_CAPACITY": "36"}
+    refused(run_program("llama-server", "-m", "x.gguf", env=env), "capacity=36 with keep=4")
+
+
+def test_no_morphkv_wins_over_the_environment():
+    env = {"LLAMA_ARG_MORPHKV": "1", "LLAMA_ARG_MORPHKV_CAPACITY": "36"}
+    done = run_program("llama-server", "-m", "missing.gguf", "--no-morphkv", env=env)
+    assert done.returncode == 1
+    assert "capacity" not in done.stdout
+    assert "missing.gguf" in done.stdout
+
+
+def test_perplexity_takes_the_options(tiny_llama, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a quick brown fox jumps over the lazy dog " * 40)
+    flags = ["-m", tiny_llama(), "-f", text, "-c", 512, "-b", 512, "-t", 1, "--chunks", 1]
+    tight = ["--morphkv-capacity", 64, "--morphkv-window", 8, "--morphkv-prompt-room", 64]
+    outcomes = []
+    for more in ([], ["--morphkv", "--morphkv-capacity", 384, "--morphkv-prompt-room", 64], ["--morphkv", *tight]):
+        done = run_program("llama-perplexity", *flags, *more)
+        assert done.returncode == 0, done.stdout[-2000:]
+        outcomes.append(re.search(r"Final estimate: PPL = ([\d.]+)", done.stdout)[1])
+    stock, roomy, evicting = outcomes
+    assert roomy == stock
+    assert evicting != stock
