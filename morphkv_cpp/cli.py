@@ -14,6 +14,7 @@ from .cli_demo import demo
 from .cli_eval import recall, texts
 from .cli_generate import generate
 from .cli_perplexity import perplexity
+from .cli_serve import CONTEXT_SETTINGS, serve
 
 # A traceback in a box helps nobody who only mistyped a path; main() prints the sentence.
 app = typer.Typer(
@@ -32,6 +33,7 @@ def show_info() -> None:
 
 for command in (demo, generate, chat, perplexity, recall, bench, texts):
     app.command()(command)
+app.command(context_settings=CONTEXT_SETTINGS)(serve)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

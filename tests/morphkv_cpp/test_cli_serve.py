@@ -1,0 +1,53 @@
+"""`morphkv serve`: the packaged llama-server, with MorphKV on unless its flags say otherwise."""
+
+import sys
+
+import pytest
+from server_process import TIGHT, ServerProcess, program
+
+from morphkv_cpp.cli import main
+from morphkv_cpp.cli_serve import server_command
+
+pytestmark = pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
+
+
+@pytest.fixture
+def serve(tiny_llama, tmp_path):
+    started = []
+
+    def start(*flags):
+        command = [sys.executable, "-m", "morphkv_cpp.cli", "serve", str(tiny_llama())]
+        server = ServerProcess("", *flags, log=tmp_path / f"{len(started)}.log", command=command)
+        started.append(server)
+        return server.start()
+
+    yield start
+    for server in started:
+        server.http.close()
+        if server.process and server.is_alive():
+            server.stop()
+
+
+def test_it_serves_with_morphkv_on_and_passes_flags(serve):
+    server = serve(*TIGHT[1:], "-np", 3)
+    props = server.get("/props")
+    assert props["morphkv"]["capacity"] == 128
+    assert props["total_slots"] == 3
+    assert server.chat([{"role": "user", "content": "a long question " * 40}], 4)["timings"]["evicted_n"] > 0
+    assert server.stop() == 0
+
+
+def test_flags_come_last_and_win(serve):
+    assert "morphkv" not in serve("--no-morphkv", "-np", 1, "-c", 512).get("/props")
+
+
+def test_all_behind_the_model_is_the_servers(tiny_llama):
+    flags = ["--help", "-c", "4096", "--alias", "x"]
+    assert server_command(str(tiny_llama()), flags)[1:] == ["--model", str(tiny_llama()), "--morphkv", *flags]
+
+
+def test_a_missing_model_is_a_sentence(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", "nothing.gguf", "--port", "8080"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: MODEL must be a GGUF file or 'demo', got 'nothing.gguf'\n"
