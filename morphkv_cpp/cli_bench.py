@@ -21,11 +21,12 @@ from .bench.constant import (
     speed_kept,
 )
 from .bench.decode import endless_tokens, fill
+from .bench.server import N_EARLY_TURN, N_SLOTS, N_TURNS, SERVER_ROWS, around, run_chat, run_slots
 from .bench.streaming import N_MARK, LeapingLlama, streaming_kept
 from .bench.streaming import N_RATED as N_STREAM_RATED
 from .bench.suite import ROWS, Sizes, n_fill, run_suite
 from .eval.bars import missed, parse_bars
-from .options import Model, llama_options, morphkv_options, with_options
+from .options import CACHE_TYPES, Model, llama_options, morphkv_options, with_options
 from .show import find_model, mebibytes, print_table, progress_bar, report_bars
 
 CONSTANT_ROWS = ("rss-mb", "kv-mb", "cells", "speed", "prompt-speed")
@@ -51,6 +52,10 @@ def bench(
     streaming: Annotated[
         bool, typer.Option("--streaming", help=f"instead: a streamed answer at token N against token {N_MARK}")
     ] = False,
+    server: Annotated[
+        bool,
+        typer.Option("--server", help=f"instead: llama-server with {N_SLOTS} busy slots, and a chat of many turns"),
+    ] = False,
     tokens: Annotated[
         Optional[int],
         typer.Option(
@@ -74,13 +79,20 @@ def bench(
             "--require",
             metavar="BAR",
             help=f"exit with 1 if missed, e.g. 'same-cells>=0.93'; rows: {', '.join(ROWS)}; "
-            f"with --constant: {', '.join(CONSTANT_ROWS)}; with --streaming: {', '.join(STREAMING_ROWS)}",
+            f"with --constant: {', '.join(CONSTANT_ROWS)}; with --streaming: {', '.join(STREAMING_ROWS)}; "
+            f"with --server: {', '.join(SERVER_ROWS)}",
         ),
     ] = None,
 ) -> None:
     """Measure decoding with MorphKV against stock llama.cpp, in turns on one machine."""
-    if constant and streaming:
-        raise ValueError("--constant and --streaming are two different runs: give one of them")
+    if constant + streaming + server > 1:
+        raise ValueError("--constant, --streaming and --server are different runs: give one of them")
+    if server:
+        bars = parse_bars(require or [], SERVER_ROWS)
+        if rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {rounds}")
+        report_bars(missed(bars, bench_server(find_model(model), morphkv, rounds, llama)), len(bars))
+        return
     if constant or streaming:
         run, rows, n_tokens = (
             (partial(bench_constant, soak=soak), CONSTANT_ROWS, N_CONSTANT)
@@ -193,6 +205,25 @@ def bench_streaming(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[st
         f"medians: {rates['late']:.1f} and {rates['early']:.1f} tok/s"
     )
     return {"streaming": speed.middle}
+
+
+def bench_server(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any]) -> dict[str, float]:
+    cache_types = {number: name for name, number in CACHE_TYPES.items()}
+    flags = ["-t", llama["n_threads"], "-ngl", llama["n_gpu_layers"]]
+    flags += ["-ctk", cache_types[llama["type_k"]], "-ctv", cache_types[llama["type_v"]]]
+    n_turns = 2 * (n_rounds + 1)
+    with progress_bar(n_turns + N_TURNS, "decoding") as advance:
+        slots, lanes = run_slots(model, morphkv, n_rounds, lambda name: advance(1, f"{N_SLOTS} slots: {name}"), flags)
+        first_token, seconds = run_chat(model, morphkv, lambda turn: advance(1, f"chat: turn {turn}"), flags)
+    rates = [sorted(lane.rates)[len(lane.rates) // 2] for lane in lanes]
+    print(
+        f"tok/s of {N_SLOTS} busy slots over stock's with as many cells, in turns: {slots.middle:.3f} "
+        f"({slots.low:.3f} to {slots.high:.3f}) (slots); medians {rates[0]:.1f} and {rates[1]:.1f}\n"
+        f"time to the first token of turn {N_TURNS} over that of turn {N_EARLY_TURN}, the whole chat sent each time: "
+        f"{first_token:.2f} (first-token); {1e3 * around(seconds, N_TURNS):.0f} and "
+        f"{1e3 * around(seconds, N_EARLY_TURN):.0f} ms"
+    )
+    return {"slots": slots.middle, "first-token": first_token}
 
 
 def print_constant(run: ConstantRun, n_tokens: int) -> None:

@@ -1,0 +1,178 @@
+"""llama-server under load: four busy slots against stock's, and the first token of a late turn against an early."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from morphkv_cpp import MorphKV
+from morphkv_cpp.cli_serve import server_command
+from morphkv_cpp.eval import prose_sections
+
+from .decode import Ratio, ratio, run_in_turns
+
+# rows of the result, which requirements may name
+SLOTS, FIRST_TOKEN = "slots", "first-token"
+SERVER_ROWS = (SLOTS, FIRST_TOKEN)
+N_SLOTS = 4
+N_TURNS, N_EARLY_TURN = 60, 5
+N_AROUND = 2  # turns before and behind a turn that count with it
+START_SECONDS = 120
+SYSTEM = "You are a guide to the city of Lisbon. You answer in one short sentence and never repeat yourself. " * 12
+TOPICS = ("food", "trams", "tiles", "music", "rivers", "churches", "hills", "coffee", "markets", "beaches")
+
+
+class Server:
+    """A llama-server on a loopback port; a context manager."""
+
+    def __init__(self, model: Path, *flags: object):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        own = ["--host", "127.0.0.1", "--port", self.port, "--no-ui", "--slots"]
+        self._command = server_command(str(model), [str(flag) for flag in (*own, *flags)])
+        self._log = tempfile.TemporaryFile()
+
+    def __enter__(self) -> Server:
+        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=subprocess.STDOUT)
+        end = time.monotonic() + START_SECONDS
+        while time.monotonic() < end and self._process.poll() is None:
+            try:
+                self.ask("GET", "/health")
+                return self
+            except (OSError, RuntimeError):
+                time.sleep(0.05)
+        self.__exit__()
+        raise RuntimeError(f"llama-server did not start: {self._last_lines()}")
+
+    def __exit__(self, *error: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def _last_lines(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace")[-1000:]
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The answer's JSON. Raises RuntimeError for another status than 200."""
+        with self._request(method, path, body) as response:
+            return json.loads(response.read())
+
+    def first_token(self, path: str, body: dict[str, Any]) -> tuple[float, str]:
+        """Seconds until a streamed chat answer's first piece, and the whole answer."""
+        start, first, text = time.perf_counter(), None, ""
+        with self._request("POST", path, {**body, "stream": True}) as response:
+            for line in response:
+                if not line.startswith(b"data: {"):
+                    continue
+                for choice in json.loads(line[len(b"data: ") :])["choices"]:
+                    text += choice["delta"].get("content") or ""
+                if text and first is None:
+                    first = time.perf_counter() - start
+        return (time.perf_counter() - start if first is None else first), text
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        data = None if body is None else json.dumps(body)
+        connection.request(method, path, data, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            raise RuntimeError(f"llama-server answers {path} with {response.status}: {response.read().decode()[:300]}")
+        return response
+
+
+@dataclass
+class SlotsLane:
+    """N_SLOTS texts that go on at the same time, so many tokens a lap."""
+
+    name: str
+    server: Server
+    prompts: list[list[int]]  # (N_SLOTS,)
+    n_lap: int
+    n_laps: int
+    goes_on: bool  # else each lap begins behind the prompt again
+    rates: list[float] = field(default_factory=list)  # (n_rounds,) tok/s of all slots together
+
+    def turn(self) -> None:
+        self.rates.append(median(self._lap() for _ in range(self.n_laps)))
+
+    def _lap(self) -> float:
+        with ThreadPoolExecutor(N_SLOTS) as pool:
+            answers = list(pool.map(self._decode, range(N_SLOTS)))
+        return sum(answer["timings"]["predicted_per_second"] for answer in answers)
+
+    def _decode(self, i: int) -> dict[str, Any]:
+        body = {"prompt": self.prompts[i], "n_predict": self.n_lap, "id_slot": i, "ignore_eos": True}
+        answer = self.server.ask("POST", "/completion", {**body, "return_tokens": True, "temperature": 0})
+        if self.goes_on:
+            self.prompts[i] += answer["tokens"]
+        return answer
+
+
+def morphkv_flags(morphkv: MorphKV) -> list[object]:
+    names = ("capacity", "window", "votes", "prompt_room", "interval", "fusion", "decay", "rope_limit")
+    flags = [(f"--morphkv-{name.replace('_', '-')}", getattr(morphkv, name)) for name in names]
+    return [part for flag in flags for part in flag] + ["--keep", morphkv.keep]
+
+
+def run_slots(
+    model: Path, morphkv: MorphKV, n_rounds: int, on_turn: Callable[[str], None], flags: list[object]
+) -> tuple[Ratio, list[SlotsLane]]:
+    """MorphKV's rate over stock's, both with capacity to capacity + interval used cells in each of the slots."""
+    small = replace(morphkv, prompt_room=0)
+    n_full = small.capacity + small.interval
+    common = ["-np", N_SLOTS, "--flash-attn", "on", *flags]
+    with ExitStack() as stack:
+        own = stack.enter_context(Server(model, *common, *morphkv_flags(small)))
+        stock = stack.enter_context(
+            Server(model, *common, "--no-morphkv", "--no-kv-unified", "-c", N_SLOTS * (n_full + 256))
+        )
+        tokens = _prose_tokens(own)
+        prompts = [list(islice(tokens, small.capacity)) for _ in range(N_SLOTS)]
+        lanes = [
+            SlotsLane("MorphKV", own, [list(prompt) for prompt in prompts], small.interval, 2, goes_on=True),
+            SlotsLane("stock, as many cells", stock, prompts, small.interval, 2, goes_on=False),
+        ]
+        run_in_turns(lanes, n_rounds, on_turn)
+    return ratio(*lanes), lanes
+
+
+def _prose_tokens(server: Server) -> Iterator[int]:
+    tokens = server.ask("POST", "/tokenize", {"content": "\n\n".join(prose_sections())})["tokens"]
+    while True:
+        yield from tokens
+
+
+def run_chat(
+    model: Path, morphkv: MorphKV, on_turn: Callable[[int], None], flags: list[object]
+) -> tuple[float, list[float]]:
+    """Time to the first token of the last turns over that of the early ones; and of each turn, in seconds."""
+    messages = [{"role": "system", "content": SYSTEM}]
+    seconds = []
+    with Server(model, "-np", 1, *flags, *morphkv_flags(morphkv)) as server:
+        for turn in range(1, N_TURNS + N_AROUND + 1):
+            question = f"Question {turn}: what should I know about {TOPICS[turn % len(TOPICS)]} there?"
+            messages.append({"role": "user", "content": question})
+            body = {"messages": messages, "max_tokens": 24, "temperature": 0}
+            took, text = server.first_token("/v1/chat/completions", body)
+            seconds.append(took)
+            messages.append({"role": "assistant", "content": text})
+            on_turn(turn)
+    return around(seconds, N_TURNS) / around(seconds, N_EARLY_TURN), seconds
+
+
+def around(seconds: list[float], turn: int) -> float:
+    """Median of a turn, counted from 1, and its neighbours."""
+    return median(seconds[max(0, turn - 1 - N_AROUND) : turn + N_AROUND])

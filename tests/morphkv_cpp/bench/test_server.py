@@ -1,0 +1,45 @@
+"""What `morphkv bench --server` measures, on a tiny model."""
+
+import pytest
+from server_process import program
+
+from morphkv_cpp import MorphKV
+from morphkv_cpp.bench import server as bench
+from morphkv_cpp.cli import main
+
+pytestmark = pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
+TIGHT = MorphKV(capacity=64, window=8, interval=16, prompt_room=0)
+FLAGS = ["-t", 1, "--no-warmup"]
+
+
+def test_a_turn_counts_with_its_neighbours():
+    assert bench.around([9, 9, 1, 5, 2, 4, 3, 9], 5) == 3
+    assert bench.around([1, 2, 3], 1) == 2
+
+
+def test_both_servers_decode_with_as_many_cells(tiny_llama):
+    seen = []
+    ratio, lanes = bench.run_slots(tiny_llama(), TIGHT, 1, seen.append, FLAGS)
+    own, stock = lanes
+    assert ratio.middle == own.rates[0] / stock.rates[0]
+    # two turns of two laps, and all of MorphKV's texts went on
+    assert [len(prompt) for prompt in own.prompts] == [64 + 2 * 2 * 16] * 4
+    assert [len(prompt) for prompt in stock.prompts] == [64] * 4
+    assert seen == ["MorphKV", "stock, as many cells", "stock, as many cells", "MorphKV"]
+
+
+def test_a_chat_of_sixty_turns(tiny_llama):
+    turns = []
+    config = MorphKV(capacity=128, window=16, interval=16, prompt_room=64)
+    ratio, seconds = bench.run_chat(tiny_llama(), config, turns.append, FLAGS)
+    assert turns == list(range(1, 63))
+    assert len(seconds) == 62
+    assert ratio > 0
+
+
+@pytest.mark.parametrize("flags", [["--server", "--constant"], ["--server", "--require", "speed>=1"]])
+def test_what_does_not_go_together_is_a_sentence(capsys, tiny_llama, flags):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", str(tiny_llama()), *flags])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("error: ")
