@@ -68,6 +68,18 @@ class TestLongPrompts:
         assert timings["evictions_n"] > 0
         assert timings["evict_ms"] > 0
 
+    def test_thirty_thousand_tokens_with_the_memory_of_two_thousand(self, start_server, tiny_llama):
+        prompt = tokens(30000)
+        stock = start_server(tiny_llama(), "-np", 1, "-c", 2048)
+        morphkv = start_server(tiny_llama(), "-np", 1, "--morphkv", "--morphkv-capacity", 1024)
+        assert (
+            morphkv.get("/props")["morphkv"]["n_cells"] == stock.get("/props")["default_generation_settings"]["n_ctx"]
+        )
+        refused = stock.post("/completion", {"prompt": prompt, "n_predict": 20})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (400, "exceed_context_size_error")
+        done = morphkv.complete(prompt, 20)
+        assert (done["timings"]["prompt_n"], len(done["tokens"])) == (30000, 20)
+
     def test_slots_and_metrics_tell_the_same_as_timings(self, server):
         before = server.slot(0)["morphkv"], server.metrics()
         server.complete(tokens(20), 1, id_slot=0, cache_prompt=False)  # the slot counts from 0 again
