@@ -66,7 +66,7 @@ class ServerProcess:
         self.log = log
         self.command = command or [str(program("llama-server")), "--model", str(model)]
         self.command += ["--host", "127.0.0.1", "--port", str(self.port), "-t", "1", "--no-warmup", *map(str, flags)]
-        self.http = httpx.Client(base_url=self.url, timeout=300)
+        self.http = httpx.Client(base_url=self.url, timeout=120)
         self.process: subprocess.Popen | None = None
 
     def start(self) -> ServerProcess:

@@ -95,7 +95,7 @@ int32_t morphkv_server::n_wanted(const morphkv_keep & keep) const {
     if (keep.n_keep < 0) {
         n = std::min(keep.n_tokens, n_keep_max());
     }
-    return std::max(n, keep.n_system);
+    return keep_system ? std::max(n, keep.n_system) : n;
 }
 
 std::string morphkv_server::why_not(const morphkv_keep & keep) const {
@@ -113,7 +113,7 @@ int32_t morphkv_server::begin_prompt(int32_t id_slot, const morphkv_keep & keep,
         return n_past;
     }
     if (n_past > 0) {
-        if (keep.n_keep < 0 && keep.n_system == 0) {
+        if (keep.n_keep < 0 && !keep_system) {
             return n_past;
         }
         if (morphkv_keep_set(ctx, id_slot, n_wanted(keep)) == MORPHKV_STATUS_OK) {

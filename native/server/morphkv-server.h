@@ -46,6 +46,10 @@ public:
     // A task that names a busy slot waits; llama-server would first swap the slot's prompt, under the running task.
     bool must_wait(bool is_processing) const { return is_on() && is_processing; }
 
+    // llama-server wakes one waiting task when a slot becomes free. Where that one needs another slot it waits again, and
+    // the others would wait for ever once all slots are idle. So any idle slot wakes one.
+    bool wakes(bool is_processing, size_t n_waiting) const { return is_on() && !is_processing && n_waiting > 0; }
+
     bool keeps_system() const { return is_on() && keep_system; }
 
     // Why so many tokens cannot be kept, or an empty string.

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import gguf
@@ -193,6 +194,15 @@ class TestStopping:
                 next(events)
             events.close()
         assert server.complete(tokens(300), 40, cache_prompt=False)["tokens"] == expected
+
+    def test_all_that_wait_for_a_slot_are_woken(self, start_server, tiny_llama, tmp_path):
+        server = start_server(tiny_llama(), *TIGHT, "-np", 1, "--slot-save-path", tmp_path)
+        events = server.stream("/completion", {"prompt": tokens(300), "n_predict": 600, "ignore_eos": True})
+        next(events)
+        with ThreadPoolExecutor(4) as pool:
+            saves = [pool.submit(server.slot_action, 0, "save", filename=f"{i}.bin") for i in range(4)]
+            assert len(list(events)) > 100
+            assert [save.result().status_code for save in saves] == [200] * 4
 
     def test_a_task_for_a_busy_slot_waits(self, start_server, tiny_llama):
         server = start_server(tiny_llama(), *TIGHT, "-np", 2)
