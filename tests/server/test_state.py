@@ -25,7 +25,6 @@ class TestOff:
         seen = [props, stock.get("/slots"), done, stock.http.get("/metrics").text]
         assert "morphkv" not in str(seen)
         assert "evict" not in str(seen)
-        assert stock.http.get("/").status_code == 404
 
     def test_until_the_first_eviction_answers_are_stock_bit_by_bit(self, stock, server):
         asked = {"n_probs": 5, "cache_prompt": False, "id_slot": 0}
@@ -45,11 +44,6 @@ class TestProps:
         expected |= {"kv_bytes": 2 * 256 * 2 * 2 * 32 * 2 * 2}
         assert {key: props["morphkv"].get(key) for key in expected} == expected
         assert props["morphkv"]["extra_bytes"] > 0
-
-    def test_the_first_page_says_where_the_api_is(self, server):
-        page = server.http.get("/")
-        assert page.status_code == 200
-        assert "/v1/chat/completions" in page.text
 
 
 class TestLongPrompts:
