@@ -16,9 +16,8 @@ from .bench.constant import (
     N_SOAK_PROMPT,
     ConstantRun,
     Sample,
-    prompt_speed_kept,
+    late_and_early,
     run_constant,
-    speed_kept,
 )
 from .bench.decode import endless_tokens, fill
 from .bench.server import N_EARLY_TURN, N_SLOTS, N_TURNS, SERVER_ROWS, around, run_chat, run_slots
@@ -153,25 +152,20 @@ def bench_constant(
         raise ValueError(f"--interval must be at most {N_RATED} with --constant, got {morphkv.interval}")
     n_block = morphkv.interval
 
-    def load() -> Llama:
-        return Llama(model, morphkv=morphkv, **llama)
-
-    with ExitStack() as stack, progress_bar(n_tokens + N_RATED, "decoding") as advance:
-        llm = stack.enter_context(closing(load()))
+    with closing(Llama(model, morphkv=morphkv, **llama)) as llm, progress_bar(n_tokens + n_early + N_RATED, "decoding") as advance:
 
         def show(sample: Sample) -> None:
             advance(n_block + n_prompt, f"decoding: {n_block / sample.seconds:.0f} tok/s, {sample.n_used} cells")
 
         run = run_constant(llm, endless_tokens(llm), n_tokens, n_block, show, n_prompt)
-        # after the last look at the process's memory
-        early = stack.enter_context(closing(load()))
-        fill(early, endless_tokens(early), n_early - N_RATED)
-        speed = speed_kept(llm, early, n_block, lambda name: advance(n_block, f"decoding: {name} tokens in turns"))
-        prompt_speed = prompt_speed_kept(llm, early, lambda name: advance(0, f"prompts: {name} ones in turns"))
         stats = llm.cache_stats()
+        # after the last look at the process's memory
+        moments = late_and_early(llm, run, show)
+        speed = moments.speed_kept(n_block, lambda name: advance(n_block // 2, f"decoding: {name} tokens in turns"))
+        prompt_speed = moments.prompt_speed_kept(lambda name: advance(0, f"prompts: {name} ones in turns"))
     print_constant(run, n_tokens)
     print(
-        f"tok/s of {N_RATED} tokens more over the {N_RATED} before the {n_early}th, in turns: {speed.middle:.3f} "
+        f"tok/s of {N_RATED} tokens more over {N_RATED} behind the {n_early}th, in turns: {speed.middle:.3f} "
         f"({speed.low:.3f} to {speed.high:.3f}) (speed)\n"
         f"the same of prompts: {prompt_speed.middle:.3f} "
         f"({prompt_speed.low:.3f} to {prompt_speed.high:.3f}) (prompt-speed)\n"

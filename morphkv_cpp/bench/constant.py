@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
+from llama_cpp import LlamaState
+
 from morphkv_cpp import Llama, bridge
 
 from .decode import (
@@ -24,7 +26,7 @@ from .decode import (
 N_EARLY = 2000  # tokens after which nothing may grow any more
 N_EARLY_SOAK = 5000  # the same where prompts and single tokens take turns
 N_SOAK_PROMPT = 448  # tokens of each of these prompts
-N_RATED = 1000  # tokens over which the speed is taken, before the early point and at the end, in turns
+N_RATED = 1000  # tokens over which the speed is taken, late and early
 N_PROMPT_ROUNDS = 8  # so many prompts each, in turns
 
 OnTurn = Callable[[str], None]  # told the name of the context
@@ -112,23 +114,41 @@ def run_constant(
     return run
 
 
-def speed_kept(late: Llama, early: Llama, n_block: int, on_turn: OnTurn) -> Ratio:
-    """tok/s of the next 1,000 tokens of `late`, the long run, over those of `early`, a context with a short text.
+class LateAndEarly(NamedTuple):
+    """Two moments of one context, its saved states, to go on from in turns.
 
-    In turns: over minutes a machine's speed drifts by more than what is looked for.
+    Not two contexts: even with equal texts their speeds differ, by up to a tenth on some machines. And in turns, as over
+    minutes a machine's speed drifts by more than what is looked for.
     """
-    return _kept(late, early, n_block, max(1, N_RATED // n_block), decode_seconds, on_turn)
+
+    llm: Llama
+    late: LlamaState
+    early: LlamaState
+
+    def speed_kept(self, n_block: int, on_turn: OnTurn) -> Ratio:
+        """tok/s of single tokens at the late moment over those at the early one."""
+        return self._kept(n_block, max(1, N_RATED // n_block), decode_seconds, on_turn)
+
+    def prompt_speed_kept(self, on_turn: OnTurn) -> Ratio:
+        """The same of prompts, each as long as it takes from one eviction to the next."""
+        stats = self.llm.cache_stats()
+        return self._kept(stats.n_limit - stats.capacity, N_PROMPT_ROUNDS, prompt_seconds, on_turn)
+
+    def _kept(self, n_turn: int, n_rounds: int, seconds_of: SecondsOf, on_turn: OnTurn) -> Ratio:
+        lanes = [
+            Lane(name, self.llm, endless_tokens(self.llm), n_turn, seconds_of, state=state)
+            for name, state in (("late", self.late), ("early", self.early))
+        ]
+        run_in_turns(lanes, n_rounds, on_turn)
+        return ratio(*lanes)
 
 
-def prompt_speed_kept(late: Llama, early: Llama, on_turn: OnTurn) -> Ratio:
-    """The same of prompts, each as long as it takes from one eviction to the next."""
-    stats = late.cache_stats()
-    return _kept(late, early, stats.n_limit - stats.capacity, N_PROMPT_ROUNDS, prompt_seconds, on_turn)
-
-
-def _kept(late: Llama, early: Llama, n_turn: int, n_rounds: int, seconds_of: SecondsOf, on_turn: OnTurn) -> Ratio:
-    lanes = [
-        Lane(name, llm, endless_tokens(llm), n_turn, seconds_of) for name, llm in (("late", late), ("early", early))
-    ]
-    run_in_turns(lanes, n_rounds, on_turn)
-    return ratio(*lanes)
+def late_and_early(llm: Llama, run: ConstantRun, on_block: Callable[[Sample], None]) -> LateAndEarly:
+    """What a run has come to, and where it was after its first n_early tokens: these once more, with the same batches, as
+    how many cells are in use, and how many tokens are left to the next eviction, makes a difference.
+    """
+    late = llm.save_state()
+    llm.reset()
+    llm._ctx.kv_cache_clear()
+    run_constant(llm, endless_tokens(llm), run.n_early, run.n_block, on_block, run.n_prompt)
+    return LateAndEarly(llm, late, llm.save_state())

@@ -8,6 +8,7 @@ from statistics import median
 from typing import NamedTuple, Optional
 
 import llama_cpp
+from llama_cpp import LlamaState
 
 from morphkv_cpp import Llama
 from morphkv_cpp.eval import prose_sections
@@ -60,11 +61,14 @@ class Lane:
     seconds_of: SecondsOf = decode_seconds
     n_back: Optional[int] = None  # a full cache goes back to this depth whenever it is n_lap tokens behind it
     n_lap: int = 0
+    state: Optional[LlamaState] = None  # every turn begins here
     rates: list[float] = field(default_factory=list)  # (n_rounds,) tok/s
 
     def turn(self) -> None:
         seconds = 0.0
         n_lap = self.n_lap or self.n_turn
+        if self.state is not None:
+            self.llm.load_state(self.state)
         for start in range(0, self.n_turn, n_lap):
             if self.n_back is not None:
                 self.llm.n_tokens = self.n_back

@@ -30,7 +30,7 @@ N_SLOTS = 4
 N_TURNS, N_EARLY_TURN = 60, 5
 N_AROUND = 2  # turns before and behind a turn that count with it
 START_SECONDS = 120
-SYSTEM = "You are a guide to the city of Lisbon. You answer in one short sentence and never repeat yourself. " * 12
+SYSTEM = "You are a guide to the city of Lisbon. You answer in one short sentence and never repeat yourself. " * 45
 TOPICS = ("food", "trams", "tiles", "music", "rivers", "churches", "hills", "coffee", "markets", "beaches")
 
 

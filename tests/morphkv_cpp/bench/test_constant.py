@@ -6,10 +6,9 @@ from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.bench.constant import (
     ConstantRun,
     Sample,
-    prompt_speed_kept,
+    late_and_early,
     resident_bytes,
     run_constant,
-    speed_kept,
 )
 from morphkv_cpp.bench.decode import endless_tokens
 
@@ -66,24 +65,38 @@ def test_a_run_of_3000_tokens_grows_nowhere(tiny_llama):
 
 class TestTheEndIsComparedWithAShortText:
     @pytest.fixture
-    def late_and_early(self, tiny_llama):
-        pair = [Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0), **QUIET) for _ in range(2)]
-        yield pair
-        for llm in pair:
-            llm.close()
+    def moments(self, tiny_llama):
+        llm = Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0), **QUIET)
+        run = run_constant(llm, endless_tokens(llm), 2700, 20, lambda sample: None)
+        yield late_and_early(llm, run, lambda sample: None)
+        llm.close()
 
-    def test_in_turns(self, late_and_early):
+    @pytest.fixture
+    def starts(self, moments, monkeypatch):
+        """Position at which each batch begins, and its size."""
+        starts = []
+        decode = moments.llm._ctx.decode
+        monkeypatch.setattr(
+            moments.llm._ctx,
+            "decode",
+            lambda batch: (starts.append((moments.llm.n_tokens, batch.n_tokens())), decode(batch)),
+        )
+        return starts
+
+    def test_in_one_context(self, moments):
+        assert (moments.late.n_tokens, moments.early.n_tokens) == (2700, 2000)
+        assert moments.late.llama_state_size == moments.early.llama_state_size
+
+    def test_in_turns_each_from_where_it_was(self, moments, starts):
         turns = []
-        speed = speed_kept(*late_and_early, 250, turns.append)
-        assert turns == ["late", "early", "early", "late"] * 2 + ["late", "early"]
-        assert [llm.n_tokens for llm in late_and_early] == [250 + 1000] * 2  # the first turn does not count
+        speed = moments.speed_kept(250, turns.append)
+        assert turns == ["late", "early", "early", "late"] * 2 + ["late", "early"]  # the first of each does not count
+        late, early = [(n, 1) for n in range(2700, 2950)], [(n, 1) for n in range(2000, 2250)]
+        assert starts == (late + early + early + late) * 2 + late + early
         assert speed.low <= speed.middle <= speed.high
 
-    def test_and_for_prompts(self, late_and_early, monkeypatch):
-        batches = []
-        late, early = late_and_early
-        evaluate = early.eval
-        monkeypatch.setattr(early, "eval", lambda tokens: (batches.append(len(tokens)), evaluate(tokens)))
-        speed = prompt_speed_kept(late, early, lambda name: None)
-        assert batches == [20] * 9  # the interval
+    def test_and_for_prompts(self, moments, starts):
+        speed = moments.prompt_speed_kept(lambda name: None)
+        late, early = (2700, 20), (2000, 20)  # 20: the interval
+        assert starts == [late, early, early, late] * 4 + [late, early]
         assert speed.low <= speed.middle <= speed.high
