@@ -2,7 +2,7 @@
 
 How many tokens are multiplied at once decides in which order llama.cpp adds floats, and a near tie among tokens to be
 written, or to be evicted, then falls another way. Token by token (-ub 1) nothing is left to that: every answer must be
-the same. In batches nearly all are.
+the same. In batches nearly all are: 0.4% differ, and 4% with stock llama-server under this traffic.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECONDS = float(os.environ.get("MORPHKV_TRAFFIC_S", "60"))
 N_ANSWER = 48
 # short ones; such that fill the cells; such that are cut again and again, up to fifty times the capacity
 PROMPTS = [tokens(n, seed) for seed, n in enumerate([5, 20, 60, 120, 170, 190, 230, 300, 500, 800, 1300, 3000, 6400])]
-SLACK_BYTES = 16 * 2**20
+SLACK_BYTES = 4 * 2**20
 
 NONSENSE = [
     ("/completion", {}),
@@ -143,7 +143,7 @@ class Traffic:
 KINDS = ["answer"] * 6 + ["chat"] * 2 + ["cancel"] * 2 + ["nonsense", "save", "save", "several", "look", "busy"]
 
 
-@pytest.mark.parametrize("n_ubatch, share", [(1, 1.0), (512, 0.9)], ids=["token by token", "in batches"])
+@pytest.mark.parametrize("n_ubatch, share", [(1, 1.0), (512, 0.98)], ids=["token by token", "in batches"])
 def test_sixteen_clients_on_four_slots(start_server, tiny_llama, tmp_path, n_ubatch, share):
     flags = [*TIGHT, "-np", 4, "-ub", n_ubatch, "--slots", "--metrics", "--cache-ram", 16, "--slot-save-path", tmp_path]
     quiet = start_server(tiny_llama(), *flags)
@@ -171,9 +171,9 @@ def test_sixteen_clients_on_four_slots(start_server, tiny_llama, tmp_path, n_uba
     assert not traffic.wrong, "\n".join(traffic.wrong)
     assert server.is_alive(), server.tail()
     assert all(traffic.done[kind] > 0 for kind in set(KINDS)), traffic.done
-    # warm after a quarter: every buffer has been used, and the host's prompt cache is full
-    settled = max(rss[len(rss) // 4 : len(rss) // 2])
-    assert max(rss[len(rss) // 2 :]) <= settled + SLACK_BYTES
+    # warm after a third: most buffers have been used, and the host's prompt cache is full
+    n_third = len(rss) // 3
+    assert max(rss[-n_third:]) <= max(rss[n_third:-n_third]) + SLACK_BYTES
     assert traffic.n_other <= (1 - share) * traffic.n_asked
     again = [server.post("/completion", alone(prompt, 0)).json()["tokens"] for prompt in PROMPTS]
     assert again == expected
