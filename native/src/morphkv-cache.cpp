@@ -7,32 +7,27 @@
 #include <algorithm>
 #include <limits>
 
+// Of the layers that the filter lets through, those with or without a sliding window.
+static llama_memory_i::layer_filter_cb filter_windowed(const llama_hparams &                   hparams,
+                                                       const llama_memory_i::layer_filter_cb & filter, bool is_swa) {
+    return [&hparams, filter, is_swa](int32_t il) {
+        return (!filter || filter(il)) && hparams.is_swa(il) == is_swa;
+    };
+}
+
 morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
                              ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max,
-                             const layer_filter_cb & filter)
+                             const layer_filter_cb & filter, const layer_reuse_cb & reuse, uint32_t n_window_cells)
     : llama_kv_cache(model, hparams, type_k, type_v, /*v_trans =*/false, offload, /*unified =*/false, n_cells(params),
-                     n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/nullptr, filter,
-                     /*reuse =*/nullptr, /*share =*/nullptr),
+                     n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/nullptr,
+                     filter_windowed(hparams, filter, false), reuse, /*share =*/nullptr),
+      window(hparams.is_swa_any() ? new morphkv_window(model, hparams, type_k, type_v, offload, n_window_cells,
+                                                       n_seq_max, filter_windowed(hparams, filter, true), reuse)
+                                  : nullptr),
       params(params),
       n_ctx_train(hparams.n_ctx_train),
       n_distant(params.capacity - params.window) {
-    // the one way from here to V
-    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead() * get_layer_ids().size(), nullptr, /*.no_alloc =*/true }));
-
-    std::vector<morphkv_side_layer> layers;
-    for (const uint32_t il : get_layer_ids()) {
-        const slot_info first_stream = { 0, 0, { 0 }, { { 0 } } };
-
-        morphkv_side_layer layer{};
-        layer.il        = il;
-        layer.n_head    = hparams.n_head(il);
-        layer.n_head_kv = hparams.n_head_kv(il);
-        layer.softcap   = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
-        layer.k         = get_k_storage(il);
-        layer.v         = get_v(ctx.get(), il, 1, first_stream)->view_src;
-        layers.push_back(layer);
-    }
-    side.init(std::move(layers), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
+    side.init(morphkv_layers_of(*this, hparams), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
               hparams.no_alloc);
     streams.assign(get_n_stream(), empty_stream());
     seq_evict_ms.assign(get_n_stream(), 0.0);
@@ -73,14 +68,29 @@ llama_memory_context_ptr morphkv_cache::init_batch(llama_batch_allocr & balloc, 
 
     for (const bool careful : { false, true }) {
         if (auto plan = plan_batch(balloc, n_ubatch, careful)) {
-            return std::make_unique<morphkv_cache_context>(this, std::move(*plan));
+            return make_context(std::move(*plan));
         }
     }
     return std::make_unique<llama_kv_cache_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
 }
 
+llama_memory_context_ptr morphkv_cache::make_context(batch_plan plan) {
+    if (!window) {
+        return std::make_unique<morphkv_cache_context>(this, std::move(plan));
+    }
+    auto ubatches = plan.ubatches;
+    auto windowed = std::make_unique<morphkv_window_context>(window.get(), window->place(ubatches), ubatches);
+    auto base     = std::make_unique<morphkv_cache_context>(this, std::move(plan));
+    return std::make_unique<morphkv_iswa_context>(std::move(ubatches), std::move(base), std::move(windowed));
+}
+
 llama_memory_context_ptr morphkv_cache::init_full() {
-    return std::make_unique<morphkv_cache_context>(this);
+    auto base = std::make_unique<morphkv_cache_context>(this);
+    if (!window) {
+        return base;
+    }
+    return std::make_unique<morphkv_iswa_context>(std::vector<llama_ubatch>(), std::move(base),
+                                                  std::make_unique<morphkv_window_context>(window.get()));
 }
 
 llama_memory_context_ptr morphkv_cache::init_update(llama_context * lctx, bool optimize) {
@@ -99,6 +109,9 @@ bool morphkv_cache::get_can_shift() const {
 void morphkv_cache::clear(bool data) {
     llama_kv_cache::clear(data);
     streams.assign(streams.size(), empty_stream());
+    if (window) {
+        window->clear(data);
+    }
     if (data) {
         side.clear();
     }
@@ -107,6 +120,9 @@ void morphkv_cache::clear(bool data) {
 void morphkv_cache::clear_stream(llama_seq_id seq_id) {
     llama_kv_cache::seq_rm(seq_id, -1, -1);
     streams[seq_id] = empty_stream();
+    if (window) {
+        window->seq_rm(seq_id, -1, -1);
+    }
 }
 
 morphkv_cache::cell_list morphkv_cache::get_cell_list(llama_seq_id seq_id, uint32_t i_first) const {
@@ -140,48 +156,47 @@ void morphkv_cache::set_cell_list(llama_seq_id seq_id, uint32_t i_first, const c
     apply_ubatch(sinfo, ubatch);
 }
 
+morphkv_cache::removal morphkv_cache::plan_removal(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    p0 = std::max(p0, 0);
+    p1 = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
+
+    const llama_pos newest = seq_pos_max(seq_id);
+    if (newest < 0 || p0 > newest || p1 <= p0) {
+        return removal::NOTHING;
+    }
+    if (p1 <= newest) {
+        return removal::REFUSED;
+    }
+    if (p0 <= llama_kv_cache::seq_pos_min(seq_id)) {
+        return removal::ALL;
+    }
+    // one recent token must stay: its position is where the sequence goes on
+    return p0 > seq_pos_min(seq_id) ? removal::TAIL : removal::REFUSED;
+}
+
 bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (seq_id >= (llama_seq_id) streams.size()) {
         return true;
     }
-    if (p0 < 0) {
-        p0 = 0;
-    }
-    if (p1 < 0) {
-        p1 = std::numeric_limits<llama_pos>::max();
-    }
-
-    enum class action { NOTHING, ALL, TAIL, REFUSE };
-    auto plan = [&](llama_seq_id s) {
-        const llama_pos newest = seq_pos_max(s);
-        if (newest < 0 || p0 > newest || p1 <= p0) {
-            return action::NOTHING;
-        }
-        if (p1 <= newest) {
-            return action::REFUSE;
-        }
-        if (p0 <= llama_kv_cache::seq_pos_min(s)) {
-            return action::ALL;
-        }
-        // one recent token must stay: its position is where the sequence goes on
-        return !has_evicted(s) || p0 > seq_pos_min(s) ? action::TAIL : action::REFUSE;
-    };
 
     const llama_seq_id s0 = seq_id < 0 ? 0 : seq_id;
     const llama_seq_id s1 = seq_id < 0 ? streams.size() : seq_id + 1;
 
     for (llama_seq_id s = s0; s < s1; ++s) {
-        if (plan(s) == action::REFUSE) {
+        if (plan_removal(s, p0, p1) == removal::REFUSED) {
             return false;
         }
     }
     for (llama_seq_id s = s0; s < s1; ++s) {
-        switch (plan(s)) {
-            case action::ALL: {
+        switch (plan_removal(s, p0, p1)) {
+            case removal::ALL: {
                 clear_stream(s);
             } break;
-            case action::TAIL: {
+            case removal::TAIL: {
                 llama_kv_cache::seq_rm(s, p0, p1);
+                if (window) {
+                    window->seq_rm(s, p0, p1);
+                }
                 for (llama_pos & pos : streams[s].ring_pos) {
                     pos = pos >= p0 ? -1 : pos;
                 }
@@ -220,6 +235,9 @@ void morphkv_cache::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     set_cell_list(seq_id_dst, 0, get_cell_list(seq_id_src, 0));
     streams[seq_id_dst] = streams[seq_id_src];
     side.copy(seq_id_src, seq_id_dst, n_used(seq_id_src));
+    if (window) {
+        window->copy(seq_id_src, seq_id_dst);
+    }
 }
 
 void morphkv_cache::seq_keep(llama_seq_id seq_id) {
@@ -243,10 +261,12 @@ void morphkv_cache::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int
 }
 
 llama_pos morphkv_cache::seq_pos_min(llama_seq_id seq_id) const {
-    if (seq_id >= (llama_seq_id) streams.size() || !has_evicted(seq_id)) {
-        return llama_kv_cache::seq_pos_min(seq_id);
+    const llama_pos first = llama_kv_cache::seq_pos_min(seq_id);
+    if (seq_id >= (llama_seq_id) streams.size() || first < 0) {
+        return first;
     }
-    return get_cells(seq_id).pos_get(n_distant);
+    const llama_pos res = has_evicted(seq_id) ? get_cells(seq_id).pos_get(n_distant) : first;
+    return window ? std::max(res, window->first_possible(seq_id, first) - 1) : res;
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() const {
@@ -256,7 +276,13 @@ std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() c
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::kv_breakdown() const {
-    return llama_kv_cache::memory_breakdown();
+    auto res = llama_kv_cache::memory_breakdown();
+    if (window) {
+        for (const auto & [buft, n_bytes] : window->memory_breakdown()) {
+            res[buft] += n_bytes;
+        }
+    }
+    return res;
 }
 
 //
@@ -266,16 +292,19 @@ std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::kv_breakdown() const
 void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     const auto & stream = streams.at(seq_id);
 
-    out.capacity      = params.capacity;
-    out.keep          = stream.n_keep;
-    out.n_cells       = get_size();
-    out.n_limit       = n_limit(params);
-    out.n_distant     = n_distant;
-    out.n_used        = n_used(seq_id);
-    out.n_seq_max     = streams.size();
-    out.logical_pos   = seq_pos_max(seq_id);
-    out.complete_pos  = seq_pos_min(seq_id);
-    out.exact_pos     = stream.pos_exact;
+    out.capacity     = params.capacity;
+    out.keep         = stream.n_keep;
+    out.n_cells      = get_size();
+    out.n_limit      = n_limit(params);
+    out.n_distant    = n_distant;
+    out.n_used       = n_used(seq_id);
+    out.n_seq_max    = streams.size();
+    out.logical_pos  = seq_pos_max(seq_id);
+    out.complete_pos = seq_pos_min(seq_id);
+    out.exact_pos    = stream.pos_exact;
+    if (window) {
+        out.exact_pos = std::max(out.exact_pos, window->first_exact(seq_id, llama_kv_cache::seq_pos_min(seq_id)));
+    }
     out.rope_limit    = rope_limit();
     out.rotary_offset = stream.rotary_offset;
     out.n_rebases     = stream.n_rebases;
@@ -308,13 +337,27 @@ void morphkv_cache::set_keep(llama_seq_id seq_id, int32_t n_keep) {
     stream.n_keep = n_keep;
 }
 
+std::vector<const morphkv_side_layer *> morphkv_cache::layers() const {
+    std::vector<const morphkv_side_layer *> res;
+    for (const auto & layer : side.layers) {
+        res.push_back(&layer);
+    }
+    return res;
+}
+
 const morphkv_side_layer & morphkv_cache::side_layer(int32_t il) const {
     for (const auto & layer : side.layers) {
         if (layer.il == il) {
             return layer;
         }
     }
-    throw morphkv_error(MORPHKV_STATUS_INVALID, "layer must be one that has a KV cache, got " + std::to_string(il));
+    std::string got = ", got " + std::to_string(il);
+    for (const auto & layer : window ? window->layers : std::vector<morphkv_side_layer>()) {
+        if (layer.il == il) {
+            got += ", which has a sliding window and no distant tokens";
+        }
+    }
+    throw morphkv_error(MORPHKV_STATUS_INVALID, "layer must be one that has a KV cache" + got);
 }
 
 void morphkv_cache::get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const {
@@ -366,4 +409,20 @@ bool morphkv_cache_context::apply() {
     }
     mkv->note_tokens(ubatch, is_prompt);
     return true;
+}
+
+morphkv_iswa_context::morphkv_iswa_context(std::vector<llama_ubatch>               ubatches,
+                                           std::unique_ptr<morphkv_cache_context>  base,
+                                           std::unique_ptr<morphkv_window_context> window)
+    : morphkv_iswa_context(std::move(ubatches), base.release(), window.release()) {}
+
+morphkv_iswa_context::morphkv_iswa_context(std::vector<llama_ubatch> ubatches, morphkv_cache_context * base,
+                                           morphkv_window_context * window)
+    : llama_kv_cache_iswa_context(std::move(ubatches), llama_memory_context_ptr(base),
+                                  llama_memory_context_ptr(window)),
+      base(base),
+      window(window) {}
+
+bool morphkv_iswa_context::apply() {
+    return base->apply() && window->apply();
 }

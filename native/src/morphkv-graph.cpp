@@ -64,6 +64,9 @@ ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer 
         scale = layer.softcap;
     }
     a = ggml_soft_max_ext(ctx, a, nullptr, scale, 0.0f);
+    if (layer.sinks) {
+        ggml_soft_max_add_sinks(a, layer.sinks);
+    }
 
     // max over the query heads of a group: (n_head_kv, n_votes, n_old)
     auto group_member = [&](int64_t i) {

@@ -5,9 +5,19 @@
 #include "llama-arch.h"
 #include "llama-model.h"
 
-// Why a model cannot be served, or nullptr. Only plain llama_kv_cache models are: what llama_model::create_memory() gives
-// another memory is named here, so that it is refused before anything is allocated. An architecture missing here would
-// still be noticed: its context would leave the pending parameters untaken (morphkv_context_create).
+static bool has_full_layer(const llama_hparams & hparams) {
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (hparams.has_kv(il) && !hparams.is_swa(il)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Why a model cannot be served, or nullptr. Those with a llama_kv_cache or llama_kv_cache_iswa are: what
+// llama_model::create_memory() gives another memory is named here, so that it is refused before anything is allocated. An
+// architecture missing here would still be noticed: its context would leave the pending parameters untaken
+// (morphkv_context_create).
 static const char * why_unsupported(const llama_model & model, const llama_memory_params & mparams) {
     const auto & hparams = model.hparams;
 
@@ -17,14 +27,14 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (llm_arch_is_hybrid(model.arch)) {
         return "it mixes attention with recurrent layers";
     }
-    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE || hparams.is_swa_any()) {
-        return "it has sliding-window attention";
-    }
     if (hparams.is_mla()) {
         return "its cache holds compressed keys only (MLA)";
     }
     if (hparams.indexer_head_size > 0 || hparams.indexer_top_k > 0) {
         return "it has sparse attention with an indexer";
+    }
+    if (hparams.is_swa_any() && !has_full_layer(hparams)) {
+        return "each of its layers has a sliding window, so that there is nothing to cut";
     }
     if (!hparams.causal_attn || llama_model_has_encoder(&model)) {
         return "its attention is not causal";
@@ -115,14 +125,17 @@ void morphkv_hook_check(const llama_model & model, const llama_memory_params & m
 
 llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const llama_memory_params & mparams,
                                             const llama_cparams &                   cparams,
-                                            const llama_memory_i::layer_filter_cb & filter) {
+                                            const llama_memory_i::layer_filter_cb & filter,
+                                            const llama_memory_i::layer_reuse_cb &  reuse) {
     const auto params = morphkv_pending_take();
     if (!params) {
         return nullptr;
     }
     try {
+        const uint32_t n_window_cells =
+            morphkv_window::n_cells(model.hparams, cparams.n_ubatch, mparams.swa_full, morphkv_cache::n_cells(*params));
         return new morphkv_cache(model, model.hparams, *params, mparams.type_k, mparams.type_v, cparams.offload_kqv,
-                                 cparams.n_seq_max, filter);
+                                 cparams.n_seq_max, filter, reuse, n_window_cells);
     } catch (const std::exception & err) {
         morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
         throw;
@@ -131,14 +144,16 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
 
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                               const llama_memory_context_i * mctx, const llama_ubatch & ubatch, ggml_tensor * q,
-                              const ggml_tensor * k, float kq_scale, int il) {
+                              const ggml_tensor * k, ggml_tensor * sinks, float kq_scale, int il) {
     if (const auto * cur = dynamic_cast<const morphkv_cache_context *>(mctx)) {
-        cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, k, kq_scale, il);
+        cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, k, sinks, kq_scale, il);
+    } else if (const auto * cur = dynamic_cast<const morphkv_window_context *>(mctx)) {
+        cur->get_window()->note_rope(k, il);
     }
 }
 
 void morphkv_hook_positions(llm_graph_result * res, const llama_memory_context_i * mctx, ggml_tensor * pos) {
-    if (const auto * cur = dynamic_cast<const morphkv_cache_context *>(mctx)) {
+    if (const auto * cur = dynamic_cast<const morphkv_context *>(mctx)) {
         cur->get_cache()->build_rotary_positions(res, pos);
     }
 }

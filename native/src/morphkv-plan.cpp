@@ -108,7 +108,8 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
         }
         const uint32_t n_max = std::min<uint64_t>(n_ubatch, careful ? room : room * n_active);
 
-        llama_ubatch ubatch = get_n_stream() == 1 ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);
+        llama_ubatch ubatch =
+            get_n_stream() == 1 && !window ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);
         if (ubatch.n_tokens == 0) {
             return std::nullopt;
         }

@@ -7,6 +7,7 @@
 #include "gguf.h"
 #include "llama.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -23,6 +24,11 @@ struct tiny_shape {
     int32_t     n_embd_head = 32;
     std::string arch        = "llama";
     int32_t     n_layer     = 2;
+
+    // of "granite_swa": which layers have a sliding window, its tokens, and a logit that takes part in each softmax
+    std::vector<uint32_t> is_windowed = {};
+    int32_t               n_swa       = 64;
+    float                 sink        = 0.0f;
 };
 
 inline void tiny_model_write(const std::string & path, const tiny_shape & shape) {
@@ -42,7 +48,14 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
     gguf_set_val_u32(gguf.get(), (a + ".attention.value_length").c_str(), shape.n_embd_head);
     gguf_set_val_u32(gguf.get(), (a + ".rope.dimension_count").c_str(), shape.n_embd_head);
     gguf_set_val_f32(gguf.get(), (a + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
-    gguf_set_val_u32(gguf.get(), (a + ".attention.sliding_window").c_str(), 64);
+    gguf_set_val_u32(gguf.get(), (a + ".attention.sliding_window").c_str(), shape.n_swa);
+    if (!shape.is_windowed.empty()) {
+        gguf_set_arr_data(gguf.get(), (a + ".attention.sliding_window_pattern").c_str(), GGUF_TYPE_UINT32,
+                          shape.is_windowed.data(), shape.is_windowed.size());
+    }
+    if (a == "granite" || a == "granite_swa") {
+        gguf_set_val_f32(gguf.get(), (a + ".logit_scale").c_str(), 1.0f);
+    }
     gguf_set_val_u32(gguf.get(), (a + ".vocab_size").c_str(), TINY_N_VOCAB);
     gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
 
@@ -57,11 +70,16 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
         }
         ggml_set_name(t, name.c_str());
         gguf_add_tensor(gguf.get(), t);
+        return t;
     };
     add("token_embd.weight", n_embd, TINY_N_VOCAB, 8.0f);
     for (int32_t il = 0; il < n_layer; ++il) {
         const std::string blk = "blk." + std::to_string(il) + ".";
         add(blk + "attn_norm.weight", n_embd, 0, 1.0f);
+        if (a == "granite_swa") {
+            std::fill_n((float *) add(blk + "attn_sinks.weight", shape.n_head, 0, 1.0f)->data, shape.n_head,
+                        shape.sink);
+        }
         add(blk + "attn_q.weight", n_embd, n_q, 1.5f);
         add(blk + "attn_k.weight", n_embd, n_kv, 1.5f);
         add(blk + "attn_v.weight", n_embd, n_kv, 1.0f);
