@@ -66,8 +66,11 @@ llama_memory_context_ptr morphkv_cache::init_batch(llama_batch_allocr & balloc, 
     GGML_UNUSED(embd_all);
     morphkv_error_clear();
 
+    auto split = [&](uint32_t n_max) {
+        return get_n_stream() == 1 && !window ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);
+    };
     for (const bool careful : { false, true }) {
-        if (auto plan = plan_batch(balloc, n_ubatch, careful)) {
+        if (auto plan = plan_batch(balloc, n_ubatch, careful, split)) {
             return make_context(std::move(*plan));
         }
     }
@@ -122,6 +125,9 @@ void morphkv_cache::clear_stream(llama_seq_id seq_id) {
     streams[seq_id] = empty_stream();
     if (window) {
         window->seq_rm(seq_id, -1, -1);
+    }
+    if (on_clear) {
+        on_clear(seq_id);
     }
 }
 
@@ -212,21 +218,25 @@ bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 }
 
 void morphkv_cache::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    copy(seq_id_src, seq_id_dst, p0, p1);
+}
+
+bool morphkv_cache::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
     if (seq_id_src == seq_id_dst) {
-        return;
+        return false;
     }
     const llama_seq_id n_seq = streams.size();
     if (seq_id_src < 0 || seq_id_src >= n_seq || seq_id_dst < 0 || seq_id_dst >= n_seq) {
         LLAMA_LOG_ERROR("%s: MorphKV: sequence ids must be in 0..%d, got %d and %d: nothing copied\n", __func__,
                         n_seq - 1, seq_id_src, seq_id_dst);
-        return;
+        return false;
     }
     if (p0 > llama_kv_cache::seq_pos_min(seq_id_src) || (p1 >= 0 && p1 <= seq_pos_max(seq_id_src))) {
         LLAMA_LOG_ERROR(
             "%s: MorphKV: only a whole sequence can be copied, got positions [%d, %d) of sequence %d: nothing "
             "copied\n",
             __func__, p0, p1, seq_id_src);
-        return;
+        return false;
     }
     if (lctx) {
         lctx->synchronize();
@@ -238,6 +248,7 @@ void morphkv_cache::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     if (window) {
         window->copy(seq_id_src, seq_id_dst);
     }
+    return true;
 }
 
 void morphkv_cache::seq_keep(llama_seq_id seq_id) {

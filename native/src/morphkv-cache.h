@@ -111,6 +111,34 @@ public:
     // Raised when an eviction used the scheduler: a decode graph from before has lost its memory.
     uint64_t n_sched_uses = 0;
 
+    //
+    // for morphkv_hybrid, which has recurrent layers beside this
+    //
+
+    // a batch split into micro-batches, where each goes, and which sequences are cut before each
+    struct batch_plan {
+        std::vector<llama_ubatch>              ubatches;
+        slot_info_vec_t                        sinfos;
+        std::vector<std::vector<llama_seq_id>> cuts;
+        std::vector<bool>                      is_prompt;  // by sequence
+    };
+
+    // nullopt if the batch cannot be split like this. careful: smaller micro-batches that fit in any case.
+    // split: the next micro-batch, of at most so many tokens.
+    using split_fn = std::function<llama_ubatch(uint32_t n_max)>;
+    std::optional<batch_plan> plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful,
+                                         const split_fn & split) const;
+    llama_memory_context_ptr  make_context(batch_plan plan);
+
+    enum class removal { NOTHING, ALL, TAIL, REFUSED };
+    removal plan_removal(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
+    // seq_cp(); false where it is refused.
+    bool copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);
+
+    // Called when a sequence has been emptied.
+    std::function<void(llama_seq_id)> on_clear;
+
     // Of the sliding-window layers; null where the model has none.
     const std::unique_ptr<morphkv_window> window;
 
@@ -146,21 +174,6 @@ private:
         llama_pos              rotary_offset = 0;
         std::vector<llama_pos> rebased;
     };
-
-    // a batch split into micro-batches, where each goes, and which sequences are cut before each
-    struct batch_plan {
-        std::vector<llama_ubatch>              ubatches;
-        slot_info_vec_t                        sinfos;
-        std::vector<std::vector<llama_seq_id>> cuts;
-        std::vector<bool>                      is_prompt;  // by sequence
-    };
-
-    // nullopt if the batch cannot be split like this. careful: smaller micro-batches that fit in any case.
-    std::optional<batch_plan> plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful) const;
-    llama_memory_context_ptr  make_context(batch_plan plan);
-
-    enum class removal { NOTHING, ALL, TAIL, REFUSED };
-    removal plan_removal(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
 
     // Whether a sequence that holds n_used is cut before more tokens come. n_step: how many a batch brings that starts
     // here and is no prompt but one token or a draft; else 0.

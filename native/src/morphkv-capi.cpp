@@ -1,6 +1,7 @@
 // The C API: check, call, catch all. No exception leaves it.
 
 #include "morphkv-cache.h"
+#include "morphkv-hybrid.h"
 #include "morphkv-params.h"
 
 #include "llama-context.h"
@@ -34,7 +35,7 @@ void require(bool ok, const std::string & rule) {
 // The cache of a context, for one of its sequences.
 morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
     require(ctx, "ctx must not be NULL");
-    auto * cache = dynamic_cast<morphkv_cache *>(ctx->get_memory());
+    auto * cache = morphkv_find_cache(ctx->get_memory());
     if (!cache) {
         throw morphkv_error(MORPHKV_STATUS_NO_MORPHKV, "this context was created without MorphKV");
     }
@@ -56,9 +57,9 @@ void check_context(llama_context & ctx) {
         throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what);
     };
 
-    const auto * cache = dynamic_cast<morphkv_cache *>(ctx.get_memory());
+    const auto * cache = morphkv_find_cache(ctx.get_memory());
     if (!cache) {
-        refuse("cannot serve this model: it has no plain KV cache");
+        refuse("cannot serve this model: it has no KV cache of a known kind");
     }
     if (!ctx.get_cparams().flash_attn) {
         refuse("needs flash attention, which a device of this context does not support");
@@ -145,7 +146,11 @@ morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t seq_id, mor
     return guarded([&] {
         const auto & cache = cache_of(ctx, seq_id);
         require_size(out, "out");
-        cache.get_stats(seq_id, *out);
+        if (const auto * hybrid = dynamic_cast<morphkv_hybrid *>(ctx->get_memory())) {
+            hybrid->get_stats(seq_id, *out);
+        } else {
+            cache.get_stats(seq_id, *out);
+        }
     });
 }
 
@@ -177,8 +182,7 @@ morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, 
 uint64_t morphkv_kv_bytes(struct llama_context * ctx) {
     uint64_t res = 0;
     if (auto * mem = ctx ? ctx->get_memory() : nullptr) {
-        const auto * cache = dynamic_cast<morphkv_cache *>(mem);
-        for (const auto & [_, n_bytes] : cache ? cache->kv_breakdown() : mem->memory_breakdown()) {
+        for (const auto & [_, n_bytes] : morphkv_kv_breakdown(mem)) {
             res += n_bytes;
         }
     }

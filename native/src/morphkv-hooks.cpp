@@ -1,6 +1,7 @@
 #include "morphkv-hooks.h"
 
 #include "morphkv-cache.h"
+#include "morphkv-hybrid.h"
 
 #include "llama-arch.h"
 #include "llama-model.h"
@@ -24,13 +25,12 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (llm_arch_is_recurrent(model.arch)) {
         return "it is recurrent and has no KV cache";
     }
-    if (llm_arch_is_hybrid(model.arch)) {
-        return "it mixes attention with recurrent layers";
-    }
     if (hparams.is_mla()) {
         return "its cache holds compressed keys only (MLA)";
     }
-    if (hparams.indexer_head_size > 0 || hparams.indexer_top_k > 0) {
+    // the last two: with an indexer or not, their memory is of the kind that has one
+    if (hparams.indexer_head_size > 0 || hparams.indexer_top_k > 0 || model.arch == LLM_ARCH_QWEN4EXP ||
+        model.arch == LLM_ARCH_GLM5_NEXT) {
         return "it has sparse attention with an indexer";
     }
     if (hparams.is_swa_any() && !has_full_layer(hparams)) {
@@ -54,12 +54,15 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     return nullptr;
 }
 
-static const char * why_not_this_context(const llama_cparams & cparams) {
+static const char * why_not_this_context(const llama_model & model, const llama_cparams & cparams) {
     if (!cparams.flash_attn) {
         return "needs flash attention, got flash attention off";
     }
     if (cparams.kv_unified && cparams.n_seq_max > 1) {
         return "needs a stream of cells for each sequence, got kv_unified = true";
+    }
+    if (llm_arch_is_hybrid(model.arch) && cparams.n_rs_seq > 0) {
+        return "needs recurrent layers that never go back (n_rs_seq = 0, no drafts), got n_rs_seq above 0";
     }
     return nullptr;
 }
@@ -87,7 +90,7 @@ static void check(const llama_model & model, const llama_memory_params & mparams
     if (const char * why = why_unsupported(model, mparams)) {
         refuse("cannot serve architecture '" + model.arch_name() + "': " + why);
     }
-    if (const char * why = why_not_this_context(cparams)) {
+    if (const char * why = why_not_this_context(model, cparams)) {
         refuse(why);
     }
     for (const ggml_type type : { mparams.type_k, mparams.type_v }) {
@@ -123,6 +126,16 @@ void morphkv_hook_check(const llama_model & model, const llama_memory_params & m
     }
 }
 
+static std::unique_ptr<morphkv_cache> make_cache(const llama_model & model, const llama_memory_params & mparams,
+                                                 const llama_cparams & cparams, const morphkv_params & params,
+                                                 const llama_memory_i::layer_filter_cb & filter,
+                                                 const llama_memory_i::layer_reuse_cb &  reuse) {
+    const uint32_t n_window_cells =
+        morphkv_window::n_cells(model.hparams, cparams.n_ubatch, mparams.swa_full, morphkv_cache::n_cells(params));
+    return std::make_unique<morphkv_cache>(model, model.hparams, params, mparams.type_k, mparams.type_v,
+                                           cparams.offload_kqv, cparams.n_seq_max, filter, reuse, n_window_cells);
+}
+
 llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const llama_memory_params & mparams,
                                             const llama_cparams &                   cparams,
                                             const llama_memory_i::layer_filter_cb & filter,
@@ -132,10 +145,41 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
         return nullptr;
     }
     try {
-        const uint32_t n_window_cells =
-            morphkv_window::n_cells(model.hparams, cparams.n_ubatch, mparams.swa_full, morphkv_cache::n_cells(*params));
-        return new morphkv_cache(model, model.hparams, *params, mparams.type_k, mparams.type_v, cparams.offload_kqv,
-                                 cparams.n_seq_max, filter, reuse, n_window_cells);
+        return make_cache(model, mparams, cparams, *params, filter, reuse).release();
+    } catch (const std::exception & err) {
+        morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
+        throw;
+    }
+}
+
+llama_memory_i * morphkv_hook_create_hybrid(const llama_model & model, const llama_memory_params & mparams,
+                                            const llama_cparams &                   cparams,
+                                            const llama_memory_i::layer_filter_cb & filter_attn,
+                                            const llama_memory_i::layer_filter_cb & filter_recr) {
+    const auto params = morphkv_pending_take();
+    if (!params) {
+        return nullptr;
+    }
+    try {
+        // llama_memory_hybrid's defaults
+        const auto & hparams = model.hparams;
+        auto         attends = filter_attn;
+        auto         recurs  = filter_recr;
+        if (!attends) {
+            attends = [&hparams](int32_t il) {
+                return !hparams.is_recr(il);
+            };
+        }
+        if (!recurs) {
+            recurs = [&hparams](int32_t il) {
+                return hparams.is_recr(il);
+            };
+        }
+        auto attn = make_cache(model, mparams, cparams, *params, attends, nullptr);
+        auto recr = std::make_unique<llama_memory_recurrent>(model, GGML_TYPE_F32, GGML_TYPE_F32, cparams.offload_kqv,
+                                                             std::max(1u, cparams.n_seq_max), cparams.n_seq_max,
+                                                             cparams.n_rs_seq, recurs);
+        return new morphkv_hybrid(std::move(attn), std::move(recr));
     } catch (const std::exception & err) {
         morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
         throw;

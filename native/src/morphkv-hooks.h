@@ -16,6 +16,12 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
                                             const llama_memory_i::layer_filter_cb & filter,
                                             const llama_memory_i::layer_reuse_cb &  reuse);
 
+// The same in place of a llama_memory_hybrid or llama_memory_hybrid_iswa.
+llama_memory_i * morphkv_hook_create_hybrid(const llama_model & model, const llama_memory_params & mparams,
+                                            const llama_cparams &                   cparams,
+                                            const llama_memory_i::layer_filter_cb & filter_attn,
+                                            const llama_memory_i::layer_filter_cb & filter_recr);
+
 // After K and V of a layer are stored: q (n_tokens, n_head, n_embd_head) is what attention will use, k (n_tokens,
 // n_head_kv, n_embd_head) is what was stored. sinks: (n_head) or null. mctx: of the cache that the layer is in.
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,

@@ -24,7 +24,7 @@ bool morphkv_cache::needs_cut(llama_seq_id seq_id, uint32_t n_used, uint32_t n_s
 }
 
 std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch,
-                                                                   bool careful) const {
+                                                                   bool careful, const split_fn & split) const {
     struct sequence {
         uint32_t  n_left   = 0;      // tokens of the batch that are not in a micro-batch yet
         uint32_t  n_used   = 0;      // cells in use once those before have been decoded
@@ -108,8 +108,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
         }
         const uint32_t n_max = std::min<uint64_t>(n_ubatch, careful ? room : room * n_active);
 
-        llama_ubatch ubatch =
-            get_n_stream() == 1 && !window ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);
+        llama_ubatch ubatch = split(n_max);
         if (ubatch.n_tokens == 0) {
             return std::nullopt;
         }

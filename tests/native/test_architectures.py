@@ -14,12 +14,11 @@ morphkv_cpp = pytest.importorskip("morphkv_cpp")
 import llama_cpp  # noqa: E402  (morphkv_cpp says first which libllama is loaded)
 
 SERVED = ("llama", "qwen2", "qwen3", "phi3", "gemma", "mistral3", "qwen3moe", "smollm3")
+SERVED += ("jamba", "granitehybrid", "falcon-h1", "nemotron_h", "minimax-01")  # with recurrent layers
 SERVED += ("gemma2", "gemma3", "gpt-oss", "cohere2", "llama4")  # with sliding windows in some layers
 NOT_REBASED = ("hunyuan-dense", "minicpm3")  # a norm with weights after the rotation; a part of each key is not rotated
 REFUSED = {
     "mamba": "recurrent",
-    "jamba": "mixes attention with recurrent layers",
-    "qwen35": "mixes attention with recurrent layers",
     "deepseek2": "compressed keys only",
     "bloom": "ALiBi",
     "gpt2": "positions are learned",
