@@ -26,6 +26,7 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
                                   : nullptr),
       params(params),
       n_ctx_train(hparams.n_ctx_train),
+      n_pos(hparams.n_pos_per_embd()),
       n_distant(params.capacity - params.window) {
     side.init(morphkv_layers_of(*this, hparams), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
               hparams.no_alloc);
@@ -47,7 +48,7 @@ uint32_t morphkv_cache::n_cells(const morphkv_params & params) {
 }
 
 int32_t morphkv_cache::rope_limit() const {
-    if (params.rope_limit == 0 || find_unknown_rope()) {
+    if (params.rope_limit == 0 || n_pos > 1 || find_unknown_rope()) {
         return 0;
     }
     // a rebase cannot bring positions below the number of cells

@@ -229,6 +229,7 @@ private:
     const morphkv_params params;
 
     const uint32_t n_ctx_train;
+    const uint32_t n_pos;  // of a token; more than 1 with M-RoPE
     const uint32_t n_distant;
 
     morphkv_side              side;

@@ -64,9 +64,12 @@ void check_context(llama_context & ctx) {
     if (!ctx.get_cparams().flash_attn) {
         refuse("needs flash attention, which a device of this context does not support");
     }
-    if (const auto * layer = cache->get_params().rope_limit > 0 ? cache->find_unknown_rope() : nullptr) {
-        refuse("cannot rebase the positions of this model: layer " + std::to_string(layer->il) +
-               " rotates its keys in a way that cannot be turned on; set rope_limit to 0");
+    if (cache->get_params().rope_limit > 0 && cache->rope_limit() == 0) {
+        const auto *      layer = cache->find_unknown_rope();
+        const std::string why =
+            layer ? "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned on"
+                  : "its tokens have more than one position (M-RoPE)";
+        refuse("cannot rebase the positions of this model: " + why + "; set rope_limit to 0");
     }
 }
 

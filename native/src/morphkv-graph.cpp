@@ -184,6 +184,9 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
     // The window's destination overlaps the graduates: their rows have to be read first, so the second move works on
     // the result of the first. Its own overlap is harmless, get_rows copies out.
     for (ggml_tensor * t : { layer.k, layer.v }) {
+        if (!t) {
+            continue;
+        }
         ggml_tensor * moved = build_move(ctx, t, n_head_kv, moves.src, moves.dst);
         ggml_build_forward_expand(gf, moved);
 

@@ -8,7 +8,7 @@
 
 static bool has_full_layer(const llama_hparams & hparams) {
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (hparams.has_kv(il) && !hparams.is_swa(il)) {
+        if (hparams.has_kv(il) && !hparams.is_swa(il) && !hparams.is_recr(il)) {
             return true;
         }
     }
@@ -25,16 +25,16 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (llm_arch_is_recurrent(model.arch)) {
         return "it is recurrent and has no KV cache";
     }
-    if (hparams.is_mla()) {
-        return "its cache holds compressed keys only (MLA)";
-    }
     // the last two: with an indexer or not, their memory is of the kind that has one
     if (hparams.indexer_head_size > 0 || hparams.indexer_top_k > 0 || model.arch == LLM_ARCH_QWEN4EXP ||
         model.arch == LLM_ARCH_GLM5_NEXT) {
         return "it has sparse attention with an indexer";
     }
+    if (hparams.is_swa_any() && hparams.is_mla()) {
+        return "it has sliding windows over compressed keys (MLA)";
+    }
     if (hparams.is_swa_any() && !has_full_layer(hparams)) {
-        return "each of its layers has a sliding window, so that there is nothing to cut";
+        return "each layer that attends has a sliding window, so that there is nothing to cut";
     }
     if (!hparams.causal_attn || llama_model_has_encoder(&model)) {
         return "its attention is not causal";
@@ -44,9 +44,6 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     }
     if (model.pos_embd) {
         return "its positions are learned, and end with the trained context";
-    }
-    if (hparams.n_pos_per_embd() > 1) {
-        return "its tokens have more than one position (M-RoPE)";
     }
     if (mparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || mparams.mem_other) {
         return "the context is a draft head that shares its cache with another";

@@ -23,7 +23,7 @@ std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, 
         layer.n_head_kv = hparams.n_head_kv(il);
         layer.softcap   = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
         layer.k         = cache.get_k_storage(il);
-        layer.v         = cache.get_v(ctx.get(), il, 1, first_stream)->view_src;
+        layer.v         = hparams.is_mla() ? nullptr : cache.get_v(ctx.get(), il, 1, first_stream)->view_src;
         res.push_back(layer);
     }
     return res;

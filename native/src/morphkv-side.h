@@ -25,7 +25,7 @@ struct morphkv_side_layer {
     ggml_tensor * sinks;  // (n_head) F32, the model's: logits that take part in each softmax; null where there are none
 
     ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
-    ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v)
+    ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K (MLA)
 
     ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F16, row = position % n_ring
     ggml_tensor * pos;    // (n_stream, n_head_kv, n_distant) int32 bits in F32
@@ -58,7 +58,9 @@ public:
     template <typename F> void for_each_slice(uint32_t i_stream, uint32_t n_used, F && f) const {
         for (const auto & layer : layers) {
             for (ggml_tensor * t : { layer.k, layer.v }) {
-                f(t, i_stream * t->nb[2], n_used * t->nb[1]);
+                if (t) {
+                    f(t, i_stream * t->nb[2], n_used * t->nb[1]);
+                }
             }
             for (ggml_tensor * t : { layer.ring, layer.pos, layer.score }) {
                 if (t) {

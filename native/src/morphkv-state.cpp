@@ -79,10 +79,16 @@ state_header make_header(const morphkv_params & p, const morphkv_side & side, co
 
     fnv_hash hash;
     for (const auto & layer : side.layers) {
-        const int64_t shape[] = {
-            layer.il,      layer.n_head,   layer.n_head_kv,  layer.k->type,     layer.k->ne[0],
-            layer.v->type, layer.v->ne[0], layer.ring->type, layer.ring->ne[1], layer.pos->ne[0]
-        };
+        const int64_t shape[] = { layer.il,
+                                  layer.n_head,
+                                  layer.n_head_kv,
+                                  layer.k->type,
+                                  layer.k->ne[0],
+                                  layer.v ? layer.v->type : -1,
+                                  layer.v ? layer.v->ne[0] : 0,
+                                  layer.ring->type,
+                                  layer.ring->ne[1],
+                                  layer.pos->ne[0] };
         hash.add(shape, sizeof(shape));
     }
     for (size_t i = 0; window && i < window->layers.size(); ++i) {

@@ -26,6 +26,7 @@ struct test_case {
     morphkv_evict_policy policy;
     float                softcap;
     bool                 has_sinks = false;
+    bool                 has_v     = true;
 };
 
 using floats = std::vector<float>;
@@ -125,7 +126,7 @@ static void run(const test_case & c, uint32_t seed) {
     ggml_context_ptr    ctx_data(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, true }));
     morphkv_evict_layer layer{};
     layer.k    = ggml_new_tensor_2d(ctx_data.get(), c.type_k, n_embd, n_cells);
-    layer.v    = ggml_new_tensor_2d(ctx_data.get(), c.type_v, n_embd, n_cells);
+    layer.v    = c.has_v ? ggml_new_tensor_2d(ctx_data.get(), c.type_v, n_embd, n_cells) : nullptr;
     layer.ring = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F16, n_head * c.n_embd_head, n_ring);
     layer.pos  = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv);
     layer.score =
@@ -140,7 +141,9 @@ static void run(const test_case & c, uint32_t seed) {
     fill(layer.ring, random_floats(rng, ggml_nelements(layer.ring), 1.5f));
     const floats ring = rows(layer.ring).values;
     fill(layer.k, random_floats(rng, ggml_nelements(layer.k), 1.5f));
-    fill(layer.v, random_floats(rng, ggml_nelements(layer.v), 1.0f));
+    if (layer.v) {
+        fill(layer.v, random_floats(rng, ggml_nelements(layer.v), 1.0f));
+    }
 
     floats sinks;
     if (layer.sinks) {
@@ -177,7 +180,8 @@ static void run(const test_case & c, uint32_t seed) {
         window_dst.push_back(s.n_distant + i);
     }
 
-    const rows k_old(layer.k), v_old(layer.v);
+    // without V, the cells of K are looked at twice
+    const rows k_old(layer.k), v_old(layer.v ? layer.v : layer.k);
 
     ggml_context_ptr ctx(
         ggml_init({ 1024 * ggml_tensor_overhead() + ggml_graph_overhead_custom(1024, false), nullptr, true }));
@@ -208,7 +212,7 @@ static void run(const test_case & c, uint32_t seed) {
     set(inp.window_dst, window_dst);
     CHECK(ggml_backend_graph_compute(backend.get(), gf) == GGML_STATUS_SUCCESS);
 
-    const rows           k_new(layer.k), v_new(layer.v);
+    const rows           k_new(layer.k), v_new(layer.v ? layer.v : layer.k);
     std::vector<int32_t> pos_new(pos.size());
     ggml_backend_tensor_get(layer.pos, pos_new.data(), 0, ggml_nbytes(layer.pos));
 
@@ -276,6 +280,7 @@ int main() {
         }
         run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 20.0f }, seed++);
         run({ GGML_TYPE_F16, type, 64, 1, 8, many_graduates, other, 0.0f }, seed++);
+        run({ type, type, 576, 1, 5, few_graduates, paper, 0.0f, false, false }, seed++);  // MLA
         run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 0.0f, true }, seed++);
         run({ type, GGML_TYPE_F16, 64, 2, 4, many_graduates, other, 0.0f, true }, seed++);
     }

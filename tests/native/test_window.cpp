@@ -318,7 +318,7 @@ static void test_a_model_with_windows_alone_is_refused() {
     const auto      cparams = window_params();
     llama_context * ctx     = nullptr;
     CHECK(morphkv_context_create(model.get(), &cparams, &params, &ctx) == MORPHKV_STATUS_UNSUPPORTED);
-    CHECK(strstr(morphkv_last_error(), "each of its layers has a sliding window"));
+    CHECK(strstr(morphkv_last_error(), "each layer that attends has a sliding window"));
 }
 
 int main() {
