@@ -27,8 +27,17 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
       params(params),
       n_ctx_train(hparams.n_ctx_train),
       n_pos(hparams.n_pos_per_embd()),
+      pos_end(model.pos_embd ? hparams.n_ctx_train : 0),
       n_distant(params.capacity - params.window) {
-    side.init(morphkv_layers_of(*this, hparams), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
+    auto layers = morphkv_layers_of(*this, hparams);
+    if (model.arch == LLM_ARCH_GROK) {
+        // the soft-cap of its own in llama.cpp's graph, and the scale before it
+        for (auto & layer : layers) {
+            layer.softcap       = hparams.f_attn_logit_softcapping;
+            layer.softcap_scale = hparams.f_attn_out_scale;
+        }
+    }
+    side.init(std::move(layers), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
               hparams.no_alloc);
     streams.assign(get_n_stream(), empty_stream());
     seq_evict_ms.assign(get_n_stream(), 0.0);
@@ -48,7 +57,7 @@ uint32_t morphkv_cache::n_cells(const morphkv_params & params) {
 }
 
 int32_t morphkv_cache::rope_limit() const {
-    if (params.rope_limit == 0 || n_pos > 1 || find_unknown_rope()) {
+    if (params.rope_limit == 0 || n_pos > 1 || pos_end > 0 || find_unknown_rope()) {
         return 0;
     }
     // a rebase cannot bring positions below the number of cells

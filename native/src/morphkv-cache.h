@@ -102,6 +102,9 @@ public:
     // In force: rotary positions stay below it; 0 = they are never rebased.
     int32_t rope_limit() const;
 
+    // Positions are learned, and end here; 0 = they do not.
+    int32_t get_pos_end() const { return pos_end; }
+
     // A layer that rotates its keys in a way that a rebase cannot undo, or null.
     const morphkv_side_layer * find_unknown_rope() const;
 
@@ -229,7 +232,8 @@ private:
     const morphkv_params params;
 
     const uint32_t n_ctx_train;
-    const uint32_t n_pos;  // of a token; more than 1 with M-RoPE
+    const uint32_t n_pos;    // of a token; more than 1 with M-RoPE
+    const int32_t  pos_end;  // of learned positions, else 0
     const uint32_t n_distant;
 
     morphkv_side              side;

@@ -5,6 +5,7 @@
 #include "morphkv-params.h"
 
 #include "llama-context.h"
+#include "llama-model.h"
 
 #include <new>
 
@@ -61,14 +62,17 @@ void check_context(llama_context & ctx) {
     if (!cache) {
         refuse("cannot serve this model: it has no KV cache of a known kind");
     }
-    if (!ctx.get_cparams().flash_attn) {
+    if (!ctx.get_cparams().flash_attn && ctx.get_model().arch != LLM_ARCH_GROK) {
         refuse("needs flash attention, which a device of this context does not support");
     }
     if (cache->get_params().rope_limit > 0 && cache->rope_limit() == 0) {
-        const auto *      layer = cache->find_unknown_rope();
-        const std::string why =
-            layer ? "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned on"
-                  : "its tokens have more than one position (M-RoPE)";
+        const auto * layer = cache->find_unknown_rope();
+        std::string  why   = "its tokens have more than one position (M-RoPE)";
+        if (cache->get_pos_end() > 0) {
+            why = "its positions are learned";
+        } else if (layer) {
+            why = "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned on";
+        }
         refuse("cannot rebase the positions of this model: " + why + "; set rope_limit to 0");
     }
 }

@@ -89,7 +89,7 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
                                       ggml_tensor * sinks, float kq_scale, int32_t il) {
     auto it = std::find_if(side.layers.begin(), side.layers.end(), [&](const auto & layer) { return layer.il == il; });
     GGML_ASSERT(it != side.layers.end());
-    it->kq_scale = kq_scale;
+    it->kq_scale = it->softcap_scale != 0.0f ? kq_scale * it->softcap_scale : kq_scale;
     it->sinks    = sinks;
     if (it->rope.is == morphkv_rope::kind::UNSEEN) {
         it->rope = morphkv_find_rope(k);

@@ -42,9 +42,6 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (hparams.use_alibi) {
         return "it uses ALiBi, which needs the distance of every token";
     }
-    if (model.pos_embd) {
-        return "its positions are learned, and end with the trained context";
-    }
     if (mparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || mparams.mem_other) {
         return "the context is a draft head that shares its cache with another";
     }
@@ -52,7 +49,8 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
 }
 
 static const char * why_not_this_context(const llama_model & model, const llama_cparams & cparams) {
-    if (!cparams.flash_attn) {
+    // llama.cpp has none for grok
+    if (!cparams.flash_attn && model.arch != LLM_ARCH_GROK) {
         return "needs flash attention, got flash attention off";
     }
     if (cparams.kv_unified && cparams.n_seq_max > 1) {

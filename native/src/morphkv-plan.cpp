@@ -55,6 +55,13 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
                             batch.pos[i], seqs[s].newest, s);
             return std::nullopt;
         }
+        if (pos_end > 0 && batch.pos[i] >= pos_end) {
+            const std::string sentence = "positions of this model are learned and must be below " +
+                                         std::to_string(pos_end) + ", got " + std::to_string(batch.pos[i]);
+            LLAMA_LOG_ERROR("%s: MorphKV: %s\n", __func__, sentence.c_str());
+            morphkv_error_set(MORPHKV_STATUS_INVALID, sentence.c_str());
+            return std::nullopt;
+        }
         if (seqs[s].newest < 0) {
             seqs[s].rotary = batch.pos[i];  // a sequence may begin anywhere
         }

@@ -47,8 +47,8 @@ private:
 }  // namespace
 
 void morphkv_cache::build_rotary_positions(llm_graph_result * res, ggml_tensor * pos) {
-    // tokens that have several positions (M-RoPE) are not rebased
-    if (params.rope_limit != 0 && n_pos == 1) {
+    // several positions a token (M-RoPE) and learned ones are not rebased
+    if (params.rope_limit != 0 && n_pos == 1 && pos_end == 0) {
         res->add_input(std::make_unique<position_input>(this, pos));
     }
 }

@@ -18,8 +18,9 @@ struct morphkv_side_layer {
     int32_t il;  // layer of the model
     int32_t n_head;
     int32_t n_head_kv;
-    float   softcap;   // 0 = none
-    float   kq_scale;  // learned, as rope and sinks, when the layer's attention is built first
+    float   softcap;        // 0 = none
+    float   softcap_scale;  // a factor more before the soft-cap; 0 = none
+    float   kq_scale;       // learned, as rope and sinks, when the layer's attention is built first
 
     morphkv_rope  rope;
     ggml_tensor * sinks;  // (n_head) F32, the model's: logits that take part in each softmax; null where there are none

@@ -16,15 +16,16 @@ import llama_cpp  # noqa: E402  (morphkv_cpp says first which libllama is loaded
 
 SERVED = ("llama", "qwen2", "qwen3", "phi3", "gemma", "mistral3", "qwen3moe", "smollm3")
 SERVED += ("jamba", "granitehybrid", "falcon-h1", "nemotron_h", "minimax-01")  # with recurrent layers
+SERVED += ("grok",)  # without flash attention
 SERVED += ("kimi-linear", "kimi-k3")  # and whose attention keeps compressed keys only, without rotation
 SERVED += ("gemma2", "gemma3", "gpt-oss", "cohere2", "llama4")  # with sliding windows in some layers
 # a norm with weights after the rotation; a part of each key is not rotated, of MLA too
 NOT_REBASED = ("hunyuan-dense", "minicpm3", "deepseek2", "mistral4")
 NOT_REBASED += ("qwen2vl", "qwen3vl", "qwen35")  # M-RoPE
+NOT_REBASED += ("gpt2", "starcoder")  # learned positions
 REFUSED = {
     "mamba": "recurrent",
     "bloom": "ALiBi",
-    "gpt2": "positions are learned",
     "deepseek32": "indexer",
     "lfm2": "each layer that attends has a sliding window",  # as it is written here
 }
@@ -124,4 +125,16 @@ def test_an_image_is_refused(models):
 
     assert llm.cache_stats() == before
     llm.eval([8])
+    llm.close()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "starcoder"])
+def test_learned_positions_end_with_a_reason(models, architecture):
+    llm = load(models[architecture])
+    llm.eval(np.random.default_rng(0).integers(3, 100, 256).tolist())
+    before = llm.cache_stats()
+    assert (before.n_evictions, before.logical_pos) == (2, 255)
+    with pytest.raises(RuntimeError, match="positions of this model are learned and must be below 256, got 256"):
+        llm.eval([5])
+    assert llm.cache_stats() == before
     llm.close()
