@@ -18,7 +18,7 @@ from pathlib import Path
 from gguf import GGUFReader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from archs import more_models  # noqa: E402
+from archs import more_models
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = ROOT / "morphkv_cpp" / "architectures.tsv"
