@@ -157,7 +157,8 @@ class Llama(llama_cpp.Llama):
         """Logical positions of the tokens in a layer's distant slots, int32 (n_head_kv, n_distant), -1 where empty.
 
         All are empty until the first eviction. Each KV head has tokens of its own, in no order.
-        Raises NoMorphKVError without MorphKV, ValueError for a layer without KV or an unknown sequence.
+        Raises NoMorphKVError without MorphKV, ValueError for a layer that has no KV or a sliding window, or an unknown
+        sequence.
         """
         return bridge.retained(self._ctx.ctx, seq_id, layer)
 
