@@ -27,6 +27,17 @@ uint32_t morphkv_window::n_cells(const llama_hparams & hparams, uint32_t n_ubatc
 // cells
 //
 
+uint32_t morphkv_window::newest_cell(llama_seq_id seq_id) const {
+    const auto &    cells  = get_cells(seq_id);
+    const llama_pos newest = cells.seq_pos_max(seq_id);
+
+    uint32_t res = 0;
+    while (cells.is_empty(res) || cells.pos_get(res) != newest) {
+        res++;
+    }
+    return res;
+}
+
 morphkv_window::cell_run morphkv_window::get_run(llama_seq_id seq_id) const {
     const auto & cells = get_cells(seq_id);
 
@@ -35,9 +46,7 @@ morphkv_window::cell_run morphkv_window::get_run(llama_seq_id seq_id) const {
     if (res.newest < 0) {
         return res;
     }
-    while (cells.is_empty(res.i_newest) || cells.pos_get(res.i_newest) != res.newest) {
-        res.i_newest++;
-    }
+    res.i_newest = newest_cell(seq_id);
     res.tokens.resize(res.newest - cells.seq_pos_min(seq_id) + 1);
     for (size_t i = 0; i < res.tokens.size(); ++i) {
         res.tokens[res.tokens.size() - 1 - i] = cells.ext_get((res.i_newest + get_size() - i) % get_size()).tok;
@@ -69,7 +78,7 @@ llama_kv_cache::slot_info_vec_t morphkv_window::place(const std::vector<llama_ub
     // where each sequence's next token goes
     std::vector<uint32_t> next;
     for (llama_seq_id s = 0; s < (llama_seq_id) get_n_stream(); ++s) {
-        next.push_back(seq_pos_max(s) < 0 ? 0 : (get_run(s).i_newest + 1) % get_size());
+        next.push_back(seq_pos_max(s) < 0 ? 0 : (newest_cell(s) + 1) % get_size());
     }
 
     slot_info_vec_t res;

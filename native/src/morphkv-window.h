@@ -69,6 +69,9 @@ public:
     std::vector<morphkv_side_layer> layers;
 
 private:
+    // of a sequence that is not empty
+    uint32_t newest_cell(llama_seq_id seq_id) const;
+
     const uint32_t       n_swa;
     const llama_swa_type swa_type;
 };
