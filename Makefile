@@ -27,7 +27,7 @@ SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-slow check format patchwork refresh-patches test-sanitize test-upstream test-upstream-server fuzz soak clean FORCE
+.PHONY: help venv demo test test-slow test-archs archs check format patchwork refresh-patches test-sanitize test-upstream test-upstream-server fuzz soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -69,10 +69,21 @@ test: venv ## all tests: C++, Python, against an unpatched libllama
 	cmake --build $(BUILD) --target llama-stock morphkv-tests
 	ctest --test-dir $(BUILD) --output-on-failure
 	MORPHKV_STOCK_LIB=$(STOCK_LIB) MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native \
-	    $(BIN)/pytest tests -m "not slow" $(PYTEST_ARGS)
+	    $(BIN)/pytest tests -m "not slow and not archs" $(PYTEST_ARGS)
 
 test-slow: venv ## tests of the same claims at full length
 	$(BIN)/pytest tests -m slow $(PYTEST_ARGS)
+
+# The programs that write and run models, for tests/archs.
+ARCHS_ENV     = MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native
+
+test-archs: venv ## a model of every architecture: served, bit-equal to stock, rollback, states; as listed
+	cmake --build $(BUILD) --target test-llama-archs
+	$(ARCHS_ENV) $(BIN)/pytest tests/archs tests/native/test_architectures.py $(PYTEST_ARGS)
+
+archs: venv ## write morphkv_cpp/architectures.tsv, the list of `morphkv archs`, by running every architecture
+	cmake --build $(BUILD) --target test-llama-archs
+	$(ARCHS_ENV) $(BIN)/python tests/archs/run.py
 
 $(VENV)/.lint: Makefile $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet $(LINT_TOOLS)

@@ -71,7 +71,7 @@ def require_morphkv(context: int) -> None:
     try:
         stats(context)
     except NoMorphKVError as error:
-        refuse_context("MorphKV cannot serve this model: its context has no plain KV cache", error)
+        refuse_context("MorphKV cannot serve this model: its context has no KV cache of a known kind", error)
 
 
 def stats(context: int, seq_id: int = 0) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Optional
 import typer
 
 from . import MorphKVError, info
+from .cli_archs import archs
 from .cli_bench import bench
 from .cli_chat import chat
 from .cli_demo import demo
@@ -31,7 +32,7 @@ def show_info() -> None:
     print(info())
 
 
-for command in (demo, generate, chat, perplexity, recall, bench, texts):
+for command in (demo, generate, chat, perplexity, recall, bench, texts, archs):
     app.command()(command)
 app.command(context_settings=CONTEXT_SETTINGS)(serve)
 

@@ -34,8 +34,9 @@ class Llama(llama_cpp.Llama):
     """A model, as llama_cpp.Llama, whose KV cache can be of constant size.
 
     morphkv: a MorphKV, or True for its defaults. None or False: exactly llama_cpp.Llama.
-    llama_options: every keyword of llama_cpp.Llama. With MorphKV two defaults differ:
-        flash_attn is True, which MorphKV needs, and
+    llama_options: every keyword of llama_cpp.Llama. With MorphKV three defaults differ:
+        flash_attn is True, which MorphKV needs,
+        swa_full is False: sliding-window layers store a window, not as many cells as the others, and
         n_ctx limits prompt plus answer, and costs no memory: 2**31 - 1, which is no limit, unless another is given,
             0: the trained context. With logits_all or a draft_model n_ctx rows of logits are stored, and it is 0
             unless another is given. An answer without max_tokens ends where the model ends it, or at n_ctx.
@@ -156,7 +157,8 @@ class Llama(llama_cpp.Llama):
         """Logical positions of the tokens in a layer's distant slots, int32 (n_head_kv, n_distant), -1 where empty.
 
         All are empty until the first eviction. Each KV head has tokens of its own, in no order.
-        Raises NoMorphKVError without MorphKV, ValueError for a layer without KV or an unknown sequence.
+        Raises NoMorphKVError without MorphKV, ValueError for a layer that has no KV or a sliding window, or an unknown
+        sequence.
         """
         return bridge.retained(self._ctx.ctx, seq_id, layer)
 
@@ -304,7 +306,8 @@ def _options_with_morphkv(options: dict[str, Any]) -> dict[str, Any]:
     n_ctx = operator.index(options.get("n_ctx", 0 if logits_all else N_CTX_MAX))
     if not 0 <= n_ctx <= N_CTX_MAX:
         raise ValueError(f"n_ctx must be in 0..{N_CTX_MAX}, got {n_ctx}")
-    return {**options, "n_ctx": n_ctx, "flash_attn": True, "logits_all": logits_all}
+    swa_full = bool(options.get("swa_full"))
+    return {**options, "n_ctx": n_ctx, "flash_attn": True, "swa_full": swa_full, "logits_all": logits_all}
 
 
 def _n_cells(morphkv: MorphKV) -> int:

@@ -17,7 +17,7 @@ class CacheStats:
     n_used: int  # cells that the sequence uses now
     n_seq_max: int  # sequences that have cells of their own
     logical_pos: int  # position of the sequence's newest token, -1 when empty
-    complete_pos: int  # oldest position that every head still holds, with all after it; -1 when empty
+    complete_pos: int  # tokens behind it can be taken back: oldest that every head still holds; -1 when empty
     exact_pos: int  # tokens from here on can be taken back exactly: none is older than the last eviction or rebase
     rope_limit: int  # rotary positions stay below it; 0: they are never rebased
     rotary_offset: int  # of the sequence's recent tokens: position minus the rotary one, which RoPE sees

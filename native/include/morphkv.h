@@ -65,7 +65,7 @@ typedef struct morphkv_params {
     uint32_t seed;         // of MORPHKV_POLICY_RANDOM
     int32_t  rope_limit;   // RoPE's positions stay below it: they are rebased before one would reach it, while callers'
                            // positions go on. -1 = the trained context, 0 = never, else at least n_limit of the stats.
-                           // A few architectures rotate keys in ways that cannot be rebased: there -1 means never, and
+                           // Some architectures rotate keys in ways that cannot be rebased: there -1 means never, and
                            // morphkv_context_create() refuses a limit
 } morphkv_params;
 
@@ -79,7 +79,7 @@ typedef struct morphkv_stats {
     int32_t  n_used;         // cells that the sequence uses now
     int32_t  n_seq_max;      // sequences that have cells of their own
     int32_t  logical_pos;    // position of the sequence's newest token, -1 when empty
-    int32_t  complete_pos;   // oldest position that every head still holds, with all after it; -1 when empty
+    int32_t  complete_pos;   // tokens behind it can be taken back: every head still holds them; -1 when empty
     int32_t  exact_pos;      // tokens from here on can be taken back exactly: none is older than the last eviction or
                              // rebase
     int32_t  rope_limit;     // in force; 0 = rotary positions are never rebased
@@ -128,7 +128,7 @@ MORPHKV_API morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t
 // capacity - window; after the sequence's first eviction it can only be lowered.
 MORPHKV_API morphkv_status morphkv_keep_set(struct llama_context * ctx, int32_t seq_id, int32_t n_keep);
 
-// Sizes of morphkv_retained_get's answer for a layer; a layer without KV is MORPHKV_STATUS_INVALID.
+// Sizes of morphkv_retained_get's answer for a layer; one without KV, or with a sliding window, is MORPHKV_STATUS_INVALID.
 MORPHKV_API morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv,
                                                   int32_t * n_distant);
 

@@ -7,30 +7,35 @@
 #include <algorithm>
 #include <limits>
 
+// Of the layers that the filter lets through, those with or without a sliding window.
+static llama_memory_i::layer_filter_cb filter_windowed(const llama_hparams &                   hparams,
+                                                       const llama_memory_i::layer_filter_cb & filter, bool is_swa) {
+    return [&hparams, filter, is_swa](int32_t il) {
+        return (!filter || filter(il)) && hparams.is_swa(il) == is_swa;
+    };
+}
+
 morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
                              ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max,
-                             const layer_filter_cb & filter)
+                             const layer_filter_cb & filter, const layer_reuse_cb & reuse, uint32_t n_window_cells)
     : llama_kv_cache(model, hparams, type_k, type_v, /*v_trans =*/false, offload, /*unified =*/false, n_cells(params),
-                     n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/nullptr, filter,
-                     /*reuse =*/nullptr, /*share =*/nullptr),
+                     n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/nullptr,
+                     filter_windowed(hparams, filter, false), reuse, /*share =*/nullptr),
+      window(hparams.is_swa_any() ? new morphkv_window(model, hparams, type_k, type_v, offload, n_window_cells,
+                                                       n_seq_max, filter_windowed(hparams, filter, true), reuse)
+                                  : nullptr),
       params(params),
       n_ctx_train(hparams.n_ctx_train),
+      n_pos(hparams.n_pos_per_embd()),
+      pos_end(model.pos_embd ? hparams.n_ctx_train : 0),
       n_distant(params.capacity - params.window) {
-    // the one way from here to V
-    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead() * get_layer_ids().size(), nullptr, /*.no_alloc =*/true }));
-
-    std::vector<morphkv_side_layer> layers;
-    for (const uint32_t il : get_layer_ids()) {
-        const slot_info first_stream = { 0, 0, { 0 }, { { 0 } } };
-
-        morphkv_side_layer layer{};
-        layer.il        = il;
-        layer.n_head    = hparams.n_head(il);
-        layer.n_head_kv = hparams.n_head_kv(il);
-        layer.softcap   = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
-        layer.k         = get_k_storage(il);
-        layer.v         = get_v(ctx.get(), il, 1, first_stream)->view_src;
-        layers.push_back(layer);
+    auto layers = morphkv_layers_of(*this, hparams);
+    if (model.arch == LLM_ARCH_GROK) {
+        // the soft-cap of its own in llama.cpp's graph, and the scale before it
+        for (auto & layer : layers) {
+            layer.softcap       = hparams.f_attn_logit_softcapping;
+            layer.softcap_scale = hparams.f_attn_out_scale;
+        }
     }
     side.init(std::move(layers), params.votes + N_SPARE, n_distant, get_n_stream(), params.decay > 0.0f,
               hparams.no_alloc);
@@ -52,7 +57,7 @@ uint32_t morphkv_cache::n_cells(const morphkv_params & params) {
 }
 
 int32_t morphkv_cache::rope_limit() const {
-    if (params.rope_limit == 0 || find_unknown_rope()) {
+    if (params.rope_limit == 0 || n_pos > 1 || pos_end > 0 || find_unknown_rope()) {
         return 0;
     }
     // a rebase cannot bring positions below the number of cells
@@ -67,162 +72,38 @@ uint32_t morphkv_cache::n_used(llama_seq_id seq_id) const {
 // batches
 //
 
-bool morphkv_cache::needs_cut(llama_seq_id seq_id, uint32_t n_used, uint32_t n_step) const {
-    if (n_used >= n_limit(params)) {
-        return true;
-    }
-    if (n_step == 0) {
-        return false;
-    }
-    if (n_used + n_step > n_limit(params) && n_used > (uint32_t) params.capacity) {
-        // before a draft rather than inside of it: what is in the cache now stays, a draft may be taken back
-        return true;
-    }
-    // While there are free cells the cut waits: for the first token behind a prompt, as that may be the prompt's own
-    // last one, and after a long rollback until enough tokens have come to vote.
-    return n_used >= (uint32_t) (params.capacity + params.interval) &&
-           seq_pos_max(seq_id) > streams[seq_id].pos_prompt && vote_rows(seq_id).size() == (size_t) params.votes;
-}
-
-std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch,
-                                                                   bool careful) const {
-    struct sequence {
-        uint32_t  n_left   = 0;      // tokens of the batch that are not in a micro-batch yet
-        uint32_t  n_used   = 0;      // cells in use once those before have been decoded
-        uint32_t  n_step   = 0;      // tokens of the batch, if they are no prompt and none is in a micro-batch yet
-        uint32_t  n_logits = 0;      // tokens of the batch whose logits are wanted
-        llama_pos newest   = -1;
-        llama_pos rotary   = 0;      // rotary position of the next token
-        bool      is_cut   = false;  // once or more, before or in this batch
-    };
-    std::vector<sequence> seqs(get_n_stream());
-    for (size_t s = 0; s < seqs.size(); ++s) {
-        seqs[s].n_used = n_used(s);
-        seqs[s].newest = seq_pos_max(s);
-        seqs[s].rotary = seqs[s].newest + 1 - streams[s].rotary_offset;
-        seqs[s].is_cut = has_evicted(s);
-    }
-
-    const llama_batch & batch = balloc.get_batch();
-    for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        const llama_seq_id s = batch.seq_id[i][0];
-        if (batch.n_seq_id[i] != 1 || s < 0 || s >= (llama_seq_id) seqs.size()) {
-            LLAMA_LOG_ERROR("%s: MorphKV: a token must belong to one sequence among 0..%zu\n", __func__,
-                            seqs.size() - 1);
-            return std::nullopt;
-        }
-        if (seqs[s].newest >= 0 && batch.pos[i] != seqs[s].newest + 1) {
-            LLAMA_LOG_ERROR("%s: MorphKV: positions must be consecutive, got %d after %d in sequence %d\n", __func__,
-                            batch.pos[i], seqs[s].newest, s);
-            return std::nullopt;
-        }
-        if (seqs[s].newest < 0) {
-            seqs[s].rotary = batch.pos[i];  // a sequence may begin anywhere
-        }
-        seqs[s].newest = batch.pos[i];
-        seqs[s].n_left++;
-        seqs[s].n_logits += batch.logits[i] != 0;
-    }
-
-    batch_plan plan;
-
-    for (auto & seq : seqs) {
-        const bool is_draft = seq.n_left <= (uint32_t) N_SPARE && seq.n_logits == seq.n_left;
-        seq.n_step          = seq.n_left == 1 || is_draft ? seq.n_left : 0;
-        plan.is_prompt.push_back(seq.n_step == 0);
-    }
-
-    auto is_cut_before = [&](llama_seq_id s) {
-        return needs_cut(s, seqs[s].n_used, seqs[s].n_step);
-    };
-    auto n_after_cut = [&](llama_seq_id s) {
-        return is_cut_before(s) ? (uint32_t) params.capacity : seqs[s].n_used;
-    };
-
-    const llama_pos limit = rope_limit();
-
-    // A rebase falls before the token whose rotary position is the limit, however the tokens come.
-    auto rotary_after_rebase = [&](llama_seq_id s) {
-        if (limit == 0 || seqs[s].rotary < limit || n_after_cut(s) == 0) {
-            return seqs[s].rotary;
-        }
-        return (llama_pos) n_after_cut(s) + (seqs[s].is_cut || is_cut_before(s) ? n_near() : 0);
-    };
-    // how many tokens can come in one micro-batch
-    auto n_room = [&](llama_seq_id s) {
-        const uint32_t  n_cells  = n_limit(params) - n_after_cut(s);
-        const llama_pos n_rotary = limit - rotary_after_rebase(s);
-        return limit > 0 && n_rotary > 0 ? std::min<uint32_t>(n_cells, n_rotary) : n_cells;
-    };
-
-    balloc.split_reset();
-    while (balloc.get_n_used() < balloc.get_n_tokens()) {
-        // The largest micro-batch for which every sequence has cells. Which sequences join it is the splitter's choice;
-        // if fewer do, they may get more tokens each than they have cells, and the careful second try is needed.
-        uint64_t room     = n_limit(params);
-        uint64_t n_active = 0;
-        for (size_t s = 0; s < seqs.size(); ++s) {
-            if (seqs[s].n_left > 0) {
-                room = std::min<uint64_t>(room, n_room(s));
-                n_active++;
-            }
-        }
-        const uint32_t n_max = std::min<uint64_t>(n_ubatch, careful ? room : room * n_active);
-
-        llama_ubatch ubatch = get_n_stream() == 1 ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);
-        if (ubatch.n_tokens == 0) {
-            return std::nullopt;
-        }
-
-        const uint32_t n_new = ubatch.n_tokens / ubatch.n_seqs_unq;
-
-        slot_info                 sinfo = { LLAMA_MAX_SEQ, 0, {}, {} };
-        std::vector<llama_seq_id> cut_seqs;
-        for (uint32_t i = 0; i < ubatch.n_seqs_unq; ++i) {
-            const llama_seq_id s = ubatch.seq_id_unq[i];
-
-            const uint32_t first = n_after_cut(s);
-            if (n_new > n_room(s)) {
-                return std::nullopt;
-            }
-            seqs[s].rotary = rotary_after_rebase(s) + n_new;
-            if (is_cut_before(s)) {
-                cut_seqs.push_back(s);
-                seqs[s].is_cut = true;
-            }
-            sinfo.s0 = std::min<uint32_t>(sinfo.s0, s);
-            sinfo.s1 = std::max<uint32_t>(sinfo.s1, s);
-            sinfo.strm.push_back(s);
-            sinfo.idxs.emplace_back();
-            for (uint32_t j = 0; j < n_new; ++j) {
-                sinfo.idxs.back().push_back(first + j);
-            }
-            seqs[s].n_used = first + n_new;
-            seqs[s].n_left -= n_new;
-            seqs[s].n_step = 0;
-        }
-
-        plan.ubatches.push_back(std::move(ubatch));
-        plan.sinfos.push_back(std::move(sinfo));
-        plan.cuts.push_back(std::move(cut_seqs));
-    }
-    return plan;
-}
-
 llama_memory_context_ptr morphkv_cache::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     GGML_UNUSED(embd_all);
     morphkv_error_clear();
 
+    auto split = [&](uint32_t n_max) {
+        return get_n_stream() == 1 && !window ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);
+    };
     for (const bool careful : { false, true }) {
-        if (auto plan = plan_batch(balloc, n_ubatch, careful)) {
-            return std::make_unique<morphkv_cache_context>(this, std::move(*plan));
+        if (auto plan = plan_batch(balloc, n_ubatch, careful, split)) {
+            return make_context(std::move(*plan));
         }
     }
     return std::make_unique<llama_kv_cache_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
 }
 
+llama_memory_context_ptr morphkv_cache::make_context(batch_plan plan) {
+    if (!window) {
+        return std::make_unique<morphkv_cache_context>(this, std::move(plan));
+    }
+    auto ubatches = plan.ubatches;
+    auto windowed = std::make_unique<morphkv_window_context>(window.get(), window->place(ubatches), ubatches);
+    auto base     = std::make_unique<morphkv_cache_context>(this, std::move(plan));
+    return std::make_unique<morphkv_iswa_context>(std::move(ubatches), std::move(base), std::move(windowed));
+}
+
 llama_memory_context_ptr morphkv_cache::init_full() {
-    return std::make_unique<morphkv_cache_context>(this);
+    auto base = std::make_unique<morphkv_cache_context>(this);
+    if (!window) {
+        return base;
+    }
+    return std::make_unique<morphkv_iswa_context>(std::vector<llama_ubatch>(), std::move(base),
+                                                  std::make_unique<morphkv_window_context>(window.get()));
 }
 
 llama_memory_context_ptr morphkv_cache::init_update(llama_context * lctx, bool optimize) {
@@ -241,6 +122,9 @@ bool morphkv_cache::get_can_shift() const {
 void morphkv_cache::clear(bool data) {
     llama_kv_cache::clear(data);
     streams.assign(streams.size(), empty_stream());
+    if (window) {
+        window->clear(data);
+    }
     if (data) {
         side.clear();
     }
@@ -249,6 +133,12 @@ void morphkv_cache::clear(bool data) {
 void morphkv_cache::clear_stream(llama_seq_id seq_id) {
     llama_kv_cache::seq_rm(seq_id, -1, -1);
     streams[seq_id] = empty_stream();
+    if (window) {
+        window->seq_rm(seq_id, -1, -1);
+    }
+    if (on_clear) {
+        on_clear(seq_id);
+    }
 }
 
 morphkv_cache::cell_list morphkv_cache::get_cell_list(llama_seq_id seq_id, uint32_t i_first) const {
@@ -282,48 +172,47 @@ void morphkv_cache::set_cell_list(llama_seq_id seq_id, uint32_t i_first, const c
     apply_ubatch(sinfo, ubatch);
 }
 
+morphkv_cache::removal morphkv_cache::plan_removal(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    p0 = std::max(p0, 0);
+    p1 = p1 < 0 ? std::numeric_limits<llama_pos>::max() : p1;
+
+    const llama_pos newest = seq_pos_max(seq_id);
+    if (newest < 0 || p0 > newest || p1 <= p0) {
+        return removal::NOTHING;
+    }
+    if (p1 <= newest) {
+        return removal::REFUSED;
+    }
+    if (p0 <= llama_kv_cache::seq_pos_min(seq_id)) {
+        return removal::ALL;
+    }
+    // one recent token must stay: its position is where the sequence goes on
+    return p0 > seq_pos_min(seq_id) ? removal::TAIL : removal::REFUSED;
+}
+
 bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (seq_id >= (llama_seq_id) streams.size()) {
         return true;
     }
-    if (p0 < 0) {
-        p0 = 0;
-    }
-    if (p1 < 0) {
-        p1 = std::numeric_limits<llama_pos>::max();
-    }
-
-    enum class action { NOTHING, ALL, TAIL, REFUSE };
-    auto plan = [&](llama_seq_id s) {
-        const llama_pos newest = seq_pos_max(s);
-        if (newest < 0 || p0 > newest || p1 <= p0) {
-            return action::NOTHING;
-        }
-        if (p1 <= newest) {
-            return action::REFUSE;
-        }
-        if (p0 <= llama_kv_cache::seq_pos_min(s)) {
-            return action::ALL;
-        }
-        // one recent token must stay: its position is where the sequence goes on
-        return !has_evicted(s) || p0 > seq_pos_min(s) ? action::TAIL : action::REFUSE;
-    };
 
     const llama_seq_id s0 = seq_id < 0 ? 0 : seq_id;
     const llama_seq_id s1 = seq_id < 0 ? streams.size() : seq_id + 1;
 
     for (llama_seq_id s = s0; s < s1; ++s) {
-        if (plan(s) == action::REFUSE) {
+        if (plan_removal(s, p0, p1) == removal::REFUSED) {
             return false;
         }
     }
     for (llama_seq_id s = s0; s < s1; ++s) {
-        switch (plan(s)) {
-            case action::ALL: {
+        switch (plan_removal(s, p0, p1)) {
+            case removal::ALL: {
                 clear_stream(s);
             } break;
-            case action::TAIL: {
+            case removal::TAIL: {
                 llama_kv_cache::seq_rm(s, p0, p1);
+                if (window) {
+                    window->seq_rm(s, p0, p1);
+                }
                 for (llama_pos & pos : streams[s].ring_pos) {
                     pos = pos >= p0 ? -1 : pos;
                 }
@@ -339,21 +228,25 @@ bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 }
 
 void morphkv_cache::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    copy(seq_id_src, seq_id_dst, p0, p1);
+}
+
+bool morphkv_cache::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
     if (seq_id_src == seq_id_dst) {
-        return;
+        return false;
     }
     const llama_seq_id n_seq = streams.size();
     if (seq_id_src < 0 || seq_id_src >= n_seq || seq_id_dst < 0 || seq_id_dst >= n_seq) {
         LLAMA_LOG_ERROR("%s: MorphKV: sequence ids must be in 0..%d, got %d and %d: nothing copied\n", __func__,
                         n_seq - 1, seq_id_src, seq_id_dst);
-        return;
+        return false;
     }
     if (p0 > llama_kv_cache::seq_pos_min(seq_id_src) || (p1 >= 0 && p1 <= seq_pos_max(seq_id_src))) {
         LLAMA_LOG_ERROR(
             "%s: MorphKV: only a whole sequence can be copied, got positions [%d, %d) of sequence %d: nothing "
             "copied\n",
             __func__, p0, p1, seq_id_src);
-        return;
+        return false;
     }
     if (lctx) {
         lctx->synchronize();
@@ -362,6 +255,10 @@ void morphkv_cache::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, lla
     set_cell_list(seq_id_dst, 0, get_cell_list(seq_id_src, 0));
     streams[seq_id_dst] = streams[seq_id_src];
     side.copy(seq_id_src, seq_id_dst, n_used(seq_id_src));
+    if (window) {
+        window->copy(seq_id_src, seq_id_dst);
+    }
+    return true;
 }
 
 void morphkv_cache::seq_keep(llama_seq_id seq_id) {
@@ -385,10 +282,12 @@ void morphkv_cache::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int
 }
 
 llama_pos morphkv_cache::seq_pos_min(llama_seq_id seq_id) const {
-    if (seq_id >= (llama_seq_id) streams.size() || !has_evicted(seq_id)) {
-        return llama_kv_cache::seq_pos_min(seq_id);
+    const llama_pos first = llama_kv_cache::seq_pos_min(seq_id);
+    if (seq_id >= (llama_seq_id) streams.size() || first < 0) {
+        return first;
     }
-    return get_cells(seq_id).pos_get(n_distant);
+    const llama_pos res = has_evicted(seq_id) ? get_cells(seq_id).pos_get(n_distant) : first;
+    return window ? std::max(res, window->first_possible(seq_id, first) - 1) : res;
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() const {
@@ -398,7 +297,13 @@ std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() c
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::kv_breakdown() const {
-    return llama_kv_cache::memory_breakdown();
+    auto res = llama_kv_cache::memory_breakdown();
+    if (window) {
+        for (const auto & [buft, n_bytes] : window->memory_breakdown()) {
+            res[buft] += n_bytes;
+        }
+    }
+    return res;
 }
 
 //
@@ -408,16 +313,19 @@ std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::kv_breakdown() const
 void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     const auto & stream = streams.at(seq_id);
 
-    out.capacity      = params.capacity;
-    out.keep          = stream.n_keep;
-    out.n_cells       = get_size();
-    out.n_limit       = n_limit(params);
-    out.n_distant     = n_distant;
-    out.n_used        = n_used(seq_id);
-    out.n_seq_max     = streams.size();
-    out.logical_pos   = seq_pos_max(seq_id);
-    out.complete_pos  = seq_pos_min(seq_id);
-    out.exact_pos     = stream.pos_exact;
+    out.capacity     = params.capacity;
+    out.keep         = stream.n_keep;
+    out.n_cells      = get_size();
+    out.n_limit      = n_limit(params);
+    out.n_distant    = n_distant;
+    out.n_used       = n_used(seq_id);
+    out.n_seq_max    = streams.size();
+    out.logical_pos  = seq_pos_max(seq_id);
+    out.complete_pos = seq_pos_min(seq_id);
+    out.exact_pos    = stream.pos_exact;
+    if (window) {
+        out.exact_pos = std::max(out.exact_pos, window->first_exact(seq_id, llama_kv_cache::seq_pos_min(seq_id)));
+    }
     out.rope_limit    = rope_limit();
     out.rotary_offset = stream.rotary_offset;
     out.n_rebases     = stream.n_rebases;
@@ -450,13 +358,27 @@ void morphkv_cache::set_keep(llama_seq_id seq_id, int32_t n_keep) {
     stream.n_keep = n_keep;
 }
 
+std::vector<const morphkv_side_layer *> morphkv_cache::layers() const {
+    std::vector<const morphkv_side_layer *> res;
+    for (const auto & layer : side.layers) {
+        res.push_back(&layer);
+    }
+    return res;
+}
+
 const morphkv_side_layer & morphkv_cache::side_layer(int32_t il) const {
     for (const auto & layer : side.layers) {
         if (layer.il == il) {
             return layer;
         }
     }
-    throw morphkv_error(MORPHKV_STATUS_INVALID, "layer must be one that has a KV cache, got " + std::to_string(il));
+    std::string got = ", got " + std::to_string(il);
+    for (const auto & layer : window ? window->layers : std::vector<morphkv_side_layer>()) {
+        if (layer.il == il) {
+            got += ", which has a sliding window and no distant tokens";
+        }
+    }
+    throw morphkv_error(MORPHKV_STATUS_INVALID, "layer must be one that has a KV cache" + got);
 }
 
 void morphkv_cache::get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const {
@@ -508,4 +430,20 @@ bool morphkv_cache_context::apply() {
     }
     mkv->note_tokens(ubatch, is_prompt);
     return true;
+}
+
+morphkv_iswa_context::morphkv_iswa_context(std::vector<llama_ubatch>               ubatches,
+                                           std::unique_ptr<morphkv_cache_context>  base,
+                                           std::unique_ptr<morphkv_window_context> window)
+    : morphkv_iswa_context(std::move(ubatches), base.release(), window.release()) {}
+
+morphkv_iswa_context::morphkv_iswa_context(std::vector<llama_ubatch> ubatches, morphkv_cache_context * base,
+                                           morphkv_window_context * window)
+    : llama_kv_cache_iswa_context(std::move(ubatches), llama_memory_context_ptr(base),
+                                  llama_memory_context_ptr(window)),
+      base(base),
+      window(window) {}
+
+bool morphkv_iswa_context::apply() {
+    return base->apply() && window->apply();
 }

@@ -8,13 +8,18 @@
 // with the distant slots, the window moves down to the start of the recent region, and new tokens go on behind it. So
 // at any time the used cells are [0, n_used), and cell order is position order in the recent region. Distant cells keep
 // the positions that they had before the first cut: nominal ones, smaller than any recent position.
+//
+// Of a model with sliding-window layers these are the layers that attend to all; the windowed ones have a cache of their
+// own, of the same tokens, in here.
 #pragma once
 
 #include "morphkv-graph.h"
 #include "morphkv-params.h"
 #include "morphkv-run.h"
 #include "morphkv-side.h"
+#include "morphkv-window.h"
 
+#include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
 
 #include <functional>
@@ -27,7 +32,8 @@ class morphkv_hashed_writer;
 class morphkv_cache : public llama_kv_cache {
 public:
     morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
-                  ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max, const layer_filter_cb & filter);
+                  ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max, const layer_filter_cb & filter,
+                  const layer_reuse_cb & reuse, uint32_t n_window_cells);
 
     // Most cells that a sequence uses, and the same rounded up to what is allocated. Attention works on multiples of
     // 256 cells; a cache of any other size would not be bit-exact with stock near its end.
@@ -56,7 +62,8 @@ public:
     void seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) override;
     void seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) override;
 
-    // After an eviction: the oldest position that every head still holds with all after it.
+    // After an eviction: the oldest position that every head still holds with all after it. Windowed layers too: tokens
+    // behind it can be taken back.
     llama_pos seq_pos_min(llama_seq_id seq_id) const override;
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
@@ -80,13 +87,13 @@ public:
     const morphkv_side &   get_side() const { return side; }
     const morphkv_params & get_params() const { return params; }
 
-    // memory_breakdown() of K and V alone
+    // memory_breakdown() of K and V alone, the windowed layers' too
     std::map<ggml_backend_buffer_type_t, size_t> kv_breakdown() const;
 
     // Writes the newest queries of the ubatch into the ring, in the decode graph, and learns from q and k how the layer
     // attends. q: (n_tokens, n_head, n_embd_head), k: (n_tokens, n_head_kv, n_embd_head).
     void build_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
-                           ggml_tensor * q, const ggml_tensor * k, float kq_scale, int32_t il);
+                           ggml_tensor * q, const ggml_tensor * k, ggml_tensor * sinks, float kq_scale, int32_t il);
 
     // The positions that RoPE sees: fills pos, an input of the decode graph.
     void      build_rotary_positions(llm_graph_result * res, ggml_tensor * pos);
@@ -94,6 +101,9 @@ public:
 
     // In force: rotary positions stay below it; 0 = they are never rebased.
     int32_t rope_limit() const;
+
+    // Positions are learned, and end here; 0 = they do not.
+    int32_t get_pos_end() const { return pos_end; }
 
     // A layer that rotates its keys in a way that a rebase cannot undo, or null.
     const morphkv_side_layer * find_unknown_rope() const;
@@ -103,6 +113,37 @@ public:
 
     // Raised when an eviction used the scheduler: a decode graph from before has lost its memory.
     uint64_t n_sched_uses = 0;
+
+    //
+    // for morphkv_hybrid, which has recurrent layers beside this
+    //
+
+    // a batch split into micro-batches, where each goes, and which sequences are cut before each
+    struct batch_plan {
+        std::vector<llama_ubatch>              ubatches;
+        slot_info_vec_t                        sinfos;
+        std::vector<std::vector<llama_seq_id>> cuts;
+        std::vector<bool>                      is_prompt;  // by sequence
+    };
+
+    // nullopt if the batch cannot be split like this. careful: smaller micro-batches that fit in any case.
+    // split: the next micro-batch, of at most so many tokens.
+    using split_fn = std::function<llama_ubatch(uint32_t n_max)>;
+    std::optional<batch_plan> plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful,
+                                         const split_fn & split) const;
+    llama_memory_context_ptr  make_context(batch_plan plan);
+
+    enum class removal { NOTHING, ALL, TAIL, REFUSED };
+    removal plan_removal(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
+    // seq_cp(); false where it is refused.
+    bool copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);
+
+    // Called when a sequence has been emptied.
+    std::function<void(llama_seq_id)> on_clear;
+
+    // Of the sliding-window layers; null where the model has none.
+    const std::unique_ptr<morphkv_window> window;
 
     // Tests alone set it: whether a step of an eviction or a rebase shall fail now.
     std::function<bool(morphkv_runner::step)> inject_failure;
@@ -136,17 +177,6 @@ private:
         llama_pos              rotary_offset = 0;
         std::vector<llama_pos> rebased;
     };
-
-    // a batch split into micro-batches, where each goes, and which sequences are cut before each
-    struct batch_plan {
-        std::vector<llama_ubatch>              ubatches;
-        slot_info_vec_t                        sinfos;
-        std::vector<std::vector<llama_seq_id>> cuts;
-        std::vector<bool>                      is_prompt;  // by sequence
-    };
-
-    // nullopt if the batch cannot be split like this. careful: smaller micro-batches that fit in any case.
-    std::optional<batch_plan> plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful) const;
 
     // Whether a sequence that holds n_used is cut before more tokens come. n_step: how many a batch brings that starts
     // here and is no prompt but one token or a draft; else 0.
@@ -182,6 +212,9 @@ private:
 
     const morphkv_side_layer & side_layer(int32_t il) const;
 
+    // those that are cut
+    std::vector<const morphkv_side_layer *> layers() const;
+
     bool has_evicted(llama_seq_id seq_id) const { return streams[seq_id].n_evictions > 0; }
 
     // rows of the ring that hold the newest queries, newest last; at most params.votes
@@ -199,6 +232,8 @@ private:
     const morphkv_params params;
 
     const uint32_t n_ctx_train;
+    const uint32_t n_pos;    // of a token; more than 1 with M-RoPE
+    const int32_t  pos_end;  // of learned positions, else 0
     const uint32_t n_distant;
 
     morphkv_side              side;
@@ -213,7 +248,15 @@ private:
     std::vector<double> seq_evict_ms;  // (n_stream)
 };
 
-class morphkv_cache_context : public llama_kv_cache_context {
+// A batch context that has a MorphKV cache in it.
+class morphkv_context {
+public:
+    virtual ~morphkv_context() = default;
+
+    virtual morphkv_cache * get_cache() const = 0;
+};
+
+class morphkv_cache_context : public llama_kv_cache_context, public morphkv_context {
 public:
     // the full cache, for worst-case graphs
     explicit morphkv_cache_context(morphkv_cache * mkv);
@@ -222,7 +265,7 @@ public:
     bool next() override;
     bool apply() override;
 
-    morphkv_cache * get_cache() const { return mkv; }
+    morphkv_cache * get_cache() const override { return mkv; }
 
 private:
     morphkv_cache * mkv;
@@ -230,4 +273,24 @@ private:
     std::vector<std::vector<llama_seq_id>> cuts;       // by micro-batch
     std::vector<bool>                      is_prompt;  // by sequence
     size_t                                 i_next = 0;
+};
+
+// The same for a model with sliding-window layers: what its graph takes the two caches from.
+class morphkv_iswa_context : public llama_kv_cache_iswa_context, public morphkv_context {
+public:
+    morphkv_iswa_context(std::vector<llama_ubatch> ubatches, std::unique_ptr<morphkv_cache_context> base,
+                         std::unique_ptr<morphkv_window_context> window);
+
+    // The windowed layers get no tokens that the others could not take.
+    bool apply() override;
+
+    morphkv_cache * get_cache() const override { return base->get_cache(); }
+
+private:
+    morphkv_iswa_context(std::vector<llama_ubatch> ubatches, morphkv_cache_context * base,
+                         morphkv_window_context * window);
+
+    // owned by the class that this is derived from
+    morphkv_cache_context *  base;
+    morphkv_window_context * window;
 };

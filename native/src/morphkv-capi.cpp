@@ -1,9 +1,11 @@
 // The C API: check, call, catch all. No exception leaves it.
 
 #include "morphkv-cache.h"
+#include "morphkv-hybrid.h"
 #include "morphkv-params.h"
 
 #include "llama-context.h"
+#include "llama-model.h"
 
 #include <new>
 
@@ -34,7 +36,7 @@ void require(bool ok, const std::string & rule) {
 // The cache of a context, for one of its sequences.
 morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
     require(ctx, "ctx must not be NULL");
-    auto * cache = dynamic_cast<morphkv_cache *>(ctx->get_memory());
+    auto * cache = morphkv_find_cache(ctx->get_memory());
     if (!cache) {
         throw morphkv_error(MORPHKV_STATUS_NO_MORPHKV, "this context was created without MorphKV");
     }
@@ -56,16 +58,22 @@ void check_context(llama_context & ctx) {
         throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what);
     };
 
-    const auto * cache = dynamic_cast<morphkv_cache *>(ctx.get_memory());
+    const auto * cache = morphkv_find_cache(ctx.get_memory());
     if (!cache) {
-        refuse("cannot serve this model: it has no plain KV cache");
+        refuse("cannot serve this model: it has no KV cache of a known kind");
     }
-    if (!ctx.get_cparams().flash_attn) {
+    if (!ctx.get_cparams().flash_attn && ctx.get_model().arch != LLM_ARCH_GROK) {
         refuse("needs flash attention, which a device of this context does not support");
     }
-    if (const auto * layer = cache->get_params().rope_limit > 0 ? cache->find_unknown_rope() : nullptr) {
-        refuse("cannot rebase the positions of this model: layer " + std::to_string(layer->il) +
-               " rotates its keys in a way that cannot be turned on; set rope_limit to 0");
+    if (cache->get_params().rope_limit > 0 && cache->rope_limit() == 0) {
+        const auto * layer = cache->find_unknown_rope();
+        std::string  why   = "its tokens have more than one position (M-RoPE)";
+        if (cache->get_pos_end() > 0) {
+            why = "its positions are learned";
+        } else if (layer) {
+            why = "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned on";
+        }
+        refuse("cannot rebase the positions of this model: " + why + "; set rope_limit to 0");
     }
 }
 
@@ -145,7 +153,11 @@ morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t seq_id, mor
     return guarded([&] {
         const auto & cache = cache_of(ctx, seq_id);
         require_size(out, "out");
-        cache.get_stats(seq_id, *out);
+        if (const auto * hybrid = dynamic_cast<morphkv_hybrid *>(ctx->get_memory())) {
+            hybrid->get_stats(seq_id, *out);
+        } else {
+            cache.get_stats(seq_id, *out);
+        }
     });
 }
 
@@ -177,8 +189,7 @@ morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, 
 uint64_t morphkv_kv_bytes(struct llama_context * ctx) {
     uint64_t res = 0;
     if (auto * mem = ctx ? ctx->get_memory() : nullptr) {
-        const auto * cache = dynamic_cast<morphkv_cache *>(mem);
-        for (const auto & [_, n_bytes] : cache ? cache->kv_breakdown() : mem->memory_breakdown()) {
+        for (const auto & [_, n_bytes] : morphkv_kv_breakdown(mem)) {
             res += n_bytes;
         }
     }

@@ -73,7 +73,7 @@ public:
     }
 
     bool can_reuse(const llm_graph_params & params) override {
-        const auto * mctx = dynamic_cast<const morphkv_cache_context *>(params.mctx);
+        const auto * mctx = dynamic_cast<const morphkv_context *>(params.mctx);
         return mctx && mctx->get_cache() == mkv && mkv->n_sched_uses == n_sched_uses;
     }
 
@@ -86,10 +86,11 @@ public:
 
 void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                                       const llama_ubatch & ubatch, ggml_tensor * q, const ggml_tensor * k,
-                                      float kq_scale, int32_t il) {
+                                      ggml_tensor * sinks, float kq_scale, int32_t il) {
     auto it = std::find_if(side.layers.begin(), side.layers.end(), [&](const auto & layer) { return layer.il == il; });
     GGML_ASSERT(it != side.layers.end());
-    it->kq_scale = kq_scale;
+    it->kq_scale = it->softcap_scale != 0.0f ? kq_scale * it->softcap_scale : kq_scale;
+    it->sinks    = sinks;
     if (it->rope.is == morphkv_rope::kind::UNSEEN) {
         it->rope = morphkv_find_rope(k);
     }
@@ -172,7 +173,7 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         side.set_positions(seq_id, pos);
     }
 
-    morphkv_runner runner(lctx, side);
+    morphkv_runner runner(lctx, layers());
     runner.inject_failure    = inject_failure;
     runner.measure           = shape.n_old() > n_old_measured;
     const ggml_status status = compute_eviction(seq_id, shape, runner);
@@ -241,6 +242,7 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         cur.ring      = ggml_reshape_2d(ctx, layer.ring, layer.ring->ne[0], layer.ring->ne[1] * layer.ring->ne[2]);
         cur.pos       = morphkv_side::stream(ctx, layer.pos, seq_id);
         cur.score     = morphkv_side::stream(ctx, layer.score, seq_id);
+        cur.sinks     = layer.sinks;
         cur.n_head    = layer.n_head;
         cur.n_head_kv = layer.n_head_kv;
         cur.kq_scale  = layer.kq_scale;

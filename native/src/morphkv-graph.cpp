@@ -64,6 +64,9 @@ ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer 
         scale = layer.softcap;
     }
     a = ggml_soft_max_ext(ctx, a, nullptr, scale, 0.0f);
+    if (layer.sinks) {
+        ggml_soft_max_add_sinks(a, layer.sinks);
+    }
 
     // max over the query heads of a group: (n_head_kv, n_votes, n_old)
     auto group_member = [&](int64_t i) {
@@ -181,6 +184,9 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
     // The window's destination overlaps the graduates: their rows have to be read first, so the second move works on
     // the result of the first. Its own overlap is harmless, get_rows copies out.
     for (ggml_tensor * t : { layer.k, layer.v }) {
+        if (!t) {
+            continue;
+        }
         ggml_tensor * moved = build_move(ctx, t, n_head_kv, moves.src, moves.dst);
         ggml_build_forward_expand(gf, moved);
 

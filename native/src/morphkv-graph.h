@@ -33,10 +33,11 @@ struct morphkv_evict_policy {
 // One layer of one sequence.
 struct morphkv_evict_layer {
     ggml_tensor * k;      // (n_cells, n_head_kv*n_embd_head_k), a stream of the cache
-    ggml_tensor * v;      // (n_cells, n_head_kv*n_embd_head_v)
+    ggml_tensor * v;      // (n_cells, n_head_kv*n_embd_head_v); null where V is a part of K
     ggml_tensor * ring;   // (n_ring, n_head*n_embd_head_k) F16: the last queries, scaled by nothing
     ggml_tensor * pos;    // (n_head_kv, n_distant) the bits of an int32 in an F32: logical positions of the slots
     ggml_tensor * score;  // (n_head_kv, n_distant) F32: scores at the last eviction; null when decay is 0
+    ggml_tensor * sinks;  // (n_head) F32: a logit more in the softmax of each head, which gets no cell; null = none
 
     int32_t n_head;
     int32_t n_head_kv;

@@ -1,30 +1,40 @@
 #include "morphkv-hooks.h"
 
 #include "morphkv-cache.h"
+#include "morphkv-hybrid.h"
 
 #include "llama-arch.h"
 #include "llama-model.h"
 
-// Why a model cannot be served, or nullptr. Only plain llama_kv_cache models are: what llama_model::create_memory() gives
-// another memory is named here, so that it is refused before anything is allocated. An architecture missing here would
-// still be noticed: its context would leave the pending parameters untaken (morphkv_context_create).
+static bool has_full_layer(const llama_hparams & hparams) {
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (hparams.has_kv(il) && !hparams.is_swa(il) && !hparams.is_recr(il)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Why a model cannot be served, or nullptr. Those with a llama_kv_cache or llama_kv_cache_iswa are: what
+// llama_model::create_memory() gives another memory is named here, so that it is refused before anything is allocated. An
+// architecture missing here would still be noticed: its context would leave the pending parameters untaken
+// (morphkv_context_create).
 static const char * why_unsupported(const llama_model & model, const llama_memory_params & mparams) {
     const auto & hparams = model.hparams;
 
     if (llm_arch_is_recurrent(model.arch)) {
         return "it is recurrent and has no KV cache";
     }
-    if (llm_arch_is_hybrid(model.arch)) {
-        return "it mixes attention with recurrent layers";
-    }
-    if (hparams.swa_type != LLAMA_SWA_TYPE_NONE || hparams.is_swa_any()) {
-        return "it has sliding-window attention";
-    }
-    if (hparams.is_mla()) {
-        return "its cache holds compressed keys only (MLA)";
-    }
-    if (hparams.indexer_head_size > 0 || hparams.indexer_top_k > 0) {
+    // the last two: with an indexer or not, their memory is of the kind that has one
+    if (hparams.indexer_head_size > 0 || hparams.indexer_top_k > 0 || model.arch == LLM_ARCH_QWEN4EXP ||
+        model.arch == LLM_ARCH_GLM5_NEXT) {
         return "it has sparse attention with an indexer";
+    }
+    if (hparams.is_swa_any() && hparams.is_mla()) {
+        return "it has sliding windows over compressed keys (MLA)";
+    }
+    if (hparams.is_swa_any() && !has_full_layer(hparams)) {
+        return "each layer that attends has a sliding window, so that there is nothing to cut";
     }
     if (!hparams.causal_attn || llama_model_has_encoder(&model)) {
         return "its attention is not causal";
@@ -32,24 +42,22 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (hparams.use_alibi) {
         return "it uses ALiBi, which needs the distance of every token";
     }
-    if (model.pos_embd) {
-        return "its positions are learned, and end with the trained context";
-    }
-    if (hparams.n_pos_per_embd() > 1) {
-        return "its tokens have more than one position (M-RoPE)";
-    }
     if (mparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || mparams.mem_other) {
         return "the context is a draft head that shares its cache with another";
     }
     return nullptr;
 }
 
-static const char * why_not_this_context(const llama_cparams & cparams) {
-    if (!cparams.flash_attn) {
+static const char * why_not_this_context(const llama_model & model, const llama_cparams & cparams) {
+    // llama.cpp has none for grok
+    if (!cparams.flash_attn && model.arch != LLM_ARCH_GROK) {
         return "needs flash attention, got flash attention off";
     }
     if (cparams.kv_unified && cparams.n_seq_max > 1) {
         return "needs a stream of cells for each sequence, got kv_unified = true";
+    }
+    if (llm_arch_is_hybrid(model.arch) && cparams.n_rs_seq > 0) {
+        return "needs recurrent layers that never go back (n_rs_seq = 0, no drafts), got n_rs_seq above 0";
     }
     return nullptr;
 }
@@ -77,7 +85,7 @@ static void check(const llama_model & model, const llama_memory_params & mparams
     if (const char * why = why_unsupported(model, mparams)) {
         refuse("cannot serve architecture '" + model.arch_name() + "': " + why);
     }
-    if (const char * why = why_not_this_context(cparams)) {
+    if (const char * why = why_not_this_context(model, cparams)) {
         refuse(why);
     }
     for (const ggml_type type : { mparams.type_k, mparams.type_v }) {
@@ -113,16 +121,60 @@ void morphkv_hook_check(const llama_model & model, const llama_memory_params & m
     }
 }
 
+static std::unique_ptr<morphkv_cache> make_cache(const llama_model & model, const llama_memory_params & mparams,
+                                                 const llama_cparams & cparams, const morphkv_params & params,
+                                                 const llama_memory_i::layer_filter_cb & filter,
+                                                 const llama_memory_i::layer_reuse_cb &  reuse) {
+    const uint32_t n_window_cells =
+        morphkv_window::n_cells(model.hparams, cparams.n_ubatch, mparams.swa_full, morphkv_cache::n_cells(params));
+    return std::make_unique<morphkv_cache>(model, model.hparams, params, mparams.type_k, mparams.type_v,
+                                           cparams.offload_kqv, cparams.n_seq_max, filter, reuse, n_window_cells);
+}
+
 llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const llama_memory_params & mparams,
                                             const llama_cparams &                   cparams,
-                                            const llama_memory_i::layer_filter_cb & filter) {
+                                            const llama_memory_i::layer_filter_cb & filter,
+                                            const llama_memory_i::layer_reuse_cb &  reuse) {
     const auto params = morphkv_pending_take();
     if (!params) {
         return nullptr;
     }
     try {
-        return new morphkv_cache(model, model.hparams, *params, mparams.type_k, mparams.type_v, cparams.offload_kqv,
-                                 cparams.n_seq_max, filter);
+        return make_cache(model, mparams, cparams, *params, filter, reuse).release();
+    } catch (const std::exception & err) {
+        morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
+        throw;
+    }
+}
+
+llama_memory_i * morphkv_hook_create_hybrid(const llama_model & model, const llama_memory_params & mparams,
+                                            const llama_cparams &                   cparams,
+                                            const llama_memory_i::layer_filter_cb & filter_attn,
+                                            const llama_memory_i::layer_filter_cb & filter_recr) {
+    const auto params = morphkv_pending_take();
+    if (!params) {
+        return nullptr;
+    }
+    try {
+        // llama_memory_hybrid's defaults
+        const auto & hparams = model.hparams;
+        auto         attends = filter_attn;
+        auto         recurs  = filter_recr;
+        if (!attends) {
+            attends = [&hparams](int32_t il) {
+                return !hparams.is_recr(il);
+            };
+        }
+        if (!recurs) {
+            recurs = [&hparams](int32_t il) {
+                return hparams.is_recr(il);
+            };
+        }
+        auto attn = make_cache(model, mparams, cparams, *params, attends, nullptr);
+        auto recr = std::make_unique<llama_memory_recurrent>(model, GGML_TYPE_F32, GGML_TYPE_F32, cparams.offload_kqv,
+                                                             std::max(1u, cparams.n_seq_max), cparams.n_seq_max,
+                                                             cparams.n_rs_seq, recurs);
+        return new morphkv_hybrid(std::move(attn), std::move(recr));
     } catch (const std::exception & err) {
         morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
         throw;
@@ -131,14 +183,16 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
 
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                               const llama_memory_context_i * mctx, const llama_ubatch & ubatch, ggml_tensor * q,
-                              const ggml_tensor * k, float kq_scale, int il) {
+                              const ggml_tensor * k, ggml_tensor * sinks, float kq_scale, int il) {
     if (const auto * cur = dynamic_cast<const morphkv_cache_context *>(mctx)) {
-        cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, k, kq_scale, il);
+        cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, k, sinks, kq_scale, il);
+    } else if (const auto * cur = dynamic_cast<const morphkv_window_context *>(mctx)) {
+        cur->get_window()->note_rope(k, il);
     }
 }
 
 void morphkv_hook_positions(llm_graph_result * res, const llama_memory_context_i * mctx, ggml_tensor * pos) {
-    if (const auto * cur = dynamic_cast<const morphkv_cache_context *>(mctx)) {
+    if (const auto * cur = dynamic_cast<const morphkv_context *>(mctx)) {
         cur->get_cache()->build_rotary_positions(res, pos);
     }
 }

@@ -10,16 +10,23 @@ struct llama_model;
 // thread has pending parameters and they cannot be honoured.
 void morphkv_hook_check(const llama_model & model, const llama_memory_params & mparams, const llama_cparams & cparams);
 
-// In place of a plain llama_kv_cache: takes the pending parameters; nullptr where there are none.
+// In place of a llama_kv_cache or llama_kv_cache_iswa: takes the pending parameters; nullptr where there are none.
 llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const llama_memory_params & mparams,
                                             const llama_cparams &                   cparams,
-                                            const llama_memory_i::layer_filter_cb & filter);
+                                            const llama_memory_i::layer_filter_cb & filter,
+                                            const llama_memory_i::layer_reuse_cb &  reuse);
+
+// The same in place of a llama_memory_hybrid or llama_memory_hybrid_iswa.
+llama_memory_i * morphkv_hook_create_hybrid(const llama_model & model, const llama_memory_params & mparams,
+                                            const llama_cparams &                   cparams,
+                                            const llama_memory_i::layer_filter_cb & filter_attn,
+                                            const llama_memory_i::layer_filter_cb & filter_recr);
 
 // After K and V of a layer are stored: q (n_tokens, n_head, n_embd_head) is what attention will use, k (n_tokens,
-// n_head_kv, n_embd_head) is what was stored.
+// n_head_kv, n_embd_head) is what was stored. sinks: (n_head) or null. mctx: of the cache that the layer is in.
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                               const llama_memory_context_i * mctx, const llama_ubatch & ubatch, ggml_tensor * q,
-                              const ggml_tensor * k, float kq_scale, int il);
+                              const ggml_tensor * k, ggml_tensor * sinks, float kq_scale, int il);
 
 // After pos (n_tokens), the input that RoPE takes positions from, has been made.
 void morphkv_hook_positions(llm_graph_result * res, const llama_memory_context_i * mctx, ggml_tensor * pos);

@@ -35,7 +35,7 @@ public:
     }
 
     bool can_reuse(const llm_graph_params & params) override {
-        const auto * mctx = dynamic_cast<const morphkv_cache_context *>(params.mctx);
+        const auto * mctx = dynamic_cast<const morphkv_context *>(params.mctx);
         return mctx && mctx->get_cache() == mkv && pos->ne[0] == params.ubatch.n_tokens;
     }
 
@@ -47,7 +47,8 @@ private:
 }  // namespace
 
 void morphkv_cache::build_rotary_positions(llm_graph_result * res, ggml_tensor * pos) {
-    if (params.rope_limit != 0) {
+    // several positions a token (M-RoPE) and learned ones are not rebased
+    if (params.rope_limit != 0 && n_pos == 1 && pos_end == 0) {
         res->add_input(std::make_unique<position_input>(this, pos));
     }
 }
@@ -56,6 +57,11 @@ const morphkv_side_layer * morphkv_cache::find_unknown_rope() const {
     for (const auto & layer : side.layers) {
         if (layer.rope.is == morphkv_rope::kind::UNKNOWN) {
             return &layer;
+        }
+    }
+    for (size_t i = 0; window && i < window->layers.size(); ++i) {
+        if (window->layers[i].rope.is == morphkv_rope::kind::UNKNOWN) {
+            return &window->layers[i];
         }
     }
     return nullptr;
@@ -127,6 +133,7 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
     ggml_backend_sched_synchronize(lctx->get_sched());
     std::vector<llama_pos> rebased;
     ggml_tensor *          rot          = nullptr;
+    ggml_tensor *          rot_window   = nullptr;
     ggml_tensor *          query_deltas = nullptr;
     size_t                 i_layer      = 0;
 
@@ -136,8 +143,19 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
         if (rot) {
             inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
         }
+        rot_window = window ? window->build_input_k_rot(inputs.ctx) : nullptr;
+        if (rot_window) {
+            inputs.add(rot_window, [this](ggml_tensor * t) { window->set_input_k_rot(t); });
+        }
     };
     auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        if (i_layer >= side.layers.size()) {
+            i_layer++;
+            if (layer.rope.is == morphkv_rope::kind::ROTATED) {
+                window->build_rotate(inputs, gf, layer, seq_id, stream.rotary_offset - offset, rot_window);
+            }
+            return;
+        }
         const std::vector<int32_t> deltas = rebase_deltas(seq_id, i_layer++, offset, rebased);
         if (layer.rope.is != morphkv_rope::kind::ROTATED) {
             return;
@@ -157,7 +175,12 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
         ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, ring, layer.n_head, query_deltas, layer.rope, rot));
     };
 
-    morphkv_runner runner(lctx, side);
+    // windowed layers hold recent tokens alone: all their keys turn by as much as the offset grows
+    std::vector<const morphkv_side_layer *> turned = layers();
+    for (size_t i = 0; window && i < window->layers.size(); ++i) {
+        turned.push_back(&window->layers[i]);
+    }
+    morphkv_runner runner(lctx, std::move(turned));
     runner.inject_failure    = inject_failure;
     const ggml_status status = runner.run(2 * MORPHKV_ROTATE_MAX_TENSORS, begin, build);
     n_sched_uses++;

@@ -59,7 +59,7 @@ ggml_status morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, co
     auto *       res     = lctx->get_gf_res_reserve();
     const size_t n_fit   = std::max<size_t>(1, (res->get_max_nodes() - 16) / n_max_tensors);
     size_t       i_layer = 0;
-    while (i_layer < side.layers.size()) {
+    while (i_layer < layers.size()) {
         res->reset();
         ggml_cgraph * gf = res->get_gf();
 
@@ -72,8 +72,8 @@ ggml_status morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, co
 
         morphkv_inputs inputs(res->get_ctx());
         begin(inputs);
-        for (size_t n = 0; n < n_fit && i_layer < side.layers.size(); ++n, ++i_layer) {
-            const auto & layer   = side.layers[i_layer];
+        for (size_t n = 0; n < n_fit && i_layer < layers.size(); ++n, ++i_layer) {
+            const auto & layer   = *layers[i_layer];
             const int    i_first = ggml_graph_n_nodes(gf);
             build(inputs, gf, layer);
             places.push_back(
@@ -84,7 +84,7 @@ ggml_status morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, co
         }
 
         if (measure) {
-            ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_buffer_get_type(side.layers[0].k->buffer)));
+            ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_buffer_get_type(layers[0]->k->buffer)));
             size_t           n_bytes = 0;
             ggml_gallocr_reserve_n_size(galloc.get(), gf, nullptr, nullptr, &n_bytes);
             scratch_bytes = std::max(scratch_bytes, n_bytes);

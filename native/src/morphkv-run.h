@@ -52,7 +52,9 @@ public:
     // Appends a layer to the graph, its nodes in the order in which they have to run.
     using layer_fn = std::function<void(morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer)>;
 
-    morphkv_runner(llama_context * lctx, const morphkv_side & side) : lctx(lctx), side(side) {}
+    morphkv_runner(llama_context * lctx, std::vector<const morphkv_side_layer *> layers)
+        : lctx(lctx),
+          layers(std::move(layers)) {}
 
     // As many layers at a time as the scheduler has nodes for. n_max_tensors: most that a layer needs, views included.
     ggml_status run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
@@ -68,6 +70,6 @@ public:
     std::function<bool(step)> inject_failure;
 
 private:
-    llama_context *      lctx;
-    const morphkv_side & side;
+    llama_context *                               lctx;
+    const std::vector<const morphkv_side_layer *> layers;
 };

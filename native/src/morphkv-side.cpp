@@ -3,8 +3,31 @@
 #include "morphkv-params.h"
 
 #include "ggml-alloc.h"
+#include "llama-hparams.h"
+#include "llama-kv-cache.h"
 
 #include <algorithm>
+
+std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams) {
+    // the one way from here to V
+    ggml_context_ptr ctx(
+        ggml_init({ ggml_tensor_overhead() * cache.get_layer_ids().size(), nullptr, /*.no_alloc =*/true }));
+
+    std::vector<morphkv_side_layer> res;
+    for (const uint32_t il : cache.get_layer_ids()) {
+        const llama_kv_cache::slot_info first_stream = { 0, 0, { 0 }, { { 0 } } };
+
+        morphkv_side_layer layer{};
+        layer.il        = il;
+        layer.n_head    = hparams.n_head(il);
+        layer.n_head_kv = hparams.n_head_kv(il);
+        layer.softcap   = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
+        layer.k         = cache.get_k_storage(il);
+        layer.v         = hparams.is_mla() ? nullptr : cache.get_v(ctx.get(), il, 1, first_stream)->view_src;
+        res.push_back(layer);
+    }
+    return res;
+}
 
 void morphkv_side::init(std::vector<morphkv_side_layer> layers_in, int32_t n_ring_in, int32_t n_distant_in,
                         uint32_t n_stream, bool with_scores, bool dry) {

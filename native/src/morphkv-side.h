@@ -11,22 +11,30 @@
 #include <map>
 #include <vector>
 
+class llama_kv_cache;
+struct llama_hparams;
+
 struct morphkv_side_layer {
     int32_t il;  // layer of the model
     int32_t n_head;
     int32_t n_head_kv;
-    float   softcap;   // 0 = none
-    float   kq_scale;  // learned, as rope, when the layer's attention is built first
+    float   softcap;        // 0 = none
+    float   softcap_scale;  // a factor more before the soft-cap; 0 = none
+    float   kq_scale;       // learned, as rope and sinks, when the layer's attention is built first
 
-    morphkv_rope rope;
+    morphkv_rope  rope;
+    ggml_tensor * sinks;  // (n_head) F32, the model's: logits that take part in each softmax; null where there are none
 
     ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
-    ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v)
+    ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K (MLA)
 
     ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F16, row = position % n_ring
     ggml_tensor * pos;    // (n_stream, n_head_kv, n_distant) int32 bits in F32
     ggml_tensor * score;  // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
 };
+
+// The layers of a cache, without what is beside K and V.
+std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams);
 
 class morphkv_side {
 public:
@@ -51,7 +59,9 @@ public:
     template <typename F> void for_each_slice(uint32_t i_stream, uint32_t n_used, F && f) const {
         for (const auto & layer : layers) {
             for (ggml_tensor * t : { layer.k, layer.v }) {
-                f(t, i_stream * t->nb[2], n_used * t->nb[1]);
+                if (t) {
+                    f(t, i_stream * t->nb[2], n_used * t->nb[1]);
+                }
             }
             for (ggml_tensor * t : { layer.ring, layer.pos, layer.score }) {
                 if (t) {

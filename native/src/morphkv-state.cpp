@@ -1,9 +1,10 @@
 // State of a MorphKV cache: what must fit, the cells of each sequence, a checksum of all that, and then the tensors.
 //
 //   header   magic, version, parameters, shape of the model's layers, number of sequences
-//   stream   for each sequence: counters, first positions, the ring's positions, the cells' tokens
+//   stream   for each sequence: counters, first positions, the ring's positions, the cells' tokens; those of windowed layers
 //   checksum of everything before it
-//   tensors  for each sequence and layer: the used cells of K and V, the ring, the slots' positions and scores
+//   tensors  for each sequence and layer: the used cells of K and V, the ring, the slots' positions and scores; windowed
+//            layers' K and V
 //            each followed by a mark, as most damage to a file is a block or an end that is missing, and llama.cpp's file
 //            reader gives less than was asked for without a word
 //
@@ -58,8 +59,8 @@ struct state_header {
     uint32_t n_seq;   // sequences that follow
 };
 
-state_header make_header(const morphkv_params & p, const morphkv_side & side, int32_t rope_limit, uint32_t n_rot,
-                         uint32_t n_seq) {
+state_header make_header(const morphkv_params & p, const morphkv_side & side, const morphkv_window * window,
+                         int32_t rope_limit, uint32_t n_rot, uint32_t n_seq) {
     state_header res{};
     res.capacity    = p.capacity;
     res.window      = p.window;
@@ -78,10 +79,22 @@ state_header make_header(const morphkv_params & p, const morphkv_side & side, in
 
     fnv_hash hash;
     for (const auto & layer : side.layers) {
-        const int64_t shape[] = {
-            layer.il,      layer.n_head,   layer.n_head_kv,  layer.k->type,     layer.k->ne[0],
-            layer.v->type, layer.v->ne[0], layer.ring->type, layer.ring->ne[1], layer.pos->ne[0]
-        };
+        const int64_t shape[] = { layer.il,
+                                  layer.n_head,
+                                  layer.n_head_kv,
+                                  layer.k->type,
+                                  layer.k->ne[0],
+                                  layer.v ? layer.v->type : -1,
+                                  layer.v ? layer.v->ne[0] : 0,
+                                  layer.ring->type,
+                                  layer.ring->ne[1],
+                                  layer.pos->ne[0] };
+        hash.add(shape, sizeof(shape));
+    }
+    for (size_t i = 0; window && i < window->layers.size(); ++i) {
+        const auto &  layer   = window->layers[i];
+        const int64_t shape[] = { layer.il,       layer.n_head_kv, layer.k->type, layer.k->ne[0],
+                                  layer.k->ne[1], layer.v->type,   layer.v->ne[0] };
         hash.add(shape, sizeof(shape));
     }
     res.layers = hash.value;
@@ -101,6 +114,13 @@ struct stream_header {
     uint32_t  n_used;
     llama_pos first_distant;  // position of cell 0
     llama_pos first_recent;   // position of cell n_distant; the same run as cell 0 before the first eviction
+};
+
+// The cells of the windowed layers, whose tokens follow; only of models that have such layers.
+struct window_header {
+    llama_pos newest;
+    uint32_t  i_newest;
+    uint32_t  n_cells;
 };
 
 }  // namespace
@@ -163,8 +183,9 @@ uint32_t morphkv_cache::n_rot() const {
 }
 
 struct morphkv_cache::saved_stream {
-    stream_state state;
-    cell_list    cells;
+    stream_state             state;
+    cell_list                cells;
+    morphkv_window::cell_run window;
 };
 
 void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const {
@@ -187,6 +208,12 @@ void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_i
     out.write(stream.ring_pos.data(), stream.ring_pos.size() * sizeof(llama_pos));
     out.write(cells.token.data(), cells.token.size() * sizeof(llama_token));
     out.write(stream.rebased.data(), stream.rebased.size() * sizeof(llama_pos));
+    if (window) {
+        const auto          run         = window->get_run(seq_id);
+        const window_header with_window = { run.newest, run.i_newest, (uint32_t) run.tokens.size() };
+        out.write(&with_window, sizeof(with_window));
+        out.write(run.tokens.data(), run.tokens.size() * sizeof(llama_token));
+    }
 }
 
 morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & in) const {
@@ -236,7 +263,7 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
                 header.rotary_offset <= (n_evictions > 0 ? first_recent - n_distant : first_distant),
             "rotary positions are not negative", header.rotary_offset);
 
-    saved_stream res        = { empty_stream(), {} };
+    saved_stream res        = { empty_stream(), {}, {} };
     res.state.n_keep        = header.n_keep;
     res.state.n_evictions   = n_evictions;
     res.state.n_evicted     = header.n_evicted;
@@ -269,6 +296,29 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
         require(rebased[i] > (is_first ? -1 : rebased[i - 1]) && rebased[i] < first_recent,
                 "distant tokens are in order and older than recent ones", rebased[i]);
     }
+
+    if (window) {
+        window_header with_window{};
+        in.read(&with_window, sizeof(with_window));
+        const int64_t n_cells = with_window.n_cells;
+        require(with_window.newest == end - 1 || header.n_used == 0, "all layers have the same newest token",
+                with_window.newest);
+        require(with_window.i_newest < window->get_size(), "a token is in a cell", with_window.i_newest);
+        require(n_cells <= std::min<int64_t>(window->get_size(), end - first_distant) &&
+                    (n_cells > 0) == (header.n_used > 0),
+                "windowed layers hold tokens of the text", n_cells);
+        if (n_cells > 0) {
+            res.window.newest   = with_window.newest;
+            res.window.i_newest = with_window.i_newest;
+            res.window.tokens.resize(n_cells);
+            in.read(res.window.tokens.data(), n_cells * sizeof(llama_token));
+        }
+        for (const llama_token token : res.window.tokens) {
+            require(token >= LLAMA_TOKEN_NULL, "a token is not negative", token);
+        }
+        require(n_cells == end - first_distant || window->can_lose(end - 1 - n_cells, end),
+                "windowed layers hold a window", n_cells);
+    }
     return res;
 }
 
@@ -289,7 +339,7 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
     const llama_seq_id first = range.first, last = range.second;
 
     morphkv_hashed_writer out(io);
-    const state_header    header = make_header(params, side, rope_limit(), n_rot(), last - first + 1);
+    const state_header    header = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1);
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
         write_stream(out, s);
@@ -298,10 +348,14 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 
     uint64_t n_marks = 0;
     for (llama_seq_id s = first; s <= last; ++s) {
-        side.for_each_slice(s, n_used(s), [&](ggml_tensor * t, size_t offset, size_t size) {
+        auto write = [&](ggml_tensor * t, size_t offset, size_t size) {
             io.write_tensor(t, offset, size);
             out.write_mark(++n_marks);
-        });
+        };
+        side.for_each_slice(s, n_used(s), write);
+        if (window) {
+            window->for_each_slice(s, window->get_run(s), write);
+        }
     }
 }
 
@@ -312,7 +366,7 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
     const llama_seq_id first = range.first, last = range.second;
 
     morphkv_hashed_reader in(io);
-    const state_header    own = make_header(params, side, rope_limit(), n_rot(), last - first + 1);
+    const state_header    own = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1);
     state_header          header{};
     header.magic = 0;
     in.read(&header, sizeof(header));
@@ -344,6 +398,9 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
     auto for_each_slice = [&](auto && f) {
         for (llama_seq_id s = first; s <= last; ++s) {
             side.for_each_slice(s, saved[s - first].cells.pos.size(), f);
+            if (window) {
+                window->for_each_slice(s, saved[s - first].window, f);
+            }
         }
     };
     try {
@@ -361,5 +418,8 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
     for (llama_seq_id s = first; s <= last; ++s) {
         set_cell_list(s, 0, saved[s - first].cells);
         streams[s] = std::move(saved[s - first].state);
+        if (window) {
+            window->set_run(s, saved[s - first].window);
+        }
     }
 }

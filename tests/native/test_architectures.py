@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 from pathlib import Path
@@ -14,17 +15,19 @@ morphkv_cpp = pytest.importorskip("morphkv_cpp")
 import llama_cpp  # noqa: E402  (morphkv_cpp says first which libllama is loaded)
 
 SERVED = ("llama", "qwen2", "qwen3", "phi3", "gemma", "mistral3", "qwen3moe", "smollm3")
-NOT_REBASED = ("hunyuan-dense", "minicpm3")  # a norm with weights after the rotation; a part of each key is not rotated
+SERVED += ("jamba", "granitehybrid", "falcon-h1", "nemotron_h", "minimax-01")  # with recurrent layers
+SERVED += ("grok",)  # without flash attention
+SERVED += ("kimi-linear", "kimi-k3")  # and whose attention keeps compressed keys only, without rotation
+SERVED += ("gemma2", "gemma3", "gpt-oss", "cohere2", "llama4")  # with sliding windows in some layers
+# a norm with weights after the rotation; a part of each key is not rotated, of MLA too
+NOT_REBASED = ("hunyuan-dense", "minicpm3", "deepseek2", "mistral4")
+NOT_REBASED += ("qwen2vl", "qwen3vl", "qwen35")  # M-RoPE
+NOT_REBASED += ("gpt2", "starcoder")  # learned positions
 REFUSED = {
-    "gemma3": "sliding-window",
-    "gpt-oss": "sliding-window",
     "mamba": "recurrent",
-    "jamba": "mixes attention with recurrent layers",
-    "qwen35": "mixes attention with recurrent layers",
-    "deepseek2": "compressed keys only",
     "bloom": "ALiBi",
-    "gpt2": "positions are learned",
-    "qwen2vl": "more than one position",
+    "deepseek32": "indexer",
+    "lfm2": "each layer that attends has a sliding window",  # as it is written here
 }
 N_TOKENS = 300
 SMALL = {"capacity": 64, "window": 16, "interval": 16, "prompt_room": 64}
@@ -98,3 +101,40 @@ def test_another_model_is_refused_by_name(models, architecture):
     with pytest.raises(morphkv_cpp.UnsupportedError, match=REFUSED[architecture]) as refusal:
         load(models[architecture])
     assert f"architecture '{architecture}'" in str(refusal.value)
+
+
+def test_an_image_is_refused(models):
+    """The tokens of an image share a position, while the cells of a batch are in the order of its positions."""
+    llm = load(models["qwen2vl"])
+    llm.eval([5, 6, 7])
+    before = llm.cache_stats()
+
+    n_tokens, n_embd = 4, llm.n_embd()
+    batch = llama_cpp.llama_batch_init(n_tokens, n_embd, 1)
+    positions = (llama_cpp.llama_pos * (4 * n_tokens))(*[3] * n_tokens, 3, 3, 4, 4, 3, 4, 3, 4, *[0] * n_tokens)
+    own = ctypes.cast(batch.pos, ctypes.c_void_p).value
+    batch.pos = positions
+    batch.n_tokens = n_tokens
+    for i in range(n_tokens * n_embd):
+        batch.embd[i] = 0.1
+    for i in range(n_tokens):
+        batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, i + 1 == n_tokens
+    assert llama_cpp.llama_decode(llm.ctx, batch) != 0
+    batch.pos = ctypes.cast(own, ctypes.POINTER(llama_cpp.llama_pos))
+    llama_cpp.llama_batch_free(batch)
+
+    assert llm.cache_stats() == before
+    llm.eval([8])
+    llm.close()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "starcoder"])
+def test_learned_positions_end_with_a_reason(models, architecture):
+    llm = load(models[architecture])
+    llm.eval(np.random.default_rng(0).integers(3, 100, 256).tolist())
+    before = llm.cache_stats()
+    assert (before.n_evictions, before.logical_pos) == (2, 255)
+    with pytest.raises(RuntimeError, match="positions of this model are learned and must be below 256, got 256"):
+        llm.eval([5])
+    assert llm.cache_stats() == before
+    llm.close()

@@ -25,6 +25,8 @@ struct test_case {
     morphkv_evict_shape  shape;
     morphkv_evict_policy policy;
     float                softcap;
+    bool                 has_sinks = false;
+    bool                 has_v     = true;
 };
 
 using floats = std::vector<float>;
@@ -72,7 +74,8 @@ static void fill(ggml_tensor * t, const floats & data) {
 
 // (n_head_kv, n_old) in double
 static std::vector<double> plain_scores(const test_case & c, const rows & k, const floats & ring,
-                                        const std::vector<int32_t> & vote_rows, float scale, const floats & last) {
+                                        const std::vector<int32_t> & vote_rows, float scale, const floats & last,
+                                        const floats & sinks) {
     const int32_t       n_old  = c.shape.n_old();
     const int32_t       n_head = c.n_head_kv * c.n_group;
     std::vector<double> res(c.n_head_kv * n_old, 0.0);
@@ -81,7 +84,7 @@ static std::vector<double> plain_scores(const test_case & c, const rows & k, con
             std::vector<double> vote(n_old, 0.0);
             for (int32_t g = 0; g < c.n_group; ++g) {
                 std::vector<double> a(n_old);
-                double              sum = 0.0;
+                double              sum = sinks.empty() ? 0.0 : std::exp((double) sinks[h * c.n_group + g]);
                 for (int32_t i = 0; i < n_old; ++i) {
                     double dot = 0.0;
                     for (int32_t e = 0; e < c.n_embd_head; ++e) {
@@ -123,11 +126,12 @@ static void run(const test_case & c, uint32_t seed) {
     ggml_context_ptr    ctx_data(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, true }));
     morphkv_evict_layer layer{};
     layer.k    = ggml_new_tensor_2d(ctx_data.get(), c.type_k, n_embd, n_cells);
-    layer.v    = ggml_new_tensor_2d(ctx_data.get(), c.type_v, n_embd, n_cells);
+    layer.v    = c.has_v ? ggml_new_tensor_2d(ctx_data.get(), c.type_v, n_embd, n_cells) : nullptr;
     layer.ring = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F16, n_head * c.n_embd_head, n_ring);
     layer.pos  = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv);
     layer.score =
         c.policy.decay > 0 ? ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
+    layer.sinks     = c.has_sinks ? ggml_new_tensor_1d(ctx_data.get(), GGML_TYPE_F32, n_head) : nullptr;
     layer.n_head    = n_head;
     layer.n_head_kv = c.n_head_kv;
     layer.kq_scale  = 1.0f / std::sqrt((float) c.n_embd_head);
@@ -137,7 +141,15 @@ static void run(const test_case & c, uint32_t seed) {
     fill(layer.ring, random_floats(rng, ggml_nelements(layer.ring), 1.5f));
     const floats ring = rows(layer.ring).values;
     fill(layer.k, random_floats(rng, ggml_nelements(layer.k), 1.5f));
-    fill(layer.v, random_floats(rng, ggml_nelements(layer.v), 1.0f));
+    if (layer.v) {
+        fill(layer.v, random_floats(rng, ggml_nelements(layer.v), 1.0f));
+    }
+
+    floats sinks;
+    if (layer.sinks) {
+        sinks = random_floats(rng, n_head, 3.0f);
+        fill(layer.sinks, sinks);
+    }
 
     // a token's position is its cell, plus 1000 for graduates
     std::vector<int32_t> pos, grad_pos;
@@ -168,7 +180,8 @@ static void run(const test_case & c, uint32_t seed) {
         window_dst.push_back(s.n_distant + i);
     }
 
-    const rows k_old(layer.k), v_old(layer.v);
+    // without V, the cells of K are looked at twice
+    const rows k_old(layer.k), v_old(layer.v ? layer.v : layer.k);
 
     ggml_context_ptr ctx(
         ggml_init({ 1024 * ggml_tensor_overhead() + ggml_graph_overhead_custom(1024, false), nullptr, true }));
@@ -199,11 +212,11 @@ static void run(const test_case & c, uint32_t seed) {
     set(inp.window_dst, window_dst);
     CHECK(ggml_backend_graph_compute(backend.get(), gf) == GGML_STATUS_SUCCESS);
 
-    const rows           k_new(layer.k), v_new(layer.v);
+    const rows           k_new(layer.k), v_new(layer.v ? layer.v : layer.k);
     std::vector<int32_t> pos_new(pos.size());
     ggml_backend_tensor_get(layer.pos, pos_new.data(), 0, ggml_nbytes(layer.pos));
 
-    const auto scores = plain_scores(c, k_old, ring, vote_rows, layer.kq_scale, last);
+    const auto scores = plain_scores(c, k_old, ring, vote_rows, layer.kq_scale, last, sinks);
     floats     score_new(layer.score ? ggml_nelements(layer.score) : 0);
     if (layer.score) {
         ggml_backend_tensor_get(layer.score, score_new.data(), 0, ggml_nbytes(layer.score));
@@ -267,6 +280,9 @@ int main() {
         }
         run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 20.0f }, seed++);
         run({ GGML_TYPE_F16, type, 64, 1, 8, many_graduates, other, 0.0f }, seed++);
+        run({ type, type, 576, 1, 5, few_graduates, paper, 0.0f, false, false }, seed++);  // MLA
+        run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 0.0f, true }, seed++);
+        run({ type, GGML_TYPE_F16, 64, 2, 4, many_graduates, other, 0.0f, true }, seed++);
     }
     return 0;
 }

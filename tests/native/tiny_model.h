@@ -7,6 +7,7 @@
 #include "gguf.h"
 #include "llama.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -23,6 +24,14 @@ struct tiny_shape {
     int32_t     n_embd_head = 32;
     std::string arch        = "llama";
     int32_t     n_layer     = 2;
+
+    // of "granite_swa": which layers have a sliding window, its tokens, and a logit that takes part in each softmax
+    std::vector<uint32_t> is_windowed = {};
+    int32_t               n_swa       = 64;
+    float                 sink        = 0.0f;
+
+    // of "lfm2": which layers are recurrent
+    std::vector<uint32_t> is_recurrent = {};
 };
 
 inline void tiny_model_write(const std::string & path, const tiny_shape & shape) {
@@ -37,12 +46,29 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
     gguf_set_val_u32(gguf.get(), (a + ".block_count").c_str(), n_layer);
     gguf_set_val_u32(gguf.get(), (a + ".feed_forward_length").c_str(), n_ff);
     gguf_set_val_u32(gguf.get(), (a + ".attention.head_count").c_str(), shape.n_head);
-    gguf_set_val_u32(gguf.get(), (a + ".attention.head_count_kv").c_str(), shape.n_head_kv);
+    if (shape.is_recurrent.empty()) {
+        gguf_set_val_u32(gguf.get(), (a + ".attention.head_count_kv").c_str(), shape.n_head_kv);
+    } else {
+        std::vector<int32_t> n_head_kv;
+        for (const uint32_t is_recurrent : shape.is_recurrent) {
+            n_head_kv.push_back(is_recurrent ? 0 : shape.n_head_kv);
+        }
+        gguf_set_arr_data(gguf.get(), (a + ".attention.head_count_kv").c_str(), GGUF_TYPE_INT32, n_head_kv.data(),
+                          n_head_kv.size());
+        gguf_set_val_u32(gguf.get(), (a + ".shortconv.l_cache").c_str(), 3);
+    }
     gguf_set_val_u32(gguf.get(), (a + ".attention.key_length").c_str(), shape.n_embd_head);
     gguf_set_val_u32(gguf.get(), (a + ".attention.value_length").c_str(), shape.n_embd_head);
     gguf_set_val_u32(gguf.get(), (a + ".rope.dimension_count").c_str(), shape.n_embd_head);
     gguf_set_val_f32(gguf.get(), (a + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
-    gguf_set_val_u32(gguf.get(), (a + ".attention.sliding_window").c_str(), 64);
+    gguf_set_val_u32(gguf.get(), (a + ".attention.sliding_window").c_str(), a == "lfm2" ? 0 : shape.n_swa);
+    if (!shape.is_windowed.empty()) {
+        gguf_set_arr_data(gguf.get(), (a + ".attention.sliding_window_pattern").c_str(), GGUF_TYPE_UINT32,
+                          shape.is_windowed.data(), shape.is_windowed.size());
+    }
+    if (a == "granite" || a == "granite_swa") {
+        gguf_set_val_f32(gguf.get(), (a + ".logit_scale").c_str(), 1.0f);
+    }
     gguf_set_val_u32(gguf.get(), (a + ".vocab_size").c_str(), TINY_N_VOCAB);
     gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
 
@@ -57,21 +83,36 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
         }
         ggml_set_name(t, name.c_str());
         gguf_add_tensor(gguf.get(), t);
+        return t;
     };
     add("token_embd.weight", n_embd, TINY_N_VOCAB, 8.0f);
     for (int32_t il = 0; il < n_layer; ++il) {
         const std::string blk = "blk." + std::to_string(il) + ".";
         add(blk + "attn_norm.weight", n_embd, 0, 1.0f);
-        add(blk + "attn_q.weight", n_embd, n_q, 1.5f);
-        add(blk + "attn_k.weight", n_embd, n_kv, 1.5f);
-        add(blk + "attn_v.weight", n_embd, n_kv, 1.0f);
-        add(blk + "attn_output.weight", n_q, n_embd, 1.0f);
+        if (a == "granite_swa") {
+            std::fill_n((float *) add(blk + "attn_sinks.weight", shape.n_head, 0, 1.0f)->data, shape.n_head,
+                        shape.sink);
+        }
+        if (!shape.is_recurrent.empty() && shape.is_recurrent[il]) {
+            add(blk + "shortconv.conv.weight", 3, n_embd, 1.0f);
+            add(blk + "shortconv.in_proj.weight", n_embd, 3 * n_embd, 1.0f);
+            add(blk + "shortconv.out_proj.weight", n_embd, n_embd, 1.0f);
+        } else {
+            if (a == "lfm2" || a == "qwen3") {
+                add(blk + "attn_q_norm.weight", shape.n_embd_head, 0, 1.0f);
+                add(blk + "attn_k_norm.weight", shape.n_embd_head, 0, 1.0f);
+            }
+            add(blk + "attn_q.weight", n_embd, n_q, 1.5f);
+            add(blk + "attn_k.weight", n_embd, n_kv, 1.5f);
+            add(blk + "attn_v.weight", n_embd, n_kv, 1.0f);
+            add(blk + "attn_output.weight", n_q, n_embd, 1.0f);
+        }
         add(blk + "ffn_norm.weight", n_embd, 0, 1.0f);
         add(blk + "ffn_gate.weight", n_embd, n_ff, 1.0f);
         add(blk + "ffn_up.weight", n_embd, n_ff, 1.0f);
         add(blk + "ffn_down.weight", n_ff, n_embd, 1.0f);
     }
-    add("output_norm.weight", n_embd, 0, 1.0f);
+    add(a == "lfm2" ? "token_embd_norm.weight" : "output_norm.weight", n_embd, 0, 1.0f);
     add("output.weight", n_embd, TINY_N_VOCAB, 1.0f);
     CHECK(gguf_write_to_file(gguf.get(), path.c_str(), false));
 }

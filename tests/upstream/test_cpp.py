@@ -51,7 +51,7 @@ WITHOUT_MORPHKV = (
     *(f"test-tokenizer-0 VOCABS/ggml-vocab-{name}.gguf" for name in VOCABULARIES),
 )
 
-# Not with MorphKV: test-recurrent-state-rollback skips all but recurrent and hybrid models, which MorphKV refuses.
+# Not with MorphKV: test-recurrent-state-rollback, as MorphKV refuses recurrent layers that can go back (n_rs_seq).
 EVICTING = (*STATE, "test-save-load-state --models SERVED", "test-llama-archs --seed 1 --arch NAMES")
 NEVER_EVICTING = ("test-autorelease DEMO", *SAMPLERS)
 

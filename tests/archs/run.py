@@ -1,0 +1,99 @@
+"""Runs probe.py for random-weight models: of every architecture that test-llama-archs or more_models.py writes.
+
+    python tests/archs/run.py      write morphkv_cpp/architectures.tsv anew (make archs)
+
+MORPHKV_TEST_PROGRAMS names the folder with test-llama-archs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from gguf import GGUFReader
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from archs import more_models
+
+ROOT = Path(__file__).resolve().parents[2]
+LIST = ROOT / "morphkv_cpp" / "architectures.tsv"
+PROBE = Path(__file__).with_name("probe.py")
+HEADER = ("architecture", "support", "why", "goes_back", "is_rebased")
+
+
+def programs() -> Path | None:
+    folder = Path(os.environ.get("MORPHKV_TEST_PROGRAMS", ""))
+    return folder if (folder / "test-llama-archs").is_file() else None
+
+
+def write_models(folder: Path) -> list[Path]:
+    """A GGUF of each architecture, of some two: dense and MoE."""
+    subprocess.run(
+        [str(programs() / "test-llama-archs"), "--seed", "1", "--out", str(folder)], check=True, capture_output=True
+    )
+    for name in ("lfm2-dense", "lfm2moe-moe"):
+        # Written with a sliding window, as all are; published models have none.
+        reader = GGUFReader(folder / f"{name}.gguf", "r+")
+        field = reader.fields[f"{name.split('-')[0]}.attention.sliding_window"]
+        field.parts[field.data[0]][0] = 0
+        reader.data.flush()
+    for architecture in more_models.MODELS:
+        more_models.write_model(folder / f"{architecture}-more.gguf", architecture)
+    return sorted(folder.glob("*.gguf"))
+
+
+def probe(models: list[Path], quick: bool) -> list[dict]:
+    command = [sys.executable, str(PROBE), *(["--quick"] if quick else []), *map(str, models)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise AssertionError(f"{models[len(done.stdout.splitlines())].name}:\n{done.stderr[-3000:]}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def row(answer: dict) -> dict[str, str]:
+    """A line of the list. goes_back and is_rebased: "yes", "no", or "" of what is not served or was not run."""
+    yes_no = {True: "yes", False: "no", None: ""}
+    architecture = Path(answer["model"]).stem.rsplit("-", 1)[0]
+    return {
+        "architecture": architecture,
+        "support": answer["support"],
+        "why": answer["why"].replace(f"MorphKV cannot serve architecture '{architecture}': ", ""),
+        "goes_back": yes_no[answer.get("goes_back")],
+        "is_rebased": yes_no[answer.get("is_rebased")],
+    }
+
+
+def all_names() -> list[str]:
+    """Every architecture that this upstream version has a name for."""
+    source = (programs().parents[1] / "upstream" / "src" / "llama-arch.cpp").read_text()
+    table = source[source.index("LLM_ARCH_NAMES") :]
+    names = re.findall(r'\{ LLM_ARCH_\w+,\s*"([^"]+)"', table[: table.index("};")])
+    return [name for name in names if name != "(unknown)"]
+
+
+def not_run(names: set[str]) -> list[dict[str, str]]:
+    why = "no random-weight model of it"
+    empty = dict.fromkeys(HEADER, "")
+    return [empty | {"architecture": name, "support": "not run", "why": why} for name in names]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        rows: dict[str, dict[str, str]] = {}
+        for model in write_models(Path(folder)):
+            new = row(*probe([model], quick=False))
+            if rows.setdefault(new["architecture"], new) != new:
+                raise AssertionError(f"two models of one architecture differ: {new} and {rows[new['architecture']]}")
+            print(f"{new['architecture']}: {new['support']} {new['why']}", flush=True)
+    everything = [*rows.values(), *not_run(set(all_names()) - set(rows))]
+    everything.sort(key=lambda each: each["architecture"])
+    LIST.write_text("".join("\t".join(line) + "\n" for line in [HEADER, *(list(each.values()) for each in everything)]))
+
+
+if __name__ == "__main__":
+    main()

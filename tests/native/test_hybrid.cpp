@@ -1,0 +1,224 @@
+// A model whose layers are in part recurrent: those that attend are cut, and all layers hold the same text.
+
+#include "tiny_context.h"
+
+#include "morphkv-hybrid.h"
+
+#include <cstring>
+
+static tiny_shape hybrid_shape() {
+    tiny_shape shape;
+    shape.arch         = "lfm2";
+    shape.n_layer      = 4;
+    shape.n_head       = 2;
+    shape.n_head_kv    = 1;
+    shape.is_recurrent = { 1, 0, 1, 0 };
+    return shape;
+}
+
+static morphkv_hybrid & hybrid_of(const context_ptr & ctx) {
+    return dynamic_cast<morphkv_hybrid &>(*(llama_memory_i *) memory(ctx));
+}
+
+static std::vector<uint8_t> save(const context_ptr & ctx, llama_seq_id seq = 0) {
+    std::vector<uint8_t> res(llama_state_seq_get_size(ctx.get(), seq));
+    CHECK(llama_state_seq_get_data(ctx.get(), res.data(), res.size(), seq) == res.size());
+    memset(res.data() + 4, 0, 4);  // llama.cpp notes the sequence's id here
+    return res;
+}
+
+static size_t load(const context_ptr & ctx, const std::vector<uint8_t> & state, llama_seq_id seq = 0) {
+    return llama_state_seq_set_data(ctx.get(), state.data(), state.size(), seq);
+}
+
+static void test_bit_equal_to_stock_until_the_first_eviction(llama_model * model) {
+    auto params         = small_params();
+    params.capacity     = 200;
+    const auto  cparams = context_params(2);
+    const auto  ctx     = create(model, params, cparams);
+    context_ptr stock(llama_init_from_model(model, cparams));
+
+    for (const auto & c : { &ctx, (const context_ptr *) &stock }) {
+        CHECK(decode(*c, some_tokens(100), { 0 }) == 0);
+        CHECK(decode(*c, some_tokens(60, 2), { 0, 1 }) == 0);
+    }
+    CHECK(logits(ctx, 59) == logits(stock, 59) && logits(ctx, 119) == logits(stock, 119));
+    int32_t n_equal = 0;
+    for (const llama_token token : some_tokens(80, 3)) {
+        decode_singly(ctx, { token }, { 0, 1 });
+        decode_singly(stock, { token }, { 0, 1 });
+        if (stats(ctx).n_evictions == 0) {
+            CHECK(logits(ctx, 0) == logits(stock, 0) && logits(ctx, 1) == logits(stock, 1));
+            n_equal++;
+        }
+    }
+    CHECK(n_equal > 40 && stats(ctx).n_evictions > 0 && all_finite(logits(ctx)));
+    CHECK(logits(ctx, 0) != logits(stock, 0) && logits(ctx, 1) == logits(stock, 1));
+
+    // K and V of 2 layers and 2 sequences in f16, and of no recurrent state
+    CHECK(stats(ctx).kv_bytes == 2 * 2 * 2 * 32 * 2 * (uint64_t) stats(ctx).n_cells);
+    CHECK(morphkv_kv_bytes(ctx.get()) == stats(ctx).kv_bytes);
+    CHECK(morphkv_kv_bytes(stock.get()) == 2 * 2 * 2 * 32 * 2 * 2048);
+    int32_t n_head_kv, n_distant;
+    CHECK(morphkv_retained_shape(ctx.get(), 0, &n_head_kv, &n_distant) == MORPHKV_STATUS_INVALID);
+    CHECK(strstr(morphkv_last_error(), "layer must be one that has a KV cache, got 0"));
+}
+
+// What a first layer that attends keeps depends on the tokens alone: it is what the same layer keeps in a model without
+// recurrent layers.
+static void test_a_layer_keeps_what_it_keeps_in_a_plain_model() {
+    auto mixed         = hybrid_shape();
+    mixed.is_recurrent = { 0, 1, 1, 1 };
+    auto all           = mixed;
+    all.arch           = "qwen3";
+    all.is_recurrent   = {};
+    const auto a = tiny_model_load(mixed), b = tiny_model_load(all);
+    const auto ctx_a    = create(a.get(), small_params(), context_params());
+    const auto ctx_b    = create(b.get(), small_params(), context_params());
+    const auto tokens_1 = some_tokens(150), tokens_2 = some_tokens(100, 2);
+    CHECK(decode(ctx_a, tokens_1) == 0 && decode(ctx_b, tokens_1) == 0);
+    for (const llama_token token : tokens_2) {
+        decode_singly(ctx_a, { token });
+        decode_singly(ctx_b, { token });
+        CHECK(retained(ctx_a, 0, 0) == retained(ctx_b, 0, 0));
+    }
+    CHECK(stats(ctx_a).n_evictions > 10);
+    CHECK(stats(ctx_a).n_evictions == stats(ctx_b).n_evictions && stats(ctx_a).n_used == stats(ctx_b).n_used);
+}
+
+static void test_a_tail_cannot_be_taken_back(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params());
+    CHECK(decode(ctx, some_tokens(30)) == 0);
+    const auto before = save(ctx);
+    CHECK(!llama_memory_seq_rm(memory(ctx), 0, 29, -1) && !llama_memory_seq_rm(memory(ctx), -1, 3, -1));
+    CHECK(save(ctx) == before);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, 30, -1));  // nothing
+    CHECK(stats(ctx).complete_pos == 29 && stats(ctx).exact_pos == 30);
+    CHECK(llama_memory_seq_pos_min(memory(ctx), 0) == 29 && llama_memory_seq_pos_max(memory(ctx), 0) == 29);
+
+    const auto expected = logits_of(ctx, some_tokens(60, 2));
+    for (const llama_seq_id seq : { 0, -1 }) {
+        CHECK(llama_memory_seq_rm(memory(ctx), seq, -1, -1));
+        CHECK(llama_memory_seq_pos_max(memory(ctx), 0) == -1 && stats(ctx).n_used == 0);
+        CHECK(decode(ctx, some_tokens(30)) == 0);
+        CHECK(logits_of(ctx, some_tokens(60, 2)) == expected);
+    }
+}
+
+static void test_copies_and_states_go_on_the_same(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params(3));
+    CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
+    CHECK(decode(ctx, some_tokens(20, 2), { 1, 2 }) == 0);
+    const auto own = save(ctx, 1);
+    llama_memory_seq_cp(memory(ctx), 0, 1, 20, 30);  // a part: refused with a log line
+    CHECK(save(ctx, 1) == own);
+    llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
+    const auto state = save(ctx, 0);
+    CHECK(save(ctx, 1) == state);
+    CHECK(load(ctx, state, 2) == state.size());
+
+    const auto other = create(model, small_params(), context_params(3));
+    CHECK(load(other, state, 2) == state.size());
+    for (const llama_token token : some_tokens(60, 5)) {
+        decode_singly(ctx, { token }, { 0, 1, 2 });
+        CHECK(logits(ctx, 0) == logits(ctx, 1) && logits(ctx, 0) == logits(ctx, 2));
+    }
+    // alone in a batch, the matrices are multiplied in another order
+    const auto again = create(model, small_params(), context_params(3));
+    CHECK(load(again, state, 0) == state.size());
+    for (const llama_token token : some_tokens(60, 5)) {
+        decode_singly(other, { token }, { 2 });
+        decode_singly(again, { token }, { 0 });
+        CHECK(logits(other) == logits(again));
+    }
+    CHECK(save(other, 2) == save(again, 0));
+
+    std::vector<uint8_t> whole(llama_state_get_size(ctx.get()));
+    CHECK(llama_state_get_data(ctx.get(), whole.data(), whole.size()) == whole.size());
+    CHECK(llama_state_set_data(again.get(), whole.data(), whole.size()) == whole.size());
+    decode_singly(ctx, { 3 }, { 0, 1, 2 });
+    decode_singly(again, { 3 }, { 0, 1, 2 });
+    CHECK(logits(ctx, 1) == logits(again, 1));
+
+    llama_memory_seq_keep(memory(ctx), 1);
+    CHECK(llama_memory_seq_pos_max(memory(ctx), 0) == -1 && llama_memory_seq_pos_max(memory(ctx), 1) > 0);
+    decode_singly(ctx, some_tokens(9), { 0, 1 });
+    llama_memory_clear(memory(ctx), true);
+    CHECK(llama_memory_seq_pos_max(memory(ctx), 1) == -1);
+}
+
+static void test_a_damaged_state_is_refused(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params());
+    CHECK(decode(ctx, some_tokens(100)) == 0);
+    const auto state = save(ctx);
+    for (size_t i = 12; i < 400; i += 5) {
+        auto damaged = state;
+        damaged[i] ^= 0x41;
+        CHECK(load(ctx, damaged) == 0 && save(ctx) == state);
+    }
+    // without its end, which is recurrent: empty in all layers
+    for (const size_t n : { 1, 100, 2000 }) {
+        CHECK(load(ctx, std::vector<uint8_t>(state.begin(), state.end() - n)) == 0);
+        CHECK(stats(ctx).n_used == 0 && llama_memory_seq_pos_max(memory(ctx), 0) == -1);
+        CHECK(load(ctx, state) == state.size() && save(ctx) == state);
+    }
+    // a recurrent part of another text
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
+    CHECK(decode(ctx, some_tokens(99)) == 0);
+    auto         mixed       = state;
+    const auto   shorter     = save(ctx);
+    const size_t n_recurrent = 4 + 8 + 8 + 2 * (4 + 8 + 2 * 64 * 4) + 2 * (4 + 8);
+    std::copy(shorter.end() - n_recurrent, shorter.end(), mixed.end() - n_recurrent);
+    CHECK(load(ctx, mixed) == 0);
+    CHECK(stats(ctx).n_used == 0 && llama_memory_seq_pos_max(memory(ctx), 0) == -1);
+    CHECK(load(ctx, state) == state.size() && save(ctx) == state);
+}
+
+static void test_a_failed_eviction_leaves_all_in_step(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params(2));
+    CHECK(decode(ctx, some_tokens(200), { 0, 1 }) == 0);
+    decode_to_a_cut(ctx);
+    decode_singly(ctx, some_tokens(5, 3));
+    const auto before = save(ctx, 0), bystander = save(ctx, 1);
+    auto &     cache = hybrid_of(ctx).get_cache();
+
+    cache.inject_failure = [](morphkv_runner::step s) {
+        return s == morphkv_runner::step::ALLOC;
+    };
+    CHECK(decode(ctx, { 1 }) == -3);
+    CHECK(save(ctx) == before);
+
+    cache.inject_failure = [](morphkv_runner::step s) {
+        return s == morphkv_runner::step::COMPUTE;
+    };
+    CHECK(decode(ctx, { 1 }) == -3);
+    CHECK(stats(ctx).n_used == 0 && llama_memory_seq_pos_max(memory(ctx), 0) == -1);
+    CHECK(save(ctx, 1) == bystander);
+
+    cache.inject_failure = nullptr;
+    CHECK(load(ctx, before) == before.size());
+    decode_singly(ctx, some_tokens(30, 4), { 0, 1 });
+    CHECK(all_finite(logits(ctx, 0)) && all_finite(logits(ctx, 1)));
+}
+
+static void test_drafts_are_refused(llama_model * model) {
+    auto cparams           = context_params();
+    cparams.n_rs_seq       = 4;
+    const auto      params = small_params();
+    llama_context * ctx    = nullptr;
+    CHECK(morphkv_context_create(model, &cparams, &params, &ctx) == MORPHKV_STATUS_UNSUPPORTED && !ctx);
+    CHECK(strstr(morphkv_last_error(), "recurrent layers that never go back"));
+}
+
+int main() {
+    log_errors_only();
+    const auto model = tiny_model_load(hybrid_shape());
+    test_bit_equal_to_stock_until_the_first_eviction(model.get());
+    test_a_layer_keeps_what_it_keeps_in_a_plain_model();
+    test_a_tail_cannot_be_taken_back(model.get());
+    test_copies_and_states_go_on_the_same(model.get());
+    test_a_damaged_state_is_refused(model.get());
+    test_a_failed_eviction_leaves_all_in_step(model.get());
+    test_drafts_are_refused(model.get());
+    return 0;
+}
