@@ -24,7 +24,7 @@ from .library import LIB_DIR, PACKAGE_DIR
 
 # isort: split
 # after library, which says what libllama is loaded
-from .llama import set_state, state, token_piece
+from .llama import set_state, state, token_piece, use_rpc_servers
 
 __all__ = [
     "LIB_DIR",
@@ -51,5 +51,6 @@ __all__ = [
     "stats",
     "token_piece",
     "upstream_version",
+    "use_rpc_servers",
     "version",
 ]

@@ -6,6 +6,7 @@ A context is the address of a llama_context, as llama_cpp holds it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -110,6 +111,13 @@ def devices() -> list[dict[str, Any]]:
         _check(lib.morphkv_device_get(i, out))
         found.append(_fields(out[0]))
     return found
+
+
+def rpc_devices(servers: str, n_max: int) -> list[int]:
+    """Addresses of the devices of RPC servers ("HOST:PORT,...") and of the local GPUs behind them, at most n_max."""
+    out = ffi.new("void *[]", n_max + 1)
+    _check(lib.morphkv_rpc_devices(servers.encode(), out))
+    return [int(ffi.cast("uintptr_t", device)) for device in itertools.takewhile(bool, out)]
 
 
 def loaded_libraries() -> list[str]:

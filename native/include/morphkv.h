@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 4
+#define MORPHKV_ABI_VERSION 5
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -152,6 +152,11 @@ typedef struct morphkv_device {
 
 MORPHKV_API int32_t        morphkv_device_count(void);
 MORPHKV_API morphkv_status morphkv_device_get(int32_t i, morphkv_device * out);
+
+// For llama_model_params.devices: the devices of RPC servers, then the local GPUs that llama.cpp would use, then NULL.
+// servers: "HOST:PORT", several separated by commas. devices: room for llama_max_devices() + 1.
+// ggml ends the process where no server answers: find that out first.
+MORPHKV_API morphkv_status morphkv_rpc_devices(const char * servers, void ** devices);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 // The C API: check, call, catch all. No exception leaves it.
 
 #include "morphkv-cache.h"
+#include "morphkv-devices.h"
 #include "morphkv-params.h"
 
 #include "llama-context.h"
@@ -207,5 +208,18 @@ morphkv_status morphkv_device_get(int32_t i, morphkv_device * out) {
         out->is_gpu      = type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
         out->free_bytes  = n_free;
         out->total_bytes = n_total;
+    });
+}
+
+morphkv_status morphkv_rpc_devices(const char * servers, void ** devices) {
+    return guarded([&] {
+        require(servers && devices, "servers and devices must not be NULL");
+        std::vector<ggml_backend_dev_t> all = morphkv_devices_of_servers(servers);
+        for (ggml_backend_dev_t dev : morphkv_local_gpus()) {
+            all.push_back(dev);
+        }
+        require(all.size() <= llama_max_devices(), "there must be at most " + std::to_string(llama_max_devices()) +
+                                                       " devices, got " + std::to_string(all.size()));
+        *std::copy(all.begin(), all.end(), devices) = nullptr;
     });
 }
