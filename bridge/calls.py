@@ -68,11 +68,12 @@ def next_context_has(params: Mapping[str, Any]) -> Iterator[None]:
 
 
 def require_morphkv(context: int) -> None:
-    """Refuse a context that has no MorphKV although it was asked for, e.g. one without a KV cache."""
+    """Refuse a context that has no MorphKV although it was asked for, or cannot honour it on its devices."""
     try:
         stats(context)
     except NoMorphKVError as error:
         refuse_context("MorphKV cannot serve this model: its context has no plain KV cache", error)
+    _check(lib.morphkv_context_check(_context(context)))
 
 
 def stats(context: int, seq_id: int = 0) -> dict[str, Any]:

@@ -57,7 +57,7 @@ void check_context(llama_context & ctx) {
         throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what);
     };
 
-    const auto * cache = dynamic_cast<morphkv_cache *>(ctx.get_memory());
+    auto * cache = dynamic_cast<morphkv_cache *>(ctx.get_memory());
     if (!cache) {
         refuse("cannot serve this model: it has no plain KV cache");
     }
@@ -67,6 +67,11 @@ void check_context(llama_context & ctx) {
     if (const auto * layer = cache->get_params().rope_limit > 0 ? cache->find_unknown_rope() : nullptr) {
         refuse("cannot rebase the positions of this model: layer " + std::to_string(layer->il) +
                " rotates its keys in a way that cannot be turned on; set rope_limit to 0");
+    }
+    const std::string why = cache->why_not_computed(&ctx);
+    if (!why.empty()) {
+        refuse("cannot work on the devices of this context: " + why +
+               "; leave K and V on the CPU (offload_kqv = false, --no-kv-offload)");
     }
 }
 

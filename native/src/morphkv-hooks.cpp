@@ -38,6 +38,9 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (hparams.n_pos_per_embd() > 1) {
         return "its tokens have more than one position (M-RoPE)";
     }
+    if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return "its layers are split inside (split mode tensor); devices can have whole layers (split mode layer)";
+    }
     if (mparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || mparams.mem_other) {
         return "the context is a draft head that shares its cache with another";
     }
