@@ -298,7 +298,8 @@ class Llama(llama_cpp.Llama):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
-        state["rpc_servers"] = self._rpc_servers
+        if self._rpc_servers is not None:
+            state["rpc_servers"] = self._rpc_servers
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}
 
     def close(self) -> None:

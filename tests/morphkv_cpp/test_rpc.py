@@ -9,7 +9,7 @@ import pytest
 from rpc_process import RpcServer
 from server_process import TIGHT, ServerProcess, free_port, program
 
-from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp import Llama, MorphKV, UnsupportedError
 from morphkv_cpp.cli import main
 from morphkv_cpp.rpc import answering_servers
 
@@ -136,3 +136,9 @@ def test_the_command_is_the_packaged_server(tiny_llama, tmp_path, rpc_servers):
         llm.close()
     finally:
         server.stop()
+
+
+def test_layers_that_are_split_inside_are_refused(tiny_llama, names):
+    split_mode = 3  # LLAMA_SPLIT_MODE_TENSOR
+    with pytest.raises(UnsupportedError, match="split mode tensor"):
+        Llama(tiny_llama(), morphkv=SMALL, rpc_servers=names, split_mode=split_mode, **OPTIONS)
