@@ -121,6 +121,23 @@ def rpc_devices(servers: str, n_max: int) -> list[int]:
     return [int(ffi.cast("uintptr_t", device)) for device in itertools.takewhile(bool, out)]
 
 
+def selftest(servers: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of the self-test, each computed when it is asked for: fields of morphkv_selftest but for its size.
+
+    servers: RPC servers to test as well. The result is a name: "same", "different" or "refused".
+    """
+    names = ffi.NULL if servers is None else servers.encode()
+    n_cases = ffi.new("int32_t *")
+    _check(lib.morphkv_selftest_count(names, n_cases))
+    results = ffi.typeof("morphkv_selftest_result").elements
+    for i in range(n_cases[0]):
+        out = _sized("morphkv_selftest")
+        _check(lib.morphkv_selftest_run(names, i, out))
+        row = _fields(out[0])
+        result = results[row["result"]].removeprefix("MORPHKV_SELFTEST_RESULT_").lower()
+        yield {**row, "result": result, "i_case": i, "n_cases": n_cases[0]}
+
+
 def loaded_libraries() -> list[str]:
     """Paths of this package's libraries in the process; those asked for where the system does not tell."""
     if process.mapped_files() is None:

@@ -3,7 +3,9 @@
 #include "morphkv-cache.h"
 #include "morphkv-devices.h"
 #include "morphkv-params.h"
+#include "morphkv-selftest.h"
 
+#include "ggml-cpp.h"
 #include "llama-context.h"
 
 #include <new>
@@ -226,5 +228,43 @@ morphkv_status morphkv_rpc_devices(const char * servers, void ** devices) {
         require(all.size() <= llama_max_devices(), "there must be at most " + std::to_string(llama_max_devices()) +
                                                        " devices, got " + std::to_string(all.size()));
         *std::copy(all.begin(), all.end(), devices) = nullptr;
+    });
+}
+
+morphkv_status morphkv_selftest_count(const char * servers, int32_t * n) {
+    return guarded([&] {
+        require(n, "n must not be NULL");
+        *n = morphkv_selftest_devices(servers ? servers : "").size() * morphkv_selftest_cases().size();
+    });
+}
+
+morphkv_status morphkv_selftest_run(const char * servers, int32_t i, morphkv_selftest * out) {
+    return guarded([&] {
+        const auto    devices = morphkv_selftest_devices(servers ? servers : "");
+        const auto    cases   = morphkv_selftest_cases();
+        const int32_t n       = devices.size() * cases.size();
+        require(i >= 0 && i < n, "case must be in 0.." + std::to_string(n - 1) + ", got " + std::to_string(i));
+        require_size(out, "out");
+
+        const auto &       c   = cases[i % cases.size()];
+        ggml_backend_dev_t dev = devices[i / cases.size()];
+        ggml_backend_ptr   cpu(morphkv_selftest_start(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
+        ggml_backend_ptr   device(morphkv_selftest_start(dev));
+        const auto         expected = morphkv_selftest_compute(c, cpu.get());
+        const auto         got      = morphkv_selftest_compute(c, device.get());
+        const auto         verdict  = morphkv_selftest_compare(c, expected, got);
+
+        static thread_local std::string shape, reason;
+        shape            = c.describe();
+        reason           = verdict.reason;
+        out->device      = ggml_backend_dev_name(dev);
+        out->description = ggml_backend_dev_description(dev);
+        out->graph       = c.n_rows > 0 ? "rebase" : "evict";
+        out->type        = ggml_type_name(c.type);
+        out->shape       = shape.c_str();
+        out->result      = verdict.result;
+        out->n_near_ties = verdict.n_near_ties;
+        out->reason      = reason.c_str();
+        out->took_ms     = got.took_ms;
     });
 }
