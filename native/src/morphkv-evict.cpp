@@ -245,6 +245,7 @@ std::string morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         cur.n_head_kv = layer.n_head_kv;
         cur.kq_scale  = layer.kq_scale;
         cur.softcap   = layer.softcap;
+        cur.backend   = inputs.backend;
 
         std::vector<int32_t> pos;
         for (int32_t h = 0; h < layer.n_head_kv; ++h) {

@@ -62,6 +62,7 @@ std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, co
             ggml_backend_buffer_type_t buft    = ggml_backend_buffer_get_type(layer.k->buffer);
             ggml_backend_t             backend = morphkv_backend_of(sched, buft);
 
+            inputs.backend = backend;
             build(inputs, gf, layer);
             const std::string why = morphkv_why_not_there(backend, gf, backends.size(), ggml_graph_n_nodes(gf));
             if (!why.empty()) {

@@ -35,6 +35,7 @@ public:
     void set() const;
 
     ggml_context * const ctx;
+    ggml_backend_t       backend = nullptr;  // of the layer that is being built
 
 private:
     struct input {

@@ -138,6 +138,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     layer.n_head_kv = c.n_head_kv;
     layer.kq_scale  = 1.0f / std::sqrt((float) c.n_embd_head);
     layer.softcap   = c.softcap;
+    layer.backend   = backend;
     cache.alloc(backend);
 
     std::mt19937 rng(1);

@@ -20,7 +20,7 @@ struct devices {
     fake_device b{ "FakeB" };
 
     // layers of the model: A A B B, and the output on B
-    model_ptr load(int32_t n_gpu_layers = 99, llama_split_mode split_mode = LLAMA_SPLIT_MODE_LAYER) {
+    model_ptr load(int32_t n_gpu_layers = 99) {
         ggml_backend_dev_t list[]  = { &a.dev, &b.dev, nullptr };
         float              split[] = { 2.0f, 3.0f };
         auto               mparams = llama_model_default_params();
@@ -29,7 +29,6 @@ struct devices {
         mparams.devices      = list;
         mparams.tensor_split = all.data();
         mparams.n_gpu_layers = n_gpu_layers;
-        mparams.split_mode   = split_mode;
         return tiny_model_load({ 6, 2, 32, "llama", N_LAYER }, mparams);
     }
 
@@ -288,16 +287,6 @@ static void test_a_device_that_lacks_an_op_is_refused_by_name() {
     create(model.get(), rebased_params(), cache_type(GGML_TYPE_F16, false));
 }
 
-static void test_layers_that_are_split_inside_are_refused() {
-    devices         devs;
-    const auto      model   = devs.load(99, LLAMA_SPLIT_MODE_TENSOR);
-    auto            cparams = cache_type(GGML_TYPE_F16);
-    const auto      params  = small_params();
-    llama_context * ctx     = nullptr;
-    CHECK(morphkv_context_create(model.get(), &cparams, &params, &ctx) == MORPHKV_STATUS_UNSUPPORTED && !ctx);
-    CHECK(strstr(morphkv_last_error(), "split mode tensor"));
-}
-
 // Supported when the context was made, and no more: nothing moves, and the sentence says why.
 static void test_an_op_that_is_gone_stops_the_eviction() {
     devices    devs;
@@ -331,7 +320,6 @@ int main() {
     test_traffic_is_seen();
     test_a_crossing_is_found();
     test_a_device_that_lacks_an_op_is_refused_by_name();
-    test_layers_that_are_split_inside_are_refused();
     test_an_op_that_is_gone_stops_the_eviction();
     return 0;
 }

@@ -22,7 +22,10 @@ import llama_cpp
 N_LAYER = 4
 LOGITS_TOLERANCE = 1e-4  # sums are split differently where graphs are
 CACHE_TYPES = {"f16": 1, "q8_0": 8}  # as in ggml.h
-GROUPS = {1: {"n_head": 2, "n_head_kv": 2}, 3: {"n_head": 6, "n_head_kv": 2}}
+GROUPS = {
+    1: {"n_head": 2, "n_head_kv": 2},
+    3: {"n_head": 6, "n_head_kv": 2, "head_size": 64},
+}  # 64: quantized keys are rotated
 REBASED = MorphKV(capacity=40, window=8, interval=7, keep=4, prompt_room=30, rope_limit=120)
 OTHER = {"keep": 2, "votes": 3, "decay": 0.5, "fusion": "max"}
 DECAYING = MorphKV(capacity=40, window=8, interval=7, prompt_room=30, rope_limit=120, **OTHER)
