@@ -3,6 +3,7 @@
 import pickle
 import re
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -20,6 +21,20 @@ OPTIONS = {"n_threads": 1, "n_ubatch": 16, "verbose": False}
 @pytest.fixture
 def names(rpc_servers):
     return [server.name for server in rpc_servers]
+
+
+@pytest.fixture
+def open_llama():
+    """Llama(), closed before the servers go, also by a test that fails: ggml would end the process."""
+    opened = []
+
+    def make(*arguments, **options) -> Llama:
+        opened.append(Llama(*arguments, **options))
+        return opened[-1]
+
+    yield make
+    for llm in opened:
+        llm.close()
 
 
 class TestAnsweringServers:
@@ -55,41 +70,35 @@ def kv_buffers(log: str) -> list[str]:
     return sorted(re.findall(r"(\S+) KV buffer size", log))
 
 
-def test_layers_live_on_all_servers_that_are_named(tiny_llama, names, capfd):
-    llm = Llama(tiny_llama(n_layer=4), morphkv=SMALL, rpc_servers=names, **{**OPTIONS, "verbose": True})
+def test_layers_live_on_all_servers_that_are_named(tiny_llama, names, capfd, open_llama):
+    open_llama(tiny_llama(n_layer=4), morphkv=SMALL, rpc_servers=names, **{**OPTIONS, "verbose": True})
     buffers = kv_buffers(capfd.readouterr().err)
-    llm.close()
     assert buffers == sorted(f"RPC0[{name}]" for name in names)
 
 
 @pytest.mark.parametrize("morphkv", [SMALL, None])
-def test_a_model_gives_the_logits_that_it_gives_here(tiny_llama, names, morphkv):
+def test_a_model_gives_the_logits_that_it_gives_here(tiny_llama, names, morphkv, open_llama):
     options = {**OPTIONS, "morphkv": morphkv, "n_ctx": 512}
-    here = Llama(tiny_llama(), **options)
-    there = Llama(tiny_llama(), rpc_servers=names, **options)
+    here = open_llama(tiny_llama(), **options)
+    there = open_llama(tiny_llama(), rpc_servers=names, **options)
     # the same kernels of the same build
     np.testing.assert_allclose(logits(there), logits(here), rtol=0, atol=1e-4)
-    here.close()
-    there.close()
 
 
-def test_another_model_of_the_process_stays_here(tiny_llama, names, capfd):
-    there = Llama(tiny_llama(), morphkv=SMALL, rpc_servers=names[0], **OPTIONS)
+def test_another_model_of_the_process_stays_here(tiny_llama, names, capfd, open_llama):
+    open_llama(tiny_llama(), morphkv=SMALL, rpc_servers=names[0], **OPTIONS)
     capfd.readouterr()
-    here = Llama(tiny_llama(), morphkv=SMALL, n_gpu_layers=-1, **{**OPTIONS, "verbose": True})
+    open_llama(tiny_llama(), morphkv=SMALL, n_gpu_layers=-1, **{**OPTIONS, "verbose": True})
     assert "RPC" not in "".join(kv_buffers(capfd.readouterr().err))
-    here.close()
-    there.close()
 
 
-def test_a_copy_by_pickle_lives_on_the_same_servers(tiny_llama, names):
-    llm = Llama(tiny_llama(), morphkv=SMALL, rpc_servers=names, **OPTIONS)
+def test_a_copy_by_pickle_lives_on_the_same_servers(tiny_llama, names, open_llama):
+    llm = open_llama(tiny_llama(), morphkv=SMALL, rpc_servers=names, **OPTIONS)
     expected = logits(llm)
     data = pickle.dumps(llm)
     llm.close()
-    copy = pickle.loads(data)
-    assert (logits(copy) == expected).all()
-    copy.close()
+    with closing(pickle.loads(data)) as copy:
+        assert (logits(copy) == expected).all()
 
 
 def test_a_command_takes_the_options_of_llama_server(tiny_llama, names, capfd):
@@ -131,14 +140,13 @@ def test_llama_server_takes_them_too(tiny_llama, names, tmp_path):
 def test_the_command_is_the_packaged_server(tiny_llama, tmp_path, rpc_servers):
     server = RpcServer(tmp_path / "log", [sys.executable, "-m", "morphkv_cpp.cli", "rpc-server"])
     try:
-        llm = Llama(tiny_llama(), morphkv=SMALL, rpc_servers=server.name, **OPTIONS)
-        assert np.isfinite(logits(llm)).all()
-        llm.close()
+        with closing(Llama(tiny_llama(), morphkv=SMALL, rpc_servers=server.name, **OPTIONS)) as llm:
+            assert np.isfinite(logits(llm)).all()
     finally:
         server.stop()
 
 
-def test_layers_that_are_split_inside_are_refused(tiny_llama, names):
+def test_layers_that_are_split_inside_are_refused(tiny_llama, names, open_llama):
     split_mode = 3  # LLAMA_SPLIT_MODE_TENSOR
     with pytest.raises(UnsupportedError, match="split mode tensor"):
-        Llama(tiny_llama(), morphkv=SMALL, rpc_servers=names, split_mode=split_mode, **OPTIONS)
+        open_llama(tiny_llama(), morphkv=SMALL, rpc_servers=names, split_mode=split_mode, **OPTIONS)
