@@ -14,6 +14,7 @@ from .calls import (
     next_context_has,
     require_morphkv,
     retained,
+    selftest,
     set_keep,
     stats,
     upstream_version,
@@ -24,7 +25,7 @@ from .library import LIB_DIR, PACKAGE_DIR
 
 # isort: split
 # after library, which says what libllama is loaded
-from .llama import set_state, state, token_piece
+from .llama import set_state, state, token_piece, use_rpc_servers
 
 __all__ = [
     "LIB_DIR",
@@ -45,11 +46,13 @@ __all__ = [
     "next_context_has",
     "require_morphkv",
     "retained",
+    "selftest",
     "set_keep",
     "set_state",
     "state",
     "stats",
     "token_piece",
     "upstream_version",
+    "use_rpc_servers",
     "version",
 ]

@@ -6,6 +6,7 @@ A context is the address of a llama_context, as llama_cpp holds it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -67,11 +68,12 @@ def next_context_has(params: Mapping[str, Any]) -> Iterator[None]:
 
 
 def require_morphkv(context: int) -> None:
-    """Refuse a context that has no MorphKV although it was asked for, e.g. one without a KV cache."""
+    """Refuse a context that has no MorphKV although it was asked for, or cannot honour it on its devices."""
     try:
         stats(context)
     except NoMorphKVError as error:
         refuse_context("MorphKV cannot serve this model: its context has no KV cache of a known kind", error)
+    _check(lib.morphkv_context_check(_context(context)))
 
 
 def stats(context: int, seq_id: int = 0) -> dict[str, Any]:
@@ -110,6 +112,30 @@ def devices() -> list[dict[str, Any]]:
         _check(lib.morphkv_device_get(i, out))
         found.append(_fields(out[0]))
     return found
+
+
+def rpc_devices(servers: str, n_max: int) -> list[int]:
+    """Addresses of the devices of RPC servers ("HOST:PORT,...") and of the local GPUs behind them, at most n_max."""
+    out = ffi.new("void *[]", n_max + 1)
+    _check(lib.morphkv_rpc_devices(servers.encode(), out))
+    return [int(ffi.cast("uintptr_t", device)) for device in itertools.takewhile(bool, out)]
+
+
+def selftest(servers: str | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of the self-test, each computed when it is asked for: fields of morphkv_selftest but for its size.
+
+    servers: RPC servers to test as well. The result is a name: "same", "different" or "refused".
+    """
+    names = ffi.NULL if servers is None else servers.encode()
+    n_cases = ffi.new("int32_t *")
+    _check(lib.morphkv_selftest_count(names, n_cases))
+    results = ffi.typeof("morphkv_selftest_result").elements
+    for i in range(n_cases[0]):
+        out = _sized("morphkv_selftest")
+        _check(lib.morphkv_selftest_run(names, i, out))
+        row = _fields(out[0])
+        result = results[row["result"]].removeprefix("MORPHKV_SELFTEST_RESULT_").lower()
+        yield {**row, "result": result, "i_case": i, "n_cases": n_cases[0]}
 
 
 def loaded_libraries() -> list[str]:

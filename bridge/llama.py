@@ -11,6 +11,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from .calls import rpc_devices
+
 N_PIECE = 64  # bytes; few tokens are longer
 
 
@@ -38,3 +40,11 @@ def set_state(context: Any, data: bytes) -> bool:
     array = np.frombuffer(data, dtype=np.uint8)
     pointer = array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
     return llama_cpp.llama_state_set_data(context, pointer, len(array)) == len(array)
+
+
+def use_rpc_servers(model_params: Any, servers: str) -> Any:
+    """Let a model live on RPC servers ("HOST:PORT,...") and the local GPUs; the result must outlive model_params."""
+    devices = rpc_devices(servers, llama_cpp.LLAMA_MAX_DEVICES)
+    array = (ctypes.c_void_p * (len(devices) + 1))(*devices)
+    model_params.devices = ctypes.cast(array, ctypes.c_void_p)
+    return array

@@ -15,7 +15,8 @@ from .cli_demo import demo
 from .cli_eval import recall, texts
 from .cli_generate import generate
 from .cli_perplexity import perplexity
-from .cli_serve import CONTEXT_SETTINGS, serve
+from .cli_selftest import selftest
+from .cli_serve import CONTEXT_SETTINGS, RPC_CONTEXT_SETTINGS, rpc_server, serve
 
 # A traceback in a box helps nobody who only mistyped a path; main() prints the sentence.
 app = typer.Typer(
@@ -32,9 +33,10 @@ def show_info() -> None:
     print(info())
 
 
-for command in (demo, generate, chat, perplexity, recall, bench, texts, archs):
+for command in (demo, generate, chat, perplexity, recall, bench, texts, archs, selftest):
     app.command()(command)
 app.command(context_settings=CONTEXT_SETTINGS)(serve)
+app.command("rpc-server", context_settings=RPC_CONTEXT_SETTINGS)(rpc_server)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

@@ -1,4 +1,4 @@
-"""`morphkv serve`: the packaged llama-server with MorphKV on."""
+"""`morphkv serve` and `morphkv rpc-server`: programs of the package, llama-server with MorphKV on."""
 
 import os
 import sys
@@ -9,18 +9,24 @@ import typer
 from . import bridge
 from .options import DEMO, model_path
 
-# All behind MODEL is llama-server's, its --help too.
+# All behind MODEL is llama-server's, its --help too; so is all behind rpc-server ggml-rpc-server's.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+RPC_CONTEXT_SETTINGS = {**CONTEXT_SETTINGS, "help_option_names": []}
+
+
+def program(name: str, option: str) -> str:
+    """Raises FileNotFoundError where the package was built without its programs; option: what leaves this one out."""
+    path = bridge.PACKAGE_DIR / "bin" / (f"{name}.exe" if sys.platform == "win32" else name)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: morphkv_cpp was built with {option}; install it with the tools")
+    return str(path)
 
 
 def server_command(model: str, flags: list[str]) -> list[str]:
     """Raises FileNotFoundError for a model that is no file, and where the package was built without its programs."""
-    program = bridge.PACKAGE_DIR / "bin" / ("llama-server.exe" if sys.platform == "win32" else "llama-server")
-    if not program.is_file():
-        raise FileNotFoundError(
-            f"{program} is missing: morphkv_cpp was built with MORPHKV_BUILD_TOOLS=OFF; install it with the tools"
-        )
-    return [str(program), "--model", str(model_path(model)), "--morphkv", *flags]
+    command = program("llama-server", "MORPHKV_BUILD_TOOLS=OFF")
+    return [command, "--model", str(model_path(model)), "--morphkv", *flags]
 
 
 def serve(
@@ -36,4 +42,10 @@ def serve(
 ) -> None:
     """Serve MODEL to OpenAI-compatible clients: llama-server with MorphKV on. FLAGS are llama-server's own."""
     command = server_command(model, context.args)
+    os.execv(command[0], command)
+
+
+def rpc_server(context: typer.Context) -> None:
+    """Lend this machine's devices to models elsewhere: ggml-rpc-server, whose flags follow (-H, -p, -d, -t, -c)."""
+    command = [program("ggml-rpc-server", "MORPHKV_BUILD_TOOLS=OFF or GGML_RPC=OFF"), *context.args]
     os.execv(command[0], command)

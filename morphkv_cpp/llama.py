@@ -23,6 +23,7 @@ from .config import MorphKV
 from .draft import DraftUpToEviction
 from .live_text import LiveText
 from .reuse import PromptReuse, prompt_reuse
+from .rpc import answering_servers
 from .session import Keep, Session, load_session
 from .stats import CacheStats
 
@@ -41,15 +42,20 @@ class Llama(llama_cpp.Llama):
             0: the trained context. With logits_all or a draft_model n_ctx rows of logits are stored, and it is 0
             unless another is given. An answer without max_tokens ends where the model ends it, or at n_ctx.
         A draft_model gives the same greedy text as none: its drafts end where an eviction falls due.
+    rpc_servers: "HOST:PORT", several separated by commas or in a sequence: the model lives on their devices and on the
+        local GPUs, as far as n_gpu_layers says, all of it unless that is given; tensor_split has the servers' devices
+        first. A server (`morphkv rpc-server`) serves one process at a time; another waits.
 
     One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
 
     Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded or options that exclude
-    MorphKV; UnsupportedError (also a ValueError) with the native reason if this model or context cannot have it.
+    MorphKV; UnsupportedError (also a ValueError) with the native reason if this model or context cannot have it;
+    ConnectionError where no RPC server answers.
     """
 
     _morphkv: MorphKV | None = None
     _draft_model: LlamaDraftModel | None = None
+    _rpc_servers: str | None = None
     _n_ctx_given = 0  # with MorphKV
     _text: weakref.ref[LiveText] | None = None  # the session's that the cache belongs to
 
@@ -57,9 +63,17 @@ class Llama(llama_cpp.Llama):
     last_prompt: PromptReuse | None = None
 
     def __init__(
-        self, model_path: str | os.PathLike[str], *, morphkv: MorphKV | bool | None = None, **llama_options: Any
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        morphkv: MorphKV | bool | None = None,
+        rpc_servers: str | Sequence[str] | None = None,
+        **llama_options: Any,
     ):
         self._morphkv = _config(morphkv)
+        if rpc_servers is not None:
+            self._rpc_servers = answering_servers(rpc_servers)
+            llama_options.setdefault("n_gpu_layers", -1)
         model_path = os.fsdecode(model_path)
         try:
             if self._morphkv is None:
@@ -85,6 +99,16 @@ class Llama(llama_cpp.Llama):
             raise UnsupportedError(
                 f"MorphKV cannot rebase the positions of this architecture: rope_limit must be 0 or -1, got {limit}"
             )
+
+    @property
+    def model_params(self) -> llama_cpp.llama_model_params:
+        return self._params_of_model
+
+    @model_params.setter
+    def model_params(self, params: llama_cpp.llama_model_params) -> None:
+        self._params_of_model = params
+        if self._rpc_servers is not None:
+            self._devices = bridge.use_rpc_servers(params, self._rpc_servers)
 
     @property
     def _model(self) -> LlamaModel:
@@ -276,6 +300,8 @@ class Llama(llama_cpp.Llama):
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
+        if self._rpc_servers is not None:
+            state["rpc_servers"] = self._rpc_servers
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}
 
     def close(self) -> None:

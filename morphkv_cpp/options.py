@@ -147,6 +147,13 @@ def _cache_type(option: str, name: str) -> int:
     return CACHE_TYPES[name]
 
 
+def _proportions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--tensor-split must be numbers separated by commas, got {text!r}") from None
+
+
 def llama_options(
     threads: Annotated[
         Optional[int],
@@ -159,15 +166,33 @@ def llama_options(
         ),
     ] = None,
     gpu_layers: Annotated[
-        int,
+        Optional[int],
         _model(
-            "max. number of layers to store in VRAM (-1 = all)",
+            "max. number of layers to store in VRAM (-1 = all; default: 0, with --rpc all)",
             "--gpu-layers",
             "-ngl",
             "--n-gpu-layers",
             metavar="N",
+            show_default=False,
         ),
-    ] = 0,
+    ] = None,
+    rpc: Annotated[
+        Optional[str],
+        _model("comma-separated list of RPC servers (host:port)", "--rpc", metavar="SERVERS", show_default=False),
+    ] = None,
+    tensor_split: Annotated[
+        Optional[str],
+        _model(
+            "fraction of the model to offload to each GPU, comma-separated list of proportions, e.g. 3,1",
+            "--tensor-split",
+            "-ts",
+            metavar="N0,N1,N2,...",
+            show_default=False,
+        ),
+    ] = None,
+    kv_offload: Annotated[
+        bool, _model("whether to enable KV cache offloading", "--kv-offload/--no-kv-offload", "-kvo/-nkvo")
+    ] = True,
     cache_type_k: Annotated[
         str, _model(f"KV cache data type for K: {', '.join(CACHE_TYPES)}", "--cache-type-k", "-ctk", metavar="TYPE")
     ] = "f16",
@@ -178,12 +203,17 @@ def llama_options(
 ) -> dict[str, Any]:
     """Keywords of Llama(). Flash attention is on, as MorphKV needs it, so that stock runs compare."""
     options: dict[str, Any] = {
-        "n_gpu_layers": gpu_layers,
+        "n_gpu_layers": gpu_layers if gpu_layers is not None else 0 if rpc is None else -1,
+        "offload_kqv": kv_offload,
         "type_k": _cache_type("--cache-type-k", cache_type_k),
         "type_v": _cache_type("--cache-type-v", cache_type_v),
         "flash_attn": True,
         "verbose": verbose,
     }
+    if rpc is not None:
+        options["rpc_servers"] = rpc
+    if tensor_split is not None:
+        options["tensor_split"] = _proportions(tensor_split)
     if threads is None:
         n_cores = os.cpu_count() or 1
         threads = min(n_cores, max(2, n_cores // 2))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rpc_process import RPC_SERVER, RpcServer
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +46,19 @@ def stock_lib_dir() -> Path:
     if not list(Path(folder).glob("*llama.*")):
         pytest.skip(f"MORPHKV_STOCK_LIB has no libllama: {folder}")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def rpc_servers(tmp_path_factory) -> Iterator[list[RpcServer]]:
+    """Two RPC servers, for the tests of a module. What was loaded on them must be closed by the test that loaded it."""
+    if not RPC_SERVER.is_file():
+        pytest.skip("built without ggml-rpc-server")
+    folder = tmp_path_factory.mktemp("rpc")
+    servers = []
+    try:
+        for i in range(2):
+            servers.append(RpcServer(folder / f"{i}.log"))
+        yield servers
+    finally:
+        for server in servers:
+            server.stop()

@@ -43,6 +43,8 @@ set(LLAMA_BUILD_EXAMPLES  OFF CACHE BOOL "")
 set(LLAMA_BUILD_APP       OFF CACHE BOOL "")
 set(LLAMA_USE_PREBUILT_UI OFF CACHE BOOL "would be downloaded")
 set(LLAMA_OPENSSL         OFF CACHE BOOL "a wheel cannot count on the system's OpenSSL")
+set(GGML_RPC              ON  CACHE BOOL "layers on other machines: small, and no library beside it")
+set(GGML_RPC_RDMA         OFF CACHE BOOL "a wheel cannot count on the system's libibverbs")
 
 # No cache entry: it follows MORPHKV_WEBUI, whatever an earlier configure has left.
 if (LLAMA_BUILD_UI AND NOT MORPHKV_WEBUI)

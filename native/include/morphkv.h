@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 4
+#define MORPHKV_ABI_VERSION 5
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -152,6 +152,36 @@ typedef struct morphkv_device {
 
 MORPHKV_API int32_t        morphkv_device_count(void);
 MORPHKV_API morphkv_status morphkv_device_get(int32_t i, morphkv_device * out);
+
+// For llama_model_params.devices: the devices of RPC servers, then the local GPUs that llama.cpp would use, then NULL.
+// servers: "HOST:PORT", several separated by commas. devices: room for llama_max_devices() + 1.
+// ggml ends the process where no server answers: find that out first.
+MORPHKV_API morphkv_status morphkv_rpc_devices(const char * servers, void ** devices);
+
+typedef enum morphkv_selftest_result {
+    MORPHKV_SELFTEST_RESULT_SAME      = 0,
+    MORPHKV_SELFTEST_RESULT_DIFFERENT = 1,  // from the CPU: a context would hold wrong tokens
+    MORPHKV_SELFTEST_RESULT_REFUSED   = 2,  // the device lacks an operation: a context whose cache is there is refused
+} morphkv_selftest_result;
+
+// One case of the self-test: a graph over random rows on a device, against the same on the CPU. Strings are valid until
+// the thread's next case.
+typedef struct morphkv_selftest {
+    size_t       size;         // sizeof(morphkv_selftest), set by the caller
+    const char * device;       // "CPU", "CUDA0", "RPC0", ...
+    const char * description;
+    const char * graph;        // "evict" or "rebase"
+    const char * type;         // of K and V: "f16", "q8_0", ...
+    const char * shape;
+    int32_t      result;       // morphkv_selftest_result
+    int32_t      n_near_ties;  // tokens kept in place of others whose scores differ by no more than rounding
+    const char * reason;       // "" where the result is SAME
+    double       took_ms;      // the device's computation
+} morphkv_selftest;
+
+// Cases there are: every device that ggml found, and those of RPC servers ("HOST:PORT,..."; NULL: none).
+MORPHKV_API morphkv_status morphkv_selftest_count(const char * servers, int32_t * n);
+MORPHKV_API morphkv_status morphkv_selftest_run(const char * servers, int32_t i, morphkv_selftest * out);
 
 #ifdef __cplusplus
 }

@@ -111,6 +111,10 @@ public:
     // Rows of the ring for the last tokens of each sequence of the ubatch, in the order of build_store_query.
     std::vector<int64_t> ring_rows(const llama_ubatch & ubatch) const;
 
+    // Why evictions, or rebases, cannot be computed on the devices that hold the cache of this context, or "". The
+    // context has built a graph.
+    std::string why_not_computed(llama_context * lctx);
+
     // Raised when an eviction used the scheduler: a decode graph from before has lost its memory.
     uint64_t n_sched_uses = 0;
 
@@ -183,8 +187,16 @@ private:
     bool needs_cut(llama_seq_id seq_id, uint32_t n_used, uint32_t n_step) const;
 
     // One eviction down to capacity. On failure the sequence is as it was, or cleared if rows had moved already.
-    bool        cut(llama_seq_id seq_id);
-    ggml_status compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, morphkv_runner & runner);
+    bool cut(llama_seq_id seq_id);
+
+    // What the host knows of it, in ring rows of all streams and logical positions.
+    struct evict_data {
+        std::vector<int32_t> grad_pos;   // (n_grad)
+        std::vector<int32_t> vote_rows;  // (n_votes)
+    };
+    // Why it failed, or "".
+    std::string compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, const evict_data & data,
+                                 morphkv_runner & runner) const;
     void        move_window_cells(llama_seq_id seq_id);
     void        clear_stream(llama_seq_id seq_id);
     bool        fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed);
@@ -199,6 +211,14 @@ private:
     // rebased.
     std::vector<int32_t> rebase_deltas(llama_seq_id seq_id, size_t i_layer, llama_pos offset,
                                        std::vector<llama_pos> & rebased) const;
+    // By key_deltas(layer) and query_delta. Why it failed, or "".
+    using deltas_fn = std::function<std::vector<int32_t>(size_t i_layer)>;
+    std::string compute_rebase(llama_seq_id seq_id, uint32_t n_used, llama_pos query_delta,
+                               const deltas_fn & key_deltas, morphkv_runner & runner) const;
+
+    // For checks of a context: as run() with the shapes that can occur.
+    std::string why_not_evicted() const;
+    std::string why_not_rebased() const;
 
     // The metadata of one sequence's cells, and how to lay it down: cells [i_first, i_first + n) must be free.
     struct cell_list {
@@ -214,6 +234,8 @@ private:
 
     // those that are cut
     std::vector<const morphkv_side_layer *> layers() const;
+    // these and the windowed ones, which hold recent tokens alone: all their keys turn by as much as the offset grows
+    std::vector<const morphkv_side_layer *> turned_layers() const;
 
     bool has_evicted(llama_seq_id seq_id) const { return streams[seq_id].n_evictions > 0; }
 

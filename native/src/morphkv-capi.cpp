@@ -1,9 +1,12 @@
 // The C API: check, call, catch all. No exception leaves it.
 
 #include "morphkv-cache.h"
+#include "morphkv-devices.h"
 #include "morphkv-hybrid.h"
 #include "morphkv-params.h"
+#include "morphkv-selftest.h"
 
+#include "ggml-cpp.h"
 #include "llama-context.h"
 #include "llama-model.h"
 
@@ -58,7 +61,7 @@ void check_context(llama_context & ctx) {
         throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what);
     };
 
-    const auto * cache = morphkv_find_cache(ctx.get_memory());
+    auto * cache = morphkv_find_cache(ctx.get_memory());
     if (!cache) {
         refuse("cannot serve this model: it has no KV cache of a known kind");
     }
@@ -74,6 +77,11 @@ void check_context(llama_context & ctx) {
             why = "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned on";
         }
         refuse("cannot rebase the positions of this model: " + why + "; set rope_limit to 0");
+    }
+    const std::string why = cache->why_not_computed(&ctx);
+    if (!why.empty()) {
+        refuse("cannot work on the devices of this context: " + why +
+               "; leave K and V on the CPU (offload_kqv = false, --no-kv-offload)");
     }
 }
 
@@ -218,5 +226,56 @@ morphkv_status morphkv_device_get(int32_t i, morphkv_device * out) {
         out->is_gpu      = type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
         out->free_bytes  = n_free;
         out->total_bytes = n_total;
+    });
+}
+
+morphkv_status morphkv_rpc_devices(const char * servers, void ** devices) {
+    return guarded([&] {
+        require(servers && devices, "servers and devices must not be NULL");
+        std::vector<ggml_backend_dev_t> all = morphkv_devices_of_servers(servers);
+        for (ggml_backend_dev_t dev : morphkv_local_gpus()) {
+            all.push_back(dev);
+        }
+        require(all.size() <= llama_max_devices(), "there must be at most " + std::to_string(llama_max_devices()) +
+                                                       " devices, got " + std::to_string(all.size()));
+        *std::copy(all.begin(), all.end(), devices) = nullptr;
+    });
+}
+
+morphkv_status morphkv_selftest_count(const char * servers, int32_t * n) {
+    return guarded([&] {
+        require(n, "n must not be NULL");
+        *n = morphkv_selftest_devices(servers ? servers : "").size() * morphkv_selftest_cases().size();
+    });
+}
+
+morphkv_status morphkv_selftest_run(const char * servers, int32_t i, morphkv_selftest * out) {
+    return guarded([&] {
+        const auto    devices = morphkv_selftest_devices(servers ? servers : "");
+        const auto    cases   = morphkv_selftest_cases();
+        const int32_t n       = devices.size() * cases.size();
+        require(i >= 0 && i < n, "case must be in 0.." + std::to_string(n - 1) + ", got " + std::to_string(i));
+        require_size(out, "out");
+
+        const auto &       c   = cases[i % cases.size()];
+        ggml_backend_dev_t dev = devices[i / cases.size()];
+        ggml_backend_ptr   cpu(morphkv_selftest_start(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
+        ggml_backend_ptr   device(morphkv_selftest_start(dev));
+        const auto         expected = morphkv_selftest_compute(c, cpu.get());
+        const auto         got      = morphkv_selftest_compute(c, device.get());
+        const auto         verdict  = morphkv_selftest_compare(c, expected, got);
+
+        static thread_local std::string shape, reason;
+        shape            = c.describe();
+        reason           = verdict.reason;
+        out->device      = ggml_backend_dev_name(dev);
+        out->description = ggml_backend_dev_description(dev);
+        out->graph       = c.n_rows > 0 ? "rebase" : "evict";
+        out->type        = ggml_type_name(c.type);
+        out->shape       = shape.c_str();
+        out->result      = verdict.result;
+        out->n_near_ties = verdict.n_near_ties;
+        out->reason      = reason.c_str();
+        out->took_ms     = got.took_ms;
     });
 }

@@ -173,18 +173,26 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         side.set_positions(seq_id, pos);
     }
 
+    evict_data data{};
+    for (int32_t i = 0; i < shape.n_grad; ++i) {
+        data.grad_pos.push_back(get_cells(seq_id).pos_get(n_distant + i));
+    }
+    for (const int32_t row : vote_rows(seq_id)) {
+        data.vote_rows.push_back(row + seq_id * side.n_ring);
+    }
+
     morphkv_runner runner(lctx, layers());
-    runner.inject_failure    = inject_failure;
-    runner.measure           = shape.n_old() > n_old_measured;
-    const ggml_status status = compute_eviction(seq_id, shape, runner);
+    runner.inject_failure = inject_failure;
+    runner.measure        = shape.n_old() > n_old_measured;
+    const std::string why = compute_eviction(seq_id, shape, data, runner);
     n_sched_uses++;
     scratch_bytes        = std::max(scratch_bytes, runner.scratch_bytes);
     const double took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     evict_ms += took_ms;
     seq_evict_ms[seq_id] += took_ms;
 
-    if (status != GGML_STATUS_SUCCESS) {
-        return fail("eviction", seq_id, ggml_status_to_string(status), runner.has_changed);
+    if (!why.empty()) {
+        return fail("eviction", seq_id, why, runner.has_changed);
     }
     n_old_measured = std::max(n_old_measured, shape.n_old());
 
@@ -202,21 +210,13 @@ void morphkv_cache::move_window_cells(llama_seq_id seq_id) {
     set_cell_list(seq_id, n_distant, window);
 }
 
-ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape,
-                                            morphkv_runner & runner) {
-    std::vector<int32_t> grad_pos(shape.n_grad);
-    for (int32_t i = 0; i < shape.n_grad; ++i) {
-        grad_pos[i] = get_cells(seq_id).pos_get(n_distant + i);
-    }
+std::string morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape,
+                                            const evict_data & data, morphkv_runner & runner) const {
     std::vector<int32_t> window_src(shape.n_window);
     std::vector<int32_t> window_dst(shape.n_window);
     for (int32_t i = 0; i < shape.n_window; ++i) {
         window_src[i] = n_distant + shape.n_grad + i;
         window_dst[i] = n_distant + i;
-    }
-    std::vector<int32_t> rows = vote_rows(seq_id);
-    for (int32_t & row : rows) {
-        row += seq_id * side.n_ring;
     }
 
     morphkv_evict_policy policy = { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, params.decay };
@@ -230,7 +230,7 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         inp.window_src = inputs.add(GGML_TYPE_I32, shape.n_window, 1, window_src);
         inp.window_dst = inputs.add(GGML_TYPE_I32, shape.n_window, 1, window_dst);
         if (shape.n_votes > 0) {
-            inp.vote_rows = inputs.add(GGML_TYPE_I32, shape.n_votes, 1, rows);
+            inp.vote_rows = inputs.add(GGML_TYPE_I32, shape.n_votes, 1, data.vote_rows);
         }
     };
     auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
@@ -247,10 +247,11 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         cur.n_head_kv = layer.n_head_kv;
         cur.kq_scale  = layer.kq_scale;
         cur.softcap   = layer.softcap;
+        cur.backend   = inputs.backend;
 
         std::vector<int32_t> pos;
         for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-            pos.insert(pos.end(), grad_pos.begin(), grad_pos.end());
+            pos.insert(pos.end(), data.grad_pos.begin(), data.grad_pos.end());
         }
         inp.grad_pos = inputs.add(GGML_TYPE_F32, shape.n_grad, layer.n_head_kv, pos);
 
@@ -271,4 +272,27 @@ ggml_status morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
             std::max(n_max_tensors, morphkv_evict_max_tensors(layer.n_head / layer.n_head_kv, shape.n_votes));
     }
     return runner.run(n_max_tensors, begin, build);
+}
+
+std::string morphkv_cache::why_not_evicted() const {
+    morphkv_evict_shape shape{};
+    shape.n_keep    = params.keep;
+    shape.n_distant = n_distant;
+    shape.n_window  = params.window;
+
+    // the largest eviction that there can be, the smallest, and one that nobody is left to vote in
+    const int32_t n_most  = n_limit(params) - params.capacity;
+    const int32_t n_votes = params.policy == MORPHKV_POLICY_MORPHKV ? params.votes : 0;
+    for (const auto & [n_grad, votes] : { std::pair(n_most, n_votes), std::pair(1, n_votes), std::pair(n_most, 0) }) {
+        shape.n_grad  = n_grad;
+        shape.n_votes = votes;
+        morphkv_runner runner(lctx, layers());
+        runner.check_only      = true;
+        const evict_data  data = { std::vector<int32_t>(n_grad), std::vector<int32_t>(votes) };
+        const std::string why  = compute_eviction(0, shape, data, runner);
+        if (!why.empty()) {
+            return why;
+        }
+    }
+    return "";
 }

@@ -56,6 +56,10 @@ ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer 
 
     // (n_head, n_votes, n_old)
     ggml_tensor * a = ggml_mul_mat(ctx, k, q);
+    if (layer.backend && !ggml_backend_supports_op(layer.backend, a)) {
+        // Vulkan multiplies quantized rows only where they lie one behind the other
+        a = ggml_mul_mat(ctx, ggml_cast(ctx, k, GGML_TYPE_F32), q);
+    }
     ggml_prec_set_acc(a, GGML_PREC_F32);
 
     float scale = layer.kq_scale;

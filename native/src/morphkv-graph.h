@@ -6,7 +6,7 @@
 
 #include "morphkv.h"
 
-#include "ggml.h"
+#include "ggml-backend.h"
 
 #include <cstdint>
 
@@ -42,7 +42,9 @@ struct morphkv_evict_layer {
     int32_t n_head;
     int32_t n_head_kv;
     float   kq_scale;
-    float   softcap;  // 0 = none
+    float   softcap;         // 0 = none
+
+    ggml_backend_t backend;  // what will compute it, if that is known: some need K in another form
 };
 
 // Filled by the host before the graph is computed.

@@ -42,6 +42,9 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (hparams.use_alibi) {
         return "it uses ALiBi, which needs the distance of every token";
     }
+    if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
+        return "its layers are split inside (split mode tensor); devices can have whole layers (split mode layer)";
+    }
     if (mparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || mparams.mem_other) {
         return "the context is a draft head that shares its cache with another";
     }

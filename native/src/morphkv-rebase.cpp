@@ -132,10 +132,31 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
 
     ggml_backend_sched_synchronize(lctx->get_sched());
     std::vector<llama_pos> rebased;
-    ggml_tensor *          rot          = nullptr;
-    ggml_tensor *          rot_window   = nullptr;
-    ggml_tensor *          query_deltas = nullptr;
-    size_t                 i_layer      = 0;
+    auto                   key_deltas = [&](size_t i_layer) {
+        return rebase_deltas(seq_id, i_layer, offset, rebased);
+    };
+
+    morphkv_runner runner(lctx, turned_layers());
+    runner.inject_failure = inject_failure;
+    const std::string why = compute_rebase(seq_id, n_used(seq_id), stream.rotary_offset - offset, key_deltas, runner);
+    n_sched_uses++;
+    if (!why.empty()) {
+        return fail("rebase", seq_id, why, runner.has_changed);
+    }
+
+    stream.rotary_offset = offset;
+    stream.rebased       = std::move(rebased);
+    stream.n_rebases++;
+    stream.pos_exact = seq_pos_max(seq_id) + 1;
+    return true;
+}
+
+std::string morphkv_cache::compute_rebase(llama_seq_id seq_id, uint32_t n_used, llama_pos query_delta,
+                                          const deltas_fn & key_deltas, morphkv_runner & runner) const {
+    ggml_tensor * rot          = nullptr;
+    ggml_tensor * rot_window   = nullptr;
+    ggml_tensor * query_deltas = nullptr;
+    size_t        i_layer      = 0;
 
     auto begin = [&](morphkv_inputs & inputs) {
         rot          = build_input_k_rot(inputs.ctx);
@@ -152,45 +173,55 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
         if (i_layer >= side.layers.size()) {
             i_layer++;
             if (layer.rope.is == morphkv_rope::kind::ROTATED) {
-                window->build_rotate(inputs, gf, layer, seq_id, stream.rotary_offset - offset, rot_window);
+                window->build_rotate(inputs, gf, layer, seq_id, query_delta, rot_window);
             }
             return;
         }
-        const std::vector<int32_t> deltas = rebase_deltas(seq_id, i_layer++, offset, rebased);
+        const std::vector<int32_t> deltas = key_deltas(i_layer++);
         if (layer.rope.is != morphkv_rope::kind::ROTATED) {
             return;
         }
-        ggml_context * ctx  = inputs.ctx;
-        const int64_t  n    = n_used(seq_id);
-        ggml_tensor *  keys = ggml_view_2d(ctx, layer.k, layer.k->ne[0], n, layer.k->nb[1], seq_id * layer.k->nb[2]);
-        ggml_tensor *  key_deltas = inputs.add(GGML_TYPE_I32, deltas.size(), 1, deltas);
-        ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, keys, layer.n_head_kv, key_deltas, layer.rope, rot));
+        ggml_context * ctx = inputs.ctx;
+        ggml_tensor *  keys =
+            ggml_view_2d(ctx, layer.k, layer.k->ne[0], n_used, layer.k->nb[1], seq_id * layer.k->nb[2]);
+        ggml_tensor * turn = inputs.add(GGML_TYPE_I32, deltas.size(), 1, deltas);
+        ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, keys, layer.n_head_kv, turn, layer.rope, rot));
 
         const int64_t n_queries = layer.n_head * layer.ring->ne[1];
         if (!query_deltas || query_deltas->ne[0] != n_queries) {
-            query_deltas =
-                inputs.add(GGML_TYPE_I32, n_queries, 1, std::vector<int32_t>(n_queries, stream.rotary_offset - offset));
+            query_deltas = inputs.add(GGML_TYPE_I32, n_queries, 1, std::vector<int32_t>(n_queries, query_delta));
         }
         ggml_tensor * ring = morphkv_side::stream(ctx, layer.ring, seq_id);
         ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, ring, layer.n_head, query_deltas, layer.rope, rot));
     };
+    return runner.run(2 * MORPHKV_ROTATE_MAX_TENSORS, begin, build);
+}
 
-    // windowed layers hold recent tokens alone: all their keys turn by as much as the offset grows
-    std::vector<const morphkv_side_layer *> turned = layers();
+std::vector<const morphkv_side_layer *> morphkv_cache::turned_layers() const {
+    std::vector<const morphkv_side_layer *> res = layers();
     for (size_t i = 0; window && i < window->layers.size(); ++i) {
-        turned.push_back(&window->layers[i]);
+        res.push_back(&window->layers[i]);
     }
-    morphkv_runner runner(lctx, std::move(turned));
-    runner.inject_failure    = inject_failure;
-    const ggml_status status = runner.run(2 * MORPHKV_ROTATE_MAX_TENSORS, begin, build);
-    n_sched_uses++;
-    if (status != GGML_STATUS_SUCCESS) {
-        return fail("rebase", seq_id, ggml_status_to_string(status), runner.has_changed);
-    }
+    return res;
+}
 
-    stream.rotary_offset = offset;
-    stream.rebased       = std::move(rebased);
-    stream.n_rebases++;
-    stream.pos_exact = seq_pos_max(seq_id) + 1;
-    return true;
+std::string morphkv_cache::why_not_rebased() const {
+    for (const uint32_t n_used : { n_limit(params), 1u }) {
+        auto no_deltas = [&](size_t i_layer) {
+            return std::vector<int32_t>(n_used * side.layers[i_layer].n_head_kv);
+        };
+        morphkv_runner runner(lctx, turned_layers());
+        runner.check_only     = true;
+        const std::string why = compute_rebase(0, n_used, 0, no_deltas, runner);
+        if (!why.empty()) {
+            return why;
+        }
+    }
+    return "";
+}
+
+std::string morphkv_cache::why_not_computed(llama_context * lctx) {
+    this->lctx      = lctx;
+    std::string why = why_not_evicted();
+    return why.empty() && rope_limit() > 0 ? why_not_rebased() : why;
 }

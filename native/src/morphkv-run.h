@@ -1,4 +1,4 @@
-// Graphs that change a cache in place, layer by layer, on the context's own scheduler.
+// Graphs that change a cache in place, layer by layer, on the context's own scheduler, each layer on its own device.
 #pragma once
 
 #include "morphkv-side.h"
@@ -7,6 +7,7 @@
 #include "llama-context.h"
 
 #include <functional>
+#include <string>
 #include <vector>
 
 // Input tensors of a graph and what the host puts into them once it is allocated.
@@ -34,6 +35,7 @@ public:
     void set() const;
 
     ggml_context * const ctx;
+    ggml_backend_t       backend = nullptr;  // of the layer that is being built
 
 private:
     struct input {
@@ -57,7 +59,11 @@ public:
           layers(std::move(layers)) {}
 
     // As many layers at a time as the scheduler has nodes for. n_max_tensors: most that a layer needs, views included.
-    ggml_status run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
+    // Why it failed, or "". A node that the device of its layer's cache cannot run is a failure before anything is run.
+    std::string run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
+
+    // Builds the graphs and computes none: whether the devices can run them.
+    bool check_only = false;
 
     // Whether a graph has been computed, even if only in part: what it works on has changed.
     bool has_changed = false;
@@ -70,6 +76,8 @@ public:
     std::function<bool(step)> inject_failure;
 
 private:
+    std::string compute(ggml_cgraph * gf, const morphkv_inputs & inputs, const std::vector<ggml_backend_t> & backends);
+
     llama_context *                               lctx;
     const std::vector<const morphkv_side_layer *> layers;
 };

@@ -86,6 +86,17 @@ class TestLlamaOptions:
         assert (options["type_k"], options["type_v"]) == (8, 30)
         assert options["n_threads"] == options["n_threads_batch"] == 3
 
+    def test_layers_go_to_rpc_servers_unless_it_is_said_how_many(self):
+        assert llama_options()["n_gpu_layers"] == 0
+        options = llama_options(rpc="a:1,b:2", tensor_split="3,1", kv_offload=False)
+        assert (options["n_gpu_layers"], options["rpc_servers"], options["tensor_split"]) == (-1, "a:1,b:2", [3, 1])
+        assert options["offload_kqv"] is False
+        assert llama_options(rpc="a:1", gpu_layers=2)["n_gpu_layers"] == 2
+
+    def test_proportions_are_numbers(self):
+        with pytest.raises(ValueError, match="--tensor-split must be numbers separated by commas, got '1,x'"):
+            llama_options(tensor_split="1,x")
+
     def test_an_unknown_cache_type_is_refused(self):
         with pytest.raises(ValueError, match=r"--cache-type-k must be one of f32, f16.* got 'q9'"):
             llama_options(cache_type_k="q9")

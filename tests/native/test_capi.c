@@ -93,9 +93,16 @@ static void test_devices(void) {
     refused(morphkv_device_get(-1, &device), MORPHKV_STATUS_INVALID, "device must be in");
 }
 
+static void test_devices_of_servers_need_names(void) {
+    void * devices[1];
+    refused(morphkv_rpc_devices(NULL, devices), MORPHKV_STATUS_INVALID, "servers");
+    refused(morphkv_rpc_devices("a:1", NULL), MORPHKV_STATUS_INVALID, "devices");
+}
+
 int main(void) {
     test_versions();
     test_defaults_are_valid();
+    test_devices_of_servers_need_names();
     test_params_outside_of_their_range_are_refused();
     test_cells_are_known_before_a_context_is();
     test_null_is_refused();

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("llama-server", "llama-bench", "llama-perplexity")
-LIBRARIES = ("ggml", "ggml-base", "llama", "llama-common", "mtmd")
+PROGRAMS = ("llama-server", "llama-bench", "llama-perplexity", "ggml-rpc-server")
+LIBRARIES = ("ggml", "ggml-base", "ggml-rpc", "llama", "llama-common", "mtmd")
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,12 @@ def test_run_paths_are_relative(package):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_program_starts_and_loads_our_libllama(package, program):
+def test_program_starts_and_loads_our_libraries(package, program):
     path = package / "bin" / program
     assert os.access(path, os.X_OK)
     assert subprocess.run([str(path), "--help"], capture_output=True, timeout=60, check=False).returncode == 0
     if sys.platform == "linux":
         loaded = subprocess.run(["ldd", str(path)], capture_output=True, text=True, check=True).stdout
-        found = re.search(r"libllama\.so => (\S+)", loaded)[1]
-        assert Path(found).resolve() == (package / "lib/libllama.so").resolve()
+        library = "libggml.so" if program == "ggml-rpc-server" else "libllama.so"
+        found = re.search(rf"{re.escape(library)} => (\S+)", loaded)[1]
+        assert Path(found).resolve() == (package / "lib" / library).resolve()

@@ -127,11 +127,11 @@ struct context_deleter {
 using model_ptr   = std::unique_ptr<llama_model, model_deleter>;
 using context_ptr = std::unique_ptr<llama_context, context_deleter>;
 
-inline model_ptr tiny_model_load(const tiny_shape & shape = {}) {
+inline model_ptr tiny_model_load(const tiny_shape & shape   = {},
+                                 llama_model_params mparams = llama_model_default_params()) {
     // beside the program: the build folder is writable; several tests may run at once
     const std::string path = "tiny-model-" + std::to_string(std::random_device()()) + ".gguf";
     tiny_model_write(path, shape);
-    auto mparams      = llama_model_default_params();
     mparams.load_mode = LLAMA_LOAD_MODE_NONE;
     model_ptr model(llama_model_load_from_file(path.c_str(), mparams));
     std::remove(path.c_str());

@@ -62,10 +62,17 @@ RULES = {
 class Native:
     """A context of N_SEQ sequences with MorphKV, through the C API."""
 
-    def __init__(self, path, rules: Rules):
+    def __init__(self, path, rules: Rules, servers: str | None = None):
         llama_cpp.llama_log_set(QUIET, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
+        model_params = llama_cpp.llama_model_default_params()
+        if servers is not None:
+            devices = bridge.use_rpc_servers(model_params, servers)
+            shares = (ctypes.c_float * llama_cpp.LLAMA_MAX_DEVICES)(1, 1)
+            model_params.tensor_split, model_params.n_gpu_layers = shares, 99
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)
+        if servers is not None:
+            del devices, shares  # had to live until here
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 2048 * N_SEQ, 512, N_UBATCH, N_SEQ
         params.n_threads = params.n_threads_batch = 1
@@ -274,8 +281,8 @@ class Operations(RuleBasedStateMachine):
                 np.testing.assert_array_equal(retained, cache.retained(layer), f"sequence {seq}, layer {layer}")
 
 
-def run(path, rules: Rules, n_runs: int) -> None:
-    native = Native(path, rules)
+def run(path, rules: Rules, n_runs: int, servers: str | None = None) -> None:
+    native = Native(path, rules, servers)
     tally = Tally()
     machine = type(
         "Operations",
@@ -305,6 +312,11 @@ def run(path, rules: Rules, n_runs: int) -> None:
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_random_operations(tiny_llama, rules):
     run(tiny_llama(seed=3), rules, n_runs=20)
+
+
+def test_random_operations_over_two_rpc_servers(tiny_llama, rpc_servers):
+    """A layer on each: copies of sequences and states, too, are made where the rows are."""
+    run(tiny_llama(seed=3), RULES["rebased"], n_runs=5, servers=",".join(server.name for server in rpc_servers))
 
 
 @pytest.mark.slow
