@@ -19,7 +19,7 @@ from .bench.constant import (
     late_and_early,
     run_constant,
 )
-from .bench.decode import endless_tokens, fill
+from .bench.decode import endless_tokens
 from .bench.server import N_EARLY_TURN, N_SLOTS, N_TURNS, SERVER_ROWS, around, run_chat, run_slots
 from .bench.streaming import N_MARK, LeapingLlama, streaming_kept
 from .bench.streaming import N_RATED as N_STREAM_RATED
@@ -152,7 +152,10 @@ def bench_constant(
         raise ValueError(f"--interval must be at most {N_RATED} with --constant, got {morphkv.interval}")
     n_block = morphkv.interval
 
-    with closing(Llama(model, morphkv=morphkv, **llama)) as llm, progress_bar(n_tokens + n_early + N_RATED, "decoding") as advance:
+    with (
+        closing(Llama(model, morphkv=morphkv, **llama)) as llm,
+        progress_bar(n_tokens + n_early + N_RATED, "decoding") as advance,
+    ):
 
         def show(sample: Sample) -> None:
             advance(n_block + n_prompt, f"decoding: {n_block / sample.seconds:.0f} tok/s, {sample.n_used} cells")

@@ -117,8 +117,8 @@ def run_constant(
 class LateAndEarly(NamedTuple):
     """Two moments of one context, its saved states, to go on from in turns.
 
-    Not two contexts: even with equal texts their speeds differ, by up to a tenth on some machines. And in turns, as over
-    minutes a machine's speed drifts by more than what is looked for.
+    Not two contexts: even with equal texts their speeds differ, by up to a tenth on some machines. And in turns, as
+    over minutes a machine's speed drifts by more than what is looked for.
     """
 
     llm: Llama
@@ -144,8 +144,9 @@ class LateAndEarly(NamedTuple):
 
 
 def late_and_early(llm: Llama, run: ConstantRun, on_block: Callable[[Sample], None]) -> LateAndEarly:
-    """What a run has come to, and where it was after its first n_early tokens: these once more, with the same batches, as
-    how many cells are in use, and how many tokens are left to the next eviction, makes a difference.
+    """What a run has come to, and where it was after its first n_early tokens: these once more.
+
+    With the same batches: how many cells are in use, and how many tokens are left to the next eviction, matters.
     """
     late = llm.save_state()
     llm.reset()

@@ -75,8 +75,8 @@ class TestGrammar:
 
 # as models that know tools have it, in short
 TOOLS_TEMPLATE = r"""
-{%- if tools %}{{- "<|im_start|>system\nTo call a tool, write <tool_call>\n{\"name\": <name>, \"arguments\": <object>}\n" }}
-{{- "</tool_call>. Tools:\n" }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}
+{%- if tools %}{{- "<|im_start|>system\nTo call a tool, write <tool_call>\n{\"name\": <name>, " }}
+{{- "\"arguments\": <object>}\n</tool_call>. Tools:\n" }}{%- for tool in tools %}{{- tool | tojson }}{%- endfor %}
 {{- "<|im_end|>\n" }}{%- endif %}
 {%- for message in messages %}
 {%- if message.role == "assistant" %}
@@ -115,16 +115,27 @@ class TestTools:
         assert usage["prompt_tokens_details"]["cached_tokens"] > 500
         assert server.slot()["morphkv"]["keep"] == kept
 
-
     @pytest.mark.demo
     def test_one_is_called_behind_a_text_that_was_evicted(self, start_server, demo_model, tmp_path):
         """`required` does not forbid text before the call, upstream either: the model is shown how to call."""
         template = tmp_path / "tools.jinja"
         template.write_text(TOOLS_TEMPLATE)
-        flags = ["--morphkv", "--morphkv-capacity", 512, "--morphkv-prompt-room", 128, "--morphkv-keep-system", "-np", 1]
+        flags = [
+            "--morphkv",
+            "--morphkv-capacity",
+            512,
+            "--morphkv-prompt-room",
+            128,
+            "--morphkv-keep-system",
+            "-np",
+            1,
+        ]
         server = start_server(demo_model, *flags, "--slots", "--jinja", "--chat-template-file", template)
         parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-        tool = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": parameters}}
+        tool = {
+            "type": "function",
+            "function": {"name": "weather", "description": "of a city", "parameters": parameters},
+        }
         call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Lisbon"}'}}
         messages = [
             {"role": "user", "content": "\n\n".join(prose_sections())[:6000] + "\nSay ok."},
@@ -137,7 +148,10 @@ class TestTools:
         chosen = server.chat(messages, 64, tools=[tool], tool_choice="required")["choices"][0]
         assert chosen["finish_reason"] == "tool_calls"
         (called,) = chosen["message"]["tool_calls"]
-        assert (called["function"]["name"], json.loads(called["function"]["arguments"])) == ("weather", {"city": "Paris"})
+        assert (called["function"]["name"], json.loads(called["function"]["arguments"])) == (
+            "weather",
+            {"city": "Paris"},
+        )
         assert server.slot()["morphkv"]["n_evicted"] > 512
 
 
