@@ -17,7 +17,6 @@ from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge
-from .bridge import UnsupportedError
 from .completion import complete
 from .config import MorphKV
 from .draft import DraftUpToEviction
@@ -87,18 +86,10 @@ class Llama(llama_cpp.Llama):
                 with bridge.next_context_has(asdict(self._morphkv)):
                     super().__init__(model_path, **options)
                 bridge.require_morphkv(self.ctx)
-                self._require_rope_limit()
                 self.context_params.n_ctx = super().n_ctx()
         except BaseException:
             self.close()
             raise
-
-    def _require_rope_limit(self) -> None:
-        limit = self._morphkv.rope_limit
-        if limit > 0 and self.cache_stats().rope_limit != limit:
-            raise UnsupportedError(
-                f"MorphKV cannot rebase the positions of this architecture: rope_limit must be 0 or -1, got {limit}"
-            )
 
     @property
     def model_params(self) -> llama_cpp.llama_model_params:

@@ -76,7 +76,8 @@ void check_context(llama_context & ctx) {
         } else if (layer) {
             why = "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned on";
         }
-        refuse("cannot rebase the positions of this model: " + why + "; set rope_limit to 0");
+        refuse("cannot rebase the positions of this model: " + why + "; rope_limit must be 0 or -1, got " +
+               std::to_string(cache->get_params().rope_limit));
     }
     const std::string why = cache->why_not_computed(&ctx);
     if (!why.empty()) {
