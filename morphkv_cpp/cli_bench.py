@@ -1,7 +1,7 @@
 """`morphkv bench`: speed and memory of decoding, as ratios within one run."""
 
 import dataclasses
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -190,10 +190,12 @@ def bench_streaming(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[st
     if morphkv.interval > N_STREAM_RATED:
         raise ValueError(f"--interval must be at most {N_STREAM_RATED} with --streaming, got {morphkv.interval}")
     n_block = morphkv.interval
-    with ExitStack() as stack, progress_bar(n_tokens + N_MARK + 2 * N_STREAM_RATED, "writing, in batches") as advance:
-        late, early = (stack.enter_context(closing(LeapingLlama(model, morphkv=morphkv, **llama))) for _ in range(2))
+    with (
+        closing(LeapingLlama(model, morphkv=morphkv, **llama)) as llm,
+        progress_bar(n_tokens + N_MARK + 2 * N_STREAM_RATED, "writing, in batches") as advance,
+    ):
         speed, lanes = streaming_kept(
-            late, early, n_tokens, n_block, advance, lambda name: advance(n_block, f"streaming: {name} tokens in turns")
+            llm, n_tokens, n_block, advance, lambda name: advance(n_block, f"streaming: {name} tokens in turns")
         )
     rates = {lane.name: sorted(lane.rates)[len(lane.rates) // 2] for lane in lanes}
     print(
