@@ -12,20 +12,23 @@ from .calls import (
     last_error,
     loaded_libraries,
     next_context_has,
+    recall,
     require_morphkv,
     retained,
     selftest,
     set_keep,
+    start_archive,
     stats,
     upstream_version,
     version,
+    why_archive_stopped,
 )
 from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .library import LIB_DIR, PACKAGE_DIR
 
 # isort: split
 # after library, which says what libllama is loaded
-from .llama import set_state, state, token_piece, use_rpc_servers
+from .llama import checkpoint, set_checkpoint, set_state, state, token_piece, use_rpc_servers
 
 __all__ = [
     "LIB_DIR",
@@ -38,21 +41,26 @@ __all__ = [
     "UnsupportedError",
     "abi_version",
     "check_params",
+    "checkpoint",
     "default_params",
     "devices",
     "kv_bytes",
     "last_error",
     "loaded_libraries",
     "next_context_has",
+    "recall",
     "require_morphkv",
     "retained",
     "selftest",
+    "set_checkpoint",
     "set_keep",
     "set_state",
+    "start_archive",
     "state",
     "stats",
     "token_piece",
     "upstream_version",
     "use_rpc_servers",
     "version",
+    "why_archive_stopped",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -97,6 +98,39 @@ def retained(context: int, seq_id: int, layer: int) -> np.ndarray:
 def set_keep(context: int, seq_id: int, n_keep: int) -> None:
     """First tokens of a sequence that are never evicted, until it is emptied; InvalidError where that is impossible."""
     _check(lib.morphkv_keep_set(_context(context), _int32("seq_id", seq_id), _int32("n_keep", n_keep)))
+
+
+def start_archive(
+    context: int, *, path: str | None = None, type_k: int = -1, type_v: int = -1, max_bytes: int = 0
+) -> None:
+    """From now on every sequence keeps what leaves its window, in memory or in a file.
+
+    ggml types, -1 as in the cache; max_bytes 0: no limit.
+    """
+    params = lib.morphkv_archive_params_default()
+    params.type_k, params.type_v, params.max_bytes = _int32("type_k", type_k), _int32("type_v", type_v), max_bytes
+    name = ffi.NULL if path is None else ffi.new("char []", os.fsencode(path))
+    params.path = name
+    _check(lib.morphkv_archive_start(_context(context), ffi.new("morphkv_archive_params *", params)))
+
+
+def why_archive_stopped(context: int, seq_id: int = 0) -> str:
+    """Why a sequence's archive grows no more; "" while it does."""
+    return _text(lib.morphkv_archive_why_stopped(_context(context), seq_id))
+
+
+def recall(context: int, seq_id: int = 0, **settings: float) -> dict[str, Any]:
+    """Bring back archived tokens that the newest queries attend to: fields of morphkv_recalled but for its size.
+
+    settings: fields of morphkv_recall_params; the library's own where they are not given.
+    """
+    params = lib.morphkv_recall_params_default()
+    for field, value in settings.items():
+        setattr(params, field, value)
+    out = _sized("morphkv_recalled")
+    pointer = ffi.new("morphkv_recall_params *", params)
+    _check(lib.morphkv_recall(_context(context), _int32("seq_id", seq_id), pointer, out))
+    return _fields(out[0])
 
 
 def kv_bytes(context: int) -> int:

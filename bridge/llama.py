@@ -42,6 +42,24 @@ def set_state(context: Any, data: bytes) -> bool:
     return llama_cpp.llama_state_set_data(context, pointer, len(array)) == len(array)
 
 
+def checkpoint(context: Any, seq_id: int = 0) -> bytes:
+    """All that a sequence holds but its archive: to go back to, in this context, while its text only grows."""
+    flags = llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    n_bytes = llama_cpp.llama_state_seq_get_size_ext(context, seq_id, flags)
+    data = (ctypes.c_uint8 * n_bytes)()
+    if llama_cpp.llama_state_seq_get_data_ext(context, data, n_bytes, seq_id, flags) != n_bytes:
+        raise RuntimeError("Failed to copy llama state data")
+    return bytes(data)
+
+
+def set_checkpoint(context: Any, data: bytes, seq_id: int = 0) -> bool:
+    """Whether the sequence went back."""
+    array = np.frombuffer(data, dtype=np.uint8)
+    pointer = array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+    flags = llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    return llama_cpp.llama_state_seq_set_data_ext(context, pointer, len(array), seq_id, flags) == len(array)
+
+
 def use_rpc_servers(model_params: Any, servers: str) -> Any:
     """Let a model live on RPC servers ("HOST:PORT,...") and the local GPUs; the result must outlive model_params."""
     devices = rpc_devices(servers, llama_cpp.LLAMA_MAX_DEVICES)

@@ -16,6 +16,7 @@ if not (Path(__file__).parent / "bridge").is_dir():
     )
 
 from . import bridge  # first: it says which libllama is loaded
+from .archive import Archive, Recall
 from .bridge import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .config import MorphKV
 from .info import Device, Info, info
@@ -27,6 +28,7 @@ from .stats import CacheStats
 __version__ = bridge.version()
 
 __all__ = [
+    "Archive",
     "CacheStats",
     "Device",
     "Info",
@@ -38,6 +40,7 @@ __all__ = [
     "NativeError",
     "NoMorphKVError",
     "PromptReuse",
+    "Recall",
     "Session",
     "Turn",
     "UnsupportedError",

@@ -86,24 +86,24 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
         raise ValueError(f"{name} must be in {low}..{high}, got {value}")
 
 
-def _plain_int(name: str, value: object) -> int:
+def plain_int(name: str, value: object) -> int:
     # bool is an int to Python, and window=True is a mistake
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {value!r}")
     return operator.index(value)
 
 
-def _plain_float(name: str, value: object) -> float:
+def plain_float(name: str, value: object) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a float, got {value!r}")
     return float(value)
 
 
-def _plain_str(name: str, value: object) -> str:
+def plain_str(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {value!r}")
     return str(value)
 
 
 # by annotation, which is text here
-PLAIN = {"int": _plain_int, "float": _plain_float, "str": _plain_str}
+PLAIN = {"int": plain_int, "float": plain_float, "str": plain_str}

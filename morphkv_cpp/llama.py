@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge
+from .archive import Archive, Recall, eval_prompt, recall
 from .completion import complete
 from .config import MorphKV
 from .draft import DraftUpToEviction
@@ -45,10 +47,15 @@ class Llama(llama_cpp.Llama):
         local GPUs, as far as n_gpu_layers says, all of it unless that is given; tensor_split has the servers' devices
         first. A server (`morphkv rpc-server`) serves one process at a time; another waits.
 
+    archive: with MorphKV, "ram" or the path of a file: each token's K and V are kept there when they leave the window,
+        and recalled when the new part of a prompt asks for them, so that old facts can be asked for. Only this grows
+        with the text. `archive_type`, `archive_max_bytes`, `recall`, `recall_share`, `recall_redo`, `recall_votes` and
+        `recall_distance` are the fields of Archive, which may be given in their place.
+
     One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
 
     Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded or options that exclude
-    MorphKV; UnsupportedError (also a ValueError) with the native reason if this model or context cannot have it;
+    MorphKV; RuntimeError for a file that cannot be the archive; UnsupportedError (also a ValueError) with the native reason if this model or context cannot have it;
     ConnectionError where no RPC server answers.
     """
 
@@ -61,15 +68,45 @@ class Llama(llama_cpp.Llama):
     # With MorphKV: how much of generate's last prompt was in the cache already; None before the first.
     last_prompt: PromptReuse | None = None
 
+    # With an archive: what the last prompt recalled, one entry a recall.
+    last_recalls: Sequence[Recall] = ()
+
+    _archive: Archive | None = None
+    _recall_is_due = False  # the next tokens are a prompt's
+    _n_since_recall = 0
+    _archive_warned = False
+
     def __init__(
         self,
         model_path: str | os.PathLike[str],
         *,
         morphkv: MorphKV | bool | None = None,
+        archive: Archive | str | os.PathLike[str] | None = None,
+        archive_type: str | None = None,
+        archive_max_bytes: int = Archive.max_bytes,
+        recall: str | int = Archive.recall,
+        recall_share: float = Archive.share,
+        recall_redo: int = Archive.redo,
+        recall_votes: int = Archive.votes,
+        recall_distance: int = Archive.distance,
         rpc_servers: str | Sequence[str] | None = None,
         **llama_options: Any,
     ):
         self._morphkv = _config(morphkv)
+        if archive is not None and self._morphkv is None:
+            raise ValueError(f"an archive needs MorphKV: Llama(..., morphkv=True), got archive={archive!r}")
+        if archive is not None and not isinstance(archive, Archive):
+            archive = Archive(
+                archive,
+                archive_type,
+                archive_max_bytes,
+                recall,
+                recall_share,
+                recall_redo,
+                recall_votes,
+                recall_distance,
+            )
+        self._archive = archive
         if rpc_servers is not None:
             self._rpc_servers = answering_servers(rpc_servers)
             llama_options.setdefault("n_gpu_layers", -1)
@@ -87,6 +124,8 @@ class Llama(llama_cpp.Llama):
                     super().__init__(model_path, **options)
                 bridge.require_morphkv(self.ctx)
                 self.context_params.n_ctx = super().n_ctx()
+                if self._archive is not None:
+                    self._archive.start(self.ctx)
         except BaseException:
             self.close()
             raise
@@ -155,6 +194,28 @@ class Llama(llama_cpp.Llama):
         """The cache's settings; None without MorphKV."""
         return self._morphkv
 
+    @property
+    def archive(self) -> Archive | None:
+        """The archive's settings; None without one. What concerns recalls can be changed."""
+        return self._archive
+
+    @archive.setter
+    def archive(self, archive: Archive) -> None:
+        if self._archive is None or not archive.is_same_place(self._archive):
+            raise ValueError(f"of an archive that is there only recalls can be changed: {self._archive} to {archive}")
+        self._archive = archive
+
+    def recall(self) -> Recall:
+        """Bring archived tokens that the newest queries attend to back into distant slots, whole pages of 16 tokens.
+
+        The newest queries are those of the tokens decoded last. On failure the cache is as before.
+        Raises ValueError without an archive, NativeError with the reason for a recall that failed.
+        """
+        if self._archive is None:
+            raise ValueError("a recall needs an archive: open the model with Llama(..., morphkv=True, archive='ram')")
+        self._leave_text()
+        return recall(self, self._archive)
+
     def n_ctx(self) -> int:
         """Most tokens of prompt plus answer; 2**31 - 1 is no limit."""
         if self._morphkv is None:
@@ -199,11 +260,14 @@ class Llama(llama_cpp.Llama):
         tokens = list(tokens)
         if self._morphkv is not None and options.get("reset", True):
             self.last_prompt = prompt_reuse(self, tokens)
+        self._recall_is_due = self._archive is not None and self._archive.recall != "off"
         # not a loop: callers may send() tokens
         yield from super().generate(tokens, *arguments, **options)
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Decode tokens behind the first n_tokens, as llama_cpp does.
+
+        With an archive, the first tokens of a generate() are a prompt, for which is recalled what they ask for.
 
         Raises ValueError, and changes nothing, for more tokens than n_ctx.
         Raises RuntimeError, and changes nothing, when n_tokens was set back too far: evictions cannot be taken back.
@@ -212,7 +276,16 @@ class Llama(llama_cpp.Llama):
         """
         if self._morphkv is None:
             super().eval(tokens)
-            return
+        elif self._recall_is_due and len(tokens) > 0:
+            self._recall_is_due = False
+            self._n_since_recall = 0
+            self.last_recalls = eval_prompt(self, self._archive, tokens)
+        else:
+            self.decode(tokens)
+            self._recall_while_writing(len(tokens))
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """As eval(), but nothing is recalled."""
         if self.n_tokens + len(tokens) > self._n_ctx:
             raise ValueError(f"Requested tokens ({self.n_tokens + len(tokens)}) exceed context window of {self._n_ctx}")
         self._leave_text()
@@ -232,6 +305,17 @@ class Llama(llama_cpp.Llama):
             # Ctrl-C, seen after tokens were decoded and before they are counted
             self._follow_cache(n_before, tokens)
             raise
+        if self._archive is not None and not self._archive_warned and (why := bridge.why_archive_stopped(self.ctx)):
+            self._archive_warned = True
+            warnings.warn(f"the archive grows no more, the chat goes on: {why}", RuntimeWarning, stacklevel=2)
+
+    def _recall_while_writing(self, n_tokens: int) -> None:
+        if self._archive is None or isinstance(self._archive.recall, str):
+            return
+        self._n_since_recall += n_tokens
+        if self._n_since_recall >= self._archive.recall * self._morphkv.interval:
+            self._n_since_recall = 0
+            recall(self, self._archive)
 
     def _follow_cache(self, n_before: int, tokens: Sequence[int]) -> None:
         """Set n_tokens to what the cache holds, after tokens were to be decoded behind the first n_before."""
@@ -290,7 +374,7 @@ class Llama(llama_cpp.Llama):
         self._requires_eval = True
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
+        state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv, "archive": self._archive}
         if self._rpc_servers is not None:
             state["rpc_servers"] = self._rpc_servers
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}

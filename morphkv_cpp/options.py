@@ -12,9 +12,9 @@ from typing import Annotated, Any, Optional
 
 import llama_cpp
 import typer
-from gguf import GGMLQuantizationType
 
 from . import MorphKV
+from .archive import CACHE_TYPES
 from .models.demo import demo_model_path
 
 DEFAULTS = MorphKV()
@@ -22,7 +22,6 @@ MORPHKV_PANEL = "MorphKV"
 MODEL_PANEL = "Model and context"
 SAMPLING_PANEL = "Sampling"
 
-CACHE_TYPES = {name: int(GGMLQuantizationType[name.upper()]) for name in ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")}
 DEMO = "demo"
 
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <stdexcept>
 
 //
@@ -34,6 +35,18 @@ static int32_t to_fusion(const std::string & text) {
         return MORPHKV_FUSION_MAX;
     }
     throw std::invalid_argument("fusion must be sum or max, got '" + text + "'");
+}
+
+static int32_t to_recall_interval(const std::string & text) {
+    if (text == "off" || text == "prompt") {
+        return 0;
+    }
+    char *     end   = nullptr;
+    const long value = std::strtol(text.c_str(), &end, 10);
+    if (text.empty() || *end || value < 1 || value > std::numeric_limits<int32_t>::max()) {
+        throw std::invalid_argument("recall must be off, prompt or a number above 0, got '" + text + "'");
+    }
+    return value;
 }
 
 static morphkv_params & given(common_params & params, const char * option) {
@@ -121,6 +134,52 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_KEEP_SYSTEM");
+    add(common_arg({ "--morphkv-archive" }, "{ram,PATH}",
+                   "MorphKV: what leaves a slot's window is kept in memory, or in a file (slot N > 0: PATH.N), and comes back "
+                   "when a prompt asks for it (default: nothing is kept)",
+                   [](common_params & params, const std::string & value) {
+                       given(params, "--morphkv-archive");
+                       params.morphkv.archive = value;
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_ARCHIVE");
+    add(common_arg({ "--morphkv-archive-type" }, "TYPE",
+                   "MorphKV: data type of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0 (default: as in the cache)",
+                   [](common_params & params, const std::string & value) {
+                       given(params, "--morphkv-archive-type");
+                       params.morphkv.archive_type = value;
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_ARCHIVE_TYPE");
+    add(common_arg({ "--morphkv-archive-max" }, "N",
+                   string_format("MorphKV: most MiB that a slot's archive takes, the oldest tokens make room (default: %d, "
+                                 "0 = no limit)",
+                                 (int) params.morphkv.archive_max_mib),
+                   [](common_params & params, int value) {
+                       given(params, "--morphkv-archive-max");
+                       params.morphkv.archive_max_mib = value;
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_ARCHIVE_MAX");
+    add(common_arg({ "--morphkv-recall" }, "{off,prompt,N}",
+                   "MorphKV: recall what a prompt asks for from the archive; N: then, and also while an answer is written, "
+                   "each N intervals of evictions (default: prompt)",
+                   [](common_params & params, const std::string & value) {
+                       given(params, "--morphkv-recall");
+                       params.morphkv.recalls         = value != "off";
+                       params.morphkv.recall_interval = to_recall_interval(value);
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_RECALL");
+    add(common_arg({ "--morphkv-recall-share" }, "X",
+                   string_format("MorphKV: most that a recall fills of a slot's older cells, in (0, 1] (default: %.2f)",
+                                 (double) params.morphkv.recall_share),
+                   [](common_params & params, const std::string & value) {
+                       given(params, "--morphkv-recall-share");
+                       params.morphkv.recall_share = to_float(value);
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_RECALL_SHARE");
     return res;
 }
 
@@ -139,6 +198,38 @@ static void check_speculative(const common_params_speculative & speculative) {
                 break;
         }
     }
+}
+
+int32_t morphkv_common_archive_type(const morphkv_common_params & morphkv) {
+    static const std::vector<ggml_type> types = { GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16,
+                                                  GGML_TYPE_Q8_0, GGML_TYPE_Q5_0, GGML_TYPE_Q4_0 };
+    if (morphkv.archive_type.empty()) {
+        return -1;
+    }
+    for (const ggml_type type : types) {
+        if (morphkv.archive_type == ggml_type_name(type)) {
+            return type;
+        }
+    }
+    throw refusal("MorphKV: --morphkv-archive-type must be f32, f16, bf16, q8_0, q5_0 or q4_0, got " +
+                  morphkv.archive_type);
+}
+
+static void check_archive(const morphkv_common_params & morphkv) {
+    if (morphkv.archive.empty() &&
+        (!morphkv.archive_type.empty() || morphkv.archive_max_mib != 0 || morphkv.recall_interval != 0)) {
+        throw refusal("MorphKV: --morphkv-archive-type, --morphkv-archive-max and --morphkv-recall need "
+                      "--morphkv-archive");
+    }
+    if (morphkv.archive_max_mib < 0) {
+        throw refusal("MorphKV: --morphkv-archive-max must not be negative, got " +
+                      std::to_string(morphkv.archive_max_mib));
+    }
+    if (!(morphkv.recall_share > 0.0f && morphkv.recall_share <= 1.0f)) {
+        throw refusal("MorphKV: --morphkv-recall-share must be in (0, 1], got " +
+                      std::to_string(morphkv.recall_share));
+    }
+    morphkv_common_archive_type(morphkv);
 }
 
 void morphkv_common_args_check(common_params & params) {
@@ -171,6 +262,7 @@ void morphkv_common_args_check(common_params & params) {
         throw refusal("MorphKV serves text only, got --mmproj");
     }
     check_speculative(params.speculative);
+    check_archive(morphkv);
 
     if (params.ctx_shift) {
         LOG_WRN("MorphKV needs no context shift: --context-shift is ignored\n");

@@ -20,12 +20,23 @@ struct morphkv_common_params {
     int32_t     n_ctx_slot = 0;       // llama-server: most tokens of a slot, 0 = no limit
 
     morphkv_params params = morphkv_params_default();
+
+    // llama-server's archive
+    std::string archive;               // "ram" or a path, empty = none
+    std::string archive_type;          // of K and V, empty = as in the cache
+    int64_t     archive_max_mib = 0;   // of a slot, 0 = no limit
+    bool        recalls         = true;
+    int32_t     recall_interval = 0;   // evictions' intervals between recalls while an answer is written, 0 = none then
+    float       recall_share    = morphkv_recall_params_default().share;
 };
 
 std::vector<common_arg> morphkv_common_args(const common_params & params);
 
 // After all arguments have been read: throws std::invalid_argument with a sentence where they contradict.
 void morphkv_common_args_check(common_params & params);
+
+// ggml_type of --morphkv-archive-type, -1 = as in the cache. Throws std::invalid_argument.
+int32_t morphkv_common_archive_type(const morphkv_common_params & morphkv);
 
 // At the end of common_context_params_to_llama(): a context that is only measured has as many cells as MorphKV.
 void morphkv_common_context_params(const common_params & params, llama_context_params & cparams);

@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 5
+#define MORPHKV_ABI_VERSION 6
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -92,6 +92,13 @@ typedef struct morphkv_stats {
     uint64_t scratch_bytes;  // most that an eviction has taken from the compute buffer
     double   evict_ms;       // time spent in evictions, all sequences
     double   seq_evict_ms;   // the same, of this sequence id alone; emptying the sequence does not set it back
+    int64_t  n_archived;     // tokens of the sequence that are in its archive
+    int64_t  n_archive_lost; // tokens that had to leave it (max_bytes)
+    uint64_t archive_bytes;  // archives of all sequences: pages and index, on the host
+    double   archive_ms;     // of evict_ms: time spent to archive, all sequences
+    int64_t  n_recalls;      // recalls of the sequence
+    int64_t  n_recalled;     // tokens that they brought back, summed over layers and KV heads
+    double   recall_ms;      // time spent in them
 } morphkv_stats;
 
 MORPHKV_API int32_t      morphkv_abi_version(void);
@@ -135,6 +142,49 @@ MORPHKV_API morphkv_status morphkv_retained_shape(struct llama_context * ctx, in
 // pos: (n_head_kv, n_distant), n = its length. Logical position of the token in each distant slot, -1 where empty.
 MORPHKV_API morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, int32_t layer,
                                                 int32_t * pos, size_t n);
+
+// What leaves the window is kept, for recalls: K and V of each token, on the host.
+typedef struct morphkv_archive_params {
+    size_t       size;       // sizeof(morphkv_archive_params)
+    int32_t      type_k;     // ggml_type of what is kept; -1 = as in the cache
+    int32_t      type_v;
+    uint64_t     max_bytes;  // per sequence: the oldest pages make room; 0 = no limit
+    const char * path;       // of a file for the pages, sequence i > 0 in path.i; NULL = in memory. One that another context
+                             // left is opened: its pages are there for a checkpoint of theirs, and a new text begins it anew
+} morphkv_archive_params;
+
+MORPHKV_API morphkv_archive_params morphkv_archive_params_default(void);
+
+// Every sequence of the context has an archive from now on. All must be empty. UNSUPPORTED where a layer rotates its keys
+// in a way that cannot be turned back.
+MORPHKV_API morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params);
+
+// Why the archive of a sequence grows no more (a full disk), or "" while it does. Valid until the thread's next call of this.
+MORPHKV_API const char * morphkv_archive_why_stopped(struct llama_context * ctx, int32_t seq_id);
+
+typedef struct morphkv_recall_params {
+    size_t  size;      // sizeof(morphkv_recall_params)
+    int32_t votes;     // how many of the newest queries ask; at most the context's votes, 0 = 8 or those if fewer
+    float   share;     // of the distant slots, (0, 1]: most that a recall fills
+    int32_t distance;  // the archive is asked as if each of its tokens lay so many positions before the queries
+    int32_t look;      // pages whose keys are looked at for each that is wanted, best first by their mean keys; >= 1
+} morphkv_recall_params;
+
+typedef struct morphkv_recalled {
+    size_t  size;        // sizeof(morphkv_recalled), set by the caller
+    int64_t n_archived;  // tokens that were asked
+    int64_t n_recalled;  // tokens brought back, summed over layers and KV heads; those that were there do not count
+    double  ask_ms;      // time to choose
+    double  took_ms;     // time of all
+} morphkv_recalled;
+
+MORPHKV_API morphkv_recall_params morphkv_recall_params_default(void);
+
+// Brings archived tokens that the newest queries attend to back into distant slots, in whole pages of 16 tokens and for each
+// head others. All distant tokens then stand at consecutive rotary positions before the recent ones. Nothing before the
+// first eviction. On failure the sequence is as it was.
+MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,
+                                          morphkv_recalled * out);
 
 // Bytes of the K and V tensors of a context, with or without MorphKV; 0 when it has no KV cache.
 MORPHKV_API uint64_t morphkv_kv_bytes(struct llama_context * ctx);

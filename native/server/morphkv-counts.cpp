@@ -9,6 +9,10 @@ void morphkv_counts::add(const morphkv_counts & other) {
     n_evicted += other.n_evicted;
     n_rebases += other.n_rebases;
     evict_ms += other.evict_ms;
+    has_archive = has_archive || other.has_archive;
+    n_recalls += other.n_recalls;
+    n_recalled += other.n_recalled;
+    recall_ms += other.recall_ms;
 }
 
 void morphkv_counts::write_timings(common_json & timings) const {
@@ -16,6 +20,11 @@ void morphkv_counts::write_timings(common_json & timings) const {
         timings["evictions_n"] = n_evictions;
         timings["evicted_n"]   = n_evicted;
         timings["evict_ms"]    = evict_ms;
+    }
+    if (has_archive) {
+        timings["recalls_n"]  = n_recalls;
+        timings["recalled_n"] = n_recalled;
+        timings["recall_ms"]  = recall_ms;
     }
 }
 
@@ -36,4 +45,13 @@ void morphkv_metrics::write_prometheus(std::ostream & out) const {
     write("cells_used", "gauge", "Number of cells in use, all slots", n_used);
     write("kv_bytes", "gauge", "Bytes of K and V, all slots", kv_bytes);
     write("extra_bytes", "gauge", "Bytes beside K and V, all slots", extra_bytes);
+    if (!counts.has_archive) {
+        return;
+    }
+    write("archived_tokens", "gauge", "Number of tokens in archives, all slots", n_archived);
+    write("archive_bytes", "gauge", "Bytes of archives, all slots", archive_bytes);
+    write("recalls_total", "counter", "Number of recalls", counts.n_recalls);
+    write("recalled_tokens_total", "counter", "Number of tokens recalled, summed over layers and KV heads",
+          counts.n_recalled);
+    write("recall_seconds_total", "counter", "Total time spent in recalls", counts.recall_ms / 1e3);
 }

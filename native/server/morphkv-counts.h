@@ -1,4 +1,4 @@
-// What evictions have cost: of one response in its timings, of all in /metrics.
+// What evictions and recalls have cost: of one response in its timings, of all in /metrics.
 #pragma once
 
 #include "json.h"
@@ -14,6 +14,11 @@ struct morphkv_counts {
     int64_t n_rebases   = 0;
     double  evict_ms    = 0.0;
 
+    bool    has_archive = false;
+    int64_t n_recalls   = 0;
+    int64_t n_recalled  = 0;  // tokens, summed over layers and KV heads
+    double  recall_ms   = 0.0;
+
     void add(const morphkv_counts & other);
     void write_timings(common_json & timings) const;
 };
@@ -26,6 +31,9 @@ struct morphkv_metrics {
     int64_t n_used      = 0;
     int64_t kv_bytes    = 0;
     int64_t extra_bytes = 0;
+
+    int64_t n_archived    = 0;  // tokens
+    int64_t archive_bytes = 0;
 
     void write_prometheus(std::ostream & out) const;
 };

@@ -10,6 +10,9 @@
 // llama-server's default of 32 is for checkpoints of a few MiB. Here each is as large as a slot.
 static constexpr int32_t N_CHECKPOINTS = 4;
 
+// Most tokens of a prompt's end that are decoded again after a recall.
+static constexpr int32_t N_REDO = 128;
+
 // llama-server has one model in a process.
 static bool g_enabled = false;
 
@@ -70,8 +73,13 @@ bool morphkv_server::init(const common_params & params, llama_context * ctx_tgt)
     n_bos        = llama_vocab_get_add_bos(vocab) ? 1 : 0;
 
     costs.assign(params.n_parallel, {});
+    reads.assign(params.n_parallel, {});
+    recalled.assign(params.n_parallel, {});
     stats.resize(params.n_parallel);
     all.counts.is_on = true;
+    if (!start_archive(params.morphkv)) {
+        return false;
+    }
     refresh();
 
     const std::string why = why_not({ params.n_keep, 0, 0 });
@@ -83,6 +91,84 @@ bool morphkv_server::init(const common_params & params, llama_context * ctx_tgt)
             "prompt may be longer than its cells, and context shift is not needed\n",
             params.n_parallel, stats[0].n_cells, all.kv_bytes / 1048576.0, all.extra_bytes / 1048576.0);
     return true;
+}
+
+//
+// archive and recall
+//
+
+bool morphkv_server::start_archive(const morphkv_common_params & given) {
+    has_archive            = !given.archive.empty();
+    recalls                = has_archive && given.recalls;
+    n_between              = given.recall_interval * params.interval;
+    share                  = given.recall_share;
+    all.counts.has_archive = has_archive;
+    if (!has_archive) {
+        return true;
+    }
+    morphkv_archive_params archive = morphkv_archive_params_default();
+    archive.type_k = archive.type_v = morphkv_common_archive_type(given);
+    archive.max_bytes               = given.archive_max_mib * 1024 * 1024;
+    archive.path                    = given.archive == "ram" ? nullptr : given.archive.c_str();
+    if (morphkv_archive_start(ctx, &archive) != MORPHKV_STATUS_OK) {
+        LOG_ERR("error: MorphKV: %s\n", morphkv_last_error());
+        return false;
+    }
+    return true;
+}
+
+// Tokens that came back; the chat goes on without where it fails.
+int64_t morphkv_server::recall_now(int32_t id_slot) {
+    morphkv_recall_params settings = morphkv_recall_params_default();
+    settings.share                 = share;
+    morphkv_recalled res{};
+    res.size = sizeof(res);
+    if (morphkv_recall(ctx, id_slot, &settings, &res) != MORPHKV_STATUS_OK) {
+        LOG_WRN("slot %d: MorphKV: %s\n", id_slot, morphkv_last_error());
+        return 0;
+    }
+    recalled[id_slot].n_recalls++;
+    recalled[id_slot].n_recalled += res.n_recalled;
+    recalled[id_slot].recall_ms += res.took_ms;
+    return res.n_recalled;
+}
+
+bool morphkv_server::waits_for_recall(int32_t id_slot, int32_t n_prompt, int32_t n_task) const {
+    return is_on() && reads.at(id_slot).stage != reading::DONE && n_prompt == n_task - 1;
+}
+
+bool morphkv_server::decodes_again(int32_t id_slot) const {
+    return is_on() && reads.at(id_slot).stage == reading::AGAIN;
+}
+
+int32_t morphkv_server::recall(int32_t id_slot, int32_t n_prompt, int32_t n_task) {
+    if (!waits_for_recall(id_slot, n_prompt, n_task)) {
+        return 0;
+    }
+    auto &        read       = reads[id_slot];
+    const bool    is_first   = read.stage == reading::FIRST;
+    const int64_t n_recalled = recall_now(id_slot);
+    const auto    s          = stats_of(ctx, id_slot);
+    read.stage               = reading::DONE;
+    read.next_recall_pos     = s.logical_pos + n_between;
+    if (!is_first || n_recalled == 0) {
+        return 0;
+    }
+    const int32_t n_redo = std::min({ n_prompt - read.n_past, N_REDO, s.logical_pos - s.complete_pos });
+    if (n_redo <= 0) {
+        return 0;
+    }
+    read.stage = reading::AGAIN;
+    return n_redo;
+}
+
+void morphkv_server::recall_while_writing() {
+    for (size_t i = 0; n_between > 0 && i < reads.size(); ++i) {
+        if (reads[i].stage == reading::DONE && stats[i].logical_pos >= reads[i].next_recall_pos) {
+            recall_now(i);
+            reads[i].next_recall_pos = stats[i].logical_pos + n_between;
+        }
+    }
 }
 
 //
@@ -112,6 +198,13 @@ int32_t morphkv_server::begin_prompt(int32_t id_slot, const morphkv_keep & keep,
     if (!is_on()) {
         return n_past;
     }
+    n_past               = keep_first_tokens(id_slot, keep, n_past);
+    reads[id_slot].stage  = recalls ? reading::FIRST : reading::DONE;
+    reads[id_slot].n_past = n_past;
+    return n_past;
+}
+
+int32_t morphkv_server::keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) {
     if (n_past > 0) {
         if (keep.n_keep < 0 && !keep_system) {
             return n_past;
@@ -153,18 +246,24 @@ void morphkv_server::refresh() {
     if (!is_on()) {
         return;
     }
-    all.n_used = 0;
+    all.n_used     = 0;
+    all.n_archived = 0;
     for (size_t i = 0; i < stats.size(); ++i) {
         stats[i] = stats_of(ctx, i);
         all.n_used += stats[i].n_used;
+        all.n_archived += stats[i].n_archived;
     }
     all.n_cells     = (int64_t) stats[0].n_cells * stats.size();
     all.kv_bytes    = stats[0].kv_bytes;
     all.extra_bytes = stats[0].extra_bytes;
+    all.archive_bytes = stats[0].archive_bytes;
 }
 
 void morphkv_server::before_decode() {
-    refresh();
+    if (is_on()) {
+        recall_while_writing();
+        refresh();
+    }
 }
 
 void morphkv_server::after_decode() {
@@ -180,6 +279,12 @@ void morphkv_server::after_decode() {
         cost.n_evicted   = stats[i].n_evicted - before[i].n_evicted;
         cost.n_rebases   = stats[i].n_rebases - before[i].n_rebases;
         cost.evict_ms    = stats[i].seq_evict_ms - before[i].seq_evict_ms;
+        cost.has_archive = has_archive;
+        cost.n_recalls   = 0;
+        cost.n_recalled  = 0;
+        cost.recall_ms   = 0.0;
+        cost.add(recalled[i]);
+        recalled[i] = {};
         all.counts.add(cost);
     }
 }
@@ -192,7 +297,7 @@ common_json morphkv_server::props() const {
     if (!is_on()) {
         return nullptr;
     }
-    return {
+    common_json res = {
         { "capacity", params.capacity },
         { "window", params.window },
         { "votes", params.votes > 0 ? params.votes : params.window },
@@ -207,6 +312,11 @@ common_json morphkv_server::props() const {
         { "kv_bytes", all.kv_bytes },
         { "extra_bytes", all.extra_bytes },
     };
+    if (has_archive) {
+        res["recall"]       = recalls;
+        res["recall_share"] = share;
+    }
+    return res;
 }
 
 void morphkv_server::add_to_slot(common_json & slot, int32_t id_slot) const {
@@ -229,4 +339,11 @@ void morphkv_server::add_to_slot(common_json & slot, int32_t id_slot) const {
         { "rotary_offset", s.rotary_offset },
         { "n_rebases", s.n_rebases },
     };
+    if (has_archive) {
+        slot["morphkv"]["n_archived"]     = s.n_archived;
+        slot["morphkv"]["n_archive_lost"] = s.n_archive_lost;
+        slot["morphkv"]["n_recalls"]      = s.n_recalls;
+        slot["morphkv"]["n_recalled"]     = s.n_recalled;
+        slot["morphkv"]["recall_ms"]      = s.recall_ms;
+    }
 }

@@ -59,6 +59,17 @@ public:
     // empty, where more tokens are to be kept than the slot is sure to have.
     int32_t begin_prompt(int32_t id_slot, const morphkv_keep & keep, int32_t n_past);
 
+    // A prompt is decoded up to its last token; then what it asks for is recalled from the slot's archive, its end is
+    // decoded again, and it asks once more.
+
+    // While all that is in the slot has been decoded: how many of its n_prompt tokens are to be decoded again. n_task: of the
+    // whole prompt.
+    int32_t recall(int32_t id_slot, int32_t n_prompt, int32_t n_task);
+    // Whether the next token must wait for a recall.
+    bool    waits_for_recall(int32_t id_slot, int32_t n_prompt, int32_t n_task) const;
+    // Whether the slot decodes a prompt's end again, which has its checkpoints.
+    bool    decodes_again(int32_t id_slot) const;
+
     // The longest draft that can be verified, and taken back, in one step. It ends where an eviction falls due, so that
     // evictions fall between the same tokens as without drafts.
     int32_t n_draft_max(int32_t id_slot, int32_t n_max) const;
@@ -81,18 +92,36 @@ public:
     morphkv_metrics metrics() const { return all; }
 
 private:
+    // How far a slot is with its prompt.
+    struct reading {
+        enum { FIRST, AGAIN, DONE } stage = DONE;
+
+        int32_t n_past          = 0;  // tokens of the prompt that were there already
+        int32_t next_recall_pos = 0;  // while the answer is written
+    };
+
     bool    is_on() const { return ctx != nullptr; }
+    bool    start_archive(const struct morphkv_common_params & params);
+    int64_t recall_now(int32_t id_slot);
+    void    recall_while_writing();
+    int32_t keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past);
     int32_t n_wanted(const morphkv_keep & keep) const;
     int32_t n_keep_max() const { return params.capacity - params.window - 1; }
 
     llama_context * ctx = nullptr;
 
     morphkv_params params{};
+    bool           has_archive = false;
+    bool           recalls     = false;
+    int32_t        n_between   = 0;     // tokens between recalls while an answer is written, 0 = none then
+    float          share       = 0.0f;
     bool           keep_system = false;
     int32_t        n_ctx_max   = 0;     // of a slot
     int32_t        n_bos       = 0;     // tokens that the tokenizer puts before a prompt
 
     std::vector<morphkv_stats>  stats;  // (n_slots)
-    std::vector<morphkv_counts> costs;  // (n_slots), of the last decode
+    std::vector<morphkv_counts> costs;  // (n_slots), of the last decode and the recalls before it
+    std::vector<morphkv_counts> recalled;  // (n_slots), since the last decode
+    std::vector<reading>        reads;     // (n_slots)
     morphkv_metrics             all;
 };

@@ -122,6 +122,9 @@ bool morphkv_cache::get_can_shift() const {
 void morphkv_cache::clear(bool data) {
     llama_kv_cache::clear(data);
     streams.assign(streams.size(), empty_stream());
+    for (auto & archive : archives) {
+        archive->clear();
+    }
     if (window) {
         window->clear(data);
     }
@@ -130,9 +133,12 @@ void morphkv_cache::clear(bool data) {
     }
 }
 
-void morphkv_cache::clear_stream(llama_seq_id seq_id) {
+void morphkv_cache::clear_stream(llama_seq_id seq_id, bool clear_archive) {
     llama_kv_cache::seq_rm(seq_id, -1, -1);
     streams[seq_id] = empty_stream();
+    if (clear_archive && !archives.empty()) {
+        archives[seq_id]->clear();
+    }
     if (window) {
         window->seq_rm(seq_id, -1, -1);
     }
@@ -213,6 +219,9 @@ bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                 if (window) {
                     window->seq_rm(s, p0, p1);
                 }
+                if (!archives.empty()) {
+                    archives[s]->truncate(p0);
+                }
                 for (llama_pos & pos : streams[s].ring_pos) {
                     pos = pos >= p0 ? -1 : pos;
                 }
@@ -255,6 +264,9 @@ bool morphkv_cache::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama
     set_cell_list(seq_id_dst, 0, get_cell_list(seq_id_src, 0));
     streams[seq_id_dst] = streams[seq_id_src];
     side.copy(seq_id_src, seq_id_dst, n_used(seq_id_src));
+    if (!archives.empty()) {
+        archives[seq_id_dst]->copy(*archives[seq_id_src]);
+    }
     if (window) {
         window->copy(seq_id_src, seq_id_dst);
     }
@@ -332,6 +344,9 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.n_evictions   = stream.n_evictions;
     out.n_evicted     = stream.n_evicted;
     out.kv_bytes      = 0;
+    out.archive_bytes = 0;
+    out.n_archived    = 0;
+    out.n_archive_lost = 0;
     out.extra_bytes   = side.n_bytes();
     for (const auto & s : streams) {
         out.extra_bytes += s.rebased.size() * sizeof(llama_pos);
@@ -341,6 +356,18 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.seq_evict_ms  = seq_evict_ms.at(seq_id);
     for (const auto & [_, n_bytes] : kv_breakdown()) {
         out.kv_bytes += n_bytes;
+    }
+    out.n_recalls  = stream.n_recalls;
+    out.n_recalled = stream.n_recalled;
+    out.recall_ms  = stream.recall_ms;
+    out.archive_ms = archive_ms;
+    if (!archives.empty()) {
+        const auto & archive = *archives[seq_id];
+        out.n_archived       = archive.n_held();
+        out.n_archive_lost   = archive.n_dropped() * morphkv_archive::N_PAGE;
+        for (const auto & a : archives) {
+            out.archive_bytes += a->n_bytes();
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 // own, of the same tokens, in here.
 #pragma once
 
+#include "morphkv-archive.h"
 #include "morphkv-graph.h"
 #include "morphkv-params.h"
 #include "morphkv-run.h"
@@ -115,6 +116,22 @@ public:
     // context has built a graph.
     std::string why_not_computed(llama_context * lctx);
 
+    //
+    // archive and recall (morphkv-recall.cpp)
+    //
+
+    // From now on each sequence keeps what leaves its window. Throws morphkv_error where keys cannot be turned back.
+    void start_archive(const morphkv_archive_params & params);
+
+    // "" while it grows
+    std::string why_archive_stopped(llama_seq_id seq_id) const {
+        return archives.empty() ? "" : archives[seq_id]->why_stopped();
+    }
+
+    // Puts archived tokens that the newest queries attend to into distant slots of each head. On failure the sequence is
+    // as it was. Throws morphkv_error.
+    morphkv_recalled recall(llama_seq_id seq_id, const morphkv_recall_params & params);
+
     // Raised when an eviction used the scheduler: a decode graph from before has lost its memory.
     uint64_t n_sched_uses = 0;
 
@@ -167,6 +184,9 @@ private:
 
         int64_t n_evictions = 0;
         int64_t n_evicted   = 0;
+        int64_t n_recalls   = 0;
+        int64_t n_recalled  = 0;  // tokens that came into slots, of all layers and heads
+        double  recall_ms   = 0.0;
 
         llama_pos pos_exact  = 0;         // the first token decoded since the last eviction or rebase
         llama_pos pos_prompt = -1;        // the newest token that came in a prompt
@@ -194,11 +214,15 @@ private:
         std::vector<int32_t> grad_pos;   // (n_grad)
         std::vector<int32_t> vote_rows;  // (n_votes)
     };
+    morphkv_evict_layer  evict_layer(ggml_context * ctx, const morphkv_side_layer & layer, llama_seq_id seq_id,
+                                     ggml_backend_t backend) const;
+    morphkv_evict_policy vote_policy() const;
+    size_t               n_max_vote_tensors(int32_t n_votes) const;  // that an eviction makes for a layer
     // Why it failed, or "".
     std::string compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, const evict_data & data,
                                  morphkv_runner & runner) const;
     void        move_window_cells(llama_seq_id seq_id);
-    void        clear_stream(llama_seq_id seq_id);
+    void        clear_stream(llama_seq_id seq_id, bool clear_archive = true);
     bool        fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed);
 
     // Rebases a sequence if the rotary position of a token at pos would pass the limit. Failure as in cut().
@@ -208,13 +232,37 @@ private:
     llama_pos            n_near() const;
     // By how much the key of each used cell and head of a layer is turned, (n_used, n_head_kv), so that each comes to
     // stand at position - offset, or, where that is below n_distant, at its rank in its head. Appends the layer's part to
-    // rebased.
+    // rebased. before, after: (n_head_kv, n_distant) positions in the slots; where they differ, the key is new and stands
+    // where it is to stand.
     std::vector<int32_t> rebase_deltas(llama_seq_id seq_id, size_t i_layer, llama_pos offset,
+                                       const std::vector<int32_t> & before, const std::vector<int32_t> & after,
                                        std::vector<llama_pos> & rebased) const;
     // By key_deltas(layer) and query_delta. Why it failed, or "".
     using deltas_fn = std::function<std::vector<int32_t>(size_t i_layer)>;
     std::string compute_rebase(llama_seq_id seq_id, uint32_t n_used, llama_pos query_delta,
                                const deltas_fn & key_deltas, morphkv_runner & runner) const;
+
+    // Appends the first n_old cells to the sequence's archive, as far as they are not there.
+    void        archive_cells(llama_seq_id seq_id, uint32_t n_old);
+    std::string read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n, morphkv_archive::rows & out) const;
+
+    // of a recall, by layer
+    using layer_floats = std::vector<std::vector<float>>;
+    // Of the voters: queries (n_votes, n_head*n_embd_k) at rotary position `distance`; and their votes on the distant slots,
+    // (n_head_kv, n_distant). Why it failed, or "".
+    std::string read_votes(llama_seq_id seq_id, const std::vector<int32_t> & rows, int32_t distance,
+                           layer_floats & queries, layer_floats & votes) const;
+    // Votes of queries on rows in the host's memory: layers come with k set. (n_head_kv, n_rows)
+    std::string vote_on_host(const std::vector<morphkv_side_layer> & layers, const layer_floats & queries,
+                             layer_floats & votes) const;
+    // Whole pages for each head of a layer: (n_head_kv, up to n_wanted)
+    std::vector<std::vector<int64_t>> choose_pages(const morphkv_archive & archive, size_t i_layer, size_t n_wanted, size_t look,
+                                                   const std::vector<float> & index_votes,
+                                                   const std::vector<float> & queries) const;
+    struct layer_recall;
+    layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const std::vector<std::vector<int64_t>> & pages,
+                             const std::vector<float> & votes) const;
+    std::string  compute_recall(llama_seq_id seq_id, std::vector<layer_recall> & plans, morphkv_runner & runner) const;
 
     // For checks of a context: as run() with the shapes that can occur.
     std::string why_not_evicted() const;
@@ -248,6 +296,8 @@ private:
     uint32_t     n_rot() const;  // size of the matrix that quantized K is rotated with, 0 = none
     void         write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const;
     saved_stream read_stream(morphkv_hashed_reader & in) const;
+    void         read_archive(llama_seq_id seq_id, const morphkv_archive_header & header, bool has_pages,
+                              const std::function<void(morphkv_page &)> & read_page);
 
     stream_state empty_stream() const { return stream_state(params.keep, side.n_ring); }
 
@@ -261,6 +311,8 @@ private:
     morphkv_side              side;
     std::vector<stream_state> streams;
 
+    std::vector<std::unique_ptr<morphkv_archive>> archives;  // by sequence; empty when off
+
     llama_context * lctx = nullptr;  // the context that owns this memory, known from its first update on
 
     int32_t n_old_measured = 0;      // largest eviction whose scratch was measured
@@ -268,6 +320,8 @@ private:
     double  evict_ms       = 0.0;
 
     std::vector<double> seq_evict_ms;  // (n_stream)
+
+    double archive_ms = 0.0;           // a part of evict_ms
 };
 
 // A batch context that has a MorphKV cache in it.

@@ -195,6 +195,32 @@ morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, 
     });
 }
 
+morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params) {
+    return guarded([&] {
+        auto & cache = cache_of(ctx, 0);
+        require_size(params, "params");
+        cache.start_archive(*params);
+    });
+}
+
+const char * morphkv_archive_why_stopped(struct llama_context * ctx, int32_t seq_id) {
+    static thread_local std::string why;
+    why.clear();
+    guarded([&] { why = cache_of(ctx, seq_id).why_archive_stopped(seq_id); });
+    return why.c_str();
+}
+
+morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,
+                              morphkv_recalled * out) {
+    return guarded([&] {
+        auto & cache = cache_of(ctx, seq_id);
+        require_size(params, "params");
+        require_size(out, "out");
+        ctx->synchronize();
+        *out = cache.recall(seq_id, *params);
+    });
+}
+
 uint64_t morphkv_kv_bytes(struct llama_context * ctx) {
     uint64_t res = 0;
     if (auto * mem = ctx ? ctx->get_memory() : nullptr) {

@@ -172,6 +172,10 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         ggml_backend_sched_synchronize(lctx->get_sched());
         side.set_positions(seq_id, pos);
     }
+    const llama_pos archive_end = archives.empty() ? 0 : archives[seq_id]->end();
+    if (!archives.empty()) {
+        archive_cells(seq_id, shape.n_old());
+    }
 
     evict_data data{};
     for (int32_t i = 0; i < shape.n_grad; ++i) {
@@ -192,6 +196,9 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
     seq_evict_ms[seq_id] += took_ms;
 
     if (!why.empty()) {
+        if (!archives.empty()) {
+            archives[seq_id]->truncate(archive_end);
+        }
         return fail("eviction", seq_id, why, runner.has_changed);
     }
     n_old_measured = std::max(n_old_measured, shape.n_old());
@@ -210,6 +217,27 @@ void morphkv_cache::move_window_cells(llama_seq_id seq_id) {
     set_cell_list(seq_id, n_distant, window);
 }
 
+morphkv_evict_layer morphkv_cache::evict_layer(ggml_context * ctx, const morphkv_side_layer & layer,
+                                               llama_seq_id seq_id, ggml_backend_t backend) const {
+    morphkv_evict_layer res{};
+    res.k         = morphkv_side::stream(ctx, layer.k, seq_id);
+    res.v         = morphkv_side::stream(ctx, layer.v, seq_id);
+    res.ring      = ggml_reshape_2d(ctx, layer.ring, layer.ring->ne[0], layer.ring->ne[1] * layer.ring->ne[2]);
+    res.pos       = morphkv_side::stream(ctx, layer.pos, seq_id);
+    res.score     = morphkv_side::stream(ctx, layer.score, seq_id);
+    res.sinks     = layer.sinks;
+    res.n_head    = layer.n_head;
+    res.n_head_kv = layer.n_head_kv;
+    res.kq_scale  = layer.kq_scale;
+    res.softcap   = layer.softcap;
+    res.backend   = backend;
+    return res;
+}
+
+morphkv_evict_policy morphkv_cache::vote_policy() const {
+    return { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, params.decay };
+}
+
 std::string morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape,
                                             const evict_data & data, morphkv_runner & runner) const {
     std::vector<int32_t> window_src(shape.n_window);
@@ -219,7 +247,7 @@ std::string morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         window_dst[i] = n_distant + i;
     }
 
-    morphkv_evict_policy policy = { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, params.decay };
+    morphkv_evict_policy policy = vote_policy();
     if (policy.policy == MORPHKV_POLICY_MORPHKV && shape.n_votes == 0) {
         // no cell is free and no query is left to vote: unreachable but for a host that removes tokens between failures
         policy.policy = MORPHKV_POLICY_RECENCY;
@@ -234,20 +262,8 @@ std::string morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         }
     };
     auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
-        ggml_context * ctx = inputs.ctx;
-
-        morphkv_evict_layer cur{};
-        cur.k         = morphkv_side::stream(ctx, layer.k, seq_id);
-        cur.v         = morphkv_side::stream(ctx, layer.v, seq_id);
-        cur.ring      = ggml_reshape_2d(ctx, layer.ring, layer.ring->ne[0], layer.ring->ne[1] * layer.ring->ne[2]);
-        cur.pos       = morphkv_side::stream(ctx, layer.pos, seq_id);
-        cur.score     = morphkv_side::stream(ctx, layer.score, seq_id);
-        cur.sinks     = layer.sinks;
-        cur.n_head    = layer.n_head;
-        cur.n_head_kv = layer.n_head_kv;
-        cur.kq_scale  = layer.kq_scale;
-        cur.softcap   = layer.softcap;
-        cur.backend   = inputs.backend;
+        ggml_context *            ctx = inputs.ctx;
+        const morphkv_evict_layer cur = evict_layer(ctx, layer, seq_id, inputs.backend);
 
         std::vector<int32_t> pos;
         for (int32_t h = 0; h < layer.n_head_kv; ++h) {
@@ -266,12 +282,15 @@ std::string morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         morphkv_build_evict(ctx, gf, cur, shape, policy, inp);
     };
 
-    size_t n_max_tensors = 0;
+    return runner.run(n_max_vote_tensors(shape.n_votes), begin, build);
+}
+
+size_t morphkv_cache::n_max_vote_tensors(int32_t n_votes) const {
+    size_t res = 0;
     for (const auto & layer : side.layers) {
-        n_max_tensors =
-            std::max(n_max_tensors, morphkv_evict_max_tensors(layer.n_head / layer.n_head_kv, shape.n_votes));
+        res = std::max(res, morphkv_evict_max_tensors(layer.n_head / layer.n_head_kv, n_votes));
     }
-    return runner.run(n_max_tensors, begin, build);
+    return res;
 }
 
 std::string morphkv_cache::why_not_evicted() const {

@@ -80,7 +80,9 @@ bool morphkv_cache::make_rotary_room(llama_seq_id seq_id, llama_pos pos) {
 }
 
 std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_layer, llama_pos offset,
-                                                  std::vector<llama_pos> & rebased) const {
+                                                  const std::vector<int32_t> & before,
+                                                  const std::vector<int32_t> & after,
+                                                  std::vector<llama_pos> &     rebased) const {
     const auto & layer  = side.layers[i_layer];
     const auto & stream = streams[seq_id];
     const size_t n_head = layer.n_head_kv;
@@ -95,9 +97,8 @@ std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_
     for (size_t i = 0; i < i_layer; ++i) {
         i_last += side.layers[i].n_head_kv * n_distant;
     }
-    const std::vector<int32_t> slots = side.get_positions(layer, seq_id);
     for (size_t h = 0; h < n_head; ++h) {
-        const auto             slot = slots.begin() + h * n_distant;
+        const auto             slot = after.begin() + h * n_distant;
         std::vector<llama_pos> ordered(slot, slot + n_distant);
         std::sort(ordered.begin(), ordered.end());
 
@@ -114,8 +115,9 @@ std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_
             const int64_t rank  = std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin();
             const int64_t moved = (int64_t) pos - offset;
             // a hostile state may have any bits for positions
+            const bool is_new   = before[h * n_distant + i] != pos;
             res[i * n_head + h] =
-                std::clamp<int64_t>((moved < n_distant ? rank : moved) - rotary, -MAX_DELTA, MAX_DELTA);
+                is_new ? 0 : std::clamp<int64_t>((moved < n_distant ? rank : moved) - rotary, -MAX_DELTA, MAX_DELTA);
         }
         rebased.insert(rebased.end(), ordered.begin(), ordered.end());
     }
@@ -133,7 +135,8 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
     ggml_backend_sched_synchronize(lctx->get_sched());
     std::vector<llama_pos> rebased;
     auto                   key_deltas = [&](size_t i_layer) {
-        return rebase_deltas(seq_id, i_layer, offset, rebased);
+        const auto slots = has_evicted(seq_id) ? side.get_positions(side.layers[i_layer], seq_id) : std::vector<int32_t>();
+        return rebase_deltas(seq_id, i_layer, offset, slots, slots, rebased);
     };
 
     morphkv_runner runner(lctx, turned_layers());

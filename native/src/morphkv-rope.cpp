@@ -83,6 +83,17 @@ morphkv_rope morphkv_find_rope(const ggml_tensor * k) {
     return find_rope(k, true);
 }
 
+// heads: (n_rows, n_heads, n_embd_head) F32, positions: (n_rows)
+static ggml_tensor * build_turn(ggml_context * ctx, ggml_tensor * heads, ggml_tensor * positions,
+                                const morphkv_rope & rope) {
+    // rope() itself scales by attn_factor and, with YaRN, by 1 + 0.1*log(1/freq_scale)
+    const float attn_factor = rope.ext_factor != 0.0f ? 1.0f / (1.0f + 0.1f * logf(1.0f / rope.freq_scale)) : 1.0f;
+    ggml_tensor * res =
+        ggml_rope_ext(ctx, heads, positions, rope.factors, rope.n_dims, rope.mode, rope.n_ctx_orig, rope.freq_base,
+                      rope.freq_scale, rope.ext_factor, attn_factor, rope.beta_fast, rope.beta_slow);
+    return rope.n_offs != 0 ? ggml_rope_set_offset(res, rope.n_offs) : res;
+}
+
 ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,
                                    const morphkv_rope & rope, ggml_tensor * rot) {
     const int64_t n_embd_head = rows->ne[0] / n_heads;
@@ -93,15 +104,28 @@ ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32
     cur               = ggml_reshape_3d(ctx, cur, n_embd_head, 1, deltas->ne[0]);
     ggml_tensor * res = cur;
 
-    cur                     = rows->type == GGML_TYPE_F32 ? cur : ggml_cast(ctx, cur, GGML_TYPE_F32);
-    cur                     = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
-    // rope() itself scales by attn_factor and, with YaRN, by 1 + 0.1*log(1/freq_scale)
-    const float attn_factor = rope.ext_factor != 0.0f ? 1.0f / (1.0f + 0.1f * logf(1.0f / rope.freq_scale)) : 1.0f;
-    cur = ggml_rope_ext(ctx, cur, deltas, rope.factors, rope.n_dims, rope.mode, rope.n_ctx_orig, rope.freq_base,
-                        rope.freq_scale, rope.ext_factor, attn_factor, rope.beta_fast, rope.beta_slow);
-    if (rope.n_offs != 0) {
-        cur = ggml_rope_set_offset(cur, rope.n_offs);
-    }
+    cur = rows->type == GGML_TYPE_F32 ? cur : ggml_cast(ctx, cur, GGML_TYPE_F32);
+    cur = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    cur = build_turn(ctx, cur, deltas, rope);
     cur = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
     return ggml_cpy(ctx, cur, res);
+}
+
+ggml_tensor * morphkv_build_unrotated(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,
+                                      const morphkv_rope & rope, ggml_tensor * rot) {
+    const int64_t n_row = rows->ne[0], n_rows = rows->ne[1];
+
+    ggml_tensor * cur = rows->type == GGML_TYPE_F32 ? ggml_cont(ctx, rows) : ggml_cast(ctx, rows, GGML_TYPE_F32);
+    cur               = ggml_reshape_3d(ctx, cur, n_row / n_heads, n_heads, n_rows);
+    cur               = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    cur               = deltas ? build_turn(ctx, cur, deltas, rope) : cur;
+    return ggml_reshape_2d(ctx, cur, n_row, n_rows);
+}
+
+ggml_tensor * morphkv_build_rotated(ggml_context * ctx, ggml_tensor * rows, ggml_tensor * positions,
+                                    const morphkv_rope & rope, ggml_tensor * rot) {
+    ggml_tensor * cur = ggml_reshape_3d(ctx, rows, rows->ne[0], 1, rows->ne[1]);
+    cur               = positions ? build_turn(ctx, cur, positions, rope) : cur;
+    cur               = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    return ggml_reshape_2d(ctx, cur, rows->ne[0], rows->ne[1]);
 }

@@ -38,5 +38,17 @@ morphkv_rope morphkv_find_rope(const ggml_tensor * k);
 ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,
                                    const morphkv_rope & rope, ggml_tensor * rot);
 
-// Most tensors that morphkv_build_rotate() makes, views included.
+// Rows as they were before RoPE and rot, if delta is less their rotary position; all heads of a row together.
+//   rows:   (n_rows, n_heads*n_embd_head), any K type, contiguous
+//   deltas: (n_rows) I32; null where the layer does not rotate
+// Returns the same shape in F32.
+ggml_tensor * morphkv_build_unrotated(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,
+                                      const morphkv_rope & rope, ggml_tensor * rot);
+
+// The way back: (n, n_embd_head) F32 rows, each of them a head's, to positions (n) I32, null where the layer does not
+// rotate.
+ggml_tensor * morphkv_build_rotated(ggml_context * ctx, ggml_tensor * rows, ggml_tensor * positions,
+                                    const morphkv_rope & rope, ggml_tensor * rot);
+
+// Most tensors that one of them makes, views included.
 constexpr int32_t MORPHKV_ROTATE_MAX_TENSORS = 16;

@@ -15,6 +15,14 @@ void morphkv_inputs::set() const {
     }
 }
 
+void morphkv_inputs::get() const {
+    for (const auto & output : outputs) {
+        std::vector<float> data(ggml_nelements(output.tensor));
+        ggml_backend_tensor_get(output.tensor, data.data(), 0, ggml_nbytes(output.tensor));
+        output.use(data);
+    }
+}
+
 // Nothing of a half changed sequence could be kept, and a run takes milliseconds: a host's abort waits for its end.
 class morphkv_no_abort {
 public:
@@ -50,7 +58,7 @@ std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, co
     while (i_layer < layers.size()) {
         auto *       res    = lctx->get_gf_res_reserve();
         const size_t n      = std::max<size_t>(1, (res->get_max_nodes() - 16) / n_max_tensors);
-        const size_t i_last = std::min(i_layer + n, layers.size());
+        const size_t i_last = std::min(i_layer + std::min(n, n_max_layers), layers.size());
         res->reset();
         ggml_cgraph *  gf = res->get_gf();
         morphkv_inputs inputs(res->get_ctx());
@@ -113,5 +121,9 @@ std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inp
     if (status == GGML_STATUS_SUCCESS && inject_failure && inject_failure(step::COMPUTE)) {
         status = GGML_STATUS_FAILED;
     }
-    return status == GGML_STATUS_SUCCESS ? "" : ggml_status_to_string(status);
+    if (status != GGML_STATUS_SUCCESS) {
+        return ggml_status_to_string(status);
+    }
+    inputs.get();
+    return "";
 }

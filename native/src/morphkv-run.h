@@ -6,11 +6,12 @@
 #include "ggml.h"
 #include "llama-context.h"
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
 
-// Input tensors of a graph and what the host puts into them once it is allocated.
+// Input tensors of a graph and what the host puts into them once it is allocated; and what it reads afterwards.
 class morphkv_inputs {
 public:
     explicit morphkv_inputs(ggml_context * ctx) : ctx(ctx) {}
@@ -34,6 +35,15 @@ public:
 
     void set() const;
 
+    // What the host reads once the graph is computed; f gets the content.
+    void read(ggml_tensor * t, std::function<void(const std::vector<float> &)> f) {
+        GGML_ASSERT(t->type == GGML_TYPE_F32 && ggml_is_contiguous(t));
+        ggml_set_output(t);
+        outputs.push_back({ t, std::move(f) });
+    }
+
+    void get() const;
+
     ggml_context * const ctx;
     ggml_backend_t       backend = nullptr;  // of the layer that is being built
 
@@ -43,6 +53,12 @@ private:
         std::function<void(ggml_tensor *)> fill;
     };
     std::vector<input> all;
+
+    struct output {
+        ggml_tensor *                                   tensor;
+        std::function<void(const std::vector<float> &)> use;
+    };
+    std::vector<output> outputs;
 };
 
 class morphkv_runner {
@@ -61,6 +77,9 @@ public:
     // As many layers at a time as the scheduler has nodes for. n_max_tensors: most that a layer needs, views included.
     // Why it failed, or "". A node that the device of its layer's cache cannot run is a failure before anything is run.
     std::string run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
+
+    // Most layers in a graph: for graphs whose inputs and outputs are large.
+    size_t n_max_layers = SIZE_MAX;
 
     // Builds the graphs and computes none: whether the devices can run them.
     bool check_only = false;

@@ -1,10 +1,11 @@
 // State of a MorphKV cache: what must fit, the cells of each sequence, a checksum of all that, and then the tensors.
 //
 //   header   magic, version, parameters, shape of the model's layers, number of sequences
-//   stream   for each sequence: counters, first positions, the ring's positions, the cells' tokens; those of windowed layers
+//   stream   for each sequence: counters, first positions, the ring's positions, the cells' tokens; those of windowed layers;
+//            what its archive holds
 //   checksum of everything before it
 //   tensors  for each sequence and layer: the used cells of K and V, the ring, the slots' positions and scores; windowed
-//            layers' K and V
+//            layers' K and V; the archive's pages
 //            each followed by a mark, as most damage to a file is a block or an end that is missing, and llama.cpp's file
 //            reader gives less than was asked for without a word
 //
@@ -24,7 +25,7 @@
 namespace {
 
 constexpr uint32_t STATE_MAGIC   = 0x564b4d4d;  // "MMKV"
-constexpr uint32_t STATE_VERSION = 3;
+constexpr uint32_t STATE_VERSION = 4;
 
 // FNV-1a, 64 bits: against flipped bits, not against an attacker; what is read is checked value by value all the same.
 class fnv_hash {
@@ -57,10 +58,14 @@ struct state_header {
     uint64_t layers;  // hash of their shapes and types
     uint32_t n_layer;
     uint32_t n_seq;   // sequences that follow
+    uint64_t archive; // hash of its layout, 0 = none
+    uint32_t has_no_pages;
+    uint32_t zero;
 };
 
 state_header make_header(const morphkv_params & p, const morphkv_side & side, const morphkv_window * window,
-                         int32_t rope_limit, uint32_t n_rot, uint32_t n_seq) {
+                         int32_t rope_limit, uint32_t n_rot, uint32_t n_seq, const morphkv_archive * archive,
+                         llama_state_seq_flags flags) {
     state_header res{};
     res.capacity    = p.capacity;
     res.window      = p.window;
@@ -98,6 +103,9 @@ state_header make_header(const morphkv_params & p, const morphkv_side & side, co
         hash.add(shape, sizeof(shape));
     }
     res.layers = hash.value;
+
+    res.archive      = archive ? archive->layout.hash() : 0;
+    res.has_no_pages = archive && (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
     return res;
 }
 
@@ -106,6 +114,8 @@ struct stream_header {
     int64_t   n_evictions;
     int64_t   n_evicted;
     int64_t   n_rebases;
+    int64_t   n_recalls;
+    int64_t   n_recalled;
     llama_pos pos_exact;
     llama_pos pos_prompt;
     llama_pos rotary_offset;
@@ -186,6 +196,7 @@ struct morphkv_cache::saved_stream {
     stream_state             state;
     cell_list                cells;
     morphkv_window::cell_run window;
+    morphkv_archive_header  archive;
 };
 
 void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const {
@@ -198,6 +209,8 @@ void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_i
     header.pos_exact     = stream.pos_exact;
     header.pos_prompt    = stream.pos_prompt;
     header.n_rebases     = stream.n_rebases;
+    header.n_recalls     = stream.n_recalls;
+    header.n_recalled    = stream.n_recalled;
     header.rotary_offset = stream.rotary_offset;
     header.n_rebased     = stream.rebased.size();
     header.n_keep        = stream.n_keep;
@@ -213,6 +226,10 @@ void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_i
         const window_header with_window = { run.newest, run.i_newest, (uint32_t) run.tokens.size() };
         out.write(&with_window, sizeof(with_window));
         out.write(run.tokens.data(), run.tokens.size() * sizeof(llama_token));
+    }
+    if (!archives.empty()) {
+        const auto held = archives[seq_id]->get_header();
+        out.write(&held, sizeof(held));
     }
 }
 
@@ -263,13 +280,18 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
                 header.rotary_offset <= (n_evictions > 0 ? first_recent - n_distant : first_distant),
             "rotary positions are not negative", header.rotary_offset);
 
-    saved_stream res        = { empty_stream(), {}, {} };
+    require(header.n_recalls >= 0 && header.n_recalled >= 0 && (n_evictions > 0 || header.n_recalls == 0),
+            "recalls bring back what was evicted", header.n_recalls);
+
+    saved_stream res        = { empty_stream(), {}, {}, {} };
     res.state.n_keep        = header.n_keep;
     res.state.n_evictions   = n_evictions;
     res.state.n_evicted     = header.n_evicted;
     res.state.pos_exact     = header.pos_exact;
     res.state.pos_prompt    = header.pos_prompt;
     res.state.n_rebases     = header.n_rebases;
+    res.state.n_recalls     = header.n_recalls;
+    res.state.n_recalled    = header.n_recalled;
     res.state.rotary_offset = header.rotary_offset;
 
     auto & ring_pos = res.state.ring_pos;
@@ -319,7 +341,37 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
         require(n_cells == end - first_distant || window->can_lose(end - 1 - n_cells, end),
                 "windowed layers hold a window", n_cells);
     }
+    if (!archives.empty()) {
+        in.read(&res.archive, sizeof(res.archive));
+        const std::string why = res.archive.why_not();
+        if (!why.empty()) {
+            throw std::runtime_error("the state is damaged: " + why);
+        }
+        require(res.archive.end() <= (n_evictions > 0 ? first_recent : 0), "archived tokens left the window",
+                res.archive.end());
+    }
     return res;
+}
+
+// The pages of a state, or of a checkpoint none, and the tail.
+void morphkv_cache::read_archive(llama_seq_id seq_id, const morphkv_archive_header & header, bool has_pages,
+                                 const std::function<void(morphkv_page &)> & read_page) {
+    auto &       archive = *archives[seq_id];
+    morphkv_page page(archive.layout.page_bytes);
+    if (has_pages) {
+        archive.begin(header);
+        for (int64_t i = header.dropped; i < header.n_full(); ++i) {
+            read_page(page);
+            archive.add_page(page);
+        }
+    }
+    read_page(page);
+    if (has_pages) {
+        archive.set_tail(header, std::move(page));
+    } else if (!archive.go_back(header, page)) {
+        LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d is of another text than the checkpoint: it begins anew\n",
+                       __func__, seq_id);
+    }
 }
 
 // First and last sequence of a state; -1 is all.
@@ -331,15 +383,14 @@ std::pair<llama_seq_id, llama_seq_id> morphkv_cache::saved_range(llama_seq_id se
     return seq_id < 0 ? std::make_pair(0, n_seq - 1) : std::make_pair(seq_id, seq_id);
 }
 
-// Flags: a checkpoint (PARTIAL_ONLY) needs everything too, as what is distant changes.
+// A checkpoint (PARTIAL_ONLY) needs all but the archive's pages, as what is distant changes.
 void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    GGML_UNUSED(flags);
-
     const auto         range = saved_range(seq_id);
     const llama_seq_id first = range.first, last = range.second;
 
     morphkv_hashed_writer out(io);
-    const state_header    header = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1);
+    const state_header    header = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
+                                              archives.empty() ? nullptr : archives[first].get(), flags);
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
         write_stream(out, s);
@@ -356,17 +407,28 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
         if (window) {
             window->for_each_slice(s, window->get_run(s), write);
         }
+        if (archives.empty()) {
+            continue;
+        }
+        const auto & archive    = *archives[s];
+        auto         write_page = [&](const morphkv_page & page) {
+            io.write(page.data(), page.size());
+            out.write_mark(++n_marks);
+        };
+        for (int64_t i = archive.n_dropped(); !header.has_no_pages && i < archive.n_full(); ++i) {
+            write_page(*archive.get_page(i));
+        }
+        write_page(archive.get_tail());
     }
 }
 
 void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    GGML_UNUSED(flags);
-
     const auto         range = saved_range(seq_id);
     const llama_seq_id first = range.first, last = range.second;
 
     morphkv_hashed_reader in(io);
-    const state_header    own = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1);
+    const state_header    own = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
+                                              archives.empty() ? nullptr : archives[first].get(), flags);
     state_header          header{};
     header.magic = 0;
     in.read(&header, sizeof(header));
@@ -381,6 +443,12 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
         throw std::runtime_error("the state must hold " + std::to_string(own.n_seq) + " sequences, got " +
                                  std::to_string(header.n_seq));
     }
+    if (header.has_no_pages != own.has_no_pages) {
+        throw std::runtime_error("a checkpoint is no state, and a state no checkpoint, where there is an archive");
+    }
+    if (header.archive != own.archive) {
+        throw std::runtime_error("the state was saved with another archive_type, or one of the two has no archive");
+    }
     if (memcmp(&header, &own, sizeof(own)) != 0) {
         throw std::runtime_error("the state was saved with other MorphKV parameters, K/V types or another model");
     }
@@ -391,28 +459,41 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
     }
     in.read_checksum();
 
-    // From here on a failure, damage or an end among the tensors, leaves the sequences empty.
+    // From here on a failure, damage or an end among the tensors, leaves the sequences empty. A checkpoint's archive is
+    // there already.
     for (llama_seq_id s = first; s <= last; ++s) {
-        clear_stream(s);
+        clear_stream(s, /*archive =*/!header.has_no_pages);
     }
-    auto for_each_slice = [&](auto && f) {
-        for (llama_seq_id s = first; s <= last; ++s) {
-            side.for_each_slice(s, saved[s - first].cells.pos.size(), f);
-            if (window) {
-                window->for_each_slice(s, saved[s - first].window, f);
-            }
+    auto for_each_slice = [&](llama_seq_id s, auto && f) {
+        side.for_each_slice(s, saved[s - first].cells.pos.size(), f);
+        if (window) {
+            window->for_each_slice(s, saved[s - first].window, f);
         }
     };
     try {
         uint64_t n_marks = 0;
-        for_each_slice([&](ggml_tensor * t, size_t offset, size_t size) {
-            io.read_tensor(t, offset, size);
-            in.read_mark(++n_marks);
-        });
+        for (llama_seq_id s = first; s <= last; ++s) {
+            for_each_slice(s, [&](ggml_tensor * t, size_t offset, size_t size) {
+                io.read_tensor(t, offset, size);
+                in.read_mark(++n_marks);
+            });
+            if (!archives.empty()) {
+                read_archive(s, saved[s - first].archive, !header.has_no_pages, [&](morphkv_page & page) {
+                    io.read(page.data(), page.size());
+                    in.read_mark(++n_marks);
+                });
+            }
+        }
     } catch (...) {
         // attention reads free cells too, behind its mask
-        for_each_slice(
-            [&](ggml_tensor * t, size_t offset, size_t size) { ggml_backend_tensor_memset(t, 0, offset, size); });
+        for (llama_seq_id s = first; s <= last; ++s) {
+            for_each_slice(s, [&](ggml_tensor * t, size_t offset, size_t size) {
+                ggml_backend_tensor_memset(t, 0, offset, size);
+            });
+            if (!archives.empty()) {
+                archives[s]->clear();
+            }
+        }
         throw;
     }
     for (llama_seq_id s = first; s <= last; ++s) {

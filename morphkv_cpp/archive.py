@@ -1,0 +1,108 @@
+"""An archive beside the constant cache, and recalls: what left the window comes back when a prompt asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+from gguf import GGMLQuantizationType
+
+from . import bridge
+from .config import plain_float, plain_int, plain_str
+
+if TYPE_CHECKING:
+    from .llama import Llama
+
+RAM = "ram"
+CACHE_TYPES = {name: int(GGMLQuantizationType[name.upper()]) for name in ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where the tokens that leave the window are kept, and when they are recalled. Counts are in tokens.
+
+    place: "ram", or the path of a file. A file that an earlier process left is opened; one that is no archive of this
+        model and type, is truncated or in use is refused.
+    type: of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0; None: as in the cache.
+    max_bytes: of tokens and index; the oldest pages make room. 0: no limit.
+    recall: "prompt": when the new part of a prompt has been decoded; a number: then, and also whenever so many
+        evictions' intervals have been written; "off": by Llama.recall() alone.
+    share: of the distant slots, (0, 1]: most that a recall fills. The others stay MorphKV's choice.
+    redo: most tokens at a prompt's end that are decoded again on what was recalled, before a second recall.
+    votes: how many of the newest queries ask, at most those of the cache; 0: 8, or those if fewer.
+    distance: the archive is asked as if each of its tokens lay so many positions back.
+
+    Raises TypeError for a value of another type and ValueError for one that breaks a rule.
+    Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).
+    """
+
+    place: str = RAM
+    type: str | None = None
+    max_bytes: int = 0
+    recall: Union[str, int] = "prompt"
+    share: float = 0.5
+    redo: int = 128
+    votes: int = 0
+    distance: int = 256
+
+    def __post_init__(self):
+        object.__setattr__(self, "place", os.fsdecode(os.fspath(self.place)))
+        if self.type is not None and plain_str("archive_type", self.type) not in CACHE_TYPES:
+            raise ValueError(f"archive_type must be one of {', '.join(CACHE_TYPES)}, got {self.type!r}")
+        for name, field in (("archive_max_bytes", "max_bytes"), ("recall_redo", "redo"), ("recall_votes", "votes"), ("recall_distance", "distance")):
+            value = plain_int(name, getattr(self, field))
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+            object.__setattr__(self, field, value)
+        if not isinstance(self.recall, str):
+            object.__setattr__(self, "recall", plain_int("recall", self.recall))
+        if self.recall not in ("off", "prompt") and not (isinstance(self.recall, int) and self.recall > 0):
+            raise ValueError(f'recall must be "off", "prompt" or a number above 0, got {self.recall!r}')
+        object.__setattr__(self, "share", plain_float("recall_share", self.share))
+        if not 0 < self.share <= 1:
+            raise ValueError(f"recall_share must be in (0, 1], got {self.share}")
+
+    def is_same_place(self, other: Archive) -> bool:
+        return (self.place, self.type, self.max_bytes) == (other.place, other.type, other.max_bytes)
+
+    def start(self, context: int) -> None:
+        """Give a context, of whose sequences none holds a token, this archive."""
+        kind = -1 if self.type is None else CACHE_TYPES[self.type]
+        path = None if self.place == RAM else self.place
+        bridge.start_archive(context, path=path, type_k=kind, type_v=kind, max_bytes=self.max_bytes)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a recall brought back. Counts are in tokens."""
+
+    n_archived: int  # that were asked
+    n_recalled: int  # brought back, summed over layers and KV heads; those that were there already do not count
+    ask_ms: float  # time to choose
+    took_ms: float  # time of all
+
+
+def eval_prompt(llm: Llama, archive: Archive, tokens: Sequence[int]) -> list[Recall]:
+    """Decode a prompt's new part; before its last token, recall what it asks for, decode it again, and recall again.
+
+    A question is understood only with what it is about at hand: the queries of the second reading find what those of
+    the first one do not.
+    """
+    before, last = list(tokens[:-1]), tokens[-1:]
+    if before:
+        llm.decode(before)
+    recalls = [recall(llm, archive)]
+    n_redo = min(len(before), archive.redo, llm.n_tokens - 1 - llm.cache_stats().complete_pos)
+    if recalls[0].n_recalled > 0 and n_redo > 0:
+        llm.n_tokens -= n_redo
+        llm.decode(before[-n_redo:])
+        recalls.append(recall(llm, archive))
+    llm.decode(last)
+    return recalls
+
+
+def recall(llm: Llama, archive: Archive) -> Recall:
+    settings = {"share": archive.share, "votes": archive.votes, "distance": archive.distance}
+    return Recall(**bridge.recall(llm.ctx, 0, **settings))

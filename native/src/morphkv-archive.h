@@ -1,0 +1,106 @@
+// What has left the window of a sequence: K and V of each token and head, in the order of positions, on the host.
+//
+//   pages  of 16 tokens: for each layer their keys, then their values (morphkv-pages.h)
+//   tail   the page that is not full yet
+//   index  the mean key of each page, layer and KV head
+//
+// Keys are stored as they were before RoPE (and before the rotation that quantized K has), so that they can be put at any
+// position. A full page never changes. Knows rows of bytes, no graphs.
+#pragma once
+
+#include "morphkv-pages.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+class morphkv_archive {
+public:
+    static constexpr int32_t N_PAGE = morphkv_page_layout::N_PAGE;
+
+    // max_bytes of pages and index: the oldest page makes room for the newest; 0 = no limit. Throws std::runtime_error
+    // where the store holds pages that are damaged.
+    morphkv_archive(const morphkv_page_layout & layout, std::unique_ptr<morphkv_page_store> store, uint64_t max_bytes);
+
+    // Tokens of consecutive positions, all layers, in the archive's types: (n, n_head_kv*n_embd) each.
+    struct rows {
+        std::vector<std::vector<uint8_t>> k, v;  // by layer
+    };
+    // Appends tokens behind the newest; an empty archive begins anywhere. A store that fails stops it: see why_stopped.
+    void append(int32_t first, int32_t n, const rows & rows);
+
+    // Forgets tokens from pos on.
+    void truncate(int32_t pos);
+    void clear();
+    // The same tokens.
+    void copy(const morphkv_archive & other);
+
+    // Position behind the newest token; -1 when empty.
+    int32_t end() const { return held.end(); }
+
+    // Pages [n_dropped, n_full) are there. Of the others, those before had to make room, those behind are not full.
+    int64_t n_full() const { return held.n_full(); }
+    int64_t n_dropped() const { return held.dropped; }
+    int64_t n_held() const { return held.n_tokens - held.dropped * N_PAGE; }
+    int32_t pos_of(int64_t i_page) const { return held.first + i_page * N_PAGE; }
+
+    // The index of a layer: n_places() rows of (n_head_kv*n_embd_k) F16, of which those that hold no page have anything.
+    ggml_tensor * index_tensor(ggml_context * ctx, size_t i_layer) const;
+    int64_t       n_places() const;
+    // -1 where the place is empty
+    int64_t       page_in(int64_t i_place) const;
+
+    // (N_PAGE, n_head_kv*n_embd) of a page
+    void read_k(int64_t i_page, size_t i_layer, void * out) const;
+    void read_v(int64_t i_page, size_t i_layer, void * out) const;
+
+    size_t n_bytes() const;  // of pages and index
+
+    // Empty while it works. What was archived before stays; nothing is added until clear().
+    const std::string & why_stopped() const { return stopped; }
+    void                stop(const std::string & why) { stopped = why; }
+
+    //
+    // states
+    //
+
+    const morphkv_archive_header &      get_header() const { return held; }
+    std::shared_ptr<const morphkv_page> get_page(int64_t i_page) const { return store->get(place_of(i_page)); }
+    const morphkv_page &                get_tail() const { return tail; }
+    // Begins anew; then pages [dropped, n_full) in order, and the tail, which has the bytes of a page.
+    void                                begin(const morphkv_archive_header & header);
+    void                                add_page(const morphkv_page & page);
+    void                                set_tail(const morphkv_archive_header & header, morphkv_page page);
+    // Goes back to a moment that had this header and tail, if it has been through it; else it is emptied.
+    bool                                go_back(const morphkv_archive_header & header, const morphkv_page & tail);
+
+    const morphkv_page_layout layout;
+
+private:
+    size_t place_of(int64_t i_page) const { return n_max_pages > 0 ? i_page % n_max_pages : i_page - i_first_page; }
+    // Takes over what the store holds from before.
+    void   find_pages();
+    void   store_page(std::shared_ptr<const morphkv_page> page);  // as number n_full()
+    void   index_page(size_t i_place, const morphkv_page & page);
+    void   reserve_places(size_t n);
+    void   clear_tail_behind(size_t n_rows);  // so that equal archives have equal bytes
+    void   set_held(const morphkv_archive_header & header);
+
+    std::unique_ptr<morphkv_page_store> store;
+    const int64_t                       n_max_pages;  // 0 = no limit
+
+    morphkv_archive_header held;
+    int64_t                i_first_page = 0;  // in place 0, where there is no limit
+    morphkv_page           tail;
+    std::vector<uint64_t>  hashes;            // (n_places)
+
+    ggml_backend_buffer_ptr index;            // by layer: (n_reserved, n_head_kv*n_embd_k) F16
+    size_t                  n_reserved = 0;
+    std::vector<size_t>     index_at;         // by layer
+
+    std::string stopped;
+};

@@ -1,0 +1,583 @@
+// Archive and recall: what a cut pushes out of the window goes to the host, and comes back when the newest queries ask.
+//
+// A recall looks at the mean key of every archived page, then at the keys of the best pages, and puts the best of these
+// into distant slots, whole pages for each head, in place of the tokens that the same queries attend to least. It asks as
+// if the whole archive lay at one distance, and places what is distant at consecutive positions before the recent tokens:
+// a model answers about what lies within the distances that it has seen most.
+
+#include "morphkv-cache.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <unordered_map>
+
+namespace {
+
+constexpr int32_t N_PAGE     = morphkv_archive::N_PAGE;
+constexpr int32_t N_CHUNK    = 128;  // tokens that are archived by one graph
+constexpr size_t  N_LAYERS   = 4;    // in a graph that has large inputs
+constexpr int32_t N_VOTES    = 8;
+constexpr size_t  N_TENSORS  = 24;   // of a layer in the graphs below, votes apart
+
+template <typename T> std::vector<T> iota(T n) {
+    std::vector<T> res(n);
+    std::iota(res.begin(), res.end(), 0);
+    return res;
+}
+
+// The k entries with the highest values, highest first; ties in their order.
+std::vector<int64_t> top(const std::vector<float> & values, std::vector<int64_t> ids, size_t k) {
+    k               = std::min(k, ids.size());
+    const auto less = [&](int64_t a, int64_t b) {
+        return values[a] != values[b] ? values[a] > values[b] : a < b;
+    };
+    std::partial_sort(ids.begin(), ids.begin() + k, ids.end(), less);
+    ids.resize(k);
+    return ids;
+}
+
+}  // namespace
+
+morphkv_archive_params morphkv_archive_params_default(void) {
+    morphkv_archive_params res{};
+    res.size      = sizeof(res);
+    res.type_k    = -1;
+    res.type_v    = -1;
+    res.max_bytes = 0;
+    return res;
+}
+
+morphkv_recall_params morphkv_recall_params_default(void) {
+    morphkv_recall_params res{};
+    res.size     = sizeof(res);
+    res.votes    = 0;
+    res.share    = 0.5f;
+    res.distance = 256;
+    res.look     = 4;
+    return res;
+}
+
+//
+// archive
+//
+
+void morphkv_cache::start_archive(const morphkv_archive_params & p) {
+    auto invalid = [](const std::string & what) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID, what);
+    };
+    for (llama_seq_id s = 0; s < (llama_seq_id) streams.size(); ++s) {
+        if (n_used(s) > 0) {
+            invalid("an archive must be started before anything is decoded, but sequence " + std::to_string(s) +
+                    " holds " + std::to_string(n_used(s)) + " tokens");
+        }
+    }
+    if (!archives.empty()) {
+        invalid("an archive can be started once");
+    }
+    if (rope_limit() == 0) {
+        const auto * layer = find_unknown_rope();
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
+                            "MorphKV cannot archive for this context: " +
+                                (layer ? "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be "
+                                                                                "turned back" :
+                                         std::string("positions are not rebased (rope_limit)")));
+    }
+    const auto & model_layer = side.layers.front();
+    if (!model_layer.v) {
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV cannot archive compressed keys (MLA)");
+    }
+    auto type_of = [&](int32_t type, ggml_type own, const char * name, int64_t n_embd) {
+        const auto res = type < 0 ? own : (ggml_type) type;
+        const bool is_known = res == GGML_TYPE_F32 || res == GGML_TYPE_F16 || res == GGML_TYPE_BF16 ||
+                              res == GGML_TYPE_Q8_0 || res == GGML_TYPE_Q5_0 || res == GGML_TYPE_Q4_0;
+        if (!is_known) {
+            invalid(std::string(name) + " must be one of f32, f16, bf16, q8_0, q5_0, q4_0, got " + std::to_string(type));
+        }
+        if (n_embd % ggml_blck_size(res) != 0) {
+            invalid(std::string(name) + " must fit heads of " + std::to_string(n_embd) + " values, got " +
+                    ggml_type_name(res));
+        }
+        return res;
+    };
+    const auto & l = model_layer;
+    morphkv_page_layout layout(type_of(p.type_k, l.k->type, "type_k", l.k->ne[0] / l.n_head_kv),
+                                  type_of(p.type_v, l.v->type, "type_v", l.v->ne[0] / l.n_head_kv));
+    for (const auto & layer : side.layers) {
+        layout.add_layer(layer.n_head_kv, layer.k->ne[0] / layer.n_head_kv, layer.v->ne[0] / layer.n_head_kv);
+    }
+    std::vector<std::unique_ptr<morphkv_archive>> all;
+    for (size_t s = 0; s < streams.size(); ++s) {
+        const std::string path  = p.path ? p.path + (s > 0 ? "." + std::to_string(s) : std::string()) : std::string();
+        auto              store = p.path ? morphkv_page_store_file(path, layout) : morphkv_page_store_ram();
+        all.push_back(std::make_unique<morphkv_archive>(layout, std::move(store), p.max_bytes));
+    }
+    archives = std::move(all);
+}
+
+void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
+    auto &        archive    = *archives[seq_id];
+    const int64_t t_start_us = ggml_time_us();
+    const auto &  cells      = get_cells(seq_id);
+    if (!has_evicted(seq_id)) {
+        archive.clear();  // what another process left in its file is of another text
+    }
+    if (!archive.why_stopped().empty()) {
+        return;
+    }
+    std::string   why;
+    uint32_t      i = has_evicted(seq_id) ? n_distant : 0;
+    if (archive.end() >= 0 && i < n_old && cells.pos_get(i) != archive.end()) {
+        why = "tokens before position " + std::to_string(cells.pos_get(i)) + " are not in it";
+    }
+    while (why.empty() && i < n_old) {
+        const uint32_t        n = std::min<uint32_t>(N_CHUNK, n_old - i);
+        morphkv_archive::rows rows;
+        why = read_cells(seq_id, i, n, rows);
+        if (why.empty()) {
+            archive.append(cells.pos_get(i), n, rows);
+            why = archive.why_stopped();
+        }
+        i += n;
+    }
+    if (!why.empty()) {
+        archive.stop(why);
+        LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d grows no more: %s\n", __func__, seq_id, why.c_str());
+    }
+    archive_ms += (ggml_time_us() - t_start_us) / 1000.0;
+}
+
+std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n,
+                                      morphkv_archive::rows & out) const {
+    const auto & layout  = archives[seq_id]->layout;
+    ggml_tensor * rot    = nullptr;
+    ggml_tensor * deltas = nullptr;
+    size_t        il     = 0;
+
+    std::vector<int32_t> turn(n);
+    for (uint32_t i = 0; i < n; ++i) {
+        turn[i] = streams[seq_id].rotary_offset - get_cells(seq_id).pos_get(i_first + i);
+    }
+    out.k.resize(layout.layers.size());
+    out.v.resize(layout.layers.size());
+
+    auto begin = [&](morphkv_inputs & inputs) {
+        deltas = inputs.add(GGML_TYPE_I32, n, 1, turn);
+        rot    = build_input_k_rot(inputs.ctx);
+        if (rot) {
+            inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
+        }
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        const bool    turns = layer.rope.is == morphkv_rope::kind::ROTATED;
+        ggml_tensor * rows  = ggml_view_2d(inputs.ctx, layer.k, layer.k->ne[0], n, layer.k->nb[1],
+                                           seq_id * layer.k->nb[2] + i_first * layer.k->nb[1]);
+        ggml_tensor * keys  = morphkv_build_unrotated(inputs.ctx, rows, layer.n_head_kv, turns ? deltas : nullptr,
+                                                      layer.rope, rot);
+        ggml_build_forward_expand(gf, keys);
+        inputs.read(keys, [&, i = il](const std::vector<float> & data) {
+            out.k[i].resize(n * layout.k_bytes(i));
+            morphkv_convert_rows(GGML_TYPE_F32, data.data(), layout.type_k, out.k[i].data(),
+                                 n * layout.layers[i].n_head_kv, layout.layers[i].n_embd_k);
+        });
+        il++;
+    };
+    morphkv_runner    runner(lctx, layers());
+    const std::string why = runner.run(N_TENSORS, begin, build);
+    if (!why.empty()) {
+        return why;
+    }
+    for (size_t i = 0; i < layout.layers.size(); ++i) {
+        const ggml_tensor *  v = side.layers[i].v;
+        std::vector<uint8_t> data(n * v->nb[1]);
+        ggml_backend_tensor_get(v, data.data(), seq_id * v->nb[2] + i_first * v->nb[1], data.size());
+        out.v[i].resize(n * layout.v_bytes(i));
+        morphkv_convert_rows(v->type, data.data(), layout.type_v, out.v[i].data(), n * layout.layers[i].n_head_kv,
+                             layout.layers[i].n_embd_v);
+    }
+    return "";
+}
+
+//
+// recall
+//
+
+std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int32_t> & rows, int32_t distance,
+                                      layer_floats & queries, layer_floats & votes) const {
+    morphkv_evict_shape shape{};
+    shape.n_distant = n_distant;
+    shape.n_votes   = rows.size();
+
+    std::vector<int32_t> ring_rows, turn;
+    for (const int32_t row : rows) {
+        ring_rows.push_back(row + seq_id * side.n_ring);
+        turn.push_back(distance + streams[seq_id].rotary_offset - streams[seq_id].ring_pos[row]);
+    }
+    ggml_tensor * rot    = nullptr;
+    ggml_tensor * deltas = nullptr;
+    size_t        il     = 0;
+
+    morphkv_evict_inputs inp{};
+    auto                 begin = [&](morphkv_inputs & inputs) {
+        inp.vote_rows = inputs.add(GGML_TYPE_I32, rows.size(), 1, ring_rows);
+        deltas        = inputs.add(GGML_TYPE_I32, rows.size(), 1, turn);
+        rot           = build_input_k_rot(inputs.ctx);
+        if (rot) {
+            inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
+        }
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        ggml_context *            ctx = inputs.ctx;
+        const morphkv_evict_layer cur = evict_layer(ctx, layer, seq_id, inputs.backend);
+        ggml_tensor *             v   = morphkv_build_votes(ctx, cur, shape, vote_policy(), inp);
+        ggml_build_forward_expand(gf, v);
+        inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
+
+        const bool    turns = layer.rope.is == morphkv_rope::kind::ROTATED;
+        ggml_tensor * q     = ggml_get_rows(ctx, cur.ring, inp.vote_rows);
+        q = morphkv_build_unrotated(ctx, q, layer.n_head, turns ? deltas : nullptr, layer.rope, rot);
+        ggml_build_forward_expand(gf, q);
+        inputs.read(q, [&queries, i = il](const std::vector<float> & data) { queries[i] = data; });
+        il++;
+    };
+    queries.resize(side.layers.size());
+    votes.resize(side.layers.size());
+    morphkv_runner runner(lctx, layers());
+    return runner.run(n_max_vote_tensors(rows.size()) + N_TENSORS, begin, build);
+}
+
+std::string morphkv_cache::vote_on_host(const std::vector<morphkv_side_layer> & host, const layer_floats & queries,
+                                        layer_floats & votes) const {
+    std::vector<const morphkv_side_layer *> refs;
+    for (const auto & layer : host) {
+        refs.push_back(&layer);
+    }
+    const int32_t n_votes = queries[0].size() / (host[0].k->ne[0] / host[0].n_head_kv * host[0].n_head);
+    size_t        il      = 0;
+
+    morphkv_evict_inputs inp{};
+    auto                 begin = [&](morphkv_inputs & inputs) {
+        inp.vote_rows = inputs.add(GGML_TYPE_I32, n_votes, 1, iota<int32_t>(n_votes));
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        ggml_context *      ctx = inputs.ctx;
+        morphkv_evict_shape shape{};
+        shape.n_distant = layer.k->ne[1];
+        shape.n_votes   = n_votes;
+
+        morphkv_evict_layer cur{};
+        cur.k         = morphkv_side::stream(ctx, layer.k, 0);
+        cur.ring      = inputs.add(GGML_TYPE_F32, queries[il].size() / n_votes, n_votes, queries[il]);
+        cur.n_head    = layer.n_head;
+        cur.n_head_kv = layer.n_head_kv;
+        cur.kq_scale  = layer.kq_scale;
+        cur.softcap   = layer.softcap;
+        cur.backend   = inputs.backend;
+        ggml_tensor * v = morphkv_build_votes(ctx, cur, shape, vote_policy(), inp);
+        ggml_build_forward_expand(gf, v);
+        inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
+        il++;
+    };
+    votes.resize(host.size());
+    morphkv_runner runner(lctx, refs);
+    return runner.run(n_max_vote_tensors(n_votes) + N_TENSORS, begin, build);
+}
+
+std::vector<std::vector<int64_t>> morphkv_cache::choose_pages(const morphkv_archive & archive, size_t i_layer,
+                                                              size_t n_wanted, size_t look,
+                                                              const std::vector<float> & index_votes,
+                                                              const std::vector<float> & queries) const {
+    const auto &  layer      = archive.layout.layers[i_layer];
+    const int64_t n_places   = archive.n_places();
+    const size_t  head_bytes = archive.layout.k_bytes(i_layer) / layer.n_head_kv;
+
+    std::vector<int64_t> places;
+    for (int64_t i = 0; i < n_places; ++i) {
+        if (archive.page_in(i) >= 0) {
+            places.push_back(i);
+        }
+    }
+    const size_t                      n_look = std::min(n_wanted * look, places.size());
+    std::vector<std::vector<int64_t>> looked_at;
+    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+        const std::vector<float> of_head(index_votes.begin() + h * n_places, index_votes.begin() + (h + 1) * n_places);
+        std::vector<int64_t>     pages = top(of_head, places, n_look);
+        for (int64_t & page : pages) {
+            page = archive.page_in(page);
+        }
+        looked_at.push_back(std::move(pages));
+    }
+    if (n_look <= n_wanted) {
+        return looked_at;
+    }
+
+    // rows of the pages, each head its own: (n_look*N_PAGE, n_head_kv, n_embd_k)
+    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+    ggml_tensor *    k = ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.n_head_kv * layer.n_embd_k,
+                                            n_look * N_PAGE, 1);
+    ggml_backend_buffer_ptr buffer(
+        ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+    if (!buffer) {
+        throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: out of memory");
+    }
+    std::vector<uint8_t> page(N_PAGE * k->nb[1]);
+    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+        for (size_t i = 0; i < n_look; ++i) {
+            archive.read_k(looked_at[h][i], i_layer, page.data());
+            for (int32_t j = 0; j < N_PAGE; ++j) {
+                memcpy((char *) k->data + (i * N_PAGE + j) * k->nb[1] + h * head_bytes,
+                       page.data() + j * k->nb[1] + h * head_bytes, head_bytes);
+            }
+        }
+    }
+    morphkv_side_layer host = side.layers[i_layer];
+    host.k                  = k;
+    layer_floats      votes;
+    const std::string why = vote_on_host({ host }, { queries }, votes);
+    if (!why.empty()) {
+        throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: " + why);
+    }
+    std::vector<std::vector<int64_t>> res;
+    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+        std::vector<float> scores(n_look);
+        for (size_t i = 0; i < n_look * N_PAGE; ++i) {
+            scores[i / N_PAGE] += votes[0][h * n_look * N_PAGE + i];
+        }
+        std::vector<int64_t> pages;
+        for (const int64_t i : top(scores, iota<int64_t>(n_look), n_wanted)) {
+            pages.push_back(looked_at[h][i]);
+        }
+        res.push_back(std::move(pages));
+    }
+    return res;
+}
+
+// What comes into the slots of a layer.
+struct morphkv_cache::layer_recall {
+    std::vector<int32_t> before, after;  // (n_head_kv, n_distant) positions in the slots
+    std::vector<int32_t> rows;           // (n) where: cell*n_head_kv + head
+    std::vector<int32_t> rotary;         // (n)
+    std::vector<float>   k, v;           // (n, n_embd)
+};
+
+morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size_t i_layer,
+                                                       const std::vector<std::vector<int64_t>> & pages,
+                                                       const std::vector<float> & votes) const {
+    const auto &  archive = *archives[seq_id];
+    const auto &  layer   = archive.layout.layers[i_layer];
+    const int32_t n_keep  = streams[seq_id].n_keep;
+
+    layer_recall res;
+    res.before = side.get_positions(side.layers[i_layer], seq_id);
+    res.after  = res.before;
+
+    std::vector<uint8_t> k(N_PAGE * archive.layout.k_bytes(i_layer)), v(N_PAGE * archive.layout.v_bytes(i_layer));
+    std::vector<float>   fk(N_PAGE * layer.n_head_kv * layer.n_embd_k), fv(N_PAGE * layer.n_head_kv * layer.n_embd_v);
+    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+        int32_t *                            slots = res.after.data() + h * n_distant;
+        std::unordered_map<int32_t, int32_t> held;
+        for (uint32_t i = 0; i < n_distant; ++i) {
+            held[slots[i]] = i;
+        }
+        std::vector<bool> stays(n_distant, false);
+        size_t            n_missing = 0;
+        for (const int64_t page : pages[h]) {
+            for (int32_t j = 0; j < N_PAGE; ++j) {
+                const auto it = held.find(archive.pos_of(page) + j);
+                if (it != held.end()) {
+                    stays[it->second] = true;
+                } else {
+                    n_missing++;
+                }
+            }
+        }
+        // the slots that the queries attend to least
+        std::vector<int64_t> free_slots;
+        std::vector<float>   loss(n_distant);
+        for (uint32_t i = n_keep; i < n_distant; ++i) {
+            loss[i] = -votes[h * n_distant + i];
+            if (!stays[i]) {
+                free_slots.push_back(i);
+            }
+        }
+        free_slots = top(loss, free_slots, n_missing);
+
+        size_t n_put = 0;
+        for (const int64_t page : pages[h]) {
+            archive.read_k(page, i_layer, k.data());
+            archive.read_v(page, i_layer, v.data());
+            morphkv_convert_rows(archive.layout.type_k, k.data(), GGML_TYPE_F32, fk.data(), N_PAGE * layer.n_head_kv,
+                                 layer.n_embd_k);
+            morphkv_convert_rows(archive.layout.type_v, v.data(), GGML_TYPE_F32, fv.data(), N_PAGE * layer.n_head_kv,
+                                 layer.n_embd_v);
+            for (int32_t j = 0; j < N_PAGE && n_put < free_slots.size(); ++j) {
+                if (held.count(archive.pos_of(page) + j)) {
+                    continue;
+                }
+                const int64_t slot = free_slots[n_put++];
+                slots[slot]        = archive.pos_of(page) + j;
+                res.rows.push_back(slot * layer.n_head_kv + h);
+                const float * row_k = fk.data() + (j * layer.n_head_kv + h) * layer.n_embd_k;
+                const float * row_v = fv.data() + (j * layer.n_head_kv + h) * layer.n_embd_v;
+                res.k.insert(res.k.end(), row_k, row_k + layer.n_embd_k);
+                res.v.insert(res.v.end(), row_v, row_v + layer.n_embd_v);
+            }
+        }
+    }
+    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+        std::vector<int32_t> ordered(res.after.begin() + h * n_distant, res.after.begin() + (h + 1) * n_distant);
+        std::sort(ordered.begin(), ordered.end());
+        for (const int32_t row : res.rows) {
+            if (row % layer.n_head_kv == h) {
+                const int32_t pos = res.after[h * n_distant + row / layer.n_head_kv];
+                res.rotary.push_back(std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin());
+            }
+        }
+    }
+    return res;
+}
+
+std::string morphkv_cache::compute_recall(llama_seq_id seq_id, std::vector<layer_recall> & plans,
+                                          morphkv_runner & runner) const {
+    ggml_tensor * rot   = nullptr;
+    size_t        il    = 0;
+    auto          begin = [&](morphkv_inputs & inputs) {
+        rot = build_input_k_rot(inputs.ctx);
+        if (rot) {
+            inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
+        }
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        const auto & plan = plans[il++];
+        if (plan.rows.empty()) {
+            return;
+        }
+        ggml_context * ctx  = inputs.ctx;
+        const int64_t  n    = plan.rows.size();
+        ggml_tensor *  rows = inputs.add(GGML_TYPE_I32, n, 1, plan.rows);
+        // a row for each head of each cell
+        auto           put  = [&](ggml_tensor * t, ggml_tensor * src) {
+            const size_t  head_bytes = t->nb[1] / layer.n_head_kv;
+            ggml_tensor * heads = ggml_view_2d(ctx, t, t->ne[0] / layer.n_head_kv, t->ne[1] * layer.n_head_kv, head_bytes,
+                                               seq_id * t->nb[2]);
+            ggml_build_forward_expand(gf, ggml_set_rows(ctx, heads, src, rows));
+        };
+        const bool    turns  = layer.rope.is == morphkv_rope::kind::ROTATED;
+        ggml_tensor * rotary = turns ? inputs.add(GGML_TYPE_I32, n, 1, plan.rotary) : nullptr;
+        ggml_tensor * k      = inputs.add(GGML_TYPE_F32, plan.k.size() / n, n, plan.k);
+        ggml_tensor * v      = inputs.add(GGML_TYPE_F32, plan.v.size() / n, n, plan.v);
+        put(layer.k, morphkv_build_rotated(ctx, k, rotary, layer.rope, rot));
+        put(layer.v, v);
+    };
+    runner.n_max_layers = N_LAYERS;
+    return runner.run(N_TENSORS, begin, build);
+}
+
+morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall_params & p) {
+    const int64_t t_start_us = ggml_time_us();
+    auto          invalid    = [](const std::string & what) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID, what);
+    };
+    if (archives.empty()) {
+        invalid("a recall needs an archive, and none was started");
+    }
+    if (p.votes < 0 || p.votes > params.votes) {
+        invalid("votes must be in 0.." + std::to_string(params.votes) + ", got " + std::to_string(p.votes));
+    }
+    if (!(p.share > 0.0f && p.share <= 1.0f)) {
+        invalid("share must be in (0, 1], got " + std::to_string(p.share));
+    }
+    if (p.distance < 0 || p.distance >= rope_limit()) {
+        invalid("distance must be in 0.." + std::to_string(rope_limit() - 1) + ", got " + std::to_string(p.distance));
+    }
+
+    if (p.look < 1) {
+        invalid("look must be at least 1, got " + std::to_string(p.look));
+    }
+
+    morphkv_recalled res{};
+    res.size = sizeof(res);
+
+    auto &               stream   = streams[seq_id];
+    const auto &         archive  = *archives[seq_id];
+    const size_t         n_wanted = p.share * (n_distant - stream.n_keep) / N_PAGE;
+    const int32_t        n_ask    = p.votes > 0 ? p.votes : std::min(N_VOTES, params.votes);
+    std::vector<int32_t> rows     = vote_rows(seq_id);
+    rows.erase(rows.begin(), rows.end() - std::min<size_t>(n_ask, rows.size()));
+    if (!has_evicted(seq_id) || archive.n_full() == archive.n_dropped() || rows.empty() || n_wanted == 0) {
+        return res;
+    }
+    res.n_archived = (archive.n_full() - archive.n_dropped()) * N_PAGE;
+
+    auto failed = [&](const std::string & why) {
+        throw morphkv_error(MORPHKV_STATUS_FAILED,
+                            "recall failed: " + why + "; sequence " + std::to_string(seq_id) + " is unchanged");
+    };
+    layer_floats queries, slot_votes, index_votes;
+    std::string  why = read_votes(seq_id, rows, p.distance, queries, slot_votes);
+    n_sched_uses++;
+    if (!why.empty()) {
+        failed(why);
+    }
+
+    ggml_context_ptr ctx(ggml_init({ side.layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+    std::vector<morphkv_side_layer> host = side.layers;
+    for (size_t il = 0; il < host.size(); ++il) {
+        host[il].k = archive.index_tensor(ctx.get(), il);
+    }
+    why = vote_on_host(host, queries, index_votes);
+    if (!why.empty()) {
+        failed(why);
+    }
+    std::vector<layer_recall> plans;
+    for (size_t il = 0; il < side.layers.size(); ++il) {
+        const auto pages = choose_pages(archive, il, n_wanted, p.look, index_votes[il], queries[il]);
+        plans.push_back(plan_recall(seq_id, il, pages, slot_votes[il]));
+        res.n_recalled += plans.back().rows.size();
+    }
+    res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
+
+    // what to go back to
+    std::vector<std::vector<uint8_t>> before;
+    side.for_each_slice(seq_id, n_used(seq_id), [&](ggml_tensor * t, size_t offset, size_t size) {
+        before.emplace_back(size);
+        ggml_backend_tensor_get(t, before.back().data(), offset, size);
+    });
+
+    const llama_pos        offset = get_cells(seq_id).pos_get(n_distant) - (llama_pos) n_distant;
+    std::vector<llama_pos> rebased;
+    auto                   key_deltas = [&](size_t il) {
+        return rebase_deltas(seq_id, il, offset, plans[il].before, plans[il].after, rebased);
+    };
+    morphkv_runner put(lctx, layers()), turn(lctx, turned_layers());
+    put.inject_failure = turn.inject_failure = inject_failure;
+    why                                      = compute_recall(seq_id, plans, put);
+    if (why.empty()) {
+        why = compute_rebase(seq_id, n_used(seq_id), stream.rotary_offset - offset, key_deltas, turn);
+    }
+    n_sched_uses++;
+    if (!why.empty()) {
+        size_t i = 0;
+        side.for_each_slice(seq_id, n_used(seq_id), [&](ggml_tensor * t, size_t at, size_t size) {
+            ggml_backend_tensor_set(t, before[i++].data(), at, size);
+        });
+        failed(why);
+    }
+    for (size_t il = 0; il < side.layers.size(); ++il) {
+        const auto & layer = side.layers[il];
+        ggml_backend_tensor_set(layer.pos, plans[il].after.data(), seq_id * layer.pos->nb[2],
+                                plans[il].after.size() * sizeof(int32_t));
+    }
+    stream.n_rebases += offset > stream.rotary_offset;
+    stream.rotary_offset = offset;
+    stream.rebased       = std::move(rebased);
+    stream.pos_exact     = seq_pos_max(seq_id) + 1;
+    stream.n_recalls++;
+    stream.n_recalled += res.n_recalled;
+    res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
+    stream.recall_ms += res.took_ms;
+    return res;
+}

@@ -1,0 +1,334 @@
+// Archive and recall inside a context: what comes back is what left, a failure changes nothing, and states, forks and
+// rollbacks carry the archive.
+
+#include "tiny_context.h"
+
+#include "morphkv-cache.h"
+
+#include <cstring>
+#include <set>
+
+using step = morphkv_runner::step;
+
+static morphkv_cache & cache_of(const context_ptr & ctx) {
+    return dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
+}
+
+// Slots: 100 - 8 = 92.
+static morphkv_params recalling_params() {
+    auto res       = small_params();
+    res.capacity   = 100;
+    res.rope_limit = 400;
+    return res;
+}
+
+static context_ptr create_archived(llama_model * model, uint32_t n_seq = 1, ggml_type type = GGML_TYPE_F16,
+                                   uint64_t max_bytes = 0) {
+    auto cparams   = context_params(n_seq);
+    cparams.n_batch = 1024;
+    cparams.type_k = cparams.type_v = type;
+    auto ctx       = create(model, recalling_params(), cparams);
+    auto params    = morphkv_archive_params_default();
+    params.max_bytes = max_bytes;
+    CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_OK);
+    return ctx;
+}
+
+static morphkv_recall_params all_slots() {
+    auto res  = morphkv_recall_params_default();
+    res.share = 1.0f;
+    return res;
+}
+
+static morphkv_status try_recall(const context_ptr & ctx, morphkv_recalled & out, int32_t seq = 0) {
+    const auto params = all_slots();
+    out.size          = sizeof(out);
+    return morphkv_recall(ctx.get(), seq, &params, &out);
+}
+
+static morphkv_recalled recall(const context_ptr & ctx, int32_t seq = 0) {
+    morphkv_recalled res{};
+    if (try_recall(ctx, res, seq) != MORPHKV_STATUS_OK) {
+        fprintf(stderr, "%s\n", morphkv_last_error());
+        CHECK(false);
+    }
+    return res;
+}
+
+static std::vector<uint8_t> save(const context_ptr & ctx, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
+    std::vector<uint8_t> res(llama_state_seq_get_size_ext(ctx.get(), seq, flags));
+    CHECK(llama_state_seq_get_data_ext(ctx.get(), res.data(), res.size(), seq, flags) == res.size());
+    return res;
+}
+
+static bool load(const context_ptr & ctx, const std::vector<uint8_t> & state, llama_seq_id seq = 0,
+                 llama_state_seq_flags flags = 0) {
+    return llama_state_seq_set_data_ext(ctx.get(), state.data(), state.size(), seq, flags) == state.size();
+}
+
+// K or V of a cell, a layer and a head as floats.
+static floats row_of(const context_ptr & ctx, const ggml_tensor * t, int32_t i_cell, int32_t head, int32_t n_head_kv,
+                     llama_seq_id seq = 0) {
+    GGML_UNUSED(ctx);
+    const int64_t        n = t->ne[0] / n_head_kv;
+    std::vector<uint8_t> data(ggml_row_size(t->type, n));
+    ggml_backend_tensor_get(t, data.data(), seq * t->nb[2] + i_cell * t->nb[1] + head * data.size(), data.size());
+    floats res(n);
+    morphkv_convert_rows(t->type, data.data(), GGML_TYPE_F32, res.data(), 1, n);
+    return res;
+}
+
+static float largest_difference(const floats & a, const floats & b) {
+    float res = 0.0f;
+    for (size_t i = 0; i < a.size(); ++i) {
+        res = std::max(res, std::fabs(a[i] - b[i]));
+    }
+    return res;
+}
+
+// In the first layer a token's K and V depend on itself and where it stands alone: the recalled rows are those of a context
+// that decodes the same token at that rotary position.
+static void test_what_comes_back_is_what_left(ggml_type type, float tolerance) {
+    tiny_shape shape;
+    const auto model = tiny_model_load(shape);
+    const auto ctx   = create_archived(model.get(), 1, type);
+    const auto text  = some_tokens(700);
+    CHECK(decode(ctx, text) == 0);
+    const auto before = stats(ctx);
+    CHECK(before.n_archived == before.logical_pos + 1 - (before.n_used - before.n_distant));
+    CHECK(before.archive_bytes > 0 && before.n_archive_lost == 0 && before.archive_ms > 0.0);
+    const auto slots_before = retained(ctx, 0, 0);
+
+    const auto got = recall(ctx);
+    const auto s   = stats(ctx);
+    CHECK(got.n_archived == before.n_archived / 16 * 16 && got.n_recalled > 0 && got.took_ms >= got.ask_ms);
+    CHECK(s.n_recalls == 1 && s.n_recalled == got.n_recalled && s.recall_ms > 0.0);
+    CHECK(s.n_used == before.n_used && s.kv_bytes == before.kv_bytes && s.logical_pos == before.logical_pos);
+    CHECK(s.exact_pos == s.logical_pos + 1);
+
+    const auto & layer     = cache_of(ctx).get_side().layers[0];
+    const auto   slots     = retained(ctx, 0, 0);
+    const int    n_distant = s.n_distant;
+    int          n_new     = 0;
+    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+        const std::vector<int32_t> of_head(slots.begin() + h * n_distant, slots.begin() + (h + 1) * n_distant);
+        std::vector<int32_t>       ordered = of_head;
+        std::sort(ordered.begin(), ordered.end());
+        CHECK(std::adjacent_find(ordered.begin(), ordered.end()) == ordered.end());
+        CHECK(ordered.front() == 0 && ordered[1] == 1 && ordered[2] == 2);  // keep
+        CHECK(ordered.back() < s.logical_pos - 7);
+        for (int32_t i = 0; i < n_distant; ++i) {
+            n_new += of_head[i] != slots_before[h * n_distant + i];
+            const int32_t rank = std::lower_bound(ordered.begin(), ordered.end(), of_head[i]) - ordered.begin();
+            if (i % 9 != 0) {
+                continue;
+            }
+            // the same token where this one stands now
+            auto cparams   = context_params();
+            cparams.type_k = cparams.type_v = type;
+            const auto other = create(model.get(), recalling_params(), cparams);
+            tokens     fill(rank, 1);
+            fill.push_back(text[of_head[i]]);
+            CHECK(decode(other, fill) == 0);
+            const auto & same = cache_of(other).get_side().layers[0];
+            for (const bool is_k : { true, false }) {
+                const floats a = row_of(ctx, is_k ? layer.k : layer.v, i, h, layer.n_head_kv);
+                const floats b = row_of(other, is_k ? same.k : same.v, rank, h, layer.n_head_kv);
+                CHECK(largest_difference(a, b) <= tolerance);
+            }
+        }
+    }
+    CHECK(n_new > n_distant / 2);
+    // and the chat goes on: evictions, rebases, recalls
+    for (int i = 0; i < 5; ++i) {
+        decode_singly(ctx, some_tokens(37, i));
+        recall(ctx);
+        CHECK(all_finite(logits(ctx)));
+        CHECK(decode(ctx, some_tokens(150, 10 + i)) == 0 && all_finite(logits(ctx)));
+    }
+    CHECK(stats(ctx).n_recalls == 6);
+    CHECK(stats(ctx).logical_pos - stats(ctx).rotary_offset < 400);
+}
+
+static void test_nothing_comes_back_before_the_first_eviction(llama_model * model) {
+    const auto ctx = create_archived(model);
+    CHECK(recall(ctx).n_recalled == 0);
+    CHECK(decode(ctx, some_tokens(60)) == 0);
+    const auto state = save(ctx);
+    CHECK(recall(ctx).n_recalled == 0 && stats(ctx).n_recalls == 0);
+    CHECK(save(ctx) == state);
+}
+
+static void test_a_recall_that_fails_changes_nothing(llama_model * model, step which) {
+    const auto ctx = create_archived(model, 2);
+    CHECK(decode(ctx, some_tokens(500), { 0 }) == 0);
+    CHECK(decode(ctx, some_tokens(20, 2), { 1 }) == 0);
+    const auto before = save(ctx), other = save(ctx, 1);
+    for (int n_good = 0; n_good < 2; ++n_good) {
+        int n                        = 0;
+        cache_of(ctx).inject_failure = [&](step s) {
+            return s == which && n++ == n_good;
+        };
+        morphkv_recalled out{};
+        CHECK(try_recall(ctx, out) == MORPHKV_STATUS_FAILED);
+        CHECK(strstr(morphkv_last_error(), "recall failed") && strstr(morphkv_last_error(), "sequence 0 is unchanged"));
+        CHECK(save(ctx) == before && save(ctx, 1) == other);
+    }
+    cache_of(ctx).inject_failure = nullptr;
+    CHECK(recall(ctx).n_recalled > 0);
+    decode_singly(ctx, some_tokens(30, 4), { 0, 1 });
+    CHECK(all_finite(logits(ctx, 0)) && all_finite(logits(ctx, 1)));
+}
+
+// An eviction that fails takes back what it had archived.
+static void test_a_cut_that_fails_archives_nothing(llama_model * model) {
+    const auto ctx = create_archived(model);
+    CHECK(decode(ctx, some_tokens(300)) == 0);
+    decode_to_a_cut(ctx);
+    decode_singly(ctx, some_tokens(5));
+    const auto before            = save(ctx);
+    cache_of(ctx).inject_failure = [](step s) {
+        return s == step::ALLOC;
+    };
+    CHECK(decode(ctx, { 1 }) == -3);
+    CHECK(save(ctx) == before);
+    cache_of(ctx).inject_failure = nullptr;
+    const int64_t n_archived     = stats(ctx).n_archived;
+    decode_singly(ctx, { 1 });
+    CHECK(stats(ctx).n_archived == n_archived + 6);
+}
+
+static void test_states_carry_the_archive(llama_model * model, uint64_t max_bytes) {
+    const auto ctx = create_archived(model, 1, GGML_TYPE_F16, max_bytes);
+    CHECK(decode(ctx, some_tokens(600)) == 0);
+    recall(ctx);
+    decode_singly(ctx, some_tokens(20, 2));
+    const auto state = save(ctx);
+    const auto other = create_archived(model, 1, GGML_TYPE_F16, max_bytes);
+    CHECK(decode(other, some_tokens(333, 5)) == 0);
+    CHECK(load(other, state));
+    CHECK(save(other) == state);
+    for (const auto * c : { &ctx, &other }) {
+        CHECK(decode(*c, some_tokens(80, 3)) == 0);
+        recall(*c);
+        decode_singly(*c, some_tokens(40, 4));
+    }
+    CHECK(logits(ctx) == logits(other) && save(ctx) == save(other));
+    CHECK(retained(ctx, 0, 1) == retained(other, 0, 1));
+    CHECK((stats(other).n_archive_lost > 0) == (max_bytes > 0));
+
+    // with other settings, with damage, cut short: refused, and the context goes on
+    const auto before = save(other);
+    auto       bad    = state;
+    bad[bad.size() / 2] ^= 1;
+    CHECK(!load(create(model, recalling_params(), context_params()), state));
+    CHECK(!load(other, state, 0, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) && save(other) == before);
+    for (size_t n : { state.size() - 1, state.size() / 2, state.size() / 3, size_t(50) }) {
+        CHECK(!load(other, std::vector<uint8_t>(state.begin(), state.begin() + n)));
+        CHECK(decode(other, some_tokens(300)) == 0 && all_finite(logits(other)));
+        CHECK(recall(other).n_archived > 0);
+    }
+}
+
+static void test_a_checkpoint_goes_back(llama_model * model) {
+    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    const auto ctx   = create_archived(model);
+    CHECK(decode(ctx, some_tokens(600)) == 0);
+    const auto state = save(ctx), checkpoint = save(ctx, 0, flags);
+    CHECK(checkpoint.size() < state.size() / 2);
+    CHECK(decode(ctx, some_tokens(200, 2)) == 0);
+    recall(ctx);
+    CHECK(load(ctx, checkpoint, 0, flags));
+    CHECK(save(ctx) == state);
+    // of another text's archive nothing is left
+    llama_memory_clear(memory(ctx), true);
+    CHECK(decode(ctx, some_tokens(700, 9)) == 0);
+    CHECK(load(ctx, checkpoint, 0, flags));
+    CHECK(stats(ctx).n_archived == 0 && recall(ctx).n_recalled == 0);
+    decode_singly(ctx, some_tokens(60, 3));
+    CHECK(stats(ctx).n_archived > 0 && all_finite(logits(ctx)));
+}
+
+static void test_forks_and_rollbacks(llama_model * model) {
+    const auto ctx = create_archived(model, 2);
+    CHECK(decode(ctx, some_tokens(600), { 0 }) == 0);
+    llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
+    CHECK(stats(ctx, 1).n_archived == stats(ctx, 0).n_archived);
+    CHECK(recall(ctx, 0).n_recalled == recall(ctx, 1).n_recalled);
+    decode_singly(ctx, some_tokens(70, 2), { 0, 1 });
+    CHECK(logits(ctx, 0) == logits(ctx, 1));
+    CHECK(decode(ctx, some_tokens(100, 3), { 0 }) == 0);
+    CHECK(stats(ctx, 1).n_archived < stats(ctx, 0).n_archived);
+
+    // behind the last eviction: the archive is untouched; everything: it is empty
+    decode_to_a_cut(ctx, 0);
+    const int64_t n_archived = stats(ctx, 0).n_archived;
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, stats(ctx, 0).logical_pos - 1, -1));
+    CHECK(stats(ctx, 0).n_archived == n_archived);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
+    CHECK(stats(ctx, 0).n_archived == 0 && stats(ctx, 1).n_archived > 0);
+}
+
+static void test_what_is_refused(llama_model * model) {
+    auto       params = morphkv_archive_params_default();
+    const auto ctx    = create(model, recalling_params(), context_params());
+
+    morphkv_recalled out{};
+    CHECK(try_recall(ctx, out) == MORPHKV_STATUS_INVALID && strstr(morphkv_last_error(), "needs an archive"));
+    params.type_k = GGML_TYPE_Q4_K;
+    CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_INVALID);
+    CHECK(strstr(morphkv_last_error(), "type_k must be one of"));
+    params.type_k = -1;
+    CHECK(decode(ctx, some_tokens(10)) == 0);
+    CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_INVALID);
+    CHECK(strstr(morphkv_last_error(), "before anything is decoded"));
+    llama_memory_clear(memory(ctx), true);
+    params.path = "/no/such/folder/archive";
+    CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_FAILED);
+    params.path = nullptr;
+    CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_OK);
+    CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_INVALID);
+    CHECK(strstr(morphkv_last_error(), "once"));
+
+    auto refuse = [&](auto change, const char * sentence) {
+        auto p = morphkv_recall_params_default();
+        change(p);
+        out.size = sizeof(out);
+        CHECK(morphkv_recall(ctx.get(), 0, &p, &out) == MORPHKV_STATUS_INVALID);
+        CHECK(strstr(morphkv_last_error(), sentence));
+    };
+    refuse([](auto & p) { p.share = 0.0f; }, "share must be in (0, 1]");
+    refuse([](auto & p) { p.share = NAN; }, "share must be in (0, 1]");
+    refuse([](auto & p) { p.votes = 9; }, "votes must be in 0..8, got 9");
+    refuse([](auto & p) { p.distance = 400; }, "distance must be in 0..399, got 400");
+    refuse([](auto & p) { p.look = 0; }, "look must be at least 1");
+    refuse([](auto & p) { p.size = 1; }, "size must be");
+    CHECK(morphkv_recall(ctx.get(), 7, nullptr, &out) == MORPHKV_STATUS_INVALID);
+
+    // positions that are not rebased
+    auto never       = recalling_params();
+    never.rope_limit = 0;
+    const auto fixed = create(model, never, context_params());
+    CHECK(morphkv_archive_start(fixed.get(), &params) == MORPHKV_STATUS_UNSUPPORTED);
+    CHECK(strstr(morphkv_last_error(), "rope_limit"));
+}
+
+int main() {
+    log_errors_only();
+    llama_backend_init();
+    const auto model = tiny_model_load({});
+    test_what_comes_back_is_what_left(GGML_TYPE_F32, 1e-4f);
+    test_what_comes_back_is_what_left(GGML_TYPE_F16, 0.01f);
+    test_what_comes_back_is_what_left(GGML_TYPE_Q8_0, 0.1f);
+    test_nothing_comes_back_before_the_first_eviction(model.get());
+    test_a_recall_that_fails_changes_nothing(model.get(), step::ALLOC);
+    test_a_recall_that_fails_changes_nothing(model.get(), step::COMPUTE);
+    test_a_cut_that_fails_archives_nothing(model.get());
+    test_states_carry_the_archive(model.get(), 0);
+    test_states_carry_the_archive(model.get(), 100000);
+    test_a_checkpoint_goes_back(model.get());
+    test_forks_and_rollbacks(model.get());
+    test_what_is_refused(model.get());
+    llama_backend_free();
+    return 0;
+}
