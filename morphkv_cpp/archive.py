@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from gguf import GGMLQuantizationType
 
@@ -31,7 +31,7 @@ class Archive:
         evictions' intervals have been written; "off": by Llama.recall() alone.
     share: of the distant slots, (0, 1]: most that a recall fills. The others stay MorphKV's choice.
     redo: most tokens at a prompt's end that are decoded again on what was recalled, before a second recall.
-    votes: how many of the newest queries ask, at most those of the cache; 0: 8, or those if fewer.
+    votes: how many of the newest queries ask, at most those of the cache; 0: 16, or those if fewer.
     distance: the archive is asked as if each of its tokens lay so many positions back.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
@@ -41,17 +41,24 @@ class Archive:
     place: str = RAM
     type: str | None = None
     max_bytes: int = 0
-    recall: Union[str, int] = "prompt"
-    share: float = 0.5
+    recall: str | int = "prompt"
+    share: float = 0.75
     redo: int = 128
     votes: int = 0
     distance: int = 256
 
     def __post_init__(self):
-        object.__setattr__(self, "place", os.fsdecode(os.fspath(self.place)))
+        if not isinstance(self.place, (str, os.PathLike)):
+            raise TypeError(f'archive must be "{RAM}", a path or an Archive, got {self.place!r}')
+        object.__setattr__(self, "place", os.fsdecode(self.place))
         if self.type is not None and plain_str("archive_type", self.type) not in CACHE_TYPES:
             raise ValueError(f"archive_type must be one of {', '.join(CACHE_TYPES)}, got {self.type!r}")
-        for name, field in (("archive_max_bytes", "max_bytes"), ("recall_redo", "redo"), ("recall_votes", "votes"), ("recall_distance", "distance")):
+        for name, field in (
+            ("archive_max_bytes", "max_bytes"),
+            ("recall_redo", "redo"),
+            ("recall_votes", "votes"),
+            ("recall_distance", "distance"),
+        ):
             value = plain_int(name, getattr(self, field))
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")

@@ -12,7 +12,7 @@ from .cli_archs import archs
 from .cli_bench import bench
 from .cli_chat import chat
 from .cli_demo import demo
-from .cli_eval import recall, texts
+from .cli_eval import recall, remember, texts
 from .cli_generate import generate
 from .cli_perplexity import perplexity
 from .cli_selftest import selftest
@@ -33,7 +33,7 @@ def show_info() -> None:
     print(info())
 
 
-for command in (demo, generate, chat, perplexity, recall, bench, texts, archs, selftest):
+for command in (demo, generate, chat, perplexity, recall, remember, bench, texts, archs, selftest):
     app.command()(command)
 app.command(context_settings=CONTEXT_SETTINGS)(serve)
 app.command("rpc-server", context_settings=RPC_CONTEXT_SETTINGS)(rpc_server)

@@ -10,20 +10,21 @@ from typing import Annotated, Any, ClassVar, Optional
 import llama_cpp
 import typer
 
-from . import Llama, MorphKV, Session
+from . import Archive, Llama, MorphKV, Session
 from .chat_view import pictures, printable, stats_rows, status_line
 from .interrupts import noted_interrupts
-from .options import MODEL_PANEL, Model, llama_options, morphkv_options, sampling_options, with_options
+from .options import MODEL_PANEL, Model, archive_options, llama_options, morphkv_options, sampling_options, with_options
 from .show import find_model, remark
 
 PROMPT = "> "
 HINT = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"
 
 
-@with_options(morphkv=morphkv_options, llama=llama_options, sampling=sampling_options)
+@with_options(morphkv=morphkv_options, archive=archive_options, llama=llama_options, sampling=sampling_options)
 def chat(
     model: Model,
     morphkv: MorphKV,
+    archive: Optional[Archive],
     llama: dict[str, Any],
     sampling: dict[str, Any],
     system: Annotated[
@@ -66,7 +67,7 @@ def chat(
     if predict == 0 or predict < -1:
         raise ValueError(f"--predict must be -1 or at least 1, got {predict}")
     context = {} if ctx_size is None else {"n_ctx": ctx_size}
-    llm = Llama(find_model(model), morphkv=morphkv, **context, **llama)
+    llm = Llama(find_model(model), morphkv=morphkv, archive=archive, **context, **llama)
     try:
         # one seed for all; each answer has the next of its series
         seed = sampling.pop("seed")

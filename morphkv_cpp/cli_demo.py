@@ -1,4 +1,4 @@
-"""`morphkv demo`: writes a long text, then compares with stock llama.cpp at the same length."""
+"""`morphkv demo`: writes a long text, compares with stock llama.cpp at its length, then asks about what is gone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from . import Llama, MorphKV, bridge
-from .demo import N_RATED, PROMPT, Kept, Written, kept_by_layer, open_demo, replay_end, write_long
+from .demo import N_RATED, PROMPT, Kept, Written, ask_about_facts, kept_by_layer, open_demo, replay_end, write_long
 from .options import DEMO, llama_options, morphkv_options, with_options
 from .show import StatusLine, find_model, mebibytes, print_table, remark
 
@@ -30,7 +30,7 @@ def demo(
         Optional[Path], typer.Option("--out", "-o", metavar="FILE", help="write the text to FILE as well")
     ] = None,
 ) -> None:
-    """Write a long text in a cache of constant size, then compare with stock llama.cpp at the same length."""
+    """Write a long text in a cache of constant size, compare with stock llama.cpp, and ask about facts of long ago."""
     if tokens < 2:
         raise ValueError(f"--tokens must be at least 2, got {tokens}")
     path = find_model(model)
@@ -71,6 +71,24 @@ def demo(
         ],
     )
     print_kept(kept, morphkv.keep)
+    _ask(path, morphkv, written.tokens, llama)
+
+
+def _ask(path: Path, morphkv: MorphKV, text: list[int], llama: dict[str, Any]) -> None:
+    """The second act: facts, then the text that was written, then questions."""
+    remark("now with an archive: a few facts, the text above, and questions about the facts ...")
+    answers = ask_about_facts(path, morphkv, text, **llama)
+    n_tokens, stats = answers.n_tokens, answers.stats
+    print_table(
+        f"Stated at the start, asked {n_tokens} tokens later",
+        ("", "with recall", "without"),
+        [(fact.line, answers.recalled[i], answers.without[i]) for i, fact in enumerate(answers.facts)],
+        n_text=3,
+    )
+    print(
+        f"The archive has {stats.n_archived} tokens in {mebibytes(stats.archive_bytes)} of the host's memory; "
+        f"{stats.n_recalls} recalls for the last question took {stats.recall_ms:.0f} ms."
+    )
 
 
 def _write(llm: Llama, n_tokens: int, seed: int) -> tuple[Written, str]:

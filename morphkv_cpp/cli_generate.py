@@ -6,12 +6,13 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from . import Llama, MorphKV, bridge
+from . import Archive, Llama, MorphKV, bridge
 from .interrupts import noted_interrupts
 from .options import (
     MODEL_PANEL,
     SAMPLING_PANEL,
     Model,
+    archive_options,
     llama_options,
     morphkv_options,
     sampling_options,
@@ -21,11 +22,12 @@ from .show import find_model, mebibytes, remark
 from .stream import BanTokens, TokenText, end_tokens, write
 
 
-@with_options(morphkv=morphkv_options, llama=llama_options, sampling=sampling_options)
+@with_options(morphkv=morphkv_options, archive=archive_options, llama=llama_options, sampling=sampling_options)
 def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="prompt to start generation with; - reads it from stdin")],
     morphkv: MorphKV,
+    archive: Optional[Archive],
     llama: dict[str, Any],
     sampling: dict[str, Any],
     predict: Annotated[
@@ -78,6 +80,7 @@ def generate(
     llm = Llama(
         find_model(model),
         morphkv=None if stock else morphkv,
+        archive=archive,
         n_batch=batch_size,
         n_ubatch=batch_size,
         last_n_tokens_size=repeat_last_n,
@@ -130,4 +133,7 @@ def statistics(llm: Llama, n_prompt: int, times: list[float]) -> str:
         stats = llm.cache_stats()
         parts.append(f"{stats.n_used} of {stats.n_limit} cells in use")
         parts.append(f"{stats.n_evictions} evictions, {stats.evict_ms / max(stats.n_evictions, 1):.1f} ms each")
+        if llm.archive is not None:
+            parts.append(f"{stats.n_archived} tokens archived in {mebibytes(stats.archive_bytes)}")
+            parts.append(f"{stats.n_recalls} recalls in {stats.recall_ms:.0f} ms")
     return "; ".join(parts)

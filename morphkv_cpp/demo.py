@@ -1,14 +1,17 @@
-"""The demo: a long text from a cache of constant size, then what stock llama.cpp needs for the same tokens."""
+"""The demo: a long text from a cache of constant size, what stock llama.cpp needs for it, and facts of long ago."""
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
-from . import Llama, MorphKV
+from . import Archive, CacheStats, Llama, MorphKV, bridge
+from .eval import Fact
+from .eval.recall import QUESTION
+from .eval.remember import answer, document_facts
 from .stream import BanTokens, ForceTokens, TokenText, end_tokens, write
 
 N_RATED = 500  # tokens at the end over which the speed is taken
@@ -83,6 +86,40 @@ def _write(
         written.seconds.append(time.perf_counter() - start)
         written.tokens.append(token)
         on_token(token)
+
+
+@dataclass
+class Answers:
+    """Answers to questions about facts that were evicted, with and without recall."""
+
+    n_tokens: int  # between the facts and the questions
+    facts: list[Fact]
+    recalled: list[str]
+    without: list[str]
+    stats: CacheStats  # after the last question
+
+
+def ask_about_facts(model: Path, morphkv: MorphKV, text: list[int], n_facts: int = 3, **llama_options: Any) -> Answers:
+    """State facts, go on with the text, and ask."""
+    archive = Archive()
+    llm = Llama(model, morphkv=morphkv, archive=archive, **llama_options)
+    try:
+        facts = document_facts(0)[:n_facts]
+        llm.decode(llm.tokenize("".join(f"{fact.line}\n\n" for fact in facts).encode()))
+        for start in range(0, len(text), llm.n_batch):
+            llm.decode(text[start : start + llm.n_batch])
+        n_held, checkpoint = llm.n_tokens, bridge.checkpoint(llm.ctx)
+        answers: dict[str, list[str]] = {"off": [], "prompt": []}
+        for fact in facts:
+            question = llm.tokenize(QUESTION.format(subject=fact.subject).encode(), add_bos=False)
+            for recall, said in answers.items():
+                bridge.set_checkpoint(llm.ctx, checkpoint)
+                llm.n_tokens = n_held
+                llm.archive = replace(archive, recall=recall)
+                said.append(answer(llm, question).strip())
+        return Answers(len(text), facts, answers["prompt"], answers["off"], llm.cache_stats())
+    finally:
+        llm.close()
 
 
 @dataclass

@@ -55,8 +55,8 @@ class Llama(llama_cpp.Llama):
     One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
 
     Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded or options that exclude
-    MorphKV; RuntimeError for a file that cannot be the archive; UnsupportedError (also a ValueError) with the native reason if this model or context cannot have it;
-    ConnectionError where no RPC server answers.
+    MorphKV; RuntimeError for a file that cannot be the archive; UnsupportedError (also a ValueError) with the native
+    reason if this model or context cannot have it; ConnectionError where no RPC server answers.
     """
 
     _morphkv: MorphKV | None = None
@@ -260,6 +260,7 @@ class Llama(llama_cpp.Llama):
         tokens = list(tokens)
         if self._morphkv is not None and options.get("reset", True):
             self.last_prompt = prompt_reuse(self, tokens)
+        self.last_recalls = ()
         self._recall_is_due = self._archive is not None and self._archive.recall != "off"
         # not a loop: callers may send() tokens
         yield from super().generate(tokens, *arguments, **options)
@@ -374,7 +375,12 @@ class Llama(llama_cpp.Llama):
         self._requires_eval = True
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv, "archive": self._archive}
+        state = {
+            **super().__getstate__(),
+            "draft_model": self._draft_model,
+            "morphkv": self._morphkv,
+            "archive": self._archive,
+        }
         if self._rpc_servers is not None:
             state["rpc_servers"] = self._rpc_servers
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}

@@ -14,7 +14,7 @@ import llama_cpp
 import typer
 
 from . import MorphKV
-from .archive import CACHE_TYPES
+from .archive import CACHE_TYPES, Archive
 from .models.demo import demo_model_path
 
 DEFAULTS = MorphKV()
@@ -134,6 +134,74 @@ def morphkv_options(
         seed=policy_seed,
         rope_limit=rope_limit,
     )
+
+
+def archive_options(
+    archive: Annotated[
+        Optional[str],
+        _morphkv(
+            "keep what leaves the window in memory, or in a file, and recall what a prompt asks for",
+            "--archive",
+            metavar="ram|PATH",
+            show_default=False,
+        ),
+    ] = None,
+    archive_type: Annotated[
+        Optional[str],
+        _morphkv(
+            f"data type of archived K and V: {', '.join(CACHE_TYPES)} (default: as in the cache)",
+            "--archive-type",
+            metavar="TYPE",
+            show_default=False,
+        ),
+    ] = None,
+    archive_max_bytes: Annotated[
+        int,
+        _morphkv(
+            "most bytes of the archive, the oldest tokens make room (0 = no limit)", "--archive-max-bytes", metavar="N"
+        ),
+    ] = Archive.max_bytes,
+    recall: Annotated[
+        str,
+        _morphkv(
+            "when to recall: off, prompt, or N: then, and each N intervals of evictions while writing",
+            "--recall",
+            metavar="{off,prompt,N}",
+        ),
+    ] = "prompt",
+    recall_share: Annotated[
+        float, _morphkv("most that a recall fills of the distant slots, in (0, 1]", "--recall-share", metavar="X")
+    ] = Archive.share,
+    recall_redo: Annotated[
+        int,
+        _morphkv("most tokens of a prompt's end that are decoded again after a recall", "--recall-redo", metavar="N"),
+    ] = Archive.redo,
+    recall_votes: Annotated[
+        int,
+        _morphkv("how many of the newest queries ask (0 = 16, or the votes if fewer)", "--recall-votes", metavar="N"),
+    ] = Archive.votes,
+    recall_distance: Annotated[
+        int, _morphkv("the archive is asked as if it lay N positions back", "--recall-distance", metavar="N")
+    ] = Archive.distance,
+) -> Optional[Archive]:
+    return archive_or_none(
+        archive,
+        archive_type,
+        archive_max_bytes,
+        int(recall) if recall.isdecimal() else recall,
+        recall_share,
+        recall_redo,
+        recall_votes,
+        recall_distance,
+    )
+
+
+def archive_or_none(place: Optional[str], *settings: Any) -> Optional[Archive]:
+    """Settings are checked where there is no archive, too."""
+    chosen = Archive("ram" if place is None else place, *settings)
+    if place is None and chosen != Archive():
+        raise ValueError("--archive-... and --recall... need --archive")
+    return None if place is None else chosen
 
 
 def _model(text: str, *names: str, **more: Any) -> Any:

@@ -41,6 +41,8 @@ class Turn:
     reprocessed: bool  # the cache knew the start of a session's first prompt but had evicted some: all was evaluated
     seconds: float
     rate_tok_s: float  # of the answer behind its first token; 0 where there is none
+    n_recalled: int = 0  # tokens that came back from the archive for the question, summed over layers and KV heads
+    recall_ms: float = 0.0  # time that took
 
 
 class Session:
@@ -217,6 +219,8 @@ class Session:
                 reprocessed=reuse.reprocessed,
                 seconds=time.perf_counter() - start_s,
                 rate_tok_s=answer.rate_tok_s,
+                n_recalled=sum(recall.n_recalled for recall in llm.last_recalls),
+                recall_ms=sum(recall.took_ms for recall in llm.last_recalls),
             )
 
     def _ask(self, question: str) -> tuple[Rendered, PromptReuse]:

@@ -1,10 +1,10 @@
-"""Facts long gone: stated among a text's first 512 tokens, asked for thousands of tokens later, with and without recall.
+"""Facts long gone: stated among a text's first 512 tokens, asked for thousands of tokens later.
 
 A text is streamed once through a cache of constant size. At each length of interest it is asked about its facts: the
-cache is brought back to that point after each question. Subjects and answers are matched anew by each document's seed, so
-that only the document tells them; a document has one fact of a kind (a name, a colour, a home town ...), as this is about
-what a cache holds, and a small model mixes up what is alike even where it sees all. The prose around them is that of this package, its sentences
-shuffled anew each time it has been used up, or another text.
+cache is brought back to that point after each question. Subjects and answers are matched anew by each document's seed,
+so that only the document tells them. A document has one fact of a kind (a name, a colour, a home town ...): this is
+about what a cache holds, and a small model mixes up what is alike even where it sees all. The prose around them is that
+of this package, its sentences shuffled anew each time it has been used up, or another text.
 """
 
 from __future__ import annotations

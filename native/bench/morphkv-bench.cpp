@@ -16,9 +16,11 @@ static bool has(const std::vector<const char *> & names, const std::string & nam
 
 bool morphkv_bench_arg(int argc, char ** argv, int & i) {
     const std::string name = argv[i];
-    for (const auto & arg : morphkv_common_args(common_params())) {
+    auto              args = morphkv_common_args(common_params());
+    for (auto & arg : args) {
         const bool is_positive = has(arg.args, name);
-        if ((!is_positive && !has(arg.args_neg, name)) || has(arg.args, "--morphkv-keep-system")) {
+        // a server alone has slots to keep and recall for
+        if ((!is_positive && !has(arg.args_neg, name)) || !arg.in_example(LLAMA_EXAMPLE_COMMON)) {
             continue;
         }
         if (arg.handler_bool) {

@@ -134,41 +134,45 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_KEEP_SYSTEM");
-    add(common_arg({ "--morphkv-archive" }, "{ram,PATH}",
-                   "MorphKV: what leaves a slot's window is kept in memory, or in a file (slot N > 0: PATH.N), and comes back "
-                   "when a prompt asks for it (default: nothing is kept)",
-                   [](common_params & params, const std::string & value) {
-                       given(params, "--morphkv-archive");
-                       params.morphkv.archive = value;
-                   })
+    add(common_arg(
+            { "--morphkv-archive" }, "{ram,PATH}",
+            "MorphKV: what leaves a slot's window is kept in memory, or in a file (slot N > 0: PATH.N), and comes back "
+            "when a prompt asks for it (default: nothing is kept)",
+            [](common_params & params, const std::string & value) {
+                given(params, "--morphkv-archive");
+                params.morphkv.archive = value;
+            })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE");
-    add(common_arg({ "--morphkv-archive-type" }, "TYPE",
-                   "MorphKV: data type of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0 (default: as in the cache)",
-                   [](common_params & params, const std::string & value) {
-                       given(params, "--morphkv-archive-type");
-                       params.morphkv.archive_type = value;
-                   })
+    add(common_arg(
+            { "--morphkv-archive-type" }, "TYPE",
+            "MorphKV: data type of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0 (default: as in the cache)",
+            [](common_params & params, const std::string & value) {
+                given(params, "--morphkv-archive-type");
+                params.morphkv.archive_type = value;
+            })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE_TYPE");
-    add(common_arg({ "--morphkv-archive-max" }, "N",
-                   string_format("MorphKV: most MiB that a slot's archive takes, the oldest tokens make room (default: %d, "
-                                 "0 = no limit)",
-                                 (int) params.morphkv.archive_max_mib),
-                   [](common_params & params, int value) {
-                       given(params, "--morphkv-archive-max");
-                       params.morphkv.archive_max_mib = value;
-                   })
+    add(common_arg(
+            { "--morphkv-archive-max" }, "N",
+            string_format("MorphKV: most MiB that a slot's archive takes, the oldest tokens make room (default: %d, "
+                          "0 = no limit)",
+                          (int) params.morphkv.archive_max_mib),
+            [](common_params & params, int value) {
+                given(params, "--morphkv-archive-max");
+                params.morphkv.archive_max_mib = value;
+            })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE_MAX");
-    add(common_arg({ "--morphkv-recall" }, "{off,prompt,N}",
-                   "MorphKV: recall what a prompt asks for from the archive; N: then, and also while an answer is written, "
-                   "each N intervals of evictions (default: prompt)",
-                   [](common_params & params, const std::string & value) {
-                       given(params, "--morphkv-recall");
-                       params.morphkv.recalls         = value != "off";
-                       params.morphkv.recall_interval = to_recall_interval(value);
-                   })
+    add(common_arg(
+            { "--morphkv-recall" }, "{off,prompt,N}",
+            "MorphKV: recall what a prompt asks for from the archive; N: then, and also while an answer is written, "
+            "each N intervals of evictions (default: prompt)",
+            [](common_params & params, const std::string & value) {
+                given(params, "--morphkv-recall");
+                params.morphkv.recalls         = value != "off";
+                params.morphkv.recall_interval = to_recall_interval(value);
+            })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL");
     add(common_arg({ "--morphkv-recall-share" }, "X",
@@ -226,8 +230,7 @@ static void check_archive(const morphkv_common_params & morphkv) {
                       std::to_string(morphkv.archive_max_mib));
     }
     if (!(morphkv.recall_share > 0.0f && morphkv.recall_share <= 1.0f)) {
-        throw refusal("MorphKV: --morphkv-recall-share must be in (0, 1], got " +
-                      std::to_string(morphkv.recall_share));
+        throw refusal("MorphKV: --morphkv-recall-share must be in (0, 1], got " + std::to_string(morphkv.recall_share));
     }
     morphkv_common_archive_type(morphkv);
 }

@@ -22,11 +22,11 @@ struct morphkv_common_params {
     morphkv_params params = morphkv_params_default();
 
     // llama-server's archive
-    std::string archive;               // "ram" or a path, empty = none
-    std::string archive_type;          // of K and V, empty = as in the cache
-    int64_t     archive_max_mib = 0;   // of a slot, 0 = no limit
+    std::string archive;              // "ram" or a path, empty = none
+    std::string archive_type;         // of K and V, empty = as in the cache
+    int64_t     archive_max_mib = 0;  // of a slot, 0 = no limit
     bool        recalls         = true;
-    int32_t     recall_interval = 0;   // evictions' intervals between recalls while an answer is written, 0 = none then
+    int32_t     recall_interval = 0;  // evictions' intervals between recalls while an answer is written, 0 = none then
     float       recall_share    = morphkv_recall_params_default().share;
 };
 

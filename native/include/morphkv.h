@@ -70,35 +70,35 @@ typedef struct morphkv_params {
 } morphkv_params;
 
 typedef struct morphkv_stats {
-    size_t   size;           // sizeof(morphkv_stats), set by the caller
+    size_t   size;            // sizeof(morphkv_stats), set by the caller
     int32_t  capacity;
-    int32_t  keep;           // first tokens of the sequence that are never evicted
-    int32_t  n_cells;        // allocated per sequence
-    int32_t  n_limit;        // most cells that a sequence uses: capacity + max(interval, prompt_room)
-    int32_t  n_distant;      // distant slots per KV head: capacity - window
-    int32_t  n_used;         // cells that the sequence uses now
-    int32_t  n_seq_max;      // sequences that have cells of their own
-    int32_t  logical_pos;    // position of the sequence's newest token, -1 when empty
-    int32_t  complete_pos;   // tokens behind it can be taken back: every head still holds them; -1 when empty
-    int32_t  exact_pos;      // tokens from here on can be taken back exactly: none is older than the last eviction or
-                             // rebase
-    int32_t  rope_limit;     // in force; 0 = rotary positions are never rebased
-    int32_t  rotary_offset;  // of the sequence's recent tokens: position minus the rotary one, which RoPE sees
-    int64_t  n_rebases;      // how often the offset grew
-    int64_t  n_evictions;    // evictions of the sequence
-    int64_t  n_evicted;      // tokens evicted per KV head, summed over the sequence's evictions
-    uint64_t kv_bytes;       // K and V of all sequences
-    uint64_t extra_bytes;    // query rings, positions and scores of all sequences
-    uint64_t scratch_bytes;  // most that an eviction has taken from the compute buffer
-    double   evict_ms;       // time spent in evictions, all sequences
-    double   seq_evict_ms;   // the same, of this sequence id alone; emptying the sequence does not set it back
-    int64_t  n_archived;     // tokens of the sequence that are in its archive
-    int64_t  n_archive_lost; // tokens that had to leave it (max_bytes)
-    uint64_t archive_bytes;  // archives of all sequences: pages and index, on the host
-    double   archive_ms;     // of evict_ms: time spent to archive, all sequences
-    int64_t  n_recalls;      // recalls of the sequence
-    int64_t  n_recalled;     // tokens that they brought back, summed over layers and KV heads
-    double   recall_ms;      // time spent in them
+    int32_t  keep;            // first tokens of the sequence that are never evicted
+    int32_t  n_cells;         // allocated per sequence
+    int32_t  n_limit;         // most cells that a sequence uses: capacity + max(interval, prompt_room)
+    int32_t  n_distant;       // distant slots per KV head: capacity - window
+    int32_t  n_used;          // cells that the sequence uses now
+    int32_t  n_seq_max;       // sequences that have cells of their own
+    int32_t  logical_pos;     // position of the sequence's newest token, -1 when empty
+    int32_t  complete_pos;    // tokens behind it can be taken back: every head still holds them; -1 when empty
+    int32_t  exact_pos;       // tokens from here on can be taken back exactly: none is older than the last eviction or
+                              // rebase
+    int32_t  rope_limit;      // in force; 0 = rotary positions are never rebased
+    int32_t  rotary_offset;   // of the sequence's recent tokens: position minus the rotary one, which RoPE sees
+    int64_t  n_rebases;       // how often the offset grew
+    int64_t  n_evictions;     // evictions of the sequence
+    int64_t  n_evicted;       // tokens evicted per KV head, summed over the sequence's evictions
+    uint64_t kv_bytes;        // K and V of all sequences
+    uint64_t extra_bytes;     // query rings, positions and scores of all sequences
+    uint64_t scratch_bytes;   // most that an eviction has taken from the compute buffer
+    double   evict_ms;        // time spent in evictions, all sequences
+    double   seq_evict_ms;    // the same, of this sequence id alone; emptying the sequence does not set it back
+    int64_t  n_archived;      // tokens of the sequence that are in its archive
+    int64_t  n_archive_lost;  // tokens that had to leave it (max_bytes)
+    uint64_t archive_bytes;   // archives of all sequences: pages and index, on the host
+    double   archive_ms;      // of evict_ms: time spent to archive, all sequences
+    int64_t  n_recalls;       // recalls of the sequence
+    int64_t  n_recalled;      // tokens that they brought back, summed over layers and KV heads
+    double   recall_ms;       // time spent in them
 } morphkv_stats;
 
 MORPHKV_API int32_t      morphkv_abi_version(void);
@@ -149,8 +149,8 @@ typedef struct morphkv_archive_params {
     int32_t      type_k;     // ggml_type of what is kept; -1 = as in the cache
     int32_t      type_v;
     uint64_t     max_bytes;  // per sequence: the oldest pages make room; 0 = no limit
-    const char * path;       // of a file for the pages, sequence i > 0 in path.i; NULL = in memory. One that another context
-                             // left is opened: its pages are there for a checkpoint of theirs, and a new text begins it anew
+    const char * path;  // of a file for the pages, sequence i > 0 in path.i; NULL = in memory. One that another context
+                        // left is opened: its pages are there for a checkpoint of theirs, and a new text begins it anew
 } morphkv_archive_params;
 
 MORPHKV_API morphkv_archive_params morphkv_archive_params_default(void);
@@ -164,7 +164,7 @@ MORPHKV_API const char * morphkv_archive_why_stopped(struct llama_context * ctx,
 
 typedef struct morphkv_recall_params {
     size_t  size;      // sizeof(morphkv_recall_params)
-    int32_t votes;     // how many of the newest queries ask; at most the context's votes, 0 = 8 or those if fewer
+    int32_t votes;     // how many of the newest queries ask; at most the context's votes, 0 = 16 or those if fewer
     float   share;     // of the distant slots, (0, 1]: most that a recall fills
     int32_t distance;  // the archive is asked as if each of its tokens lay so many positions before the queries
     int32_t look;      // pages whose keys are looked at for each that is wanted, best first by their mean keys; >= 1
@@ -183,8 +183,8 @@ MORPHKV_API morphkv_recall_params morphkv_recall_params_default(void);
 // Brings archived tokens that the newest queries attend to back into distant slots, in whole pages of 16 tokens and for each
 // head others. All distant tokens then stand at consecutive rotary positions before the recent ones. Nothing before the
 // first eviction. On failure the sequence is as it was.
-MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,
-                                          morphkv_recalled * out);
+MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id,
+                                          const morphkv_recall_params * params, morphkv_recalled * out);
 
 // Bytes of the K and V tensors of a context, with or without MorphKV; 0 when it has no KV cache.
 MORPHKV_API uint64_t morphkv_kv_bytes(struct llama_context * ctx);

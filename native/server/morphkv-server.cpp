@@ -198,7 +198,7 @@ int32_t morphkv_server::begin_prompt(int32_t id_slot, const morphkv_keep & keep,
     if (!is_on()) {
         return n_past;
     }
-    n_past               = keep_first_tokens(id_slot, keep, n_past);
+    n_past                = keep_first_tokens(id_slot, keep, n_past);
     reads[id_slot].stage  = recalls ? reading::FIRST : reading::DONE;
     reads[id_slot].n_past = n_past;
     return n_past;
@@ -253,9 +253,9 @@ void morphkv_server::refresh() {
         all.n_used += stats[i].n_used;
         all.n_archived += stats[i].n_archived;
     }
-    all.n_cells     = (int64_t) stats[0].n_cells * stats.size();
-    all.kv_bytes    = stats[0].kv_bytes;
-    all.extra_bytes = stats[0].extra_bytes;
+    all.n_cells       = (int64_t) stats[0].n_cells * stats.size();
+    all.kv_bytes      = stats[0].kv_bytes;
+    all.extra_bytes   = stats[0].extra_bytes;
     all.archive_bytes = stats[0].archive_bytes;
 }
 

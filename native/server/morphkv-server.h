@@ -113,14 +113,14 @@ private:
     morphkv_params params{};
     bool           has_archive = false;
     bool           recalls     = false;
-    int32_t        n_between   = 0;     // tokens between recalls while an answer is written, 0 = none then
+    int32_t        n_between   = 0;  // tokens between recalls while an answer is written, 0 = none then
     float          share       = 0.0f;
     bool           keep_system = false;
-    int32_t        n_ctx_max   = 0;     // of a slot
-    int32_t        n_bos       = 0;     // tokens that the tokenizer puts before a prompt
+    int32_t        n_ctx_max   = 0;        // of a slot
+    int32_t        n_bos       = 0;        // tokens that the tokenizer puts before a prompt
 
-    std::vector<morphkv_stats>  stats;  // (n_slots)
-    std::vector<morphkv_counts> costs;  // (n_slots), of the last decode and the recalls before it
+    std::vector<morphkv_stats>  stats;     // (n_slots)
+    std::vector<morphkv_counts> costs;     // (n_slots), of the last decode and the recalls before it
     std::vector<morphkv_counts> recalled;  // (n_slots), since the last decode
     std::vector<reading>        reads;     // (n_slots)
     morphkv_metrics             all;

@@ -268,7 +268,7 @@ void morphkv_archive::set_tail(const morphkv_archive_header & header, morphkv_pa
 bool morphkv_archive::go_back(const morphkv_archive_header & header, const morphkv_page & old_tail) {
     const int64_t n_full_then = header.n_full();
     const bool    is_same     = header.first == held.first && n_full_then >= held.dropped && n_full_then <= n_full() &&
-                         (n_full_then == held.dropped || hashes[place_of(n_full_then - 1)] == header.newest);
+                                (n_full_then == held.dropped || hashes[place_of(n_full_then - 1)] == header.newest);
     if (!is_same) {
         clear();
         return false;

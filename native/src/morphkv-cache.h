@@ -171,6 +171,7 @@ public:
 
 private:
     friend class morphkv_cache_context;
+    friend struct morphkv_recall_test;
 
     // So many tokens can be taken back and others decoded in their place without a voter missing: the ring has as many
     // rows beyond the voters'. A batch is a draft to verify, and not a prompt, up to this length.
@@ -256,8 +257,8 @@ private:
     std::string vote_on_host(const std::vector<morphkv_side_layer> & layers, const layer_floats & queries,
                              layer_floats & votes) const;
     // Whole pages for each head of a layer: (n_head_kv, up to n_wanted)
-    std::vector<std::vector<int64_t>> choose_pages(const morphkv_archive & archive, size_t i_layer, size_t n_wanted, size_t look,
-                                                   const std::vector<float> & index_votes,
+    std::vector<std::vector<int64_t>> choose_pages(const morphkv_archive & archive, size_t i_layer, size_t n_wanted,
+                                                   size_t look, const std::vector<float> & index_votes,
                                                    const std::vector<float> & queries) const;
     struct layer_recall;
     layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const std::vector<std::vector<int64_t>> & pages,

@@ -12,10 +12,10 @@
 #include <stdexcept>
 
 #ifndef _WIN32
-#    include <fcntl.h>
-#    include <sys/file.h>
-#    include <sys/stat.h>
-#    include <unistd.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 namespace {
 
@@ -37,7 +37,10 @@ struct record_header {
 class file_store : public morphkv_page_store {
 public:
     file_store(const std::string & path, const morphkv_page_layout & layout)
-        : path(path), page_bytes(layout.page_bytes), layout(layout.hash()), fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)) {
+        : path(path),
+          page_bytes(layout.page_bytes),
+          layout(layout.hash()),
+          fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)) {
         if (fd < 0) {
             fail("cannot be opened", errno);
         }

@@ -45,8 +45,8 @@ struct morphkv_archive_header {
     int32_t  first    = -1;  // position of the first token that was archived, -1 = none was
     int32_t  zero     = 0;
     int64_t  n_tokens = 0;
-    int64_t  dropped  = 0;   // oldest pages that had to make room
-    uint64_t newest   = 0;   // hash of the last full page, which depends on all text before it; 0 = none
+    int64_t  dropped  = 0;  // oldest pages that had to make room
+    uint64_t newest   = 0;  // hash of the last full page, which depends on all text before it; 0 = none
 
     int64_t n_full() const { return n_tokens / morphkv_page_layout::N_PAGE; }
     int64_t end() const { return first < 0 ? -1 : first + n_tokens; }
@@ -65,10 +65,10 @@ public:
     virtual void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const          = 0;
     virtual std::shared_ptr<const morphkv_page> get(size_t i_place) const                      = 0;
     // What is there now counts: the next process finds it.
-    virtual void commit(const morphkv_archive_header & header)                                 = 0;
+    virtual void                                commit(const morphkv_archive_header & header)  = 0;
     // What a process before this one left.
-    virtual morphkv_archive_header found() const { return {}; }
-    virtual bool                   holds(size_t i_place, int64_t i_page) const                 = 0;
+    virtual morphkv_archive_header              found() const { return {}; }
+    virtual bool                                holds(size_t i_place, int64_t i_page) const = 0;
 };
 
 // Copies of an archive share their pages.
@@ -76,7 +76,8 @@ std::unique_ptr<morphkv_page_store> morphkv_page_store_ram();
 
 // Creates the file, or opens one of the same layout; no other process may have it open. Refuses any other file, and one
 // that is shorter than it says.
-std::unique_ptr<morphkv_page_store> morphkv_page_store_file(const std::string & path, const morphkv_page_layout & layout);
+std::unique_ptr<morphkv_page_store> morphkv_page_store_file(const std::string &         path,
+                                                            const morphkv_page_layout & layout);
 
 // Rows of type `from` as rows of type `to`; n_row values each.
 void morphkv_convert_rows(ggml_type from, const void * data, ggml_type to, void * out, int64_t n_rows, int64_t n_row);

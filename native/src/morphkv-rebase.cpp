@@ -112,10 +112,10 @@ std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_
                     rotary = it - last;
                 }
             }
-            const int64_t rank  = std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin();
-            const int64_t moved = (int64_t) pos - offset;
+            const int64_t rank   = std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin();
+            const int64_t moved  = (int64_t) pos - offset;
             // a hostile state may have any bits for positions
-            const bool is_new   = before[h * n_distant + i] != pos;
+            const bool    is_new = before[h * n_distant + i] != pos;
             res[i * n_head + h] =
                 is_new ? 0 : std::clamp<int64_t>((moved < n_distant ? rank : moved) - rotary, -MAX_DELTA, MAX_DELTA);
         }
@@ -135,7 +135,8 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
     ggml_backend_sched_synchronize(lctx->get_sched());
     std::vector<llama_pos> rebased;
     auto                   key_deltas = [&](size_t i_layer) {
-        const auto slots = has_evicted(seq_id) ? side.get_positions(side.layers[i_layer], seq_id) : std::vector<int32_t>();
+        const auto slots =
+            has_evicted(seq_id) ? side.get_positions(side.layers[i_layer], seq_id) : std::vector<int32_t>();
         return rebase_deltas(seq_id, i_layer, offset, slots, slots, rebased);
     };
 

@@ -17,11 +17,11 @@
 
 namespace {
 
-constexpr int32_t N_PAGE     = morphkv_archive::N_PAGE;
-constexpr int32_t N_CHUNK    = 128;  // tokens that are archived by one graph
-constexpr size_t  N_LAYERS   = 4;    // in a graph that has large inputs
-constexpr int32_t N_VOTES    = 8;
-constexpr size_t  N_TENSORS  = 24;   // of a layer in the graphs below, votes apart
+constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
+constexpr int32_t N_CHUNK   = 128;  // tokens that are archived by one graph
+constexpr size_t  N_LAYERS  = 4;    // in a graph that has large inputs
+constexpr int32_t N_VOTES   = 16;
+constexpr size_t  N_TENSORS = 24;   // of a layer in the graphs below, votes apart
 
 template <typename T> std::vector<T> iota(T n) {
     std::vector<T> res(n);
@@ -55,7 +55,7 @@ morphkv_recall_params morphkv_recall_params_default(void) {
     morphkv_recall_params res{};
     res.size     = sizeof(res);
     res.votes    = 0;
-    res.share    = 0.5f;
+    res.share    = 0.75f;
     res.distance = 256;
     res.look     = 4;
     return res;
@@ -82,20 +82,22 @@ void morphkv_cache::start_archive(const morphkv_archive_params & p) {
         const auto * layer = find_unknown_rope();
         throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED,
                             "MorphKV cannot archive for this context: " +
-                                (layer ? "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be "
-                                                                                "turned back" :
-                                         std::string("positions are not rebased (rope_limit)")));
+                                (layer ? "layer " + std::to_string(layer->il) +
+                                             " rotates its keys in a way that cannot be "
+                                             "turned back"
+                                       : std::string("positions are not rebased (rope_limit)")));
     }
     const auto & model_layer = side.layers.front();
     if (!model_layer.v) {
         throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV cannot archive compressed keys (MLA)");
     }
     auto type_of = [&](int32_t type, ggml_type own, const char * name, int64_t n_embd) {
-        const auto res = type < 0 ? own : (ggml_type) type;
+        const auto res      = type < 0 ? own : (ggml_type) type;
         const bool is_known = res == GGML_TYPE_F32 || res == GGML_TYPE_F16 || res == GGML_TYPE_BF16 ||
                               res == GGML_TYPE_Q8_0 || res == GGML_TYPE_Q5_0 || res == GGML_TYPE_Q4_0;
         if (!is_known) {
-            invalid(std::string(name) + " must be one of f32, f16, bf16, q8_0, q5_0, q4_0, got " + std::to_string(type));
+            invalid(std::string(name) + " must be one of f32, f16, bf16, q8_0, q5_0, q4_0, got " +
+                    std::to_string(type));
         }
         if (n_embd % ggml_blck_size(res) != 0) {
             invalid(std::string(name) + " must fit heads of " + std::to_string(n_embd) + " values, got " +
@@ -103,9 +105,9 @@ void morphkv_cache::start_archive(const morphkv_archive_params & p) {
         }
         return res;
     };
-    const auto & l = model_layer;
+    const auto &        l = model_layer;
     morphkv_page_layout layout(type_of(p.type_k, l.k->type, "type_k", l.k->ne[0] / l.n_head_kv),
-                                  type_of(p.type_v, l.v->type, "type_v", l.v->ne[0] / l.n_head_kv));
+                               type_of(p.type_v, l.v->type, "type_v", l.v->ne[0] / l.n_head_kv));
     for (const auto & layer : side.layers) {
         layout.add_layer(layer.n_head_kv, layer.k->ne[0] / layer.n_head_kv, layer.v->ne[0] / layer.n_head_kv);
     }
@@ -128,8 +130,8 @@ void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
     if (!archive.why_stopped().empty()) {
         return;
     }
-    std::string   why;
-    uint32_t      i = has_evicted(seq_id) ? n_distant : 0;
+    std::string why;
+    uint32_t    i = has_evicted(seq_id) ? n_distant : 0;
     if (archive.end() >= 0 && i < n_old && cells.pos_get(i) != archive.end()) {
         why = "tokens before position " + std::to_string(cells.pos_get(i)) + " are not in it";
     }
@@ -152,7 +154,7 @@ void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
 
 std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n,
                                       morphkv_archive::rows & out) const {
-    const auto & layout  = archives[seq_id]->layout;
+    const auto &  layout = archives[seq_id]->layout;
     ggml_tensor * rot    = nullptr;
     ggml_tensor * deltas = nullptr;
     size_t        il     = 0;
@@ -175,8 +177,8 @@ std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uin
         const bool    turns = layer.rope.is == morphkv_rope::kind::ROTATED;
         ggml_tensor * rows  = ggml_view_2d(inputs.ctx, layer.k, layer.k->ne[0], n, layer.k->nb[1],
                                            seq_id * layer.k->nb[2] + i_first * layer.k->nb[1]);
-        ggml_tensor * keys  = morphkv_build_unrotated(inputs.ctx, rows, layer.n_head_kv, turns ? deltas : nullptr,
-                                                      layer.rope, rot);
+        ggml_tensor * keys =
+            morphkv_build_unrotated(inputs.ctx, rows, layer.n_head_kv, turns ? deltas : nullptr, layer.rope, rot);
         ggml_build_forward_expand(gf, keys);
         inputs.read(keys, [&, i = il](const std::vector<float> & data) {
             out.k[i].resize(n * layout.k_bytes(i));
@@ -238,7 +240,7 @@ std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int
 
         const bool    turns = layer.rope.is == morphkv_rope::kind::ROTATED;
         ggml_tensor * q     = ggml_get_rows(ctx, cur.ring, inp.vote_rows);
-        q = morphkv_build_unrotated(ctx, q, layer.n_head, turns ? deltas : nullptr, layer.rope, rot);
+        q                   = morphkv_build_unrotated(ctx, q, layer.n_head, turns ? deltas : nullptr, layer.rope, rot);
         ggml_build_forward_expand(gf, q);
         inputs.read(q, [&queries, i = il](const std::vector<float> & data) { queries[i] = data; });
         il++;
@@ -269,13 +271,13 @@ std::string morphkv_cache::vote_on_host(const std::vector<morphkv_side_layer> & 
         shape.n_votes   = n_votes;
 
         morphkv_evict_layer cur{};
-        cur.k         = morphkv_side::stream(ctx, layer.k, 0);
-        cur.ring      = inputs.add(GGML_TYPE_F32, queries[il].size() / n_votes, n_votes, queries[il]);
-        cur.n_head    = layer.n_head;
-        cur.n_head_kv = layer.n_head_kv;
-        cur.kq_scale  = layer.kq_scale;
-        cur.softcap   = layer.softcap;
-        cur.backend   = inputs.backend;
+        cur.k           = morphkv_side::stream(ctx, layer.k, 0);
+        cur.ring        = inputs.add(GGML_TYPE_F32, queries[il].size() / n_votes, n_votes, queries[il]);
+        cur.n_head      = layer.n_head;
+        cur.n_head_kv   = layer.n_head_kv;
+        cur.kq_scale    = layer.kq_scale;
+        cur.softcap     = layer.softcap;
+        cur.backend     = inputs.backend;
         ggml_tensor * v = morphkv_build_votes(ctx, cur, shape, vote_policy(), inp);
         ggml_build_forward_expand(gf, v);
         inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
@@ -316,10 +318,9 @@ std::vector<std::vector<int64_t>> morphkv_cache::choose_pages(const morphkv_arch
 
     // rows of the pages, each head its own: (n_look*N_PAGE, n_head_kv, n_embd_k)
     ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
-    ggml_tensor *    k = ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.n_head_kv * layer.n_embd_k,
-                                            n_look * N_PAGE, 1);
-    ggml_backend_buffer_ptr buffer(
-        ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+    ggml_tensor *    k =
+        ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.n_head_kv * layer.n_embd_k, n_look * N_PAGE, 1);
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
     if (!buffer) {
         throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: out of memory");
     }
@@ -365,7 +366,7 @@ struct morphkv_cache::layer_recall {
 
 morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size_t i_layer,
                                                        const std::vector<std::vector<int64_t>> & pages,
-                                                       const std::vector<float> & votes) const {
+                                                       const std::vector<float> &                votes) const {
     const auto &  archive = *archives[seq_id];
     const auto &  layer   = archive.layout.layers[i_layer];
     const int32_t n_keep  = streams[seq_id].n_keep;
@@ -461,8 +462,8 @@ std::string morphkv_cache::compute_recall(llama_seq_id seq_id, std::vector<layer
         // a row for each head of each cell
         auto           put  = [&](ggml_tensor * t, ggml_tensor * src) {
             const size_t  head_bytes = t->nb[1] / layer.n_head_kv;
-            ggml_tensor * heads = ggml_view_2d(ctx, t, t->ne[0] / layer.n_head_kv, t->ne[1] * layer.n_head_kv, head_bytes,
-                                               seq_id * t->nb[2]);
+            ggml_tensor * heads      = ggml_view_2d(ctx, t, t->ne[0] / layer.n_head_kv, t->ne[1] * layer.n_head_kv,
+                                                    head_bytes, seq_id * t->nb[2]);
             ggml_build_forward_expand(gf, ggml_set_rows(ctx, heads, src, rows));
         };
         const bool    turns  = layer.rope.is == morphkv_rope::kind::ROTATED;

@@ -87,7 +87,7 @@ morphkv_rope morphkv_find_rope(const ggml_tensor * k) {
 static ggml_tensor * build_turn(ggml_context * ctx, ggml_tensor * heads, ggml_tensor * positions,
                                 const morphkv_rope & rope) {
     // rope() itself scales by attn_factor and, with YaRN, by 1 + 0.1*log(1/freq_scale)
-    const float attn_factor = rope.ext_factor != 0.0f ? 1.0f / (1.0f + 0.1f * logf(1.0f / rope.freq_scale)) : 1.0f;
+    const float   attn_factor = rope.ext_factor != 0.0f ? 1.0f / (1.0f + 0.1f * logf(1.0f / rope.freq_scale)) : 1.0f;
     ggml_tensor * res =
         ggml_rope_ext(ctx, heads, positions, rope.factors, rope.n_dims, rope.mode, rope.n_ctx_orig, rope.freq_base,
                       rope.freq_scale, rope.ext_factor, attn_factor, rope.beta_fast, rope.beta_slow);

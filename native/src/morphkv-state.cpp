@@ -54,11 +54,11 @@ struct state_header {
     float    decay;
     uint32_t seed;
     int32_t  rope_limit;
-    uint32_t n_rot;   // size of the matrix that K is rotated with, 0 = none
-    uint64_t layers;  // hash of their shapes and types
+    uint32_t n_rot;    // size of the matrix that K is rotated with, 0 = none
+    uint64_t layers;   // hash of their shapes and types
     uint32_t n_layer;
-    uint32_t n_seq;   // sequences that follow
-    uint64_t archive; // hash of its layout, 0 = none
+    uint32_t n_seq;    // sequences that follow
+    uint64_t archive;  // hash of its layout, 0 = none
     uint32_t has_no_pages;
     uint32_t zero;
 };
@@ -196,7 +196,7 @@ struct morphkv_cache::saved_stream {
     stream_state             state;
     cell_list                cells;
     morphkv_window::cell_run window;
-    morphkv_archive_header  archive;
+    morphkv_archive_header   archive;
 };
 
 void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const {
@@ -369,8 +369,9 @@ void morphkv_cache::read_archive(llama_seq_id seq_id, const morphkv_archive_head
     if (has_pages) {
         archive.set_tail(header, std::move(page));
     } else if (!archive.go_back(header, page)) {
-        LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d is of another text than the checkpoint: it begins anew\n",
-                       __func__, seq_id);
+        LLAMA_LOG_WARN(
+            "%s: MorphKV: the archive of sequence %d is of another text than the checkpoint: it begins anew\n",
+            __func__, seq_id);
     }
 }
 
@@ -390,7 +391,7 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 
     morphkv_hashed_writer out(io);
     const state_header    header = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
-                                              archives.empty() ? nullptr : archives[first].get(), flags);
+                                               archives.empty() ? nullptr : archives[first].get(), flags);
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
         write_stream(out, s);
@@ -428,7 +429,7 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
 
     morphkv_hashed_reader in(io);
     const state_header    own = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
-                                              archives.empty() ? nullptr : archives[first].get(), flags);
+                                            archives.empty() ? nullptr : archives[first].get(), flags);
     state_header          header{};
     header.magic = 0;
     in.read(&header, sizeof(header));

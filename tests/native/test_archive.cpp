@@ -12,9 +12,9 @@
 #include <string>
 
 #ifndef _WIN32
-#    include <csignal>
-#    include <sys/resource.h>
-#    include <unistd.h>
+#include <csignal>
+#include <sys/resource.h>
+#include <unistd.h>
 #endif
 
 static constexpr int32_t N_PAGE = morphkv_archive::N_PAGE;
@@ -68,9 +68,9 @@ static void append(morphkv_archive & archive, int32_t first, int32_t n, int32_t 
 static void check_pages(const morphkv_archive & archive, int32_t text = 0) {
     ggml_context_ptr ctx(ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }));
     for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
-        const size_t        nk = archive.layout.k_bytes(il) / sizeof(float);
-        const size_t        nv = archive.layout.v_bytes(il) / sizeof(float);
-        const ggml_tensor * index = archive.n_places() > 0 ? archive.index_tensor(ctx.get(), il) : nullptr;
+        const size_t        nk      = archive.layout.k_bytes(il) / sizeof(float);
+        const size_t        nv      = archive.layout.v_bytes(il) / sizeof(float);
+        const ggml_tensor * index   = archive.n_places() > 0 ? archive.index_tensor(ctx.get(), il) : nullptr;
         int64_t             n_found = 0;
         for (int64_t i_place = 0; i_place < archive.n_places(); ++i_place) {
             const int64_t i_page = archive.page_in(i_place);

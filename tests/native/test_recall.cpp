@@ -24,12 +24,12 @@ static morphkv_params recalling_params() {
 
 static context_ptr create_archived(llama_model * model, uint32_t n_seq = 1, ggml_type type = GGML_TYPE_F16,
                                    uint64_t max_bytes = 0) {
-    auto cparams   = context_params(n_seq);
+    auto cparams    = context_params(n_seq);
     cparams.n_batch = 1024;
     cparams.type_k = cparams.type_v = type;
-    auto ctx       = create(model, recalling_params(), cparams);
-    auto params    = morphkv_archive_params_default();
-    params.max_bytes = max_bytes;
+    auto ctx                        = create(model, recalling_params(), cparams);
+    auto params                     = morphkv_archive_params_default();
+    params.max_bytes                = max_bytes;
     CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_OK);
     return ctx;
 }
@@ -126,7 +126,7 @@ static void test_what_comes_back_is_what_left(ggml_type type, float tolerance) {
             // the same token where this one stands now
             auto cparams   = context_params();
             cparams.type_k = cparams.type_v = type;
-            const auto other = create(model.get(), recalling_params(), cparams);
+            const auto other                = create(model.get(), recalling_params(), cparams);
             tokens     fill(rank, 1);
             fill.push_back(text[of_head[i]]);
             CHECK(decode(other, fill) == 0);
@@ -313,6 +313,97 @@ static void test_what_is_refused(llama_model * model) {
     CHECK(strstr(morphkv_last_error(), "rope_limit"));
 }
 
+// Access to the steps of a recall.
+struct morphkv_recall_test {
+    // Of random queries over random keys: the score mass that the choice by index and 4 times as many pages has, as a
+    // share of the best choice's, the lowest of all heads.
+    static double mass_of_choice(const context_ptr & ctx, uint32_t seed, size_t look) {
+        auto &                          cache   = cache_of(ctx);
+        const auto &                    archive = *cache.archives[0];
+        const auto &                    layer   = archive.layout.layers[0];
+        const size_t                    n_pages = archive.n_full(), n_wanted = n_pages / 40;
+        const int32_t                   n_votes = 8, n_embd = layer.n_embd_k;
+        std::mt19937                    rng(seed);
+        std::normal_distribution<float> normal;
+        floats                          queries(n_votes * cache.side.layers[0].n_head * n_embd);
+        for (float & q : queries) {
+            q = normal(rng);
+        }
+        // every row, and the mean keys
+        ggml_context_ptr ggml(ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }));
+        auto             host = cache.side.layers[0];
+        host.k                = ggml_new_tensor_3d(ggml.get(), archive.layout.type_k, layer.n_head_kv * n_embd,
+                                                   n_pages * morphkv_archive::N_PAGE, 1);
+        ggml_backend_buffer_ptr buffer(
+            ggml_backend_alloc_ctx_tensors_from_buft(ggml.get(), ggml_backend_cpu_buffer_type()));
+        for (size_t i = 0; i < n_pages; ++i) {
+            archive.read_k(i, 0, (char *) host.k->data + i * morphkv_archive::N_PAGE * host.k->nb[1]);
+        }
+        std::vector<floats> rows, index;
+        CHECK(cache.vote_on_host({ host }, { queries }, rows).empty());
+        host.k = archive.index_tensor(ggml.get(), 0);
+        CHECK(cache.vote_on_host({ host }, { queries }, index).empty());
+
+        const auto chosen = cache.choose_pages(archive, 0, n_wanted, look, index[0], queries);
+        double     res    = 1.0;
+        for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+            std::vector<double> mass(n_pages);
+            for (size_t i = 0; i < n_pages * morphkv_archive::N_PAGE; ++i) {
+                mass[i / morphkv_archive::N_PAGE] += rows[0][h * n_pages * morphkv_archive::N_PAGE + i];
+            }
+            double got = 0.0, best = 0.0;
+            CHECK(chosen[h].size() == n_wanted);
+            for (const int64_t page : chosen[h]) {
+                got += mass[page];
+            }
+            std::sort(mass.rbegin(), mass.rend());
+            for (size_t i = 0; i < n_wanted; ++i) {
+                best += mass[i];
+            }
+            res = std::min(res, got / best);
+        }
+        return res;
+    }
+
+    // n_pages of random keys.
+    static void fill_archive(const context_ptr & ctx, int64_t n_pages, uint32_t seed) {
+        auto &                          archive = *cache_of(ctx).archives[0];
+        std::mt19937                    rng(seed);
+        std::normal_distribution<float> normal;
+        morphkv_archive::rows           rows;
+        const int32_t                   n = n_pages * morphkv_archive::N_PAGE;
+        for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
+            const auto & layer = archive.layout.layers[il];
+            floats       k(n * layer.n_head_kv * layer.n_embd_k), v(n * layer.n_head_kv * layer.n_embd_v);
+            for (float & x : k) {
+                x = normal(rng);
+            }
+            rows.k.emplace_back(n * archive.layout.k_bytes(il));
+            rows.v.emplace_back(n * archive.layout.v_bytes(il));
+            morphkv_convert_rows(GGML_TYPE_F32, k.data(), archive.layout.type_k, rows.k[il].data(), n * layer.n_head_kv,
+                                 layer.n_embd_k);
+        }
+        archive.append(0, n, rows);
+        CHECK(archive.n_full() == n_pages);
+    }
+};
+
+static void test_the_index_finds_what_rows_would(llama_model * model) {
+    double worst = 1.0, sum = 0.0;
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+        const auto ctx = create_archived(model);
+        CHECK(decode(ctx, some_tokens(10)) == 0);
+        morphkv_recall_test::fill_archive(ctx, 800, seed);
+        const double mass = morphkv_recall_test::mass_of_choice(ctx, 100 + seed, morphkv_recall_params_default().look);
+        worst             = std::min(worst, mass);
+        sum += mass;
+        // all rows looked at: the best choice itself
+        CHECK(morphkv_recall_test::mass_of_choice(ctx, 100 + seed, 1000) > 0.9999);
+    }
+    printf("score mass of the index's choice, of the exact choice's: %.3f, at worst %.3f\n", sum / 20, worst);
+    CHECK(worst >= 0.9);
+}
+
 int main() {
     log_errors_only();
     llama_backend_init();
@@ -329,6 +420,7 @@ int main() {
     test_a_checkpoint_goes_back(model.get());
     test_forks_and_rollbacks(model.get());
     test_what_is_refused(model.get());
+    test_the_index_finds_what_rows_would(model.get());
     llama_backend_free();
     return 0;
 }
