@@ -9,6 +9,7 @@
 
 #include "fuzz_state.h"
 
+#include "morphkv-cache.h"
 #include "tiny_context.h"
 
 #include <cstring>
@@ -20,15 +21,20 @@ fuzz_counters g_fuzz_counters;
 namespace {
 
 // The layout of morphkv-state.cpp; make_cache() compares it with a state of the library. Behind the header each sequence
-// has its fields, the positions of the ring, the tokens of the cells and the positions at the last rebase. Then come a checksum of all that and the slices
-// of tensors, each followed by the checksum plus its number, counted from 1.
-constexpr size_t  N_HEADER = 72;
-constexpr int32_t N_RING   = 36;  // votes and spare rows
+// has its fields, the positions of the ring, the tokens of the cells, the positions at the last rebase and, where there is
+// one, the header of its archive. Then come a checksum of all that, the slices of tensors, and the archive's pages, each
+// followed by the checksum plus its number, counted from 1.
+constexpr size_t  N_HEADER    = 88;
+constexpr size_t  AT_ARCHIVE  = 72;  // in the header: not 0 where there is an archive
+constexpr size_t  AT_NO_PAGES = 80;  // 1 in a checkpoint, where there is an archive
+constexpr int32_t N_RING      = 36;  // votes and spare rows
 
 struct stream_fields {
     int64_t  n_evictions;
     int64_t  n_evicted;
     int64_t  n_rebases;
+    int64_t  n_recalls;
+    int64_t  n_recalled;
     int32_t  pos_exact;
     int32_t  pos_prompt;
     int32_t  rotary_offset;
@@ -40,6 +46,23 @@ struct stream_fields {
 
     size_t n_rest() const { return N_RING + (size_t) n_used + n_rebased; }
 };
+
+constexpr size_t  N_ARCHIVE   = sizeof(morphkv_archive_header) / sizeof(int32_t);
+constexpr int64_t N_PAGES_MAX = 8;  // that are made up
+
+morphkv_archive_header read_archive(const std::vector<int32_t> & rest, const stream_fields & x) {
+    morphkv_archive_header res;
+    if (rest.size() >= x.n_rest() + N_ARCHIVE) {
+        memcpy(&res, rest.data() + x.n_rest(), sizeof(res));
+    }
+    return res;
+}
+
+bool has_archive(const bytes & state) {
+    uint64_t value = 0;
+    memcpy(&value, state.data() + AT_ARCHIVE, state.size() < N_HEADER ? 0 : sizeof(value));
+    return value != 0;
+}
 
 constexpr llama_seq_id N_SEQ = 2;
 
@@ -71,9 +94,9 @@ enum class form {
     SHORT,  // not repeated: the tensors end where the input ends
 };
 
-enum class next { NOTHING, NOTHING_TOO, SINGLE, BOTH, PROMPT, DRAFT, REMOVE, COPY };
+enum class next { NOTHING, RECALL, SINGLE, BOTH, PROMPT, DRAFT, REMOVE, COPY };
 
-constexpr int N_CACHES = 3;
+constexpr int N_CACHES = 4;
 
 // bytes; what pretends to have more cells than there are is refused before its tensors
 constexpr size_t MAX_SLICE = 1 << 16;
@@ -127,7 +150,8 @@ struct cache {
         size_t n_fixed;
         size_t n_per_cell;
     };
-    std::vector<slice> slices;  // of one sequence
+    std::vector<slice> slices;          // of one sequence
+    size_t             page_bytes = 0;  // of the archive; 0 = none
 };
 
 bytes save(const cache & c, llama_seq_id seq) {
@@ -161,7 +185,8 @@ void load_base(const cache & c) {
 // f(fields, the integers behind them) for each sequence of a state, which is written back. Stops where the state ends
 // too early. Returns the size of all before the first checksum, 0 if it has stopped.
 template <typename F> size_t for_each_stream(bytes & state, int n_seq, F && f) {
-    size_t res = N_HEADER;
+    size_t       res       = N_HEADER;
+    const size_t n_archive = has_archive(state) ? N_ARCHIVE : 0;
     for (int i = 0; i < n_seq; ++i) {
         stream_fields fields;
         if (state.size() < res + sizeof(fields)) {
@@ -176,10 +201,10 @@ template <typename F> size_t for_each_stream(bytes & state, int n_seq, F && f) {
         memcpy(&state[res], &fields, sizeof(fields));
         std::copy_n((const uint8_t *) rest.data(), rest.size() * sizeof(int32_t), data);
 
-        if (fields.n_rest() > rest.size()) {
+        if (fields.n_rest() + n_archive > rest.size()) {
             return 0;
         }
-        res += sizeof(fields) + fields.n_rest() * sizeof(int32_t);
+        res += sizeof(fields) + (fields.n_rest() + n_archive) * sizeof(int32_t);
     }
     return res;
 }
@@ -188,15 +213,28 @@ size_t metadata_size(bytes & state, int n_seq) {
     return for_each_stream(state, n_seq, [](const stream_fields &, const std::vector<int32_t> &) {});
 }
 
-// f(number, bytes) for each slice of tensors.
+// Pages that a sequence's state has, the tail among them.
+int64_t count_pages(const cache & c, const bytes & state, const morphkv_archive_header & archive) {
+    if (c.page_bytes == 0) {
+        return 0;
+    }
+    const int64_t n_full = state[AT_NO_PAGES] ? 0 : archive.n_full() - archive.dropped;
+    return std::max<int64_t>(0, std::min(n_full, N_PAGES_MAX)) + 1;
+}
+
+// f(number, bytes) for each slice of tensors and each page.
 template <typename F> void for_each_slice(const cache & c, bytes & state, int n_seq, F && f) {
-    std::vector<uint32_t> n_used;
-    for_each_stream(state, n_seq,
-                    [&](const stream_fields & x, const std::vector<int32_t> &) { n_used.push_back(x.n_used); });
+    std::vector<std::pair<uint32_t, int64_t>> sizes;
+    for_each_stream(state, n_seq, [&](const stream_fields & x, const std::vector<int32_t> & rest) {
+        sizes.emplace_back(x.n_used, count_pages(c, state, read_archive(rest, x)));
+    });
     uint64_t n = 0;
-    for (const uint32_t n_cells : n_used) {
+    for (const auto & [n_cells, n_pages] : sizes) {
         for (const auto & slice : c.slices) {
             f(++n, slice.n_fixed + slice.n_per_cell * n_cells);
+        }
+        for (int64_t i = 0; i < n_pages; ++i) {
+            f(++n, c.page_bytes);
         }
     }
 }
@@ -213,6 +251,12 @@ void measure(cache & c) {
             sizes[s].push_back(end - it);
             mark++;
         }
+        for_each_stream(ours, 1, [&](const stream_fields & x, const std::vector<int32_t> & rest) {
+            for (int64_t i = count_pages(c, ours, read_archive(rest, x)); i > 0; --i) {
+                CHECK(sizes[s].back() == c.page_bytes);
+                sizes[s].pop_back();
+            }
+        });
     }
     const int32_t n_used[N_SEQ] = { stats(c.ctx, 0).n_used, stats(c.ctx, 1).n_used };
 
@@ -249,6 +293,11 @@ cache make_cache(llama_model * model, int i_cache) {
             params.policy  = MORPHKV_POLICY_RECENCY;
             cparams.type_k = cparams.type_v = GGML_TYPE_F32;
             break;
+        case 3:
+            // two pages fit
+            params.capacity   = 40;
+            params.rope_limit = 60;
+            break;
     }
 
     cache res;
@@ -258,7 +307,15 @@ cache make_cache(llama_model * model, int i_cache) {
     int32_t n_head_kv;
     CHECK(morphkv_retained_shape(res.ctx.get(), 0, &n_head_kv, &res.n_distant) == MORPHKV_STATUS_OK);
     res.n_slots = llama_model_n_layer(model) * n_head_kv * res.n_distant;
-    CHECK(decode(res.ctx, some_tokens(40), { 0 }) == 0);
+    if (i_cache == 3) {
+        const auto archive = morphkv_archive_params_default();
+        CHECK(morphkv_archive_start(res.ctx.get(), &archive) == MORPHKV_STATUS_OK);
+        for (const auto & layer :
+             dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(res.ctx)).get_side().layers) {
+            res.page_bytes += morphkv_archive::N_PAGE * (layer.k->nb[1] + layer.v->nb[1]);
+        }
+    }
+    CHECK(decode(res.ctx, some_tokens(2 * params.capacity + 16), { 0 }) == 0);
     decode_to_a_cut(res.ctx, 0);
     decode_singly(res.ctx, some_tokens(2), { 0 });
     CHECK(decode(res.ctx, some_tokens(5, 2), { 1 }) == 0);
@@ -327,6 +384,22 @@ void mend(const cache & c, bytes & state, int n_seq) {
                 rest[i]           = pos < end ? pos : -1;
             }
         }
+        x.n_recalls  = x.n_evictions > 0 ? std::abs(x.n_recalls % 100) : 0;
+        x.n_recalled = std::abs(x.n_recalled % 100);
+        if (c.page_bytes > 0 && rest.size() >= x.n_rest() + N_ARCHIVE) {
+            auto a = read_archive(rest, x);
+            if (a.why_not().empty() && a.end() <= (x.n_evictions > 0 ? x.first_recent : 0)) {
+                return;
+            }
+            a.n_tokens = std::max<int64_t>(0, std::min<int64_t>(a.n_tokens, 16 * N_PAGES_MAX));
+            a.dropped  = std::max<int64_t>(0, std::min(a.dropped, a.n_full()));
+            a.first    = x.first_recent - a.n_tokens;
+            a.zero     = 0;
+            if (a.n_tokens == 0 || a.first < 0 || x.n_evictions == 0) {
+                a = {};
+            }
+            memcpy(rest.data() + x.n_rest(), &a, sizeof(a));
+        }
     });
 }
 
@@ -336,6 +409,9 @@ bytes make_content(const cache & c, const recipe & r, const uint8_t * data, size
         return bytes(data, data + size);
     }
     bytes res = c.header[r.n_seq() - 1];
+    if (r.load == way::CHECKPOINT && c.page_bytes > 0) {
+        res[AT_NO_PAGES] = 1;
+    }
     append(res, data, size);
     if (r.is_mended) {
         mend(c, res, r.n_seq());
@@ -428,6 +504,14 @@ void check_is_empty(const cache & c, llama_seq_id seq) {
 
 // What of a state must survive loading and saving: all but checksums. Empty if the state is too short.
 bytes essence(const cache & c, const recipe & r, bytes state) {
+    // the hash of the newest page, as pages are made up here
+    for_each_stream(state, r.n_seq(), [&](const stream_fields & x, std::vector<int32_t> & rest) {
+        if (c.page_bytes > 0 && rest.size() >= x.n_rest() + N_ARCHIVE) {
+            auto archive   = read_archive(rest, x);
+            archive.newest = 0;
+            memcpy(rest.data() + x.n_rest(), &archive, sizeof(archive));
+        }
+    });
     size_t i = metadata_size(state, r.n_seq());
     bytes  res(state.begin(), state.begin() + i);
     for_each_slice(c, state, r.n_seq(), [&](uint64_t, size_t size) {
@@ -464,6 +548,15 @@ void go_on(const cache & c, const recipe & r) {
     };
 
     switch (r.then) {
+        case next::RECALL: {
+            auto params     = morphkv_recall_params_default();
+            params.share    = 1.0f;
+            params.distance = 20;
+            morphkv_recalled out{};
+            out.size = sizeof(out);
+            CHECK((morphkv_recall(c.ctx.get(), r.seq, &params, &out) == MORPHKV_STATUS_OK) == (c.page_bytes > 0));
+            tell_singly(few, { r.seq });
+        } break;
         case next::SINGLE:
             tell_singly(few, { r.seq });
             break;
@@ -544,7 +637,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
             is_base = false;
         }
     }
-    if (has_load) {
+    // a checkpoint has no pages
+    if (has_load && !(r.load == way::CHECKPOINT && c.page_bytes > 0)) {
         const bytes loaded = essence(c, r, content);
         CHECK(!loaded.empty() && essence(c, r, save_ours(c, r)) == loaded);
     }
@@ -553,7 +647,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     g_fuzz_counters.n_emptied += !has_load && !is_base;
 
     // Where nothing has changed going on is nothing new, and the slowest part: seldom.
-    if (r.then != next::NOTHING && r.then != next::NOTHING_TOO && (!is_base || r.n == 0)) {
+    if (r.then != next::NOTHING && (!is_base || r.n == 0)) {
         const int64_t n_before = n_evictions(c);
         go_on(c, r);
         for (llama_seq_id s = 0; s < N_SEQ; ++s) {
@@ -590,6 +684,9 @@ void fuzz_write_corpus(const std::string & folder) {
 
     for (int i = 0; i < N_CACHES; ++i) {
         const cache & c = get_cache(i);
+        if (c.page_bytes > 0) {
+            write(c, { way::SEQUENCE, 0, form::COMPLETE, false, i, next::RECALL, 27 });
+        }
         write(c, { way::SEQUENCE, 0, form::COMPLETE, true, i, next::SINGLE, 27 });
         write(c, { way::WHOLE, 0, form::COMPLETE, true, i, next::BOTH, 27 });
 
