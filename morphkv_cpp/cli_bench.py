@@ -8,7 +8,9 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from . import Llama, MorphKV
+from . import Archive, Llama, MorphKV
+from .bench.archive import N_RATED as N_ARCHIVE_RATED
+from .bench.archive import archive_cost
 from .bench.constant import (
     N_EARLY,
     N_EARLY_SOAK,
@@ -32,6 +34,8 @@ CONSTANT_ROWS = ("rss-mb", "kv-mb", "cells", "speed", "prompt-speed")
 N_CONSTANT = 20000
 STREAMING_ROWS = ("streaming",)
 N_STREAMING = 50000
+ARCHIVE_ROWS = ("archive-speed", "recall-ms", "ask-ms")
+N_ARCHIVE = 100000
 
 
 @with_options(morphkv=morphkv_options, llama=llama_options)
@@ -55,13 +59,17 @@ def bench(
         bool,
         typer.Option("--server", help=f"instead: llama-server with {N_SLOTS} busy slots, and a chat of many turns"),
     ] = False,
+    archive: Annotated[
+        bool, typer.Option("--archive", help="instead: what an archive costs, and a recall once it holds N tokens")
+    ] = False,
     tokens: Annotated[
         Optional[int],
         typer.Option(
             "--tokens",
             "-n",
             metavar="N",
-            help=f"length of the long run (default: {N_CONSTANT}, with --streaming {N_STREAMING})",
+            help=f"length of the long run (default: {N_CONSTANT}, with --streaming {N_STREAMING}, with --archive "
+            f"{N_ARCHIVE})",
             show_default=False,
         ),
     ] = None,
@@ -79,25 +87,25 @@ def bench(
             metavar="BAR",
             help=f"exit with 1 if missed, e.g. 'same-cells>=0.93'; rows: {', '.join(ROWS)}; "
             f"with --constant: {', '.join(CONSTANT_ROWS)}; with --streaming: {', '.join(STREAMING_ROWS)}; "
-            f"with --server: {', '.join(SERVER_ROWS)}",
+            f"with --server: {', '.join(SERVER_ROWS)}; with --archive: {', '.join(ARCHIVE_ROWS)}",
         ),
     ] = None,
 ) -> None:
     """Measure decoding with MorphKV against stock llama.cpp, in turns on one machine."""
-    if constant + streaming + server > 1:
-        raise ValueError("--constant, --streaming and --server are different runs: give one of them")
+    if constant + streaming + server + archive > 1:
+        raise ValueError("--constant, --streaming, --server and --archive are different runs: give one of them")
     if server:
         bars = parse_bars(require or [], SERVER_ROWS)
         if rounds < 1:
             raise ValueError(f"--rounds must be at least 1, got {rounds}")
         report_bars(missed(bars, bench_server(find_model(model), morphkv, rounds, llama)), len(bars))
         return
-    if constant or streaming:
-        run, rows, n_tokens = (
-            (partial(bench_constant, soak=soak), CONSTANT_ROWS, N_CONSTANT)
-            if constant
-            else (bench_streaming, STREAMING_ROWS, N_STREAMING)
-        )
+    if constant or streaming or archive:
+        run, rows, n_tokens = (bench_archive, ARCHIVE_ROWS, N_ARCHIVE)
+        if constant:
+            run, rows, n_tokens = (partial(bench_constant, soak=soak), CONSTANT_ROWS, N_CONSTANT)
+        elif streaming:
+            run, rows, n_tokens = (bench_streaming, STREAMING_ROWS, N_STREAMING)
         bars = parse_bars(require or [], rows)
         values = run(find_model(model), morphkv, n_tokens if tokens is None else tokens, llama)
         report_bars(missed(bars, values), len(bars))
@@ -204,6 +212,25 @@ def bench_streaming(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[st
         f"medians: {rates['late']:.1f} and {rates['early']:.1f} tok/s"
     )
     return {"streaming": speed.middle}
+
+
+def bench_archive(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any]) -> dict[str, float]:
+    if n_tokens <= 2 * morphkv.capacity:
+        raise ValueError(f"--tokens must be above {2 * morphkv.capacity} with --archive, got {n_tokens}")
+    with (
+        closing(Llama(model, morphkv=morphkv, archive=Archive(recall="off"), **llama)) as llm,
+        progress_bar(n_tokens + N_ARCHIVE_RATED, "filling the archive") as advance,
+    ):
+        cost = archive_cost(llm, endless_tokens(llm), n_tokens, advance)
+        stats = llm.cache_stats()
+    print(
+        f"{N_ARCHIVE_RATED} tokens one by one at {cost.tok_s:.1f} tok/s, of which the archive took {cost.share:.2%}: "
+        f"{cost.speed:.4f} of the speed without (archive-speed)\n"
+        f"archive: {stats.n_archived} tokens in {mebibytes(cost.n_bytes)}\n"
+        f"a recall: {cost.recall_ms:.0f} ms (recall-ms), {cost.ask_ms:.0f} ms of them to choose (ask-ms); medians of "
+        f"{len(cost.recalls)}, {cost.recalls[-1].n_recalled} tokens of all layers and heads came back in the last"
+    )
+    return {"archive-speed": cost.speed, "recall-ms": cost.recall_ms, "ask-ms": cost.ask_ms}
 
 
 def bench_server(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any]) -> dict[str, float]:

@@ -375,12 +375,9 @@ class Llama(llama_cpp.Llama):
         self._requires_eval = True
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {
-            **super().__getstate__(),
-            "draft_model": self._draft_model,
-            "morphkv": self._morphkv,
-            "archive": self._archive,
-        }
+        state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
+        if self._archive is not None:
+            state["archive"] = self._archive
         if self._rpc_servers is not None:
             state["rpc_servers"] = self._rpc_servers
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}

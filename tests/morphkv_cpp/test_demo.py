@@ -1,13 +1,15 @@
 """The demo: what it writes, how it counts, what it shows."""
 
 import math
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.cli import main
-from morphkv_cpp.demo import Written, kept, kept_by_layer, open_demo, replay_end, write_long
+from morphkv_cpp.demo import Written, ask_about_facts, kept, kept_by_layer, open_demo, replay_end, write_long
+from morphkv_cpp.eval import prose_sections
 
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
 
@@ -76,6 +78,17 @@ class TestCommand:
         for word in ("KV cache (K and V)", "cells in use", "tok/s over the last 99", "What was kept", "all 2 layers"):
             assert word in out
         assert (tmp_path / "text.txt").read_text().startswith("The Long Way Round")
+
+    @pytest.mark.demo
+    def test_the_second_act_answers_with_recall_alone(self, demo_model):
+        with closing(open_demo(demo_model, 2000, None, **QUIET)) as llm:
+            text = llm.tokenize("\n\n".join(prose_sections()).encode())[:1500]
+        answers = ask_about_facts(demo_model, MorphKV(256, prompt_room=0), text, **QUIET)
+        assert answers.n_tokens == 1500
+        right = [fact.answer.casefold() in said.casefold() for fact, said in zip(answers.facts, answers.recalled)]
+        wrong = [fact.answer.casefold() in said.casefold() for fact, said in zip(answers.facts, answers.without)]
+        assert sum(right) >= 2
+        assert not any(wrong)
 
     @pytest.mark.demo
     def test_the_demo_model_writes_in_half_of_the_memory(self, capsys, demo_model):
