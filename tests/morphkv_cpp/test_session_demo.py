@@ -105,3 +105,24 @@ class TestHundredTurns:
             list(self.turns(chat))
             # two are what chance gives
             assert self.n_right(chat) <= 2
+
+
+@pytest.mark.demo
+class TestAFactOfLongAgo:
+    """Stated at turn 2 and asked at turn 100, when nothing but the archive has it."""
+
+    @pytest.mark.parametrize("archive", ["ram", None])
+    def test_it_is_answered_with_an_archive(self, demo_model, archive):
+        config = MorphKV(capacity=512, prompt_room=0)
+        llm = Llama(demo_model, morphkv=config, archive=archive, n_threads=1, n_threads_batch=1, verbose=False)
+        chat = llm.session(system="You are a helpful assistant.")
+        for i in range(1, 100):
+            question = f"Tell me one short thing about {TestHundredTurns.THINGS[i % 14]}, number {i}."
+            if i == 2:
+                question = "Please remember this: the password of the night porter is walnut."
+            "".join(chat.say(question, max_tokens=24, temperature=0.0))
+        assert chat.n_tokens > 6 * config.capacity
+        answer = "".join(chat.say("What is the password of the night porter?", max_tokens=16, temperature=0.0))
+        assert ("walnut" in answer) == (archive is not None)
+        assert (chat.last.n_recalled > 0) == (archive is not None)
+        llm.close()
