@@ -117,7 +117,7 @@ public:
     std::string why_not_computed(llama_context * lctx);
 
     //
-    // archive and recall (morphkv-recall.cpp)
+    // archive and recall (morphkv-archiving.cpp, morphkv-recall.cpp)
     //
 
     // From now on each sequence keeps what leaves its window. Throws morphkv_error where keys cannot be turned back.

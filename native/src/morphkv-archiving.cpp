@@ -1,0 +1,154 @@
+// Archiving: what a cut pushes out of the window goes to the host, keys as they were before RoPE.
+
+#include "morphkv-cache.h"
+
+#include "llama-impl.h"
+
+static constexpr uint32_t N_CHUNK   = 128;  // tokens that are archived by one graph
+static constexpr size_t   N_TENSORS = 24;   // of a layer in it
+
+morphkv_archive_params morphkv_archive_params_default(void) {
+    morphkv_archive_params res{};
+    res.size      = sizeof(res);
+    res.type_k    = -1;
+    res.type_v    = -1;
+    res.max_bytes = 0;
+    return res;
+}
+
+void morphkv_cache::start_archive(const morphkv_archive_params & p) {
+    auto invalid = [](const std::string & what) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID, what);
+    };
+    for (llama_seq_id s = 0; s < (llama_seq_id) streams.size(); ++s) {
+        if (n_used(s) > 0) {
+            invalid("an archive must be started before anything is decoded, but sequence " + std::to_string(s) +
+                    " holds " + std::to_string(n_used(s)) + " tokens");
+        }
+    }
+    if (!archives.empty()) {
+        invalid("an archive can be started once");
+    }
+    if (rope_limit() == 0) {
+        const auto * layer = find_unknown_rope();
+        throw morphkv_error(
+            MORPHKV_STATUS_UNSUPPORTED,
+            "MorphKV cannot archive for this context: " +
+                (layer ? "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned back"
+                       : std::string("positions are not rebased (rope_limit)")));
+    }
+    if (!side.layers.front().v) {
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV cannot archive compressed keys (MLA)");
+    }
+    auto type_of = [&](int32_t type, ggml_type own, const char * name) {
+        const auto res      = type < 0 ? own : (ggml_type) type;
+        const bool is_known = res == GGML_TYPE_F32 || res == GGML_TYPE_F16 || res == GGML_TYPE_BF16 ||
+                              res == GGML_TYPE_Q8_0 || res == GGML_TYPE_Q5_0 || res == GGML_TYPE_Q4_0;
+        if (!is_known) {
+            invalid(std::string(name) + " must be one of f32, f16, bf16, q8_0, q5_0, q4_0, got " +
+                    std::to_string(type));
+        }
+        return res;
+    };
+    morphkv_page_layout layout(type_of(p.type_k, side.layers.front().k->type, "type_k"),
+                               type_of(p.type_v, side.layers.front().v->type, "type_v"));
+    for (const auto & layer : side.layers) {
+        const int64_t n_embd_k = layer.k->ne[0] / layer.n_head_kv, n_embd_v = layer.v->ne[0] / layer.n_head_kv;
+        if (n_embd_k % ggml_blck_size(layout.type_k) != 0 || n_embd_v % ggml_blck_size(layout.type_v) != 0) {
+            invalid("type_k and type_v must fit heads of " + std::to_string(n_embd_k) + " and " +
+                    std::to_string(n_embd_v) + " values, got " + ggml_type_name(layout.type_k) + " and " +
+                    ggml_type_name(layout.type_v));
+        }
+        layout.add_layer(layer.n_head_kv, n_embd_k, n_embd_v);
+    }
+    std::vector<std::unique_ptr<morphkv_archive>> all;
+    for (size_t s = 0; s < streams.size(); ++s) {
+        const std::string path  = p.path ? p.path + (s > 0 ? "." + std::to_string(s) : std::string()) : std::string();
+        auto              store = p.path ? morphkv_page_store_file(path, layout) : morphkv_page_store_ram();
+        all.push_back(std::make_unique<morphkv_archive>(layout, std::move(store), p.max_bytes));
+    }
+    archives = std::move(all);
+}
+
+void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
+    auto &        archive    = *archives[seq_id];
+    const int64_t t_start_us = ggml_time_us();
+    const auto &  cells      = get_cells(seq_id);
+    if (!has_evicted(seq_id)) {
+        archive.clear();  // what another process left in its file is of another text
+    }
+    if (!archive.why_stopped().empty()) {
+        return;
+    }
+    std::string why;
+    uint32_t    i = has_evicted(seq_id) ? n_distant : 0;
+    if (archive.end() >= 0 && i < n_old && cells.pos_get(i) != archive.end()) {
+        why = "tokens before position " + std::to_string(cells.pos_get(i)) + " are not in it";
+    }
+    while (why.empty() && i < n_old) {
+        const uint32_t        n = std::min(N_CHUNK, n_old - i);
+        morphkv_archive::rows rows;
+        why = read_cells(seq_id, i, n, rows);
+        if (why.empty()) {
+            archive.append(cells.pos_get(i), n, rows);
+            why = archive.why_stopped();
+        }
+        i += n;
+    }
+    if (!why.empty()) {
+        archive.stop(why);
+        LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d grows no more: %s\n", __func__, seq_id, why.c_str());
+    }
+    archive_ms += (ggml_time_us() - t_start_us) / 1000.0;
+}
+
+std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n,
+                                      morphkv_archive::rows & out) const {
+    const auto &  layout = archives[seq_id]->layout;
+    ggml_tensor * rot    = nullptr;
+    ggml_tensor * deltas = nullptr;
+    size_t        il     = 0;
+
+    std::vector<int32_t> turn(n);
+    for (uint32_t i = 0; i < n; ++i) {
+        turn[i] = streams[seq_id].rotary_offset - get_cells(seq_id).pos_get(i_first + i);
+    }
+    out.k.resize(layout.layers.size());
+    out.v.resize(layout.layers.size());
+
+    auto begin = [&](morphkv_inputs & inputs) {
+        deltas = inputs.add(GGML_TYPE_I32, n, 1, turn);
+        rot    = build_input_k_rot(inputs.ctx);
+        if (rot) {
+            inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
+        }
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        const bool    turns = layer.rope.is == morphkv_rope::kind::ROTATED;
+        ggml_tensor * rows  = ggml_view_2d(inputs.ctx, layer.k, layer.k->ne[0], n, layer.k->nb[1],
+                                           seq_id * layer.k->nb[2] + i_first * layer.k->nb[1]);
+        ggml_tensor * keys =
+            morphkv_build_unrotated(inputs.ctx, rows, layer.n_head_kv, turns ? deltas : nullptr, layer.rope, rot);
+        ggml_build_forward_expand(gf, keys);
+        inputs.read(keys, [&, i = il](const std::vector<float> & data) {
+            out.k[i].resize(n * layout.k_bytes(i));
+            morphkv_convert_rows(GGML_TYPE_F32, data.data(), layout.type_k, out.k[i].data(),
+                                 n * layout.layers[i].n_head_kv, layout.layers[i].n_embd_k);
+        });
+        il++;
+    };
+    morphkv_runner    runner(lctx, layers());
+    const std::string why = runner.run(N_TENSORS, begin, build);
+    if (!why.empty()) {
+        return why;
+    }
+    for (size_t i = 0; i < layout.layers.size(); ++i) {
+        const ggml_tensor *  v = side.layers[i].v;
+        std::vector<uint8_t> data(n * v->nb[1]);
+        ggml_backend_tensor_get(v, data.data(), seq_id * v->nb[2] + i_first * v->nb[1], data.size());
+        out.v[i].resize(n * layout.v_bytes(i));
+        morphkv_convert_rows(v->type, data.data(), layout.type_v, out.v[i].data(), n * layout.layers[i].n_head_kv,
+                             layout.layers[i].n_embd_v);
+    }
+    return "";
+}
