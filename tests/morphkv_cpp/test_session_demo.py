@@ -111,13 +111,20 @@ class TestHundredTurns:
 class TestAFactOfLongAgo:
     """Stated at turn 2 and asked at turn 100, when nothing but the archive has it."""
 
+    THINGS = (
+        "the sea,mountains,bread,old clocks,trains,gardens,winter,music,horses,maps,tea,stars,bridges,letters".split(
+            ","
+        )
+    )
+    THINGS += "markets,wool,glass,rivers,chess,birds".split(",")
+
     @pytest.mark.parametrize("archive", ["ram", None])
     def test_it_is_answered_with_an_archive(self, demo_model, archive):
         config = MorphKV(capacity=512, prompt_room=0)
         llm = Llama(demo_model, morphkv=config, archive=archive, n_threads=1, n_threads_batch=1, verbose=False)
         chat = llm.session(system="You are a helpful assistant.")
         for i in range(1, 100):
-            question = f"Tell me one short thing about {TestHundredTurns.THINGS[i % 14]}, number {i}."
+            question = f"Tell me one short thing about {self.THINGS[i % 20]}, number {i}."
             if i == 2:
                 question = "Please remember this: the password of the night porter is walnut."
             "".join(chat.say(question, max_tokens=24, temperature=0.0))
