@@ -62,7 +62,7 @@ public:
     // Why it failed, or "". A node that the device of its layer's cache cannot run is a failure before anything is run.
     std::string run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
 
-    // Builds the graphs and computes none: whether the devices can run them.
+    // Computes none of the graphs: whether the devices can run them, and have memory for them, which stays theirs.
     bool check_only = false;
 
     // Whether a graph has been computed, even if only in part: what it works on has changed.
@@ -76,6 +76,7 @@ public:
     std::function<bool(step)> inject_failure;
 
 private:
+    std::string reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends);
     std::string compute(ggml_cgraph * gf, const morphkv_inputs & inputs, const std::vector<ggml_backend_t> & backends);
 
     llama_context *                               lctx;
