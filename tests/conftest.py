@@ -7,7 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from device import DEVICE
 from rpc_process import RPC_SERVER, RpcServer
+
+
+def pytest_sessionstart() -> None:
+    """A device that was asked for and is not there is an error: tests would pass on the CPU."""
+    if DEVICE:
+        from morphkv_cpp import bridge
+
+        names = [device["name"] for device in bridge.devices()]
+        if DEVICE not in names:
+            pytest.exit(f"MORPHKV_DEVICE must name a device of this build, one of {names}, got {DEVICE!r}", 1)
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +30,17 @@ def demo_model() -> Path:
         return demo_model_path()
     except (OSError, RuntimeError) as error:
         pytest.skip(f"no demo model: {error}")
+
+
+@pytest.fixture(scope="session")
+def gemma_model() -> Path:
+    """The GGUF of Gemma 3 270M; optional, as it has to be fetched."""
+    from morphkv_cpp.models.gemma import gemma_model_path
+
+    try:
+        return gemma_model_path()
+    except (OSError, RuntimeError) as error:
+        pytest.skip(f"no Gemma: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,25 @@ import copy
 from pathlib import Path
 
 import gguf
+import gguf.quants
 import numpy as np
 
 from morphkv_cpp.reference import Adopt, HeadCut, Rules, SequenceCache, is_prompt
 
 
 def round_to(x: np.ndarray, cache_type: str) -> np.ndarray:
-    """What a cache of that type ("f16" or "f32") gives back, in float64."""
+    """What a cache of that type ("f32", "f16" or "q8_0") gives back, in float64; x: (..., head_size)."""
+    if cache_type == "q8_0":
+        # llama.cpp rotates what it quantizes, where heads allow it
+        rotation = hadamard(64) if x.shape[-1] == 64 else np.eye(x.shape[-1])
+        rows = gguf.quants.quantize((x @ rotation).astype(np.float32), gguf.GGMLQuantizationType.Q8_0)
+        return gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q8_0).astype(np.float64) @ rotation.T
     return x.astype({"f16": np.float16, "f32": np.float32}[cache_type]).astype(np.float64)
+
+
+def hadamard(n: int) -> np.ndarray:
+    """Sylvester's matrix, orthonormal; n a power of 2."""
+    return np.array([[1.0]]) if n == 1 else np.kron([[1.0, 1.0], [1.0, -1.0]], hadamard(n // 2)) / np.sqrt(2.0)
 
 
 class NumpyLlama:
@@ -21,10 +32,18 @@ class NumpyLlama:
 
     Keys and values are rounded when stored (cache_type) and when read by attention (read_type: llama.cpp's flash
     attention reads an f32 cache as f16 too); scores see what is stored. Everything else is float64.
+    query_type: what queries are rounded to, "q8_0" on the CPU where keys are q8_0.
     """
 
     def __init__(
-        self, path: Path, rules: Rules, *, cache_type: str = "f16", read_type: str = "f16", n_ubatch: int = 512
+        self,
+        path: Path,
+        rules: Rules,
+        *,
+        cache_type: str = "f16",
+        read_type: str = "f16",
+        query_type: str | None = None,
+        n_ubatch: int = 512,
     ):
         reader = gguf.GGUFReader(path)
         size = {name: field.contents() for name, field in reader.fields.items() if name.startswith("llama.")}
@@ -38,6 +57,7 @@ class NumpyLlama:
         self.frequencies = size["llama.rope.freq_base"] ** (-np.arange(0, self.head_size, 2) / self.head_size)
         self.cache_type = cache_type
         self.read_type = read_type
+        self.query_type = query_type
         self.n_ubatch = n_ubatch
         self.cache = SequenceCache(rules, self.n_layer, self.n_head, self.n_head_kv, self.head_size)
 
@@ -84,6 +104,7 @@ class NumpyLlama:
             return self._linear(x, f"blk.{layer}.{name}").reshape(len(x), n_head, self.head_size).swapaxes(0, 1)
 
         queries = self._rope(heads("attn_q", self.n_head), positions)
+        queries = queries if self.query_type is None else round_to(queries, self.query_type)
         keys = round_to(self._rope(heads("attn_k", self.n_head_kv), positions), self.cache_type)
         values = round_to(heads("attn_v", self.n_head_kv), self.cache_type)
         self.cache.append(layer, queries, keys, values, self.is_prompt)

@@ -19,6 +19,9 @@ LOGITS_TOLERANCE = 0.02
 # 0.3% of all choices were turned.
 TIE_TOLERANCE = 0.01
 TIE_SHARE = 0.02  # of all choices
+# (logits, ties, share of ties) where K and V are q8_0: what rounds to another 8 bits differs by a hundredth.
+# Measured, on the CPU and on lavapipe: up to 0.056, 0.04 and 0.08.
+TOLERANCES = {"q8_0": (0.1, 0.05, 0.1)}
 REORDER_SHARE = 0.02  # of all moved tokens: their order has more near-ties than the set, and matters less
 
 
@@ -26,12 +29,18 @@ REORDER_SHARE = 0.02  # of all moved tokens: their order has more near-ties than
 class Tally:
     """What a comparison saw. A choice is one cut in one head."""
 
+    cache_type: str = "f16"
     n_cuts: int = 0
     n_choices: int = 0
     n_near_ties: int = 0
     n_moved: int = 0  # tokens that took a distant slot
     n_reordered: int = 0  # choices of the same set in other slots
     logits_error: float = 0.0
+
+    @property
+    def tolerances(self) -> tuple[float, float, float]:
+        """Of logits, of ties, and of the share of ties."""
+        return TOLERANCES.get(self.cache_type, (LOGITS_TOLERANCE, TIE_TOLERANCE, TIE_SHARE))
 
     def __iadd__(self, other: Tally) -> Tally:
         self.n_cuts += other.n_cuts
@@ -56,30 +65,32 @@ class Tally:
                     continue
                 if set(head.kept) != set(head.chosen):
                     gap = -head.kept_margin / head.worst_chosen
-                    assert gap <= TIE_TOLERANCE, f"{where}: other tokens kept, scores apart by {gap:.4f}"
+                    assert gap <= self.tolerances[1], f"{where}: other tokens kept, scores apart by {gap:.4f}"
                     self.n_near_ties += 1
                 elif (head.kept != head.chosen).any():
-                    assert not is_out_of_order(head, rules), f"{where}: the best graduates must take the worst slots"
+                    assert not is_out_of_order(head, rules, self.tolerances[1]), (
+                        f"{where}: the best graduates must take the worst slots"
+                    )
                     self.n_reordered += 1
 
     def compare_logits(self, native, expected, where: str) -> None:
         error = float(abs(native - expected).max())
-        assert error <= LOGITS_TOLERANCE, where
+        assert error <= self.tolerances[0], f"{where}: off by {error:.4f}"
         self.logits_error = max(self.logits_error, error)
 
     def check(self, n_cuts: int) -> None:
         print(self)
         assert self.n_cuts >= n_cuts
-        assert self.n_near_ties <= TIE_SHARE * self.n_choices
-        assert self.n_reordered <= REORDER_SHARE * self.n_moved
+        assert self.n_near_ties <= self.tolerances[2] * self.n_choices
+        assert self.n_reordered <= self.tolerances[2] * self.n_moved
 
 
-def is_out_of_order(head: HeadCut, rules: Rules) -> bool:
+def is_out_of_order(head: HeadCut, rules: Rules, tolerance: float = TIE_TOLERANCE) -> bool:
     """Whether of two moved tokens the clearly better one took the slot of the clearly better token."""
     slots = np.flatnonzero(head.kept >= rules.n_distant)
     left, came = head.scores[slots], head.scores[head.kept[slots]]
 
     def is_above(scores: np.ndarray) -> np.ndarray:
-        return scores[:, None] > scores[None, :] * (1 + TIE_TOLERANCE)
+        return scores[:, None] > scores[None, :] * (1 + tolerance)
 
     return bool((is_above(left) & is_above(came)).any())

@@ -79,15 +79,30 @@ std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, co
             }
             backends.resize(ggml_graph_n_nodes(gf), backend);
         }
-        if (backends.empty() || check_only) {
+        if (backends.empty()) {
             continue;
         }
-        const std::string why = compute(gf, inputs, backends);
+        const std::string why = check_only ? reserve(gf, backends) : compute(gf, inputs, backends);
         if (!why.empty()) {
             return why;
         }
     }
     return "";
+}
+
+static void place(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
+    ggml_backend_sched_reset(sched);
+    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
+    for (size_t i = 0; i < backends.size(); ++i) {
+        ggml_backend_sched_set_tensor_backend(sched, ggml_graph_node(gf, i), backends[i]);
+    }
+}
+
+std::string morphkv_runner::reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
+    place(lctx->get_sched(), gf, backends);
+    const bool is_reserved = ggml_backend_sched_reserve(lctx->get_sched(), gf);
+    ggml_backend_sched_reset(lctx->get_sched());
+    return is_reserved ? "" : ggml_status_to_string(GGML_STATUS_ALLOC_FAILED);
 }
 
 std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inputs,
@@ -101,11 +116,7 @@ std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inp
         scratch_bytes = std::max(scratch_bytes, n_bytes);
     }
 
-    ggml_backend_sched_reset(sched);
-    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
-    for (size_t i = 0; i < backends.size(); ++i) {
-        ggml_backend_sched_set_tensor_backend(sched, ggml_graph_node(gf, i), backends[i]);
-    }
+    place(sched, gf, backends);
     const morphkv_crossings crossings(gf);
     if (!ggml_backend_sched_alloc_graph(sched, gf) || (inject_failure && inject_failure(step::ALLOC))) {
         return ggml_status_to_string(GGML_STATUS_ALLOC_FAILED);

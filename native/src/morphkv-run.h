@@ -81,7 +81,7 @@ public:
     // Most layers in a graph: for graphs whose inputs and outputs are large.
     size_t n_max_layers = SIZE_MAX;
 
-    // Builds the graphs and computes none: whether the devices can run them.
+    // Computes none of the graphs: whether the devices can run them, and have memory for them, which stays theirs.
     bool check_only = false;
 
     // Whether a graph has been computed, even if only in part: what it works on has changed.
@@ -95,6 +95,7 @@ public:
     std::function<bool(step)> inject_failure;
 
 private:
+    std::string reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends);
     std::string compute(ggml_cgraph * gf, const morphkv_inputs & inputs, const std::vector<ggml_backend_t> & backends);
 
     llama_context *                               lctx;

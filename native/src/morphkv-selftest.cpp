@@ -61,8 +61,16 @@ class storage {
 public:
     storage() : ctx(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true })) {}
 
-    ggml_tensor * add(ggml_type type, int64_t n_row, int64_t n_rows) {
-        ggml_tensor * both = ggml_new_tensor_3d(ctx.get(), type, n_row, n_rows, 2);
+    // The rows of K and V begin at a multiple of 256 cells, as in a cache: Vulkan reads quantized rows that begin
+    // elsewhere from the block before, and says that it supports them.
+    ggml_tensor * add_cells(ggml_type type, int64_t n_row, int64_t n_rows) {
+        return add(type, n_row, n_rows, GGML_PAD(n_rows, 256));
+    }
+
+    ggml_tensor * add(ggml_type type, int64_t n_row, int64_t n_rows) { return add(type, n_row, n_rows, n_rows); }
+
+    ggml_tensor * add(ggml_type type, int64_t n_row, int64_t n_rows, int64_t n_padded) {
+        ggml_tensor * both = ggml_new_tensor_3d(ctx.get(), type, n_row, n_padded, 2);
         return ggml_view_2d(ctx.get(), both, n_row, n_rows, both->nb[1], both->nb[2]);
     }
 
@@ -129,8 +137,8 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
 
     storage             cache;
     morphkv_evict_layer layer{};
-    layer.k         = cache.add(c.type, n_embd, n_cells);
-    layer.v         = cache.add(c.type, n_embd, n_cells);
+    layer.k         = cache.add_cells(c.type, n_embd, n_cells);
+    layer.v         = cache.add_cells(c.type, n_embd, n_cells);
     layer.ring      = cache.add(GGML_TYPE_F16, n_embd * c.n_group, n_ring);
     layer.pos       = cache.add(GGML_TYPE_F32, s.n_distant, c.n_head_kv);
     layer.score     = c.policy.decay > 0.0f ? cache.add(GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
@@ -185,20 +193,19 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     };
 
     morphkv_selftest_state res{};
-    {
-        graph         g;
-        const auto    inp   = make_inputs(g);
-        ggml_tensor * votes = morphkv_build_votes(g.ctx.get(), layer, s, c.policy, inp);
-        ggml_set_output(votes);
-        ggml_build_forward_expand(g.gf, votes);
-        res.unsupported = g.place(backend);
-        if (!res.unsupported.empty()) {
-            return res;
-        }
-        set_inputs(inp);
-        g.compute(backend);
-        res.votes = read<float>(votes);
+    // Lives until both graphs are done: Mesa 22's lavapipe binds again what an earlier graph has freed.
+    graph                  g_votes;
+    const auto             inp_votes = make_inputs(g_votes);
+    ggml_tensor *          votes     = morphkv_build_votes(g_votes.ctx.get(), layer, s, c.policy, inp_votes);
+    ggml_set_output(votes);
+    ggml_build_forward_expand(g_votes.gf, votes);
+    res.unsupported = g_votes.place(backend);
+    if (!res.unsupported.empty()) {
+        return res;
     }
+    set_inputs(inp_votes);
+    g_votes.compute(backend);
+    res.votes    = read<float>(votes);
     res.k_before = read<char>(layer.k);
     res.v_before = read<char>(layer.v);
     if (layer.score) {
@@ -239,7 +246,7 @@ morphkv_selftest_state rebase(const morphkv_selftest_case & c, ggml_backend_t ba
     const int32_t n_rot  = hadamard_size(c);
 
     storage       cache;
-    ggml_tensor * rows = cache.add(c.type, n_embd, c.n_rows);
+    ggml_tensor * rows = cache.add_cells(c.type, n_embd, c.n_rows);
     cache.alloc(backend);
     std::mt19937 rng(2);
     write(rows, as_type(c.type, random_floats(rng, ggml_nelements(rows), 1.5f), n_embd));

@@ -18,7 +18,7 @@ from pathlib import Path
 from gguf import GGUFReader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from archs import more_models
+from archs import more_models, more_positions
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = ROOT / "morphkv_cpp" / "architectures.tsv"
@@ -42,6 +42,8 @@ def write_models(folder: Path) -> list[Path]:
         field = reader.fields[f"{name.split('-')[0]}.attention.sliding_window"]
         field.parts[field.data[0]][0] = 0
         reader.data.flush()
+    for name in ("gpt2-dense", "starcoder-dense"):
+        more_positions.extend_positions(folder / f"{name}.gguf", 1024)
     for architecture in more_models.MODELS:
         more_models.write_model(folder / f"{architecture}-more.gguf", architecture)
     return sorted(folder.glob("*.gguf"))

@@ -71,7 +71,8 @@ public:
 
     // times that (a part of) a tensor of this name was read from here or written to here, by the host or another device
     std::map<std::string, int> n_read, n_written;
-    int                        n_graphs = 0;
+    int                        n_graphs  = 0;
+    int                        n_buffers = 0;  // ever allocated
 
 private:
     static fake_device & self(ggml_backend_dev_t d) { return *(fake_device *) d->context; }
@@ -113,6 +114,7 @@ private:
         iface.clear = [](ggml_backend_buffer_t buf, uint8_t value) {
             memset(buf->context, value, buf->size);
         };
+        self(b->device).n_buffers++;
         // whole multiples of the alignment
         size = (size + 127) / 64 * 64;
         return ggml_backend_buffer_init(b, iface, aligned_alloc(64, size), size);

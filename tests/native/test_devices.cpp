@@ -201,6 +201,26 @@ static void test_decoding_copies_nothing_of_the_cache() {
     CHECK(devs.cache_traffic().empty() && devs.a.n_graphs > 30);
 }
 
+// What evictions and rebases need is there when the context is: they cannot be what a card has no memory for.
+static void test_memory_is_taken_when_the_context_is_made() {
+    devices devs;
+    auto    params         = rebased_params(2000);
+    params.prompt_room     = 500;
+    // a decode of few tokens needs less than the cut of a long prompt
+    auto cparams           = cache_type(GGML_TYPE_F16);
+    cparams.n_ubatch       = 4;
+    const auto model       = devs.load();
+    const auto ctx         = create(model.get(), params, cparams);
+    const int  n_buffers   = devs.a.n_buffers + devs.b.n_buffers;
+    const int  n_evictions = 2;
+    for (int i = 0; i < n_evictions; ++i) {
+        CHECK(decode(ctx, some_tokens(500)) == 0);
+        decode_to_a_cut(ctx);
+    }
+    CHECK(stats(ctx).n_evictions >= n_evictions && stats(ctx).n_evicted > 800);
+    CHECK(devs.a.n_buffers + devs.b.n_buffers == n_buffers);
+}
+
 // The counters see traffic when there is some: a state is read from the devices.
 static void test_traffic_is_seen() {
     devices    devs;
@@ -317,6 +337,7 @@ int main() {
     test_devices_give_what_the_cpu_gives();
     test_no_tensor_of_the_cache_crosses_devices();
     test_decoding_copies_nothing_of_the_cache();
+    test_memory_is_taken_when_the_context_is_made();
     test_traffic_is_seen();
     test_a_crossing_is_found();
     test_a_device_that_lacks_an_op_is_refused_by_name();

@@ -1,8 +1,9 @@
-"""10,000 tokens of a real model, on the CPU and over two RPC servers: the same tokens are kept."""
+"""10,000 tokens of real models, on the CPU and over two RPC servers: the same tokens are kept."""
 
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,19 +11,33 @@ import pytest
 from morphkv_cpp import Llama, MorphKV
 
 N_TOKENS = 10_000
-N_LAYER = 30
 CONFIG = MorphKV(capacity=512, window=32, interval=128, prompt_room=0)
 # A near-tie that falls the other way is carried on: both sides' later texts are the same, their caches not quite.
 OTHER_SHARE = 0.001
 
 
-@pytest.mark.slow
-@pytest.mark.demo
-def test_the_demo_model_keeps_the_same_tokens_over_two_servers(demo_model, rpc_servers):
-    options = {"morphkv": CONFIG, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False}
-    names = [server.name for server in rpc_servers]
-    here = Llama(demo_model, **options)
-    there = Llama(demo_model, rpc_servers=names, tensor_split=[1, 1], **options)
+class Unpacked(Llama):
+    """Without weights that are packed anew for this CPU, which RPC servers do not do: the same kernels on both sides.
+
+    Gemma's Q4_K is packed. Then logits are apart by up to 1, as with and without flash attention, because rounding
+    decides how the next layer's input is quantized; after 74 cuts a fifth of the tokens kept is another.
+    """
+
+    @property
+    def model_params(self):
+        return super().model_params
+
+    @model_params.setter
+    def model_params(self, params):
+        params.use_extra_bufts = False
+        Llama.model_params.fset(self, params)
+
+
+def compare(path, config: MorphKV, layers: list[int], names: list[str]) -> None:
+    """layers: those that are cut."""
+    options = {"morphkv": config, "n_threads": 1, "n_threads_batch": 1, "seed": 1, "verbose": False}
+    here = Unpacked(path, **options)
+    there = Llama(path, rpc_servers=names, tensor_split=[1, 1], **options)
     n_cuts = n_sets = n_other_sets = n_kept = n_other = 0
     with closing(here), closing(there):
         token = here.token_bos()
@@ -31,7 +46,7 @@ def test_the_demo_model_keeps_the_same_tokens_over_two_servers(demo_model, rpc_s
             there.eval([token])
             if here.cache_stats().n_evictions > n_cuts:
                 n_cuts += 1
-                for layer in range(N_LAYER):
+                for layer in layers:
                     for kept_here, kept_there in zip(here.retained(layer), there.retained(layer)):
                         n_here_alone = len(np.setdiff1d(kept_here, kept_there))
                         n_sets += 1
@@ -45,3 +60,15 @@ def test_the_demo_model_keeps_the_same_tokens_over_two_servers(demo_model, rpc_s
     print(f"{n_cuts} cuts, {n_sets} sets, {n_other_sets} differ; {n_kept} tokens kept, {n_other} of them here alone")
     assert n_cuts > 70
     assert n_other <= OTHER_SHARE * n_kept
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+def test_the_demo_model_keeps_the_same_tokens_over_two_servers(demo_model, rpc_servers):
+    compare(demo_model, CONFIG, list(range(30)), [server.name for server in rpc_servers])
+
+
+@pytest.mark.slow
+def test_gemma_keeps_the_same_tokens_over_two_servers(gemma_model, rpc_servers):
+    """Three layers attend to all, two of them on one server; rebased as if trained on 4,096 tokens."""
+    compare(gemma_model, replace(CONFIG, rope_limit=4096), [5, 11, 17], [server.name for server in rpc_servers])

@@ -10,7 +10,6 @@ import pytest
 morphkv_cpp = pytest.importorskip("morphkv_cpp")
 
 from morphkv_cpp.eval.perplexity import open_for_nll, stream_nll  # noqa: E402
-from morphkv_cpp.models.gemma import gemma_model_path  # noqa: E402
 
 PROSE = Path(morphkv_cpp.__file__).parent / "eval" / "data" / "prose"
 N_TOKENS = 3300
@@ -18,20 +17,14 @@ N_SKIP = 1000
 CUT = morphkv_cpp.MorphKV(capacity=512, interval=64, prompt_room=0)
 
 
-@pytest.fixture(scope="module")
-def gemma() -> Path:
-    try:
-        return gemma_model_path()
-    except (OSError, RuntimeError) as error:
-        pytest.skip(f"no Gemma: {error}")
-
-
 @pytest.mark.slow
-def test_a_long_text_is_read_nearly_as_with_a_full_cache(gemma):
+def test_a_long_text_is_read_nearly_as_with_a_full_cache(gemma_model):
     text = "\n\n".join(path.read_text() for path in sorted(PROSE.glob("*.txt")))
     perplexity = {}
     for name, morphkv in (("full", None), ("morphkv", CUT)):
-        llm = open_for_nll(gemma, morphkv, N_TOKENS, 32, n_threads=1, n_threads_batch=1, flash_attn=True, verbose=False)
+        llm = open_for_nll(
+            gemma_model, morphkv, N_TOKENS, 32, n_threads=1, n_threads_batch=1, flash_attn=True, verbose=False
+        )
         values = stream_nll(llm, llm.tokenize(text.encode())[:N_TOKENS])
         perplexity[name] = float(np.exp(values[N_SKIP:].mean()))
         if morphkv:

@@ -1,75 +1,22 @@
 """The native cache against the specification: the same tokens through libllama and through a float64 NumPy llama.
 
-After every batch the logits must agree within LOGITS_TOLERANCE, the counters exactly, and after every cut each head
-must keep the set that the reference chooses, but for near-ties.
+After every batch the logits must agree within a tolerance, the counters exactly, and after every cut each head must
+keep the set that the reference chooses, but for near-ties.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy_llama import NumpyLlama
+from pair import N_UBATCH, Pair, some_tokens
 from twins import TIE_TOLERANCE, Tally
 
 from morphkv_cpp.reference import Rules
 
-morphkv_cpp = pytest.importorskip("morphkv_cpp")
-if not hasattr(morphkv_cpp, "Llama"):
-    pytest.skip("the native library is not installed", allow_module_level=True)
-
-import llama_cpp  # noqa: E402  (morphkv_cpp says first which libllama is loaded)
-
-CACHE_TYPES = {"f32": 0, "f16": 1}  # as in ggml.h
-N_CTX = 4096
-N_UBATCH = 16
 GROUPS = {1: {"n_head": 2, "n_head_kv": 2}, 3: {"n_head": 6, "n_head_kv": 2}, 4: {"n_head": 8, "n_head_kv": 2}}
-
-
-class Pair:
-    """A native sequence and its NumPy twin."""
-
-    def __init__(self, path: Path, cache_type: str = "f16", **rules):
-        self.rules = Rules(**rules)
-        self.llm = morphkv_cpp.Llama(
-            str(path),
-            morphkv=morphkv_cpp.MorphKV(**asdict(self.rules)),
-            n_ctx=N_CTX,
-            n_batch=N_CTX,
-            n_ubatch=N_UBATCH,
-            flash_attn=True,
-            n_threads=1,
-            n_threads_batch=1,
-            type_k=CACHE_TYPES[cache_type],
-            type_v=CACHE_TYPES[cache_type],
-            verbose=False,
-        )
-        self.model = NumpyLlama(path, self.rules, cache_type=cache_type, n_ubatch=N_UBATCH)
-        self.tally = Tally()
-
-    def decode(self, tokens: list[int]) -> None:
-        """Decode one batch and compare; it may cut once, as what is kept between two cuts of a batch cannot be seen."""
-        n_cuts = sum(cut_first for cut_first, _ in self.model.cache.plan(len(tokens), N_UBATCH))
-        assert n_cuts <= 1, "a batch of these tests must cut once at most"
-        self.llm.eval(tokens)
-        retained = [self.llm.retained(layer=layer) for layer in range(self.model.n_layer)]
-        logits, cuts = self.model.decode(tokens, adopt=lambda layer, head: retained[layer][head])
-        for cut in cuts:
-            self.tally.compare_cut(cut, self.rules)
-        self.compare_state(logits)
-
-    def compare_state(self, logits: np.ndarray) -> None:
-        stats, cache = self.llm.cache_stats(), self.model.cache
-        assert (stats.n_used, stats.n_evictions, stats.n_evicted) == (cache.n_used, cache.n_evictions, cache.n_evicted)
-        pointer = llama_cpp.llama_get_logits_ith(self.llm.ctx, -1)
-        native = np.ctypeslib.as_array(pointer, shape=(self.model.n_vocab,))
-        self.tally.compare_logits(native, logits, f"after {self.model.n_past} tokens, {cache.n_evictions} cuts")
-
-
-def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
 
 
 def run(path: Path, prompts: list[int], n_single: int, cache_type: str = "f16", **rules) -> Tally:
@@ -78,15 +25,14 @@ def run(path: Path, prompts: list[int], n_single: int, cache_type: str = "f16", 
     try:
         for i, n_tokens in enumerate(prompts):
             pair.decode(some_tokens(n_tokens, seed=i))
-        for token in some_tokens(n_single, seed=99):
-            pair.decode([token])
+        pair.decode_singly(some_tokens(n_single, seed=99))
     finally:
-        pair.llm.close()
+        pair.close()
     return pair.tally
 
 
 @pytest.mark.parametrize("fusion", ["sum", "max"])
-@pytest.mark.parametrize("cache_type", ["f16", "f32"])
+@pytest.mark.parametrize("cache_type", ["f16", "f32", "q8_0"])
 @pytest.mark.parametrize("group", GROUPS)
 def test_same_tokens_are_kept_and_same_logits_follow(tiny_llama, group, cache_type, fusion):
     """Over 200 cuts at intervals 1, 7 and 64, keeping 0 and 4, in single tokens and in prompts that find no cells."""
@@ -98,9 +44,11 @@ def test_same_tokens_are_kept_and_same_logits_follow(tiny_llama, group, cache_ty
     tally.check(n_cuts=200)
 
 
-def test_a_head_of_64_and_four_layers(tiny_llama):
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+def test_a_head_of_64_and_four_layers(tiny_llama, cache_type):
+    """64: llama.cpp rotates what it quantizes."""
     path = tiny_llama(n_layer=4, n_head=4, n_head_kv=1, head_size=64, n_embd=96, seed=7)
-    run(path, [30], 150, capacity=32, window=8, interval=3, keep=2).check(n_cuts=45)
+    run(path, [30], 150, cache_type, capacity=32, window=8, interval=3, keep=2).check(n_cuts=45)
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "f32"])
@@ -123,13 +71,12 @@ def test_prompt_room_delays_the_cut_to_the_first_single_token(tiny_llama):
     path = tiny_llama(**GROUPS[1], seed=1)
     pair = Pair(path, capacity=32, window=8, interval=4, keep=2, prompt_room=80)
     pair.decode(some_tokens(100))
-    assert pair.model.cache.n_evictions == 0
-    for token in some_tokens(60):
-        pair.decode([token])
+    assert pair.twin.cache.n_evictions == 0
+    pair.decode_singly(some_tokens(60))
     pair.decode(some_tokens(90, seed=2))
     pair.decode(some_tokens(5, seed=3))
     pair.tally.check(n_cuts=15)
-    pair.llm.close()
+    pair.close()
 
 
 def clear_prompt(path: Path, n_tokens: int, rules: dict) -> list[int]:
@@ -148,12 +95,12 @@ def test_one_batch_may_cut_many_times(tiny_llama):
     rules = {"capacity": 32, "window": 8, "interval": 10, "keep": 2}
     tokens = clear_prompt(path, 100, rules)
     pair = Pair(path, **rules)
-    logits, cuts = pair.model.decode(tokens)
+    logits, cuts = pair.twin.decode(tokens)
     assert len(cuts) == 6
     pair.llm.eval(tokens)
-    assert (np.sort(pair.llm.retained(layer=0)) == np.sort(pair.model.cache.retained(0))).all()
+    assert (np.sort(pair.llm.retained(layer=0)) == np.sort(pair.twin.cache.retained(0))).all()
     pair.compare_state(logits)
-    pair.llm.close()
+    pair.close()
 
 
 def test_recency_keeps_the_first_and_the_newest(tiny_llama):

@@ -1,0 +1,78 @@
+"""A native sequence beside its NumPy twin: after every batch the same counters, sets and logits, but for near-ties."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from device import N_GPU_LAYERS
+from numpy_llama import NumpyLlama
+from twins import Tally
+
+import morphkv_cpp
+from morphkv_cpp.reference import Rules
+
+# isort: split
+# after morphkv_cpp, which says what libllama is loaded
+import llama_cpp
+
+CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # as in ggml.h
+N_UBATCH = 16
+
+
+def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
+
+
+class Pair:
+    """n_gpu_layers: where the native model lives, by default where the tests are told to."""
+
+    def __init__(self, path: Path, cache_type: str = "f16", n_gpu_layers: int = N_GPU_LAYERS, **rules):
+        self.rules = Rules(**rules)
+        self.llm = morphkv_cpp.Llama(
+            str(path),
+            morphkv=morphkv_cpp.MorphKV(**asdict(self.rules)),
+            n_batch=512,
+            n_ubatch=N_UBATCH,
+            n_gpu_layers=n_gpu_layers,
+            n_threads=1,
+            n_threads_batch=1,
+            type_k=CACHE_TYPES[cache_type],
+            type_v=CACHE_TYPES[cache_type],
+            verbose=False,
+        )
+        query_type = "q8_0" if cache_type == "q8_0" and n_gpu_layers == 0 else None
+        self.twin = NumpyLlama(path, self.rules, cache_type=cache_type, query_type=query_type, n_ubatch=N_UBATCH)
+        self.tally = Tally(cache_type=cache_type)
+
+    def decode(self, tokens: list[int]) -> None:
+        """Decode one batch and compare; it may cut once, as what is kept between two cuts of a batch cannot be seen."""
+        n_cuts = sum(cut_first for cut_first, _ in self.twin.cache.plan(len(tokens), N_UBATCH))
+        assert n_cuts <= 1, "a batch of these tests must cut once at most"
+        self.llm.eval(tokens)
+        retained = [self.llm.retained(layer=layer) for layer in range(self.twin.n_layer)]
+        expected, cuts = self.twin.decode(tokens, adopt=lambda layer, head: retained[layer][head])
+        for cut in cuts:
+            self.tally.compare_cut(cut, self.rules)
+        self.compare_state(expected)
+
+    def decode_singly(self, tokens: list[int]) -> None:
+        for token in tokens:
+            self.decode([token])
+
+    def compare_state(self, expected: np.ndarray) -> None:
+        stats, cache = self.llm.cache_stats(), self.twin.cache
+        assert (stats.n_used, stats.n_evictions, stats.n_evicted) == (cache.n_used, cache.n_evictions, cache.n_evicted)
+        assert (stats.rotary_offset, stats.n_rebases) == (cache.rotary_offset, cache.n_rebases)
+        assert stats.logical_pos == cache.newest_position
+        assert not self.rules.rope_limit or stats.logical_pos - stats.rotary_offset < self.rules.rope_limit
+        where = f"after {self.twin.n_past} tokens, {cache.n_evictions} cuts, {cache.n_rebases} rebases"
+        self.tally.compare_logits(self.logits(), expected, where)
+
+    def logits(self) -> np.ndarray:
+        pointer = llama_cpp.llama_get_logits_ith(self.llm.ctx, -1)
+        return np.array(np.ctypeslib.as_array(pointer, shape=(self.twin.n_vocab,)))
+
+    def close(self) -> None:
+        self.llm.close()
