@@ -18,9 +18,9 @@
 namespace {
 
 constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
-constexpr size_t  N_LAYERS  = 4;    // in a graph that has large inputs
+constexpr size_t  N_LAYERS  = 4;   // in a graph that has large inputs
 constexpr int32_t N_VOTES   = 16;
-constexpr size_t  N_TENSORS = 24;   // of a layer in the graphs below, votes apart
+constexpr size_t  N_TENSORS = 24;  // of a layer in the graphs below, votes apart
 
 template <typename T> std::vector<T> iota(T n) {
     std::vector<T> res(n);
