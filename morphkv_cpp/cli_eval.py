@@ -83,7 +83,9 @@ def remember(
     tokens: Annotated[
         str, typer.Option("--tokens", metavar="N,...", help="lengths of the text at which it is asked about its facts")
     ] = "2560,6144,16384,49152",
-    arms: Annotated[str, typer.Option("--arms", metavar="ARMS", help="recall, off, or both")] = "recall,off",
+    arms: Annotated[
+        str, typer.Option("--arms", metavar="ARMS", help="caches to compare: recall, off, full")
+    ] = "recall,off",
     documents: Annotated[int, typer.Option("--documents", metavar="N", help="documents")] = 24,
     questions: Annotated[
         int, typer.Option("--questions", metavar="N", help="questions at each length, spread over the documents")
@@ -102,14 +104,17 @@ def remember(
     """Ask about facts of long ago: does the archive know what the cache has evicted?"""
     lengths = sorted(_lengths(tokens))
     chosen = [arm.strip() for arm in arms.split(",")]
-    if not set(chosen) <= {remember_eval.RECALL, remember_eval.OFF} or len(set(chosen)) < len(chosen):
-        raise ValueError(f"--arms must be recall, off, or both, got {arms!r}")
+    if not set(chosen) <= {remember_eval.RECALL, remember_eval.OFF, remember_eval.FULL} or len(set(chosen)) < len(
+        chosen
+    ):
+        raise ValueError(f"--arms must be some of recall, off and full, got {arms!r}")
     names = {(arm, n): f"{arm}@{n}" for arm in chosen for n in lengths}
     bars = parse_bars(require or [], names.values())
     prose = None if text is None else text.read_text(encoding="utf-8")
     asked: dict[str, list[remember_eval.Asked]] = {name: [] for name in names.values()}
+    n_reads = len({arm == remember_eval.FULL for arm in chosen})  # the full cache reads for itself
     run = remember_eval.run(find_model(model), morphkv, archive, lengths, documents, questions, chosen, prose, **llama)
-    with progress_bar(documents * lengths[-1], "remember") as advance:
+    with progress_bar(n_reads * documents * lengths[-1], "remember") as advance:
         for found in run:
             if isinstance(found, int):
                 advance(found)

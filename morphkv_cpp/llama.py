@@ -262,8 +262,11 @@ class Llama(llama_cpp.Llama):
             self.last_prompt = prompt_reuse(self, tokens)
         self.last_recalls = ()
         self._recall_is_due = self._archive is not None and self._archive.recall != "off"
-        # not a loop: callers may send() tokens
-        yield from super().generate(tokens, *arguments, **options)
+        try:
+            # not a loop: callers may send() tokens
+            yield from super().generate(tokens, *arguments, **options)
+        finally:
+            self._recall_is_due = False
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Decode tokens behind the first n_tokens, as llama_cpp does.

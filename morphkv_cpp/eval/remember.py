@@ -9,10 +9,12 @@ of this package, its sentences shuffled anew each time it has been used up, or a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +27,8 @@ N_FACTS = 8  # per document
 N_FACT_TOKENS = 512  # all facts stand before this position
 N_STEP_TOKENS = 56  # from fact to fact, at least
 N_CHUNK = 512  # tokens that are decoded at once
-RECALL, OFF = "recall", "off"
+N_ROOM = 128  # tokens for a question and its answer
+RECALL, OFF, FULL = "recall", "off", "full"
 
 
 class Document(NamedTuple):
@@ -38,7 +41,7 @@ class Asked(NamedTuple):
 
     i_document: int
     n_tokens: int
-    arm: str  # with recall, or with it off
+    arm: str  # with recall, with it off, or stock llama.cpp with a full cache
     fact: Fact
     answer: str
     right: bool
@@ -114,34 +117,63 @@ def run(
     text: str | None = None,
     **llama_options: Any,
 ) -> Iterator[Asked | int]:
-    """Every question at every length, and in between how many tokens were decoded."""
+    """Every question at every length, and in between how many tokens were decoded.
+
+    The full cache reads its own copy of each document.
+    """
     if not 1 <= n_questions <= n_documents * N_FACTS:
         raise ValueError(f"questions must be in 1..{N_FACTS} x documents, got {n_questions} with {n_documents=}")
-    llm = Llama(model, morphkv=morphkv, archive=archive if RECALL in arms else None, **llama_options)
-    try:
-        for i in range(n_documents):
-            document = build_document(llm, i, max(lengths), text)
-            llm.reset()
-            n_done = 0
-            for n_tokens in sorted(lengths):
-                for start in range(n_done, n_tokens, N_CHUNK):
-                    chunk = document.tokens[start : min(start + N_CHUNK, n_tokens)]
-                    llm.decode(chunk)
-                    yield len(chunk)
-                n_done = n_tokens
-                checkpoint = bridge.checkpoint(llm.ctx)
-                for j in asked_facts(i, n_documents, n_questions):
-                    fact = document.facts[j]
-                    question = llm.tokenize(QUESTION.format(subject=fact.subject).encode(), add_bos=False)
-                    for arm in arms:
-                        if RECALL in arms:
-                            llm.archive = archive if arm == RECALL else dataclasses.replace(archive, recall="off")
-                        before = llm.cache_stats().recall_ms
+    evicting = [arm for arm in arms if arm != FULL]
+    if evicting:
+        llm = Llama(model, morphkv=morphkv, archive=archive if RECALL in evicting else None, **llama_options)
+        with closing(llm):
+            yield from _ask_all(llm, archive, evicting, lengths, n_documents, n_questions, text)
+    if FULL in arms:
+        options = {**llama_options, "n_ctx": max(lengths) + N_ROOM}
+        with closing(Llama(model, **options)) as llm:
+            yield from _ask_all(llm, None, [FULL], lengths, n_documents, n_questions, text)
+
+
+def _ask_all(
+    llm: Llama,
+    archive: Archive | None,
+    arms: Sequence[str],
+    lengths: Sequence[int],
+    n_documents: int,
+    n_questions: int,
+    text: str | None,
+) -> Iterator[Asked | int]:
+    for i in range(n_documents):
+        document = build_document(llm, i, max(lengths), text)
+        llm.reset()
+        n_done = 0
+        for n_tokens in sorted(lengths):
+            for start in range(n_done, n_tokens, N_CHUNK):
+                chunk = document.tokens[start : min(start + N_CHUNK, n_tokens)]
+                llm.eval(chunk)
+                yield len(chunk)
+            n_done = n_tokens
+            for j in asked_facts(i, n_documents, n_questions):
+                fact = document.facts[j]
+                question = llm.tokenize(QUESTION.format(subject=fact.subject).encode(), add_bos=False)
+                for arm in arms:
+                    with _taken_back(llm):
+                        if arm == RECALL:
+                            llm.archive = archive
+                        elif llm.archive is not None:
+                            llm.archive = dataclasses.replace(archive, recall="off")
                         said = answer(llm, question)
                         right = first_word(said) == fact.answer.casefold()
-                        yield Asked(i, n_tokens, arm, fact, said, right, llm.cache_stats().recall_ms - before)
-                        if not bridge.set_checkpoint(llm.ctx, checkpoint):
-                            raise RuntimeError("the cache could not go back to before the question")
-                        llm.n_tokens = n_tokens
-    finally:
-        llm.close()
+                        recall_ms = sum(recall.took_ms for recall in llm.last_recalls)
+                    yield Asked(i, n_tokens, arm, fact, said, right, recall_ms)
+
+
+@contextlib.contextmanager
+def _taken_back(llm: Llama) -> Iterator[None]:
+    """What is done in here, a recall too, is undone."""
+    n_tokens = llm.n_tokens
+    checkpoint = None if llm.morphkv is None else bridge.checkpoint(llm.ctx)
+    yield
+    if checkpoint is not None and not bridge.set_checkpoint(llm.ctx, checkpoint):
+        raise RuntimeError("the cache could not go back to before the question")
+    llm.n_tokens = n_tokens

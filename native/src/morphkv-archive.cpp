@@ -103,9 +103,10 @@ void morphkv_archive::store_page(std::shared_ptr<const morphkv_page> page) {
         header.dropped++;
         set_held(header);
     }
-    store->put(i_place, i_page, page);
+    const uint64_t hash = morphkv_hash_page(*page);
+    store->put(i_place, i_page, hash, page);
     index_page(i_place, *page);
-    hashes[i_place] = morphkv_hash_page(*page);
+    hashes[i_place] = hash;
     header.n_tokens = (i_page + 1) * N_PAGE;
     set_held(header);
 }

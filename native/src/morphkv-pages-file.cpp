@@ -54,8 +54,8 @@ public:
 
     ~file_store() override { close(fd); }
 
-    void put(size_t i_place, int64_t i_page, std::shared_ptr<const morphkv_page> page) override {
-        const record_header record = { i_page, morphkv_hash_page(*page) };
+    void put(size_t i_place, int64_t i_page, uint64_t hash, std::shared_ptr<const morphkv_page> page) override {
+        const record_header record = { i_page, hash };
         write(at(i_place), &record, sizeof(record));
         write(at(i_place) + sizeof(record), page->data(), page->size());
     }

@@ -69,7 +69,7 @@ namespace {
 
 class ram_store : public morphkv_page_store {
 public:
-    void put(size_t i_place, int64_t, std::shared_ptr<const morphkv_page> page) override {
+    void put(size_t i_place, int64_t, uint64_t, std::shared_ptr<const morphkv_page> page) override {
         pages.resize(std::max(pages.size(), i_place + 1));
         pages[i_place] = std::move(page);
     }

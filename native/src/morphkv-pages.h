@@ -61,7 +61,7 @@ public:
     virtual ~morphkv_page_store() = default;
 
     // On failure the place holds what it held, or, in a file, nothing.
-    virtual void put(size_t i_place, int64_t i_page, std::shared_ptr<const morphkv_page> page) = 0;
+    virtual void put(size_t i_place, int64_t i_page, uint64_t hash, std::shared_ptr<const morphkv_page> page) = 0;
     virtual void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const          = 0;
     virtual std::shared_ptr<const morphkv_page> get(size_t i_place) const                      = 0;
     // What is there now counts: the next process finds it.

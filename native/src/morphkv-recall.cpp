@@ -385,9 +385,15 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     }
     res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
 
-    // what to go back to
+    // what to go back to: a recall turns the keys of windowed layers, too
+    auto for_each_slice = [&](auto && f) {
+        side.for_each_slice(seq_id, n_used(seq_id), f);
+        if (window) {
+            window->for_each_slice(seq_id, window->get_run(seq_id), f);
+        }
+    };
     std::vector<std::vector<uint8_t>> before;
-    side.for_each_slice(seq_id, n_used(seq_id), [&](ggml_tensor * t, size_t offset, size_t size) {
+    for_each_slice([&](ggml_tensor * t, size_t offset, size_t size) {
         before.emplace_back(size);
         ggml_backend_tensor_get(t, before.back().data(), offset, size);
     });
@@ -399,14 +405,18 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     };
     morphkv_runner put(lctx, layers()), turn(lctx, turned_layers());
     put.inject_failure = turn.inject_failure = inject_failure;
-    why                                      = compute_recall(seq_id, plans, put);
-    if (why.empty()) {
-        why = compute_rebase(seq_id, n_used(seq_id), stream.rotary_offset - offset, key_deltas, turn);
+    try {
+        why = compute_recall(seq_id, plans, put);
+        if (why.empty()) {
+            why = compute_rebase(seq_id, n_used(seq_id), stream.rotary_offset - offset, key_deltas, turn);
+        }
+    } catch (const std::exception & err) {
+        why = err.what();
     }
     n_sched_uses++;
     if (!why.empty()) {
         size_t i = 0;
-        side.for_each_slice(seq_id, n_used(seq_id), [&](ggml_tensor * t, size_t at, size_t size) {
+        for_each_slice([&](ggml_tensor * t, size_t at, size_t size) {
             ggml_backend_tensor_set(t, before[i++].data(), at, size);
         });
         failed(why);

@@ -1,5 +1,6 @@
 """Archive and recall through Llama: what is kept, when it comes back, what is refused; on tiny random models."""
 
+import ctypes
 import os
 import pickle
 import resource
@@ -265,6 +266,15 @@ def test_a_recall_that_is_refused_says_why(open_llama):
         llm.recall()
     with pytest.raises(ValueError, match="a recall needs an archive"):
         open_llama().recall()
+
+
+def test_a_generation_that_fails_leaves_no_recall_behind(open_llama):
+    llm = open_llama(archive="ram")
+    with pytest.raises(ctypes.ArgumentError, match="wrong type"):
+        next(llm.generate(some_tokens(300), top_k="many"))
+    assert llm.n_tokens == 0
+    llm.eval(some_tokens(400))
+    assert llm.cache_stats().n_recalls == 0
 
 
 def test_a_session_carries_its_archive(open_llama, tmp_path):

@@ -159,6 +159,56 @@ static void test_nothing_comes_back_before_the_first_eviction(llama_model * mode
     CHECK(save(ctx) == state);
 }
 
+// One recall of a model whose layers are in part windowed or recurrent.
+static void test_other_layers(const tiny_shape & shape, bool is_recurrent) {
+    const auto model = tiny_model_load(shape);
+    const auto ctx   = create_archived(model.get());
+    CHECK(decode(ctx, some_tokens(700)) == 0);
+    decode_singly(ctx, some_tokens(9, 2));
+    const auto before = save(ctx);
+    for (const step which : { step::ALLOC, step::COMPUTE }) {
+        // the first fails, or the second, when slots have been filled
+        for (int n_good = 0; !is_recurrent && n_good < 2; ++n_good) {
+            int n                        = 0;
+            cache_of(ctx).inject_failure = [&](step s) {
+                return s == which && n++ == n_good;
+            };
+            morphkv_recalled out{};
+            CHECK(try_recall(ctx, out) == MORPHKV_STATUS_FAILED && save(ctx) == before);
+            cache_of(ctx).inject_failure = nullptr;
+        }
+    }
+    CHECK(recall(ctx).n_recalled > 0);
+    const auto s = stats(ctx);
+    // recurrent layers cannot go back, so nothing is decoded again
+    CHECK(!is_recurrent || s.complete_pos == s.logical_pos);
+    const auto state = save(ctx);
+    const auto other = create_archived(model.get());
+    CHECK(load(other, state));
+    for (const llama_token token : some_tokens(40, 3)) {
+        decode_singly(ctx, { token });
+        decode_singly(other, { token });
+        CHECK(all_finite(logits(ctx)) && logits(ctx) == logits(other));
+    }
+}
+
+static void test_windowed_and_recurrent_layers() {
+    tiny_shape windowed;
+    windowed.arch        = "granite_swa";
+    windowed.n_layer     = 4;
+    windowed.is_windowed = { 1, 0, 1, 0 };
+    windowed.sink        = 0.5f;
+    test_other_layers(windowed, false);
+
+    tiny_shape recurrent;
+    recurrent.arch         = "lfm2";
+    recurrent.n_layer      = 4;
+    recurrent.n_head       = 2;
+    recurrent.n_head_kv    = 1;
+    recurrent.is_recurrent = { 1, 0, 1, 0 };
+    test_other_layers(recurrent, true);
+}
+
 static void test_a_recall_that_fails_changes_nothing(llama_model * model, step which) {
     const auto ctx = create_archived(model, 2);
     CHECK(decode(ctx, some_tokens(500), { 0 }) == 0);
@@ -414,6 +464,7 @@ int main() {
     test_nothing_comes_back_before_the_first_eviction(model.get());
     test_a_recall_that_fails_changes_nothing(model.get(), step::ALLOC);
     test_a_recall_that_fails_changes_nothing(model.get(), step::COMPUTE);
+    test_windowed_and_recurrent_layers();
     test_a_cut_that_fails_archives_nothing(model.get());
     test_states_carry_the_archive(model.get(), 0);
     test_states_carry_the_archive(model.get(), 100000);

@@ -63,14 +63,13 @@ def test_questions_are_spread_over_documents():
     assert all(len(set(of_document)) == len(of_document) for of_document in asked)
 
 
-def test_every_question_is_asked_at_every_length_with_and_without(tiny_llama):
-    found = list(run(tiny_llama(), CONFIG, Archive(), [700, 1100], 2, 6, **QUIET))
-    assert sum(n for n in found if isinstance(n, int)) == 2 * 1100
+def test_every_question_is_asked_at_every_length_of_every_cache(tiny_llama):
+    arms = ("recall", "off", "full")
+    found = list(run(tiny_llama(), CONFIG, Archive(), [700, 1100], 2, 6, arms, **QUIET))
+    assert sum(n for n in found if isinstance(n, int)) == 2 * 2 * 1100
     asked = [a for a in found if not isinstance(a, int)]
-    assert {(a.i_document, a.n_tokens, a.arm) for a in asked} == set(
-        itertools.product((0, 1), (700, 1100), ("recall", "off"))
-    )
-    assert len(asked) == 6 * 2 * 2
+    assert {(a.i_document, a.n_tokens, a.arm) for a in asked} == set(itertools.product((0, 1), (700, 1100), arms))
+    assert len(asked) == 6 * 2 * 3
     assert all((a.recall_ms > 0) == (a.arm == "recall") for a in asked)
     with pytest.raises(ValueError, match=r"questions must be in 1\.\.8 x documents, got 17"):
         next(run(tiny_llama(), CONFIG, Archive(), [700], 2, 17, **QUIET))
@@ -93,11 +92,18 @@ def test_the_demo_model_remembers_with_an_archive_alone(capsys, demo_model):
     assert "all 2 requirements met" in out
 
 
+def test_a_question_leaves_no_trace(tiny_llama):
+    """Each is answered as if it were the only one."""
+    asked = [a for a in run(tiny_llama(), CONFIG, Archive(), [700], 1, 4, **QUIET) if not isinstance(a, int)]
+    alone = [a for a in run(tiny_llama(), CONFIG, Archive(), [700], 1, 4, ("off",), **QUIET) if not isinstance(a, int)]
+    assert [a.answer for a in asked if a.arm == "off"] == [a.answer for a in alone]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--tokens", "512"], "--tokens must be numbers above 512"),
-        (["--arms", "recall,recency"], "--arms must be recall, off, or both"),
+        (["--arms", "recall,recency"], "--arms must be some of recall, off and full"),
         (["--require", "recency>=1"], "a requirement must speak of one of"),
         (["--recall-share", "2"], r"recall_share must be in \(0, 1\], got 2"),
     ],
