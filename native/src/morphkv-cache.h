@@ -18,6 +18,7 @@
 #include "morphkv-params.h"
 #include "morphkv-run.h"
 #include "morphkv-side.h"
+#include "morphkv-stack.h"
 #include "morphkv-window.h"
 
 #include "llama-kv-cache-iswa.h"
@@ -215,10 +216,12 @@ private:
         std::vector<int32_t> grad_pos;   // (n_grad)
         std::vector<int32_t> vote_rows;  // (n_votes)
     };
-    morphkv_evict_layer  evict_layer(ggml_context * ctx, const morphkv_side_layer & layer, llama_seq_id seq_id,
-                                     ggml_backend_t backend) const;
-    morphkv_evict_policy vote_policy() const;
-    size_t               n_max_vote_tensors(int32_t n_votes) const;  // that an eviction makes for a layer
+    morphkv_evict_layer        evict_layer(ggml_context * ctx, const morphkv_stack & stack, llama_seq_id seq_id,
+                                           ggml_backend_t backend) const;
+    // As many layers at once as do not ask for much memory.
+    std::vector<morphkv_stack> stacks(const morphkv_evict_shape & shape) const;
+    morphkv_evict_policy       vote_policy() const;
+    size_t                     n_max_vote_tensors(int32_t n_votes) const;  // that an eviction makes for a layer
     // Why it failed, or "".
     std::string compute_eviction(llama_seq_id seq_id, const morphkv_evict_shape & shape, const evict_data & data,
                                  morphkv_runner & runner) const;
@@ -256,12 +259,19 @@ private:
     // Votes of queries on rows in the host's memory: layers come with k set. (n_head_kv, n_rows)
     std::string vote_on_host(const std::vector<morphkv_side_layer> & layers, const layer_floats & queries,
                              layer_floats & votes) const;
-    // Whole pages for each head of a layer: (n_head_kv, up to n_wanted)
-    std::vector<std::vector<int64_t>> choose_pages(const morphkv_archive & archive, size_t i_layer, size_t n_wanted,
-                                                   size_t look, const std::vector<float> & index_votes,
-                                                   const std::vector<float> & queries) const;
+    // pages of a layer, for each KV head: (n_head_kv, n)
+    using pages_of_heads = std::vector<std::vector<int64_t>>;
+    // By layer, up to n_wanted pages for each head: of the look times as many that the index votes for, those whose rows
+    // get most votes.
+    std::vector<pages_of_heads> choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t look,
+                                             const layer_floats & index_votes, const layer_floats & queries) const;
+    static pages_of_heads       best_places(const morphkv_archive & archive, size_t i_layer, size_t n,
+                                            const std::vector<float> & votes);
+    // Leaves the n_wanted best of the pages of layers [i_first, i_last).
+    void look_at_rows(const morphkv_archive & archive, size_t i_first, size_t i_last, size_t n_wanted,
+                      const layer_floats & queries, std::vector<pages_of_heads> & pages) const;
     struct layer_recall;
-    layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const std::vector<std::vector<int64_t>> & pages,
+    layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const pages_of_heads & pages,
                              const std::vector<float> & votes) const;
     std::string  compute_recall(llama_seq_id seq_id, std::vector<layer_recall> & plans, morphkv_runner & runner) const;
 

@@ -7,7 +7,9 @@
 #include "llama-impl.h"
 
 #include <algorithm>
+#include <map>
 #include <random>
+#include <unordered_map>
 
 //
 // query ring
@@ -130,6 +132,9 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
 // eviction
 //
 
+// Of the logits, and of the caches, of layers that are evicted as one. A GPU gains little from more.
+static constexpr size_t MAX_STACK_BYTES = 48u << 20;
+
 // A sequence that is changed in part is cleared: no right state is left of it.
 bool morphkv_cache::fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed) {
     if (has_changed) {
@@ -182,7 +187,7 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         data.grad_pos.push_back(get_cells(seq_id).pos_get(n_distant + i));
     }
     for (const int32_t row : vote_rows(seq_id)) {
-        data.vote_rows.push_back(row + seq_id * side.n_ring);
+        data.vote_rows.push_back(row);
     }
 
     morphkv_runner runner(lctx, layers());
@@ -217,21 +222,37 @@ void morphkv_cache::move_window_cells(llama_seq_id seq_id) {
     set_cell_list(seq_id, n_distant, window);
 }
 
-morphkv_evict_layer morphkv_cache::evict_layer(ggml_context * ctx, const morphkv_side_layer & layer,
-                                               llama_seq_id seq_id, ggml_backend_t backend) const {
+morphkv_evict_layer morphkv_cache::evict_layer(ggml_context * ctx, const morphkv_stack & stack, llama_seq_id seq_id,
+                                               ggml_backend_t backend) const {
+    const auto & first  = *stack[0];
+    auto         stream = [&](ggml_tensor * morphkv_side_layer::* tensor) {
+        return morphkv_stack_stream(ctx, stack, tensor, seq_id);
+    };
     morphkv_evict_layer res{};
-    res.k         = morphkv_side::stream(ctx, layer.k, seq_id);
-    res.v         = morphkv_side::stream(ctx, layer.v, seq_id);
-    res.ring      = ggml_reshape_2d(ctx, layer.ring, layer.ring->ne[0], layer.ring->ne[1] * layer.ring->ne[2]);
-    res.pos       = morphkv_side::stream(ctx, layer.pos, seq_id);
-    res.score     = morphkv_side::stream(ctx, layer.score, seq_id);
-    res.sinks     = layer.sinks;
-    res.n_head    = layer.n_head;
-    res.n_head_kv = layer.n_head_kv;
-    res.kq_scale  = layer.kq_scale;
-    res.softcap   = layer.softcap;
+    res.k         = stream(&morphkv_side_layer::k);
+    res.v         = stream(&morphkv_side_layer::v);
+    res.ring      = stream(&morphkv_side_layer::ring);
+    res.pos       = stream(&morphkv_side_layer::pos);
+    res.score     = stream(&morphkv_side_layer::score);
+    res.sinks     = first.sinks;
+    res.n_head    = first.n_head;
+    res.n_head_kv = first.n_head_kv;
+    res.kq_scale  = first.kq_scale;
+    res.softcap   = first.softcap;
     res.backend   = backend;
     return res;
+}
+
+std::vector<morphkv_stack> morphkv_cache::stacks(const morphkv_evict_shape & shape) const {
+    return morphkv_make_stacks(side.layers, [&](const morphkv_side_layer & layer) {
+        ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(layer.k->buffer));
+        if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+            return (size_t) 1;
+        }
+        const size_t logits = sizeof(float) * layer.n_head * shape.n_votes * shape.n_old();
+        const size_t rows   = ggml_nbytes(layer.k) + (layer.v ? ggml_nbytes(layer.v) : 0);
+        return MAX_STACK_BYTES / std::max(logits, rows);
+    });
 }
 
 morphkv_evict_policy morphkv_cache::vote_policy() const {
@@ -253,33 +274,66 @@ std::string morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
         policy.policy = MORPHKV_POLICY_RECENCY;
     }
 
-    morphkv_evict_inputs inp{};
-    auto                 begin = [&](morphkv_inputs & inputs) {
-        inp.window_src = inputs.add(GGML_TYPE_I32, shape.n_window, 1, window_src);
-        inp.window_dst = inputs.add(GGML_TYPE_I32, shape.n_window, 1, window_dst);
-        if (shape.n_votes > 0) {
-            inp.vote_rows = inputs.add(GGML_TYPE_I32, shape.n_votes, 1, data.vote_rows);
-        }
-    };
-    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
-        ggml_context *            ctx = inputs.ctx;
-        const morphkv_evict_layer cur = evict_layer(ctx, layer, seq_id, inputs.backend);
+    // a runner knows each stack by its first layer
+    std::vector<const morphkv_side_layer *>                       firsts;
+    std::unordered_map<const morphkv_side_layer *, morphkv_stack> stack_of;
+    for (auto & stack : stacks(shape)) {
+        firsts.push_back(stack[0]);
+        stack_of[stack[0]] = std::move(stack);
+    }
+    runner.set_layers(firsts);
 
-        std::vector<int32_t> pos;
-        for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-            pos.insert(pos.end(), data.grad_pos.begin(), data.grad_pos.end());
+    // the same for every layer; of another number of layers it is another input
+    struct shared {
+        ggml_tensor * window_src;
+        ggml_tensor * window_dst;
+        ggml_tensor * vote_rows;
+    };
+    std::map<size_t, shared> shared_by_size;
+    auto                     begin = [&](morphkv_inputs &) {
+        shared_by_size.clear();
+    };
+    auto repeat = [](const std::vector<int32_t> & data, size_t n) {
+        std::vector<int32_t> res;
+        for (size_t i = 0; i < n; ++i) {
+            res.insert(res.end(), data.begin(), data.end());
         }
-        inp.grad_pos = inputs.add(GGML_TYPE_F32, shape.n_grad, layer.n_head_kv, pos);
+        return res;
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & first) {
+        const morphkv_stack & stack     = stack_of.at(&first);
+        const int64_t         n_layers  = stack.size();
+        const int64_t         n_head_kv = first.n_head_kv;
+
+        auto it = shared_by_size.find(n_layers);
+        if (it == shared_by_size.end()) {
+            shared cur{};
+            cur.window_src = inputs.add(GGML_TYPE_I32, shape.n_window, 1, repeat(window_src, n_layers), n_layers);
+            cur.window_dst = inputs.add(GGML_TYPE_I32, shape.n_window, 1, repeat(window_dst, n_layers), n_layers);
+            if (shape.n_votes > 0) {
+                cur.vote_rows = inputs.add(GGML_TYPE_I32, shape.n_votes, n_layers, repeat(data.vote_rows, n_layers));
+            }
+            it = shared_by_size.emplace(n_layers, cur).first;
+        }
+        morphkv_evict_inputs inp{};
+        inp.window_src = it->second.window_src;
+        inp.window_dst = it->second.window_dst;
+        inp.vote_rows  = it->second.vote_rows;
+        inp.grad_pos =
+            inputs.add(GGML_TYPE_F32, shape.n_grad, n_head_kv, repeat(data.grad_pos, n_head_kv * n_layers), n_layers);
 
         if (policy.policy == MORPHKV_POLICY_RANDOM) {
-            // a function of the seed, the cut and the layer alone: a restored or copied sequence goes on the same
-            std::seed_seq      seed = { params.seed, (uint32_t) streams[seq_id].n_evictions, (uint32_t) layer.il };
-            std::mt19937       rng(seed);
-            std::vector<float> noise(layer.n_head_kv * shape.n_old());
-            std::generate(noise.begin(), noise.end(), [&] { return (rng() >> 8) * (1.0f / (1 << 24)); });
-            inp.noise = inputs.add(GGML_TYPE_F32, shape.n_old(), layer.n_head_kv, noise);
+            std::vector<float> noise;
+            for (const auto * layer : stack) {
+                // a function of the seed, the cut and the layer alone: a restored or copied sequence goes on the same
+                std::seed_seq seed = { params.seed, (uint32_t) streams[seq_id].n_evictions, (uint32_t) layer->il };
+                std::mt19937  rng(seed);
+                std::generate_n(std::back_inserter(noise), n_head_kv * shape.n_old(),
+                                [&] { return (rng() >> 8) * (1.0f / (1 << 24)); });
+            }
+            inp.noise = inputs.add(GGML_TYPE_F32, shape.n_old(), n_head_kv * n_layers, noise);
         }
-        morphkv_build_evict(ctx, gf, cur, shape, policy, inp);
+        morphkv_build_evict(inputs.ctx, gf, evict_layer(inputs.ctx, stack, seq_id, inputs.backend), shape, policy, inp);
     };
 
     return runner.run(n_max_vote_tensors(shape.n_votes), begin, build);

@@ -30,14 +30,15 @@ struct morphkv_evict_policy {
     float          decay;
 };
 
-// One layer of one sequence.
+// One layer of one sequence, or several that are alike (morphkv-stack.h), all on one device.
 struct morphkv_evict_layer {
-    ggml_tensor * k;      // (n_cells, n_head_kv*n_embd_head_k), a stream of the cache
-    ggml_tensor * v;      // (n_cells, n_head_kv*n_embd_head_v); null where V is a part of K
-    ggml_tensor * ring;   // (n_ring, n_head*n_embd_head_k) F16: the last queries, scaled by nothing
-    ggml_tensor * pos;    // (n_head_kv, n_distant) the bits of an int32 in an F32: logical positions of the slots
-    ggml_tensor * score;  // (n_head_kv, n_distant) F32: scores at the last eviction; null when decay is 0
-    ggml_tensor * sinks;  // (n_head) F32: a logit more in the softmax of each head, which gets no cell; null = none
+    ggml_tensor * k;      // (n_layers, n_cells, n_head_kv*n_embd_head_k), a stream of the cache
+    ggml_tensor * v;      // (n_layers, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K
+    ggml_tensor * ring;   // (n_layers, n_ring, n_head*n_embd_head_k) F16: the last queries, scaled by nothing
+    ggml_tensor * pos;    // (n_layers, n_head_kv, n_distant) the bits of an int32 in an F32: positions of the slots
+    ggml_tensor * score;  // (n_layers, n_head_kv, n_distant) F32: scores at the last eviction; null when decay is 0
+    ggml_tensor * sinks;  // (n_head) F32: a logit more in the softmax of each head, which gets no cell; null = none,
+                          // as for several layers
 
     int32_t n_head;
     int32_t n_head_kv;
@@ -49,21 +50,21 @@ struct morphkv_evict_layer {
 
 // Filled by the host before the graph is computed.
 struct morphkv_evict_inputs {
-    ggml_tensor * vote_rows;   // (n_votes) I32: rows of the ring whose queries vote
-    ggml_tensor * grad_pos;    // (n_head_kv, n_grad) int32 bits in F32: logical positions of the graduates
-    ggml_tensor * window_src;  // (n_window) I32: cells of the window
-    ggml_tensor * window_dst;  // (n_window) I32: the first cells of the recent region
-    ggml_tensor * noise;       // (n_head_kv, n_old) F32: scores of MORPHKV_POLICY_RANDOM, else null
+    ggml_tensor * vote_rows;   // (n_layers, n_votes) I32: rows of the ring whose queries vote
+    ggml_tensor * grad_pos;    // (n_layers, n_head_kv, n_grad) int32 bits in F32: logical positions of the graduates
+    ggml_tensor * window_src;  // (n_layers, 1, n_window) I32: cells of the window
+    ggml_tensor * window_dst;  // (n_layers, 1, n_window) I32: the first cells of the recent region
+    ggml_tensor * noise;       // (n_layers*n_head_kv, n_old) F32: scores of MORPHKV_POLICY_RANDOM, else null
 };
 
-// One score per older cell: (n_head_kv, n_old) F32. Higher is kept.
+// One score per older cell: (n_layers*n_head_kv, n_old) F32. Higher is kept.
 // MorphKV (arXiv 2503.00979): softmax of the voters' logits over the older cells only, max over a head's query group,
 // then sum or max over the voters.
 ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
                                   const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
                                   const morphkv_evict_inputs & inp);
 
-// Which cell ends in which slot; both (n_head_kv, n_pairs) I32. A pair that does not change has src == dst.
+// Which cell ends in which slot; both (n_layers*n_head_kv, n_pairs) I32. A pair that does not change has src == dst.
 struct morphkv_moves {
     ggml_tensor * src;
     ggml_tensor * dst;
@@ -73,10 +74,10 @@ struct morphkv_moves {
 // without a prefix sum, with disjoint sources and destinations. The first n_keep slots do not compete.
 morphkv_moves morphkv_build_select(ggml_context * ctx, ggml_tensor * scores, const morphkv_evict_shape & shape);
 
-// The whole eviction of a layer, appended to gf in the order in which it has to run.
+// The whole eviction of the layers, appended to gf in the order in which it has to run.
 void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
                          const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
                          const morphkv_evict_inputs & inp);
 
-// Most tensors that morphkv_build_evict() makes for a layer, views included.
+// Most tensors that morphkv_build_evict() makes, views included.
 size_t morphkv_evict_max_tensors(int32_t n_group, int32_t n_votes);

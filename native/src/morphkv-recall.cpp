@@ -57,9 +57,8 @@ std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int
     shape.n_distant = n_distant;
     shape.n_votes   = rows.size();
 
-    std::vector<int32_t> ring_rows, turn;
+    std::vector<int32_t> turn;
     for (const int32_t row : rows) {
-        ring_rows.push_back(row + seq_id * side.n_ring);
         turn.push_back(distance + streams[seq_id].rotary_offset - streams[seq_id].ring_pos[row]);
     }
     ggml_tensor * rot    = nullptr;
@@ -68,7 +67,7 @@ std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int
 
     morphkv_evict_inputs inp{};
     auto                 begin = [&](morphkv_inputs & inputs) {
-        inp.vote_rows = inputs.add(GGML_TYPE_I32, rows.size(), 1, ring_rows);
+        inp.vote_rows = inputs.add(GGML_TYPE_I32, rows.size(), 1, rows);
         deltas        = inputs.add(GGML_TYPE_I32, rows.size(), 1, turn);
         rot           = build_input_k_rot(inputs.ctx);
         if (rot) {
@@ -77,7 +76,7 @@ std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int
     };
     auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
         ggml_context *            ctx = inputs.ctx;
-        const morphkv_evict_layer cur = evict_layer(ctx, layer, seq_id, inputs.backend);
+        const morphkv_evict_layer cur = evict_layer(ctx, { &layer }, seq_id, inputs.backend);
         ggml_tensor *             v   = morphkv_build_votes(ctx, cur, shape, vote_policy(), inp);
         ggml_build_forward_expand(gf, v);
         inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
@@ -132,72 +131,91 @@ std::string morphkv_cache::vote_on_host(const std::vector<morphkv_side_layer> & 
     return runner.run(n_max_vote_tensors(n_votes) + N_TENSORS, begin, build);
 }
 
-std::vector<std::vector<int64_t>> morphkv_cache::choose_pages(const morphkv_archive & archive, size_t i_layer,
-                                                              size_t n_wanted, size_t look,
-                                                              const std::vector<float> & index_votes,
-                                                              const std::vector<float> & queries) const {
-    const auto &  layer      = archive.layout.layers[i_layer];
-    const int64_t n_places   = archive.n_places();
-    const size_t  head_bytes = archive.layout.k_bytes(i_layer) / layer.n_head_kv;
-
+morphkv_cache::pages_of_heads morphkv_cache::best_places(const morphkv_archive & archive, size_t i_layer, size_t n,
+                                                         const std::vector<float> & votes) {
+    const int64_t        n_places = archive.n_places();
     std::vector<int64_t> places;
     for (int64_t i = 0; i < n_places; ++i) {
         if (archive.page_in(i) >= 0) {
             places.push_back(i);
         }
     }
-    const size_t                      n_look = std::min(n_wanted * look, places.size());
-    std::vector<std::vector<int64_t>> looked_at;
-    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-        const std::vector<float> of_head(index_votes.begin() + h * n_places, index_votes.begin() + (h + 1) * n_places);
-        std::vector<int64_t>     pages = top(of_head, places, n_look);
+    pages_of_heads res;
+    for (int32_t h = 0; h < archive.layout.layers[i_layer].n_head_kv; ++h) {
+        const std::vector<float> of_head(votes.begin() + h * n_places, votes.begin() + (h + 1) * n_places);
+        std::vector<int64_t>     pages = top(of_head, places, n);
         for (int64_t & page : pages) {
             page = archive.page_in(page);
-        }
-        looked_at.push_back(std::move(pages));
-    }
-    if (n_look <= n_wanted) {
-        return looked_at;
-    }
-
-    // rows of the pages, each head its own: (n_look*N_PAGE, n_head_kv, n_embd_k)
-    ggml_context_ptr ctx(ggml_init({ ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
-    ggml_tensor *    k =
-        ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.n_head_kv * layer.n_embd_k, n_look * N_PAGE, 1);
-    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
-    if (!buffer) {
-        throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: out of memory");
-    }
-    std::vector<uint8_t> page(N_PAGE * k->nb[1]);
-    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-        for (size_t i = 0; i < n_look; ++i) {
-            archive.read_k(looked_at[h][i], i_layer, page.data());
-            for (int32_t j = 0; j < N_PAGE; ++j) {
-                memcpy((char *) k->data + (i * N_PAGE + j) * k->nb[1] + h * head_bytes,
-                       page.data() + j * k->nb[1] + h * head_bytes, head_bytes);
-            }
-        }
-    }
-    morphkv_side_layer host = side.layers[i_layer];
-    host.k                  = k;
-    layer_floats      votes;
-    const std::string why = vote_on_host({ host }, { queries }, votes);
-    if (!why.empty()) {
-        throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: " + why);
-    }
-    std::vector<std::vector<int64_t>> res;
-    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-        std::vector<float> scores(n_look);
-        for (size_t i = 0; i < n_look * N_PAGE; ++i) {
-            scores[i / N_PAGE] += votes[0][h * n_look * N_PAGE + i];
-        }
-        std::vector<int64_t> pages;
-        for (const int64_t i : top(scores, iota<int64_t>(n_look), n_wanted)) {
-            pages.push_back(looked_at[h][i]);
         }
         res.push_back(std::move(pages));
     }
     return res;
+}
+
+std::vector<morphkv_cache::pages_of_heads> morphkv_cache::choose_pages(const morphkv_archive & archive, size_t n_wanted,
+                                                                       size_t look, const layer_floats & index_votes,
+                                                                       const layer_floats & queries) const {
+    std::vector<pages_of_heads> res;
+    for (size_t il = 0; il < index_votes.size(); ++il) {
+        res.push_back(best_places(archive, il, n_wanted * look, index_votes[il]));
+    }
+    if (res.empty() || res[0][0].size() <= n_wanted) {
+        return res;
+    }
+    for (size_t first = 0; first < res.size(); first += N_LAYERS) {
+        look_at_rows(archive, first, std::min(first + N_LAYERS, res.size()), n_wanted, queries, res);
+    }
+    return res;
+}
+
+void morphkv_cache::look_at_rows(const morphkv_archive & archive, size_t i_first, size_t i_last, size_t n_wanted,
+                                 const layer_floats & queries, std::vector<pages_of_heads> & pages) const {
+    const int64_t n_look = pages[i_first][0].size();
+
+    // each head's own: (n_look*N_PAGE, n_head_kv*n_embd_k)
+    ggml_context_ptr                ctx(ggml_init({ N_LAYERS * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+    std::vector<morphkv_side_layer> host(side.layers.begin() + i_first, side.layers.begin() + i_last);
+    for (size_t il = i_first; il < i_last; ++il) {
+        const auto & layer = archive.layout.layers[il];
+        host[il - i_first].k =
+            ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.n_head_kv * layer.n_embd_k, n_look * N_PAGE, 1);
+    }
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+    if (!buffer) {
+        throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: out of memory");
+    }
+    for (size_t il = i_first; il < i_last; ++il) {
+        ggml_tensor *        k          = host[il - i_first].k;
+        const size_t         head_bytes = k->nb[1] / pages[il].size();
+        std::vector<uint8_t> page(N_PAGE * k->nb[1]);
+        for (size_t h = 0; h < pages[il].size(); ++h) {
+            for (int64_t i = 0; i < n_look; ++i) {
+                archive.read_k(pages[il][h][i], il, page.data());
+                for (int32_t j = 0; j < N_PAGE; ++j) {
+                    memcpy((char *) k->data + (i * N_PAGE + j) * k->nb[1] + h * head_bytes,
+                           page.data() + j * k->nb[1] + h * head_bytes, head_bytes);
+                }
+            }
+        }
+    }
+    layer_floats      votes;
+    const std::string why = vote_on_host(host, { queries.begin() + i_first, queries.begin() + i_last }, votes);
+    if (!why.empty()) {
+        throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: " + why);
+    }
+    for (size_t il = i_first; il < i_last; ++il) {
+        for (size_t h = 0; h < pages[il].size(); ++h) {
+            std::vector<float> scores(n_look);
+            for (int64_t i = 0; i < n_look * N_PAGE; ++i) {
+                scores[i / N_PAGE] += votes[il - i_first][h * n_look * N_PAGE + i];
+            }
+            std::vector<int64_t> chosen;
+            for (const int64_t i : top(scores, iota<int64_t>(n_look), n_wanted)) {
+                chosen.push_back(pages[il][h][i]);
+            }
+            pages[il][h] = std::move(chosen);
+        }
+    }
 }
 
 // What comes into the slots of a layer.
@@ -209,8 +227,8 @@ struct morphkv_cache::layer_recall {
 };
 
 morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size_t i_layer,
-                                                       const std::vector<std::vector<int64_t>> & pages,
-                                                       const std::vector<float> &                votes) const {
+                                                       const pages_of_heads &     pages,
+                                                       const std::vector<float> & votes) const {
     const auto &  archive = *archives[seq_id];
     const auto &  layer   = archive.layout.layers[i_layer];
     const int32_t n_keep  = streams[seq_id].n_keep;
@@ -378,9 +396,9 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
         failed(why);
     }
     std::vector<layer_recall> plans;
+    const auto                pages = choose_pages(archive, n_wanted, p.look, index_votes, queries);
     for (size_t il = 0; il < side.layers.size(); ++il) {
-        const auto pages = choose_pages(archive, il, n_wanted, p.look, index_votes[il], queries[il]);
-        plans.push_back(plan_recall(seq_id, il, pages, slot_votes[il]));
+        plans.push_back(plan_recall(seq_id, il, pages[il], slot_votes[il]));
         res.n_recalled += plans.back().rows.size();
     }
     res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
@@ -416,9 +434,8 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     n_sched_uses++;
     if (!why.empty()) {
         size_t i = 0;
-        for_each_slice([&](ggml_tensor * t, size_t at, size_t size) {
-            ggml_backend_tensor_set(t, before[i++].data(), at, size);
-        });
+        for_each_slice(
+            [&](ggml_tensor * t, size_t at, size_t size) { ggml_backend_tensor_set(t, before[i++].data(), at, size); });
         failed(why);
     }
     for (size_t il = 0; il < side.layers.size(); ++il) {

@@ -16,9 +16,10 @@ class morphkv_inputs {
 public:
     explicit morphkv_inputs(ggml_context * ctx) : ctx(ctx) {}
 
-    template <typename T> ggml_tensor * add(ggml_type type, int64_t ne0, int64_t ne1, const std::vector<T> & data) {
+    template <typename T>
+    ggml_tensor * add(ggml_type type, int64_t ne0, int64_t ne1, const std::vector<T> & data, int64_t ne2 = 1) {
         static_assert(sizeof(T) == 4, "32-bit inputs only");
-        ggml_tensor * t = ggml_new_tensor_2d(ctx, type, ne0, ne1);
+        ggml_tensor * t = ggml_new_tensor_3d(ctx, type, ne0, ne1, ne2);
         GGML_ASSERT(data.size() * sizeof(T) == ggml_nbytes(t));
         const char * bytes = (const char *) data.data();
         add(t, [content = std::vector<char>(bytes, bytes + ggml_nbytes(t))](ggml_tensor * t) {
@@ -74,6 +75,9 @@ public:
         : lctx(lctx),
           layers(std::move(layers)) {}
 
+    // What run() goes through, in place of the constructor's.
+    void set_layers(std::vector<const morphkv_side_layer *> new_layers) { layers = std::move(new_layers); }
+
     // As many layers at a time as the scheduler has nodes for. n_max_tensors: most that a layer needs, views included.
     // Why it failed, or "". A node that the device of its layer's cache cannot run is a failure before anything is run.
     std::string run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
@@ -98,6 +102,6 @@ private:
     std::string reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends);
     std::string compute(ggml_cgraph * gf, const morphkv_inputs & inputs, const std::vector<ggml_backend_t> & backends);
 
-    llama_context *                               lctx;
-    const std::vector<const morphkv_side_layer *> layers;
+    llama_context *                         lctx;
+    std::vector<const morphkv_side_layer *> layers;
 };

@@ -3,6 +3,8 @@
 #include "morphkv-devices.h"
 #include "morphkv-params.h"
 #include "morphkv-place.h"
+#include "morphkv-stack.h"
+#include "morphkv-votes.h"
 
 #include "ggml-alloc.h"
 #include "ggml-cpp.h"
@@ -56,7 +58,7 @@ template <typename T> void write(ggml_tensor * t, const std::vector<T> & data) {
     }
 }
 
-// Tensors that stay, as those of a cache: each a stream of two, the second.
+// Tensors that stay, as those of a cache. What is tested is the second stream of two.
 class storage {
 public:
     storage() : ctx(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true })) {}
@@ -64,14 +66,12 @@ public:
     // The rows of K and V begin at a multiple of 256 cells, as in a cache: Vulkan reads quantized rows that begin
     // elsewhere from the block before, and says that it supports them.
     ggml_tensor * add_cells(ggml_type type, int64_t n_row, int64_t n_rows) {
-        return add(type, n_row, n_rows, GGML_PAD(n_rows, 256));
+        ggml_tensor * both = both_streams(type, n_row, GGML_PAD(n_rows, 256));
+        return ggml_view_2d(ctx.get(), both, n_row, n_rows, both->nb[1], both->nb[2]);
     }
 
-    ggml_tensor * add(ggml_type type, int64_t n_row, int64_t n_rows) { return add(type, n_row, n_rows, n_rows); }
-
-    ggml_tensor * add(ggml_type type, int64_t n_row, int64_t n_rows, int64_t n_padded) {
-        ggml_tensor * both = ggml_new_tensor_3d(ctx.get(), type, n_row, n_padded, 2);
-        return ggml_view_2d(ctx.get(), both, n_row, n_rows, both->nb[1], both->nb[2]);
+    ggml_tensor * both_streams(ggml_type type, int64_t n_row, int64_t n_rows) {
+        return ggml_new_tensor_3d(ctx.get(), type, n_row, n_rows, 2);
     }
 
     void alloc(ggml_backend_t backend) {
@@ -95,8 +95,8 @@ public:
                           /*.no_alloc =*/true })),
           gf(ggml_new_graph_custom(ctx.get(), N_TENSORS, false)) {}
 
-    ggml_tensor * input(ggml_type type, int64_t ne0, int64_t ne1 = 1) {
-        ggml_tensor * res = ggml_new_tensor_2d(ctx.get(), type, ne0, ne1);
+    ggml_tensor * input(ggml_type type, int64_t ne0, int64_t ne1 = 1, int64_t ne2 = 1) {
+        ggml_tensor * res = ggml_new_tensor_3d(ctx.get(), type, ne0, ne1, ne2);
         ggml_set_input(res);
         return res;
     }
@@ -129,30 +129,29 @@ private:
     ggml_gallocr_ptr alloc;
 };
 
+// Two layers, as one where the device takes them so. What is looked at is the second.
 morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t backend) {
     const auto &  s       = c.shape;
     const int32_t n_cells = s.n_old() + s.n_window + 5;
     const int32_t n_ring  = s.n_votes + 3;
     const int32_t n_embd  = c.n_embd_head * c.n_head_kv;
 
-    storage             cache;
-    morphkv_evict_layer layer{};
-    layer.k         = cache.add_cells(c.type, n_embd, n_cells);
-    layer.v         = cache.add_cells(c.type, n_embd, n_cells);
-    layer.ring      = cache.add(GGML_TYPE_F16, n_embd * c.n_group, n_ring);
-    layer.pos       = cache.add(GGML_TYPE_F32, s.n_distant, c.n_head_kv);
-    layer.score     = c.policy.decay > 0.0f ? cache.add(GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
-    layer.n_head    = c.n_head_kv * c.n_group;
-    layer.n_head_kv = c.n_head_kv;
-    layer.kq_scale  = 1.0f / std::sqrt((float) c.n_embd_head);
-    layer.softcap   = c.softcap;
-    layer.backend   = backend;
+    storage                         cache;
+    std::vector<morphkv_side_layer> layers(2);
+    for (auto & layer : layers) {
+        layer.n_head    = c.n_head_kv * c.n_group;
+        layer.n_head_kv = c.n_head_kv;
+        layer.kq_scale  = 1.0f / std::sqrt((float) c.n_embd_head);
+        layer.softcap   = c.softcap;
+        layer.k         = cache.both_streams(c.type, n_embd, GGML_PAD(n_cells, 256));
+        layer.v         = cache.both_streams(c.type, n_embd, GGML_PAD(n_cells, 256));
+    }
+    for (auto & layer : layers) {
+        layer.ring  = cache.both_streams(GGML_TYPE_F16, n_embd * c.n_group, n_ring);
+        layer.pos   = cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv);
+        layer.score = c.policy.decay > 0.0f ? cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
+    }
     cache.alloc(backend);
-
-    std::mt19937 rng(1);
-    write(layer.ring, as_type(GGML_TYPE_F16, random_floats(rng, ggml_nelements(layer.ring), 1.5f), layer.ring->ne[0]));
-    write(layer.k, as_type(c.type, random_floats(rng, ggml_nelements(layer.k), 1.5f), n_embd));
-    write(layer.v, as_type(c.type, random_floats(rng, ggml_nelements(layer.v), 1.0f), n_embd));
 
     // a token's position is its cell
     std::vector<int32_t> pos, grad_pos, vote_rows, window_src, window_dst;
@@ -168,35 +167,85 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
         window_src.push_back(s.n_old() + i);
         window_dst.push_back(s.n_distant + i);
     }
-    write(layer.pos, pos);
-    if (layer.score) {
-        floats last = random_floats(rng, ggml_nelements(layer.score), 0.05f);
-        for (float & x : last) {
-            x = std::fabs(x);
-        }
-        write(layer.score, last);
-    }
 
-    auto make_inputs = [&](graph & g) {
+    std::mt19937 rng(1);
+    auto         write_rows = [&](ggml_tensor * t, ggml_type type, int64_t n_rows, float scale) {
+        const auto data = as_type(type, random_floats(rng, t->ne[0] * n_rows, scale), t->ne[0]);
+        ggml_backend_tensor_set(t, data.data(), t->nb[2], data.size());
+    };
+    for (auto & layer : layers) {
+        write_rows(layer.ring, GGML_TYPE_F16, n_ring, 1.5f);
+        write_rows(layer.k, c.type, n_cells, 1.5f);
+        write_rows(layer.v, c.type, n_cells, 1.0f);
+        ggml_backend_tensor_set(layer.pos, pos.data(), layer.pos->nb[2], layer.pos->nb[2]);
+        if (layer.score) {
+            floats last = random_floats(rng, c.n_head_kv * s.n_distant, 0.05f);
+            for (float & x : last) {
+                x = std::fabs(x);
+            }
+            ggml_backend_tensor_set(layer.score, last.data(), layer.score->nb[2], layer.score->nb[2]);
+        }
+    }
+    const size_t n_most = morphkv_votes_on_cpu(backend, c.type, c.n_embd_head) ? 1 : 2;
+    const auto   stack  = morphkv_make_stacks(layers, [&](const morphkv_side_layer &) { return n_most; }).back();
+    const auto & tested = layers.back();
+
+    auto build = [&](graph & g) {
+        morphkv_evict_layer res{};
+        auto                stream = [&](ggml_tensor * morphkv_side_layer::* tensor) {
+            return morphkv_stack_stream(g.ctx.get(), stack, tensor, 1);
+        };
+        res.k         = stream(&morphkv_side_layer::k);
+        res.v         = stream(&morphkv_side_layer::v);
+        res.ring      = stream(&morphkv_side_layer::ring);
+        res.pos       = stream(&morphkv_side_layer::pos);
+        res.score     = stream(&morphkv_side_layer::score);
+        res.n_head    = tested.n_head;
+        res.n_head_kv = tested.n_head_kv;
+        res.kq_scale  = tested.kq_scale;
+        res.softcap   = tested.softcap;
+        res.backend   = backend;
+        return res;
+    };
+    const int64_t n_layers    = stack.size();
+    auto          make_inputs = [&](graph & g) {
         morphkv_evict_inputs inp{};
-        inp.vote_rows  = g.input(GGML_TYPE_I32, s.n_votes);
-        inp.grad_pos   = g.input(GGML_TYPE_F32, s.n_grad, c.n_head_kv);
-        inp.window_src = g.input(GGML_TYPE_I32, s.n_window);
-        inp.window_dst = g.input(GGML_TYPE_I32, s.n_window);
+        inp.vote_rows  = g.input(GGML_TYPE_I32, s.n_votes, n_layers);
+        inp.grad_pos   = g.input(GGML_TYPE_F32, s.n_grad, c.n_head_kv, n_layers);
+        inp.window_src = g.input(GGML_TYPE_I32, s.n_window, 1, n_layers);
+        inp.window_dst = g.input(GGML_TYPE_I32, s.n_window, 1, n_layers);
         return inp;
     };
     auto set_inputs = [&](const morphkv_evict_inputs & inp) {
-        write(inp.vote_rows, vote_rows);
-        write(inp.grad_pos, grad_pos);
-        write(inp.window_src, window_src);
-        write(inp.window_dst, window_dst);
+        auto write_each = [&](ggml_tensor * t, const std::vector<int32_t> & data) {
+            std::vector<int32_t> all;
+            for (int64_t i = 0; i < n_layers; ++i) {
+                all.insert(all.end(), data.begin(), data.end());
+            }
+            write(t, all);
+        };
+        write_each(inp.vote_rows, vote_rows);
+        write_each(inp.grad_pos, grad_pos);
+        write_each(inp.window_src, window_src);
+        write_each(inp.window_dst, window_dst);
+    };
+    // of the tested layer
+    auto read_rows = [&](const ggml_tensor * t, int64_t n_rows) {
+        std::vector<char> res(n_rows * t->nb[1]);
+        ggml_backend_tensor_get(t, res.data(), t->nb[2], res.size());
+        return res;
+    };
+    auto read_words = [&](const ggml_tensor * t, auto word) {
+        std::vector<decltype(word)> res(c.n_head_kv * s.n_distant);
+        ggml_backend_tensor_get(t, res.data(), t->nb[2], t->nb[2]);
+        return res;
     };
 
     morphkv_selftest_state res{};
     // Lives until both graphs are done: Mesa 22's lavapipe binds again what an earlier graph has freed.
     graph                  g_votes;
     const auto             inp_votes = make_inputs(g_votes);
-    ggml_tensor *          votes     = morphkv_build_votes(g_votes.ctx.get(), layer, s, c.policy, inp_votes);
+    ggml_tensor *          votes     = morphkv_build_votes(g_votes.ctx.get(), build(g_votes), s, c.policy, inp_votes);
     ggml_set_output(votes);
     ggml_build_forward_expand(g_votes.gf, votes);
     res.unsupported = g_votes.place(backend);
@@ -205,16 +254,17 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     }
     set_inputs(inp_votes);
     g_votes.compute(backend);
-    res.votes    = read<float>(votes);
-    res.k_before = read<char>(layer.k);
-    res.v_before = read<char>(layer.v);
-    if (layer.score) {
-        res.score_before = read<float>(layer.score);
+    res.votes = read<float>(votes);
+    res.votes.erase(res.votes.begin(), res.votes.end() - c.n_head_kv * s.n_old());
+    res.k_before = read_rows(tested.k, n_cells);
+    res.v_before = read_rows(tested.v, n_cells);
+    if (tested.score) {
+        res.score_before = read_words(tested.score, 0.0f);
     }
 
     graph      g;
     const auto inp = make_inputs(g);
-    morphkv_build_evict(g.ctx.get(), g.gf, layer, s, c.policy, inp);
+    morphkv_build_evict(g.ctx.get(), g.gf, build(g), s, c.policy, inp);
     res.unsupported = g.place(backend);
     if (!res.unsupported.empty()) {
         return res;
@@ -224,11 +274,11 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     g.compute(backend);
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
 
-    res.k   = read<char>(layer.k);
-    res.v   = read<char>(layer.v);
-    res.pos = read<int32_t>(layer.pos);
-    if (layer.score) {
-        res.score = read<float>(layer.score);
+    res.k   = read_rows(tested.k, n_cells);
+    res.v   = read_rows(tested.v, n_cells);
+    res.pos = read_words(tested.pos, 0);
+    if (tested.score) {
+        res.score = read_words(tested.score, 0.0f);
     }
     return res;
 }

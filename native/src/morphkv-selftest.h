@@ -32,7 +32,7 @@ struct morphkv_selftest_case {
 // What is left on the device.
 struct morphkv_selftest_state {
     std::string          unsupported;  // why nothing was computed, or ""
-    double               took_ms;
+    double               took_ms;      // of two layers where the device takes them as one
     std::vector<float>   votes;        // (n_head_kv, n_old), of an eviction under MORPHKV_POLICY_MORPHKV
     std::vector<char>    k_before, v_before;
     std::vector<float>   score_before;

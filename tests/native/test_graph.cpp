@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "morphkv-graph.h"
+#include "morphkv-stack.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
@@ -111,119 +112,72 @@ static std::vector<double> plain_scores(const test_case & c, const rows & k, con
     return res;
 }
 
-static void run(const test_case & c, uint32_t seed) {
-    std::mt19937 rng(seed);
+// What one layer holds before the eviction.
+struct layer_content {
+    morphkv_side_layer tensors{};
+    floats             ring, last, sinks;
 
+    std::vector<int32_t> pos;
+};
+
+static layer_content add_layer(ggml_context * ctx, const test_case & c) {
     const auto &  s       = c.shape;
     const int32_t n_cells = s.n_distant + s.n_grad + s.n_window + 5;
     const int32_t n_head  = c.n_head_kv * c.n_group;
-    const int32_t n_ring  = s.n_votes + 3;
     const int32_t n_embd  = c.n_embd_head * c.n_head_kv;
 
-    ggml_backend_ptr backend(ggml_backend_cpu_init());
-    ggml_backend_cpu_set_n_threads(backend.get(), 1);  // more of them spin where the cores are busy
+    layer_content res;
+    auto &        t = res.tensors;
+    t.k             = ggml_new_tensor_3d(ctx, c.type_k, n_embd, n_cells, 1);
+    t.v             = c.has_v ? ggml_new_tensor_3d(ctx, c.type_v, n_embd, n_cells, 1) : nullptr;
+    t.ring          = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, n_head * c.n_embd_head, s.n_votes + 3, 1);
+    t.pos           = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s.n_distant, c.n_head_kv, 1);
+    t.score = c.policy.decay > 0 ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s.n_distant, c.n_head_kv, 1) : nullptr;
+    t.sinks = c.has_sinks ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head) : nullptr;
+    return res;
+}
 
-    ggml_context_ptr    ctx_data(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, true }));
-    morphkv_evict_layer layer{};
-    layer.k    = ggml_new_tensor_2d(ctx_data.get(), c.type_k, n_embd, n_cells);
-    layer.v    = c.has_v ? ggml_new_tensor_2d(ctx_data.get(), c.type_v, n_embd, n_cells) : nullptr;
-    layer.ring = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F16, n_head * c.n_embd_head, n_ring);
-    layer.pos  = ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv);
-    layer.score =
-        c.policy.decay > 0 ? ggml_new_tensor_2d(ctx_data.get(), GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
-    layer.sinks     = c.has_sinks ? ggml_new_tensor_1d(ctx_data.get(), GGML_TYPE_F32, n_head) : nullptr;
-    layer.n_head    = n_head;
-    layer.n_head_kv = c.n_head_kv;
-    layer.kq_scale  = 1.0f / std::sqrt((float) c.n_embd_head);
-    layer.softcap   = c.softcap;
-    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx_data.get(), backend.get()));
-
-    fill(layer.ring, random_floats(rng, ggml_nelements(layer.ring), 1.5f));
-    const floats ring = rows(layer.ring).values;
-    fill(layer.k, random_floats(rng, ggml_nelements(layer.k), 1.5f));
-    if (layer.v) {
-        fill(layer.v, random_floats(rng, ggml_nelements(layer.v), 1.0f));
+// A token's position is its cell, plus 1000 for graduates.
+static void fill_layer(layer_content & layer, const test_case & c, std::mt19937 & rng) {
+    const auto & t = layer.tensors;
+    fill(t.ring, random_floats(rng, ggml_nelements(t.ring), 1.5f));
+    layer.ring = rows(t.ring).values;
+    fill(t.k, random_floats(rng, ggml_nelements(t.k), 1.5f));
+    if (t.v) {
+        fill(t.v, random_floats(rng, ggml_nelements(t.v), 1.0f));
     }
-
-    floats sinks;
-    if (layer.sinks) {
-        sinks = random_floats(rng, n_head, 3.0f);
-        fill(layer.sinks, sinks);
+    if (t.sinks) {
+        layer.sinks = random_floats(rng, ggml_nelements(t.sinks), 3.0f);
+        fill(t.sinks, layer.sinks);
     }
-
-    // a token's position is its cell, plus 1000 for graduates
-    std::vector<int32_t> pos, grad_pos;
     for (int32_t h = 0; h < c.n_head_kv; ++h) {
-        for (int32_t i = 0; i < s.n_distant; ++i) {
-            pos.push_back(i);
-        }
-        for (int32_t i = 0; i < s.n_grad; ++i) {
-            grad_pos.push_back(1000 + s.n_distant + i);
+        for (int32_t i = 0; i < c.shape.n_distant; ++i) {
+            layer.pos.push_back(i);
         }
     }
-    ggml_backend_tensor_set(layer.pos, pos.data(), 0, ggml_nbytes(layer.pos));
-    floats last;
-    if (layer.score) {
-        last = random_floats(rng, ggml_nelements(layer.score), 0.05f);
-        for (float & x : last) {
+    ggml_backend_tensor_set(t.pos, layer.pos.data(), 0, ggml_nbytes(t.pos));
+    if (t.score) {
+        layer.last = random_floats(rng, ggml_nelements(t.score), 0.05f);
+        for (float & x : layer.last) {
             x = std::fabs(x);
         }
-        ggml_backend_tensor_set(layer.score, last.data(), 0, ggml_nbytes(layer.score));
+        ggml_backend_tensor_set(t.score, layer.last.data(), 0, ggml_nbytes(t.score));
     }
+}
 
-    std::vector<int32_t> vote_rows, window_src, window_dst;
-    for (int32_t i = 0; i < s.n_votes; ++i) {
-        vote_rows.push_back((i + 2) % n_ring);
+static void check_layer(const layer_content & layer, const test_case & c, const rows & k_old, const rows & v_old,
+                        const std::vector<int32_t> & vote_rows, float scale, double tolerance) {
+    const auto &         s = c.shape;
+    const auto &         t = layer.tensors;
+    const rows           k_new(t.k), v_new(t.v ? t.v : t.k);
+    std::vector<int32_t> pos_new(layer.pos.size());
+    ggml_backend_tensor_get(t.pos, pos_new.data(), 0, ggml_nbytes(t.pos));
+
+    const auto scores = plain_scores(c, k_old, layer.ring, vote_rows, scale, layer.last, layer.sinks);
+    floats     score_new(t.score ? ggml_nelements(t.score) : 0);
+    if (t.score) {
+        ggml_backend_tensor_get(t.score, score_new.data(), 0, ggml_nbytes(t.score));
     }
-    for (int32_t i = 0; i < s.n_window; ++i) {
-        window_src.push_back(s.n_distant + s.n_grad + i);
-        window_dst.push_back(s.n_distant + i);
-    }
-
-    // without V, the cells of K are looked at twice
-    const rows k_old(layer.k), v_old(layer.v ? layer.v : layer.k);
-
-    ggml_context_ptr ctx(
-        ggml_init({ 1024 * ggml_tensor_overhead() + ggml_graph_overhead_custom(1024, false), nullptr, true }));
-    ggml_cgraph *        gf = ggml_new_graph_custom(ctx.get(), 1024, false);
-    morphkv_evict_inputs inp{};
-    inp.vote_rows  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, s.n_votes);
-    inp.grad_pos   = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, s.n_grad, c.n_head_kv);
-    inp.window_src = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, s.n_window);
-    inp.window_dst = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, s.n_window);
-    for (auto * t : { inp.vote_rows, inp.grad_pos, inp.window_src, inp.window_dst }) {
-        ggml_set_input(t);
-    }
-    const size_t n_before = ggml_used_mem(ctx.get());
-    morphkv_build_evict(ctx.get(), gf, layer, s, c.policy, inp);
-    CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <=
-          morphkv_evict_max_tensors(c.n_group, s.n_votes));
-
-    ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend.get())));
-    CHECK(ggml_gallocr_alloc_graph(galloc.get(), gf));
-    auto set = [](ggml_tensor * t, const std::vector<int32_t> & data) {
-        if (t->buffer) {
-            ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t));
-        }
-    };
-    set(inp.vote_rows, vote_rows);
-    set(inp.grad_pos, grad_pos);
-    set(inp.window_src, window_src);
-    set(inp.window_dst, window_dst);
-    CHECK(ggml_backend_graph_compute(backend.get(), gf) == GGML_STATUS_SUCCESS);
-
-    const rows           k_new(layer.k), v_new(layer.v ? layer.v : layer.k);
-    std::vector<int32_t> pos_new(pos.size());
-    ggml_backend_tensor_get(layer.pos, pos_new.data(), 0, ggml_nbytes(layer.pos));
-
-    const auto scores = plain_scores(c, k_old, ring, vote_rows, layer.kq_scale, last, sinks);
-    floats     score_new(layer.score ? ggml_nelements(layer.score) : 0);
-    if (layer.score) {
-        ggml_backend_tensor_get(layer.score, score_new.data(), 0, ggml_nbytes(layer.score));
-    }
-
-    // Votes are computed with quantized queries where K is quantized.
-    const double tolerance = ggml_is_quantized(c.type_k) ? 0.10 : 0.02;
 
     for (int32_t h = 0; h < c.n_head_kv; ++h) {
         const double *    score = scores.data() + h * s.n_old();
@@ -237,7 +191,7 @@ static void run(const test_case & c, uint32_t seed) {
             is_kept[cell] = true;
             CHECK(k_new.head(i, h, c.n_head_kv) == k_old.head(cell, h, c.n_head_kv));
             CHECK(v_new.head(i, h, c.n_head_kv) == v_old.head(cell, h, c.n_head_kv));
-            if (layer.score) {
+            if (t.score) {
                 CHECK(std::fabs(score_new[h * s.n_distant + i] - score[cell]) <= tolerance * score[cell] + 1e-6);
             }
         }
@@ -249,10 +203,127 @@ static void run(const test_case & c, uint32_t seed) {
         CHECK(worst_kept >= best_evicted * (1.0 - 2 * tolerance));
 
         for (int32_t i = 0; i < s.n_window; ++i) {
-            CHECK(k_new.head(window_dst[i], h, c.n_head_kv) == k_old.head(window_src[i], h, c.n_head_kv));
-            CHECK(v_new.head(window_dst[i], h, c.n_head_kv) == v_old.head(window_src[i], h, c.n_head_kv));
+            const int32_t src = s.n_distant + s.n_grad + i, dst = s.n_distant + i;
+            CHECK(k_new.head(dst, h, c.n_head_kv) == k_old.head(src, h, c.n_head_kv));
+            CHECK(v_new.head(dst, h, c.n_head_kv) == v_old.head(src, h, c.n_head_kv));
         }
     }
+}
+
+enum class votes { COMPOSED, ON_CPU };
+
+static std::vector<int32_t> repeat(const std::vector<int32_t> & data, int32_t n) {
+    std::vector<int32_t> res;
+    for (int32_t i = 0; i < n; ++i) {
+        res.insert(res.end(), data.begin(), data.end());
+    }
+    return res;
+}
+
+static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers, int32_t n_threads = 1) {
+    std::mt19937 rng(seed);
+    const auto & s = c.shape;
+
+    ggml_backend_ptr backend(ggml_backend_cpu_init());
+    ggml_backend_cpu_set_n_threads(backend.get(), n_threads);  // more than one spin where the cores are busy
+
+    ggml_context_ptr           ctx_data(ggml_init({ 64 * ggml_tensor_overhead(), nullptr, true }));
+    std::vector<layer_content> layers;
+    for (int32_t il = 0; il < n_layers; ++il) {
+        layers.push_back(add_layer(ctx_data.get(), c));
+    }
+    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors(ctx_data.get(), backend.get()));
+
+    std::vector<morphkv_side_layer> all;
+    std::vector<rows>               k_old, v_old;
+    for (auto & layer : layers) {
+        fill_layer(layer, c, rng);
+        k_old.emplace_back(layer.tensors.k);
+        v_old.emplace_back(layer.tensors.v ? layer.tensors.v : layer.tensors.k);  // without V, K is looked at twice
+        all.push_back(layer.tensors);
+    }
+    const auto stacks = morphkv_make_stacks(all, [](const morphkv_side_layer &) { return (size_t) 8; });
+    if (c.has_sinks) {
+        CHECK((int32_t) stacks.size() == n_layers);
+    } else if (!ggml_is_quantized(c.type_k) && !ggml_is_quantized(c.type_v)) {
+        CHECK(stacks.size() == 1);  // else as the padding between tensors has it
+    }
+
+    std::vector<int32_t> grad_pos, vote_rows, window_src, window_dst;
+    for (int32_t i = 0; i < s.n_grad; ++i) {
+        grad_pos.push_back(1000 + s.n_distant + i);
+    }
+    for (int32_t i = 0; i < s.n_votes; ++i) {
+        vote_rows.push_back((i + 2) % (s.n_votes + 3));
+    }
+    for (int32_t i = 0; i < s.n_window; ++i) {
+        window_src.push_back(s.n_distant + s.n_grad + i);
+        window_dst.push_back(s.n_distant + i);
+    }
+
+    float scale = 0.0f;
+    for (const morphkv_stack & stack : stacks) {
+        const int32_t    n = stack.size();
+        ggml_context_ptr ctx(
+            ggml_init({ 1024 * ggml_tensor_overhead() + ggml_graph_overhead_custom(1024, false), nullptr, true }));
+        ggml_cgraph * gf = ggml_new_graph_custom(ctx.get(), 1024, false);
+
+        auto input = [&](ggml_type type, int64_t ne0, int64_t ne1, int64_t ne2) {
+            ggml_tensor * t = ggml_new_tensor_3d(ctx.get(), type, ne0, ne1, ne2);
+            ggml_set_input(t);
+            return t;
+        };
+        morphkv_evict_inputs inp{};
+        inp.vote_rows  = input(GGML_TYPE_I32, s.n_votes, n, 1);
+        inp.grad_pos   = input(GGML_TYPE_F32, s.n_grad, c.n_head_kv, n);
+        inp.window_src = input(GGML_TYPE_I32, s.n_window, 1, n);
+        inp.window_dst = input(GGML_TYPE_I32, s.n_window, 1, n);
+
+        const size_t n_before = ggml_used_mem(ctx.get());
+        auto         stream   = [&](ggml_tensor * morphkv_side_layer::* tensor) {
+            return morphkv_stack_stream(ctx.get(), stack, tensor, 0);
+        };
+        morphkv_evict_layer layer{};
+        layer.k         = stream(&morphkv_side_layer::k);
+        layer.v         = stream(&morphkv_side_layer::v);
+        layer.ring      = stream(&morphkv_side_layer::ring);
+        layer.pos       = stream(&morphkv_side_layer::pos);
+        layer.score     = stream(&morphkv_side_layer::score);
+        layer.sinks     = stack[0]->sinks;
+        layer.n_head    = c.n_head_kv * c.n_group;
+        layer.n_head_kv = c.n_head_kv;
+        layer.kq_scale = scale = 1.0f / std::sqrt((float) c.n_embd_head);
+        layer.softcap          = c.softcap;
+        layer.backend          = how == votes::ON_CPU ? backend.get() : nullptr;
+        morphkv_build_evict(ctx.get(), gf, layer, s, c.policy, inp);
+        CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <=
+              morphkv_evict_max_tensors(c.n_group, s.n_votes));
+
+        ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend.get())));
+        CHECK(ggml_gallocr_alloc_graph(galloc.get(), gf));
+        auto set = [](ggml_tensor * t, const std::vector<int32_t> & data) {
+            if (t->buffer) {
+                ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t));
+            }
+        };
+        set(inp.vote_rows, repeat(vote_rows, n));
+        set(inp.grad_pos, repeat(grad_pos, c.n_head_kv * n));
+        set(inp.window_src, repeat(window_src, n));
+        set(inp.window_dst, repeat(window_dst, n));
+        CHECK(ggml_backend_graph_compute(backend.get(), gf) == GGML_STATUS_SUCCESS);
+    }
+
+    // Votes are computed with quantized queries where K is quantized.
+    const double tolerance = ggml_is_quantized(c.type_k) ? 0.10 : 0.02;
+    for (int32_t il = 0; il < n_layers; ++il) {
+        check_layer(layers[il], c, k_old[il], v_old[il], vote_rows, scale, tolerance);
+    }
+}
+
+static void run(const test_case & c, uint32_t seed) {
+    run(c, seed, votes::COMPOSED, 1);
+    run(c, seed, votes::COMPOSED, 3);
+    run(c, seed, votes::ON_CPU, 1);
 }
 
 int main() {
@@ -284,5 +355,7 @@ int main() {
         run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 0.0f, true }, seed++);
         run({ type, GGML_TYPE_F16, 64, 2, 4, many_graduates, other, 0.0f, true }, seed++);
     }
+    // a part of the votes for each thread and more: 3 heads x 5 parts
+    run({ GGML_TYPE_F16, GGML_TYPE_F16, 64, 3, 3, { 4, 480, 129, 33, 33 }, paper, 0.0f }, seed++, votes::ON_CPU, 1, 2);
     return 0;
 }

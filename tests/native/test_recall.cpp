@@ -394,7 +394,7 @@ struct morphkv_recall_test {
         host.k = archive.index_tensor(ggml.get(), 0);
         CHECK(cache.vote_on_host({ host }, { queries }, index).empty());
 
-        const auto chosen = cache.choose_pages(archive, 0, n_wanted, look, index[0], queries);
+        const auto chosen = cache.choose_pages(archive, n_wanted, look, index, { queries })[0];
         double     res    = 1.0;
         for (int32_t h = 0; h < layer.n_head_kv; ++h) {
             std::vector<double> mass(n_pages);
