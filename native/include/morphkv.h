@@ -165,7 +165,7 @@ MORPHKV_API const char * morphkv_archive_why_stopped(struct llama_context * ctx,
 typedef struct morphkv_recall_params {
     size_t  size;      // sizeof(morphkv_recall_params)
     int32_t votes;     // how many of the newest queries ask; at most the context's votes, 0 = 16 or those if fewer
-    float   share;     // of the distant slots, (0, 1]: most that a recall fills
+    float   share;     // of the distant slots, (0, 1]: most that a recall fills; 80 tokens if they are no more than half
     int32_t distance;  // the archive is asked as if each of its tokens lay so many positions before the queries
     int32_t look;      // pages whose keys are looked at for each that is wanted, best first by their mean keys; >= 1
 } morphkv_recall_params;
@@ -180,8 +180,8 @@ typedef struct morphkv_recalled {
 
 MORPHKV_API morphkv_recall_params morphkv_recall_params_default(void);
 
-// Brings archived tokens that the newest queries attend to back into distant slots, in whole pages of 16 tokens and for each
-// head others. All distant tokens then stand at consecutive rotary positions before the recent ones. Nothing before the
+// Brings archived tokens that the newest queries attend to back into distant slots, in whole pages of 16 tokens, the same for
+// each head. All distant tokens then stand at consecutive rotary positions before the recent ones. Nothing before the
 // first eviction. On failure the sequence is as it was.
 MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id,
                                           const morphkv_recall_params * params, morphkv_recalled * out);

@@ -254,24 +254,20 @@ private:
     using layer_floats = std::vector<std::vector<float>>;
     // Of the voters: queries (n_votes, n_head*n_embd_k) at rotary position `distance`; and their votes on the distant slots,
     // (n_head_kv, n_distant). Why it failed, or "".
-    std::string read_votes(llama_seq_id seq_id, const std::vector<int32_t> & rows, int32_t distance,
-                           layer_floats & queries, layer_floats & votes) const;
-    // Votes of queries on rows in the host's memory: layers come with k set. (n_head_kv, n_rows)
-    std::string vote_on_host(const std::vector<morphkv_side_layer> & layers, const layer_floats & queries,
-                             layer_floats & votes) const;
-    // pages of a layer, for each KV head: (n_head_kv, n)
-    using pages_of_heads = std::vector<std::vector<int64_t>>;
-    // By layer, up to n_wanted pages for each head: of the look times as many that the index votes for, those whose rows
-    // get most votes.
-    std::vector<pages_of_heads> choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t look,
-                                             const layer_floats & index_votes, const layer_floats & queries) const;
-    static pages_of_heads       best_places(const morphkv_archive & archive, size_t i_layer, size_t n,
-                                            const std::vector<float> & votes);
-    // Leaves the n_wanted best of the pages of layers [i_first, i_last).
-    void look_at_rows(const morphkv_archive & archive, size_t i_first, size_t i_last, size_t n_wanted,
-                      const layer_floats & queries, std::vector<pages_of_heads> & pages) const;
+    std::string        read_votes(llama_seq_id seq_id, const std::vector<int32_t> & rows, int32_t distance,
+                                  layer_floats & queries, layer_floats & votes) const;
+    // What pages get of the queries, summed over layers and heads, added to scores (n_pages). layers come with k set to rows
+    // in the host's memory, n_page to a page; of the first, n_skip do not count. Why it failed, or "".
+    std::string        score_pages(const std::vector<morphkv_side_layer> & layers, const layer_floats & queries,
+                                   int32_t n_page, int32_t n_skip, std::vector<float> & scores) const;
+    std::vector<float> score_by_index(const morphkv_archive & archive, const layer_floats & queries) const;  // by place
+    std::vector<float> score_by_rows(const morphkv_archive & archive, const std::vector<int64_t> & pages,
+                                     int32_t n_keep, const layer_floats & queries) const;
+    // Up to n_wanted pages, best first: of the n_look best by the index, those with the best rows, and their neighbours.
+    std::vector<int64_t> choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t n_look, int32_t n_keep,
+                                      const layer_floats & queries) const;
     struct layer_recall;
-    layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const pages_of_heads & pages,
+    layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const std::vector<int64_t> & pages,
                              const std::vector<float> & votes) const;
     std::string  compute_recall(llama_seq_id seq_id, std::vector<layer_recall> & plans, morphkv_runner & runner) const;
 

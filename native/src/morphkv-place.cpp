@@ -27,6 +27,9 @@ std::string morphkv_describe(const ggml_tensor * node) {
         res += "]";
         and_ = " and ";
     }
+    if (node->op == GGML_OP_VIEW && node->src[0] && node->type != node->src[0]->type) {
+        res += std::string(" as ") + ggml_type_name(node->type);
+    }
     return res;
 }
 

@@ -1,9 +1,8 @@
 // Recall: archived tokens come back when the newest queries ask for them.
 //
-// Looked at are the mean key of every archived page, then the keys of the best pages; the best of these go into distant slots,
-// whole pages for each head, in place of the tokens that the same queries attend to least. The archive is asked as if all of it
-// lay at one distance, and what is distant is placed at consecutive positions before the recent tokens: a model answers about
-// what lies within the distances that it has seen most.
+// The pages that they ask for (morphkv-choose.cpp) go into distant slots of every head, in place of the tokens that the same
+// queries attend to least. The archive is asked as if all of it lay at one distance, and what is distant is placed at consecutive
+// positions before the recent tokens: a model answers about what lies within the distances that it has seen most.
 
 #include "morphkv-cache.h"
 
@@ -11,8 +10,6 @@
 #include "llama-impl.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numeric>
 #include <unordered_map>
 
 namespace {
@@ -20,13 +17,8 @@ namespace {
 constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
 constexpr size_t  N_LAYERS  = 4;   // in a graph that has large inputs
 constexpr int32_t N_VOTES   = 16;
+constexpr size_t  N_LEAST   = 5;   // pages, where half of the slots have room for them
 constexpr size_t  N_TENSORS = 24;  // of a layer in the graphs below, votes apart
-
-template <typename T> std::vector<T> iota(T n) {
-    std::vector<T> res(n);
-    std::iota(res.begin(), res.end(), 0);
-    return res;
-}
 
 // The k entries with the highest values, highest first; ties in their order.
 std::vector<int64_t> top(const std::vector<float> & values, std::vector<int64_t> ids, size_t k) {
@@ -45,9 +37,9 @@ morphkv_recall_params morphkv_recall_params_default(void) {
     morphkv_recall_params res{};
     res.size     = sizeof(res);
     res.votes    = 0;
-    res.share    = 0.75f;
+    res.share    = 0.2f;
     res.distance = 256;
-    res.look     = 4;
+    res.look     = 32;
     return res;
 }
 
@@ -94,130 +86,6 @@ std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int
     return runner.run(n_max_vote_tensors(rows.size()) + N_TENSORS, begin, build);
 }
 
-std::string morphkv_cache::vote_on_host(const std::vector<morphkv_side_layer> & host, const layer_floats & queries,
-                                        layer_floats & votes) const {
-    std::vector<const morphkv_side_layer *> refs;
-    for (const auto & layer : host) {
-        refs.push_back(&layer);
-    }
-    const int32_t n_votes = queries[0].size() / (host[0].k->ne[0] / host[0].n_head_kv * host[0].n_head);
-    size_t        il      = 0;
-
-    morphkv_evict_inputs inp{};
-    auto                 begin = [&](morphkv_inputs & inputs) {
-        inp.vote_rows = inputs.add(GGML_TYPE_I32, n_votes, 1, iota<int32_t>(n_votes));
-    };
-    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
-        ggml_context *      ctx = inputs.ctx;
-        morphkv_evict_shape shape{};
-        shape.n_distant = layer.k->ne[1];
-        shape.n_votes   = n_votes;
-
-        morphkv_evict_layer cur{};
-        cur.k           = morphkv_side::stream(ctx, layer.k, 0);
-        cur.ring        = inputs.add(GGML_TYPE_F32, queries[il].size() / n_votes, n_votes, queries[il]);
-        cur.n_head      = layer.n_head;
-        cur.n_head_kv   = layer.n_head_kv;
-        cur.kq_scale    = layer.kq_scale;
-        cur.softcap     = layer.softcap;
-        cur.backend     = inputs.backend;
-        ggml_tensor * v = morphkv_build_votes(ctx, cur, shape, vote_policy(), inp);
-        ggml_build_forward_expand(gf, v);
-        inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
-        il++;
-    };
-    votes.resize(host.size());
-    morphkv_runner runner(lctx, refs);
-    return runner.run(n_max_vote_tensors(n_votes) + N_TENSORS, begin, build);
-}
-
-morphkv_cache::pages_of_heads morphkv_cache::best_places(const morphkv_archive & archive, size_t i_layer, size_t n,
-                                                         const std::vector<float> & votes) {
-    const int64_t        n_places = archive.n_places();
-    std::vector<int64_t> places;
-    for (int64_t i = 0; i < n_places; ++i) {
-        if (archive.page_in(i) >= 0) {
-            places.push_back(i);
-        }
-    }
-    pages_of_heads res;
-    for (int32_t h = 0; h < archive.layout.layers[i_layer].n_head_kv; ++h) {
-        const std::vector<float> of_head(votes.begin() + h * n_places, votes.begin() + (h + 1) * n_places);
-        std::vector<int64_t>     pages = top(of_head, places, n);
-        for (int64_t & page : pages) {
-            page = archive.page_in(page);
-        }
-        res.push_back(std::move(pages));
-    }
-    return res;
-}
-
-std::vector<morphkv_cache::pages_of_heads> morphkv_cache::choose_pages(const morphkv_archive & archive, size_t n_wanted,
-                                                                       size_t look, const layer_floats & index_votes,
-                                                                       const layer_floats & queries) const {
-    std::vector<pages_of_heads> res;
-    for (size_t il = 0; il < index_votes.size(); ++il) {
-        res.push_back(best_places(archive, il, n_wanted * look, index_votes[il]));
-    }
-    if (res.empty() || res[0][0].size() <= n_wanted) {
-        return res;
-    }
-    for (size_t first = 0; first < res.size(); first += N_LAYERS) {
-        look_at_rows(archive, first, std::min(first + N_LAYERS, res.size()), n_wanted, queries, res);
-    }
-    return res;
-}
-
-void morphkv_cache::look_at_rows(const morphkv_archive & archive, size_t i_first, size_t i_last, size_t n_wanted,
-                                 const layer_floats & queries, std::vector<pages_of_heads> & pages) const {
-    const int64_t n_look = pages[i_first][0].size();
-
-    // each head's own: (n_look*N_PAGE, n_head_kv*n_embd_k)
-    ggml_context_ptr                ctx(ggml_init({ N_LAYERS * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
-    std::vector<morphkv_side_layer> host(side.layers.begin() + i_first, side.layers.begin() + i_last);
-    for (size_t il = i_first; il < i_last; ++il) {
-        const auto & layer = archive.layout.layers[il];
-        host[il - i_first].k =
-            ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.n_head_kv * layer.n_embd_k, n_look * N_PAGE, 1);
-    }
-    ggml_backend_buffer_ptr buffer(ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
-    if (!buffer) {
-        throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: out of memory");
-    }
-    for (size_t il = i_first; il < i_last; ++il) {
-        ggml_tensor *        k          = host[il - i_first].k;
-        const size_t         head_bytes = k->nb[1] / pages[il].size();
-        std::vector<uint8_t> page(N_PAGE * k->nb[1]);
-        for (size_t h = 0; h < pages[il].size(); ++h) {
-            for (int64_t i = 0; i < n_look; ++i) {
-                archive.read_k(pages[il][h][i], il, page.data());
-                for (int32_t j = 0; j < N_PAGE; ++j) {
-                    memcpy((char *) k->data + (i * N_PAGE + j) * k->nb[1] + h * head_bytes,
-                           page.data() + j * k->nb[1] + h * head_bytes, head_bytes);
-                }
-            }
-        }
-    }
-    layer_floats      votes;
-    const std::string why = vote_on_host(host, { queries.begin() + i_first, queries.begin() + i_last }, votes);
-    if (!why.empty()) {
-        throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: " + why);
-    }
-    for (size_t il = i_first; il < i_last; ++il) {
-        for (size_t h = 0; h < pages[il].size(); ++h) {
-            std::vector<float> scores(n_look);
-            for (int64_t i = 0; i < n_look * N_PAGE; ++i) {
-                scores[i / N_PAGE] += votes[il - i_first][h * n_look * N_PAGE + i];
-            }
-            std::vector<int64_t> chosen;
-            for (const int64_t i : top(scores, iota<int64_t>(n_look), n_wanted)) {
-                chosen.push_back(pages[il][h][i]);
-            }
-            pages[il][h] = std::move(chosen);
-        }
-    }
-}
-
 // What comes into the slots of a layer.
 struct morphkv_cache::layer_recall {
     std::vector<int32_t> before, after;  // (n_head_kv, n_distant) positions in the slots
@@ -227,8 +95,8 @@ struct morphkv_cache::layer_recall {
 };
 
 morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size_t i_layer,
-                                                       const pages_of_heads &     pages,
-                                                       const std::vector<float> & votes) const {
+                                                       const std::vector<int64_t> & pages,
+                                                       const std::vector<float> &   votes) const {
     const auto &  archive = *archives[seq_id];
     const auto &  layer   = archive.layout.layers[i_layer];
     const int32_t n_keep  = streams[seq_id].n_keep;
@@ -247,7 +115,7 @@ morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size
         }
         std::vector<bool> stays(n_distant, false);
         size_t            n_missing = 0;
-        for (const int64_t page : pages[h]) {
+        for (const int64_t page : pages) {
             for (int32_t j = 0; j < N_PAGE; ++j) {
                 const auto it = held.find(archive.pos_of(page) + j);
                 if (it != held.end()) {
@@ -269,7 +137,7 @@ morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size
         free_slots = top(loss, free_slots, n_missing);
 
         size_t n_put = 0;
-        for (const int64_t page : pages[h]) {
+        for (const int64_t page : pages) {
             archive.read_k(page, i_layer, k.data());
             archive.read_v(page, i_layer, v.data());
             morphkv_convert_rows(archive.layout.type_k, k.data(), GGML_TYPE_F32, fk.data(), N_PAGE * layer.n_head_kv,
@@ -364,11 +232,13 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     morphkv_recalled res{};
     res.size = sizeof(res);
 
-    auto &               stream   = streams[seq_id];
-    const auto &         archive  = *archives[seq_id];
-    const size_t         n_wanted = p.share * (n_distant - stream.n_keep) / N_PAGE;
-    const int32_t        n_ask    = p.votes > 0 ? p.votes : std::min(N_VOTES, params.votes);
-    std::vector<int32_t> rows     = vote_rows(seq_id);
+    auto &        stream   = streams[seq_id];
+    const auto &  archive  = *archives[seq_id];
+    const size_t  n_slots  = n_distant - stream.n_keep;
+    const size_t  n_least  = std::min(N_LEAST, std::max<size_t>(n_slots / 2 / N_PAGE, 1));
+    const size_t  n_wanted = std::min<size_t>(std::max<size_t>(p.share * n_slots / N_PAGE, n_least), n_slots / N_PAGE);
+    const int32_t n_ask    = p.votes > 0 ? p.votes : std::min(N_VOTES, params.votes);
+    std::vector<int32_t> rows = vote_rows(seq_id);
     rows.erase(rows.begin(), rows.end() - std::min<size_t>(n_ask, rows.size()));
     if (!has_evicted(seq_id) || archive.n_full() == archive.n_dropped() || rows.empty() || n_wanted == 0) {
         return res;
@@ -379,26 +249,16 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
         throw morphkv_error(MORPHKV_STATUS_FAILED,
                             "recall failed: " + why + "; sequence " + std::to_string(seq_id) + " is unchanged");
     };
-    layer_floats queries, slot_votes, index_votes;
+    layer_floats queries, slot_votes;
     std::string  why = read_votes(seq_id, rows, p.distance, queries, slot_votes);
     n_sched_uses++;
     if (!why.empty()) {
         failed(why);
     }
-
-    ggml_context_ptr ctx(ggml_init({ side.layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
-    std::vector<morphkv_side_layer> host = side.layers;
-    for (size_t il = 0; il < host.size(); ++il) {
-        host[il].k = archive.index_tensor(ctx.get(), il);
-    }
-    why = vote_on_host(host, queries, index_votes);
-    if (!why.empty()) {
-        failed(why);
-    }
-    std::vector<layer_recall> plans;
-    const auto                pages = choose_pages(archive, n_wanted, p.look, index_votes, queries);
+    const std::vector<int64_t> pages = choose_pages(archive, n_wanted, n_wanted * p.look, stream.n_keep, queries);
+    std::vector<layer_recall>  plans;
     for (size_t il = 0; il < side.layers.size(); ++il) {
-        plans.push_back(plan_recall(seq_id, il, pages[il], slot_votes[il]));
+        plans.push_back(plan_recall(seq_id, il, pages, slot_votes[il]));
         res.n_recalled += plans.back().rows.size();
     }
     res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;

@@ -16,7 +16,7 @@
 
 namespace {
 
-constexpr int64_t N_TILE = 16;  // keys
+constexpr int64_t N_TILE = MORPHKV_VOTES_PAGE;  // keys
 
 // Voters of a task: some 24 queries.
 int64_t n_part_votes(int64_t n_group) {
@@ -112,7 +112,7 @@ struct task {
     const float * sinks;    // (n_group) or null
     float *       logits;   // (n_votes*n_group, n_tiles*N_TILE) scratch
     float *       inv_sum;  // (n_votes*n_group) scratch
-    float *       out;      // (n_old)
+    float *       out;      // (n_old), or (n_pages)
     int64_t       n_tiles, n_embd, n_votes, n_group;
 
     const morphkv_votes_params & params;
@@ -170,8 +170,57 @@ template <int W> INLINE float exponentiate(float * x, int64_t n, float scale, co
     return 1.0f / sum;
 }
 
+// A voter's vote on W cells from c: max over the query heads of a group. i: its first query.
+template <int W> INLINE typename vec<W>::f32 vote_of(const task & t, int64_t i, int64_t c) {
+    using v = vec<W>;
+    typename v::f32 res{};
+    for (int64_t g = i; g < i + t.n_group; ++g) {
+        res = v::max(res, v::load(t.logits + g * t.n_tiles * N_TILE + c) * t.inv_sum[g]);
+    }
+    return res;
+}
+
+template <int W> INLINE void join(const task & t) {
+    using v = vec<W>;
+    for (int64_t c = 0; c < t.n_tiles * N_TILE; c += W) {
+        typename v::f32 joined{};
+        for (int64_t i = 0; i < t.n_votes * t.n_group; i += t.n_group) {
+            const typename v::f32 vote = vote_of<W>(t, i, c);
+            joined                     = t.params.use_max ? v::max(joined, vote) : joined + vote;
+        }
+        float lanes[W];
+        v::store(lanes, joined);
+        std::copy(lanes, lanes + std::max<int64_t>(0, std::min<int64_t>(W, t.params.n_old - c)), t.out + c);
+    }
+}
+
+template <int W> INLINE void score_pages(const task & t) {
+    const int64_t n_pages = t.params.n_old / t.params.n_page;
+    std::fill(t.out, t.out + n_pages, 0.0f);
+    for (int64_t i_tile = 0; i_tile < t.n_tiles; ++i_tile) {
+        for (int64_t i = 0; i < t.n_votes * t.n_group; i += t.n_group) {
+            float votes[N_TILE];
+            for (int64_t j = 0; j < N_TILE; j += W) {
+                vec<W>::store(votes + j, vote_of<W>(t, i, i_tile * N_TILE + j));
+            }
+            if (i_tile == 0) {
+                std::fill(votes, votes + t.params.n_skip, 0.0f);
+            }
+            for (int64_t j = 0; j < N_TILE; j += t.params.n_page) {
+                float share = 0.0f;
+                for (int64_t l = j; l < j + t.params.n_page; ++l) {
+                    share += votes[l];
+                }
+                const int64_t page = (i_tile * N_TILE + j) / t.params.n_page;
+                if (page < n_pages) {
+                    t.out[page] += share * share * share;
+                }
+            }
+        }
+    }
+}
+
 template <int W, int Q> INLINE void run(const task & t) {
-    using v                 = vec<W>;
     const int64_t n_queries = t.n_votes * t.n_group;
     const int64_t n_cells   = t.n_tiles * N_TILE;
     for (int64_t i_tile = 0; i_tile < t.n_tiles; ++i_tile) {
@@ -197,18 +246,10 @@ template <int W, int Q> INLINE void run(const task & t) {
         std::fill(x + t.params.n_old, x + n_cells, -INFINITY);
         t.inv_sum[i] = exponentiate<W>(x, n_cells, scale, t.sinks ? &t.sinks[i % t.n_group] : nullptr);
     }
-    for (int64_t c = 0; c < n_cells; c += W) {
-        typename v::f32 joined{};
-        for (int64_t i = 0; i < n_queries; i += t.n_group) {
-            typename v::f32 vote{};
-            for (int64_t g = i; g < i + t.n_group; ++g) {
-                vote = v::max(vote, v::load(t.logits + g * n_cells + c) * t.inv_sum[g]);
-            }
-            joined = t.params.use_max ? v::max(joined, vote) : joined + vote;
-        }
-        float lanes[W];
-        v::store(lanes, joined);
-        std::copy(lanes, lanes + std::max<int64_t>(0, std::min<int64_t>(W, t.params.n_old - c)), t.out + c);
+    if (t.params.n_page > 0) {
+        score_pages<W>(t);
+    } else {
+        join<W>(t);
     }
 }
 
@@ -264,7 +305,7 @@ void lay_out_keys(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
     }
 }
 
-// dst: (n_head_kv, n_parts, n_old)
+// dst: (n_head_kv, n_parts, n_old or n_pages)
 void compute_votes(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
     static const run_fn run_best = best_run();
 
@@ -315,24 +356,34 @@ bool morphkv_votes_on_cpu(ggml_backend_t backend, ggml_type type_k, int64_t n_em
            (type_k == GGML_TYPE_F32 || ggml_get_type_traits(type_k)->to_float);
 }
 
-ggml_tensor * morphkv_build_votes_on_cpu(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q, ggml_tensor * sinks,
-                                         const morphkv_votes_params & params) {
+static ggml_tensor * build_votes(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q, ggml_tensor * sinks,
+                                 const morphkv_votes_params & params) {
     const int64_t n_embd  = k->ne[0] / params.n_head_kv;
     const int64_t n_tiles = (params.n_old + N_TILE - 1) / N_TILE;
     const int64_t n_part  = n_part_votes(q->ne[0] / k->ne[0]);
     const int64_t n_parts = (q->ne[1] + n_part - 1) / n_part;
+    ggml_tensor * tiles   = build_op(ctx, N_TILE * n_embd, n_tiles, params.n_head_kv, { k }, lay_out_keys, params);
 
+    std::vector<ggml_tensor *> args = { tiles, q };
+    if (sinks) {
+        args.push_back(sinks);
+    }
+    const int64_t n_out = params.n_page > 0 ? params.n_old / params.n_page : params.n_old;
+    return build_op(ctx, n_out, n_parts, params.n_head_kv, args, compute_votes, params);
+}
+
+ggml_tensor * morphkv_build_votes_on_cpu(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q, ggml_tensor * sinks,
+                                         const morphkv_votes_params & params) {
     // as the CPU's matrix product takes them
     if (ggml_is_quantized(k->type)) {
         q = ggml_cast(ctx, q, GGML_TYPE_Q8_0);
     } else if (k->type == GGML_TYPE_BF16) {
         q = ggml_cast(ctx, q, GGML_TYPE_BF16);
     }
-    ggml_tensor * tiles = build_op(ctx, N_TILE * n_embd, n_tiles, params.n_head_kv, { k }, lay_out_keys, params);
+    return build_votes(ctx, k, q, sinks, params);
+}
 
-    std::vector<ggml_tensor *> args = { tiles, q };
-    if (sinks) {
-        args.push_back(sinks);
-    }
-    return build_op(ctx, params.n_old, n_parts, params.n_head_kv, args, compute_votes, params);
+ggml_tensor * morphkv_build_page_scores(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q,
+                                        const morphkv_votes_params & params) {
+    return build_votes(ctx, k, q, nullptr, params);
 }

@@ -6,6 +6,7 @@
 #include "morphkv-cache.h"
 
 #include <cstring>
+#include <numeric>
 #include <set>
 
 using step = morphkv_runner::step;
@@ -365,54 +366,113 @@ static void test_what_is_refused(llama_model * model) {
 
 // Access to the steps of a recall.
 struct morphkv_recall_test {
-    // Of random queries over random keys: the score mass that the choice by index and 4 times as many pages has, as a
-    // share of the best choice's, the lowest of all heads.
-    static double mass_of_choice(const context_ptr & ctx, uint32_t seed, size_t look) {
-        auto &                          cache   = cache_of(ctx);
-        const auto &                    archive = *cache.archives[0];
-        const auto &                    layer   = archive.layout.layers[0];
-        const size_t                    n_pages = archive.n_full(), n_wanted = n_pages / 40;
-        const int32_t                   n_votes = 8, n_embd = layer.n_embd_k;
-        std::mt19937                    rng(seed);
-        std::normal_distribution<float> normal;
-        floats                          queries(n_votes * cache.side.layers[0].n_head * n_embd);
-        for (float & q : queries) {
-            q = normal(rng);
-        }
-        // every row, and the mean keys
-        ggml_context_ptr ggml(ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }));
-        auto             host = cache.side.layers[0];
-        host.k                = ggml_new_tensor_3d(ggml.get(), archive.layout.type_k, layer.n_head_kv * n_embd,
-                                                   n_pages * morphkv_archive::N_PAGE, 1);
-        ggml_backend_buffer_ptr buffer(
-            ggml_backend_alloc_ctx_tensors_from_buft(ggml.get(), ggml_backend_cpu_buffer_type()));
-        for (size_t i = 0; i < n_pages; ++i) {
-            archive.read_k(i, 0, (char *) host.k->data + i * morphkv_archive::N_PAGE * host.k->nb[1]);
-        }
-        std::vector<floats> rows, index;
-        CHECK(cache.vote_on_host({ host }, { queries }, rows).empty());
-        host.k = archive.index_tensor(ggml.get(), 0);
-        CHECK(cache.vote_on_host({ host }, { queries }, index).empty());
+    using layer_floats = morphkv_cache::layer_floats;
 
-        const auto chosen = cache.choose_pages(archive, n_wanted, look, index, { queries })[0];
-        double     res    = 1.0;
-        for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-            std::vector<double> mass(n_pages);
-            for (size_t i = 0; i < n_pages * morphkv_archive::N_PAGE; ++i) {
-                mass[i / morphkv_archive::N_PAGE] += rows[0][h * n_pages * morphkv_archive::N_PAGE + i];
+    static layer_floats random_queries(const context_ptr & ctx, int32_t n_votes, float scale, uint32_t seed) {
+        const auto &                    cache = cache_of(ctx);
+        std::mt19937                    rng(seed);
+        std::normal_distribution<float> normal(0.0f, scale);
+        layer_floats                    res;
+        for (const auto & layer : cache.side.layers) {
+            floats of_layer(n_votes * layer.ring->ne[0]);
+            for (float & q : of_layer) {
+                q = normal(rng);
             }
-            double got = 0.0, best = 0.0;
-            CHECK(chosen[h].size() == n_wanted);
-            for (const int64_t page : chosen[h]) {
-                got += mass[page];
-            }
-            std::sort(mass.rbegin(), mass.rend());
-            for (size_t i = 0; i < n_wanted; ++i) {
-                best += mass[i];
-            }
-            res = std::min(res, got / best);
+            res.push_back(of_layer);
         }
         return res;
+    }
+
+    // What every page gets, in plain C++ and double: the sum over layers, heads and voters of its share to this power.
+    static std::vector<double> plain_scores(const context_ptr & ctx, const layer_floats & queries, int32_t n_keep,
+                                            int32_t power) {
+        auto &              cache   = cache_of(ctx);
+        const auto &        archive = *cache.archives[0];
+        const int64_t       n_pages = archive.n_full(), n_page = morphkv_archive::N_PAGE, n_rows = n_pages * n_page;
+        std::vector<double> res(n_pages);
+        for (size_t il = 0; il < cache.side.layers.size(); ++il) {
+            const auto &  layer   = cache.side.layers[il];
+            const int32_t n_embd  = archive.layout.layers[il].n_embd_k;
+            const int32_t n_group = layer.n_head / layer.n_head_kv;
+            const int64_t n_row   = layer.n_head_kv * n_embd;
+            const int32_t n_votes = queries[il].size() / layer.ring->ne[0];
+
+            floats               k(n_rows * n_row);
+            std::vector<uint8_t> page(n_page * archive.layout.k_bytes(il));
+            for (int64_t i = 0; i < n_pages; ++i) {
+                archive.read_k(i, il, page.data());
+                morphkv_convert_rows(archive.layout.type_k, page.data(), GGML_TYPE_F32, k.data() + i * n_page * n_row,
+                                     n_page, n_row);
+            }
+            for (int32_t v = 0; v < n_votes; ++v) {
+                for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+                    std::vector<double> vote(n_rows);
+                    for (int32_t g = 0; g < n_group; ++g) {
+                        std::vector<double> a(n_rows);
+                        double              sum = 0.0;
+                        for (int64_t i = 0; i < n_rows; ++i) {
+                            double dot = 0.0;
+                            for (int32_t e = 0; e < n_embd; ++e) {
+                                dot += (double) queries[il][(v * layer.n_head + h * n_group + g) * n_embd + e] *
+                                       k[i * n_row + h * n_embd + e];
+                            }
+                            sum += a[i] = std::exp(dot * layer.kq_scale);
+                        }
+                        for (int64_t i = 0; i < n_rows; ++i) {
+                            vote[i] = std::max(vote[i], a[i] / sum);
+                        }
+                    }
+                    for (int64_t i = 0; i < n_pages; ++i) {
+                        double share = 0.0;
+                        for (int32_t j = i == 0 ? n_keep : 0; j < n_page; ++j) {
+                            share += vote[i * n_page + j];
+                        }
+                        res[i] += std::pow(share, power);
+                    }
+                }
+            }
+        }
+        return res;
+    }
+
+    static std::vector<int64_t> choose(const context_ptr & ctx, const layer_floats & queries, size_t n_wanted,
+                                       size_t n_look, int32_t n_keep = 0) {
+        const auto & cache = cache_of(ctx);
+        return cache.choose_pages(*cache.archives[0], n_wanted, n_look, n_keep, queries);
+    }
+
+    static void check_scores(const context_ptr & ctx, uint32_t seed) {
+        const auto &         cache    = cache_of(ctx);
+        const auto &         archive  = *cache.archives[0];
+        const auto           queries  = random_queries(ctx, 5, 2.0f, seed);
+        const int32_t        n_keep   = 3;
+        const auto           expected = plain_scores(ctx, queries, n_keep, 3);
+        std::vector<int64_t> all(archive.n_full());
+        std::iota(all.begin(), all.end(), 0);
+        const floats scores = cache.score_by_rows(archive, all, n_keep, queries);
+        for (size_t i = 0; i < all.size(); ++i) {
+            CHECK(std::fabs(scores[i] - expected[i]) <= 1e-4 * expected[i] + 1e-9);
+        }
+        const int64_t best = std::max_element(expected.begin(), expected.end()) - expected.begin();
+        CHECK(choose(ctx, queries, 3, all.size(), n_keep)[0] == best);
+    }
+
+    // Of random queries over random keys: the mass that the pages have which the index and a look at some rows choose, as a
+    // share of that of the pages which every row chooses.
+    static double mass_of_choice(const context_ptr & ctx, uint32_t seed, size_t look, int32_t power) {
+        const size_t n_pages = cache_of(ctx).archives[0]->n_full(), n_wanted = 5;
+        const auto   queries = random_queries(ctx, 8, 1.0f, seed);
+        const auto   scores  = plain_scores(ctx, queries, 0, power);
+        auto         mass    = [&](size_t n_look) {
+            const auto pages = choose(ctx, queries, n_wanted, n_look);
+            CHECK(pages.size() == n_wanted);
+            double res = 0.0;
+            for (const int64_t page : pages) {
+                res += scores[page];
+            }
+            return res;
+        };
+        return mass(n_wanted * look) / mass(n_pages);
     }
 
     // n_pages of random keys.
@@ -421,7 +481,8 @@ struct morphkv_recall_test {
         std::mt19937                    rng(seed);
         std::normal_distribution<float> normal;
         morphkv_archive::rows           rows;
-        const int32_t                   n = n_pages * morphkv_archive::N_PAGE;
+        archive.clear();
+        const int32_t n = n_pages * morphkv_archive::N_PAGE;
         for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
             const auto & layer = archive.layout.layers[il];
             floats       k(n * layer.n_head_kv * layer.n_embd_k), v(n * layer.n_head_kv * layer.n_embd_v);
@@ -438,19 +499,29 @@ struct morphkv_recall_test {
     }
 };
 
+static void test_a_page_gets_the_third_power_of_its_share(llama_model * model, ggml_type type) {
+    for (uint32_t seed = 0; seed < 3; ++seed) {
+        const auto ctx = create_archived(model, 1, type);
+        CHECK(decode(ctx, some_tokens(10)) == 0);
+        morphkv_recall_test::fill_archive(ctx, 23, seed);
+        morphkv_recall_test::check_scores(ctx, seed);
+    }
+}
+
 static void test_the_index_finds_what_rows_would(llama_model * model) {
-    double worst = 1.0, sum = 0.0;
+    const int32_t look  = morphkv_recall_params_default().look;
+    double        worst = 1.0, votes = 0.0, scores = 0.0;
     for (uint32_t seed = 0; seed < 20; ++seed) {
         const auto ctx = create_archived(model);
         CHECK(decode(ctx, some_tokens(10)) == 0);
         morphkv_recall_test::fill_archive(ctx, 800, seed);
-        const double mass = morphkv_recall_test::mass_of_choice(ctx, 100 + seed, morphkv_recall_params_default().look);
+        const double mass = morphkv_recall_test::mass_of_choice(ctx, 100 + seed, look, 1);
         worst             = std::min(worst, mass);
-        sum += mass;
-        // all rows looked at: the best choice itself
-        CHECK(morphkv_recall_test::mass_of_choice(ctx, 100 + seed, 1000) > 0.9999);
+        votes += mass;
+        scores += morphkv_recall_test::mass_of_choice(ctx, 100 + seed, look, 3);
     }
-    printf("score mass of the index's choice, of the exact choice's: %.3f, at worst %.3f\n", sum / 20, worst);
+    printf("votes for the index's choice, of those for the exact choice: %.3f, at worst %.3f; scores: %.3f\n",
+           votes / 20, worst, scores / 20);
     CHECK(worst >= 0.9);
 }
 
@@ -471,6 +542,9 @@ int main() {
     test_a_checkpoint_goes_back(model.get());
     test_forks_and_rollbacks(model.get());
     test_what_is_refused(model.get());
+    for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        test_a_page_gets_the_third_power_of_its_share(model.get(), type);
+    }
     test_the_index_finds_what_rows_would(model.get());
     llama_backend_free();
     return 0;
