@@ -253,31 +253,61 @@ template <int W, int Q> INLINE void run(const task & t) {
     }
 }
 
-using run_fn = void (*)(const task & t);
+// rows: (N_TILE, n_embd), tile: (n_embd, N_TILE)
+INLINE void lay_out(ggml_type type, const char * const * keys, int64_t n_embd, float * rows, float * tile) {
+    for (int64_t j = 0; j < N_TILE; ++j) {
+        to_float(type, keys[j], rows + j * n_embd, n_embd);
+    }
+    for (int64_t d = 0; d < n_embd; ++d) {
+        for (int64_t j = 0; j < N_TILE; ++j) {
+            tile[d * N_TILE + j] = rows[j * n_embd + d];
+        }
+    }
+}
+
+// What is compiled for each kind of CPU.
+struct kernels {
+    void (*run)(const task & t);
+    void (*lay_out)(ggml_type type, const char * const * keys, int64_t n_embd, float * rows, float * tile);
+};
 
 #if defined(__GNUC__) && defined(__x86_64__)
-__attribute__((target("avx512f,avx512dq,prefer-vector-width=512"))) void run_avx512(const task & t) {
+#define AVX512 __attribute__((target("avx512f,avx512dq,prefer-vector-width=512")))
+#define AVX2   __attribute__((target("avx2,fma")))
+
+AVX512 void run_avx512(const task & t) {
     run<16, 12>(t);
 }
-__attribute__((target("avx2,fma"))) void run_avx2(const task & t) {
+AVX512 void lay_out_avx512(ggml_type type, const char * const * keys, int64_t n_embd, float * rows, float * tile) {
+    lay_out(type, keys, n_embd, rows, tile);
+}
+AVX2 void run_avx2(const task & t) {
     run<8, 6>(t);
+}
+AVX2 void lay_out_avx2(ggml_type type, const char * const * keys, int64_t n_embd, float * rows, float * tile) {
+    lay_out(type, keys, n_embd, rows, tile);
 }
 #endif
 
-run_fn best_run() {
+kernels best_kernels() {
 #if defined(__GNUC__) && defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
-        return run_avx512;
+        return { run_avx512, lay_out_avx512 };
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        return run_avx2;
+        return { run_avx2, lay_out_avx2 };
     }
 #endif
 #if defined(__GNUC__)
-    return run<4, 4>;
+    return { run<4, 4>, lay_out };
 #else
-    return run<1, 1>;
+    return { run<1, 1>, lay_out };
 #endif
+}
+
+const kernels & get_kernels() {
+    static const kernels res = best_kernels();
+    return res;
 }
 
 // dst: (n_head_kv, n_tiles, n_embd, N_TILE), keys beyond n_old repeat the last
@@ -289,26 +319,23 @@ void lay_out_keys(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
     const int64_t n_tiles = dst->ne[1];
     const size_t  k_bytes = ggml_row_size(k->type, n_embd);
 
+    // heads innermost: their keys lie side by side
     std::vector<float> rows(N_TILE * n_embd);
-    for (int64_t i = ith; i < dst->ne[1] * dst->ne[2]; i += nth) {
-        const int64_t h    = i / n_tiles;
-        float *       tile = (float *) dst->data + i * dst->ne[0];
+    const int64_t      n_heads = dst->ne[2];
+    for (int64_t i = ith; i < n_tiles * n_heads; i += nth) {
+        const int64_t i_tile = i / n_heads, h = i % n_heads;
+        const char *  keys[N_TILE];
         for (int64_t j = 0; j < N_TILE; ++j) {
-            const int64_t cell = std::min<int64_t>(i % n_tiles * N_TILE + j, params.n_old - 1);
-            to_float(k->type, (const char *) k->data + cell * k->nb[1] + h * k_bytes, rows.data() + j * n_embd, n_embd);
+            const int64_t cell = std::min<int64_t>(i_tile * N_TILE + j, params.n_old - 1);
+            keys[j]            = (const char *) k->data + cell * k->nb[1] + h * k_bytes;
         }
-        for (int64_t d = 0; d < n_embd; ++d) {
-            for (int64_t j = 0; j < N_TILE; ++j) {
-                tile[d * N_TILE + j] = rows[j * n_embd + d];
-            }
-        }
+        get_kernels().lay_out(k->type, keys, n_embd, rows.data(),
+                              (float *) ((char *) dst->data + h * dst->nb[2] + i_tile * dst->nb[1]));
     }
 }
 
 // dst: (n_head_kv, n_parts, n_old or n_pages)
 void compute_votes(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
-    static const run_fn run_best = best_run();
-
     const ggml_tensor * tiles = dst->src[0];
     const ggml_tensor * q     = dst->src[1];
     const ggml_tensor * sinks = dst->src[2];
@@ -342,7 +369,7 @@ void compute_votes(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
             to_float(q->type, (const char *) q->data + (first + j) * q->nb[1] + h * n_group * q_bytes,
                      queries.data() + j * n_group * n_embd, n_group * n_embd);
         }
-        run_best(t);
+        get_kernels().run(t);
     }
 }
 
