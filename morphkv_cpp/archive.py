@@ -29,9 +29,9 @@ class Archive:
     max_bytes: of tokens and index; the oldest pages make room. 0: no limit.
     recall: "prompt": when the new part of a prompt has been decoded; a number: then, and also whenever so many
         evictions' intervals have been written; "off": by Llama.recall() alone.
-    share: of the distant slots, (0, 1]: most that a recall fills, the same pages of 16 tokens in every head; 5 pages where
-        they are no more than half. The others stay MorphKV's choice. More pages bring more that is alike: a small model then
-        takes one thing for another.
+    share: of the distant slots, (0, 1]: most that a recall fills, the same pages of 16 tokens in every head; 5 pages
+        where they are no more than half. The others stay MorphKV's choice. More pages bring more that is alike: a
+        small model then takes one thing for another.
     redo: most tokens at a prompt's end that are decoded again on what was recalled, before a second recall.
     votes: how many of the newest queries ask, at most those of the cache; 0: 16, or those if fewer.
     distance: the archive is asked as if each of its tokens lay so many positions back.

@@ -383,27 +383,54 @@ struct morphkv_recall_test {
         return res;
     }
 
-    // What every page gets, in plain C++ and double: the sum over layers, heads and voters of its share to this power.
-    static std::vector<double> plain_scores(const context_ptr & ctx, const layer_floats & queries, int32_t n_keep,
-                                            int32_t power) {
-        auto &              cache   = cache_of(ctx);
-        const auto &        archive = *cache.archives[0];
-        const int64_t       n_pages = archive.n_full(), n_page = morphkv_archive::N_PAGE, n_rows = n_pages * n_page;
-        std::vector<double> res(n_pages);
-        for (size_t il = 0; il < cache.side.layers.size(); ++il) {
-            const auto &  layer   = cache.side.layers[il];
-            const int32_t n_embd  = archive.layout.layers[il].n_embd_k;
-            const int32_t n_group = layer.n_head / layer.n_head_kv;
-            const int64_t n_row   = layer.n_head_kv * n_embd;
-            const int32_t n_votes = queries[il].size() / layer.ring->ne[0];
+    // Every archived key, (n_pages*N_PAGE, n_head_kv*n_embd_k) by layer.
+    static layer_floats archived_keys(const context_ptr & ctx) {
+        const auto & archive = *cache_of(ctx).archives[0];
+        layer_floats res;
+        for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
+            const int64_t n_row = archive.layout.layers[il].n_head_kv * archive.layout.layers[il].n_embd_k;
+            const int64_t n     = n_row * morphkv_archive::N_PAGE;
 
-            floats               k(n_rows * n_row);
-            std::vector<uint8_t> page(n_page * archive.layout.k_bytes(il));
-            for (int64_t i = 0; i < n_pages; ++i) {
+            floats               k(archive.n_full() * n);
+            std::vector<uint8_t> page(morphkv_archive::N_PAGE * archive.layout.k_bytes(il));
+            for (int64_t i = 0; i < archive.n_full(); ++i) {
                 archive.read_k(i, il, page.data());
-                morphkv_convert_rows(archive.layout.type_k, page.data(), GGML_TYPE_F32, k.data() + i * n_page * n_row,
-                                     n_page, n_row);
+                morphkv_convert_rows(archive.layout.type_k, page.data(), GGML_TYPE_F32, k.data() + i * n,
+                                     morphkv_archive::N_PAGE, n_row);
             }
+            res.push_back(k);
+        }
+        return res;
+    }
+
+    // The mean key of each page, (n_pages, n_head_kv*n_embd_k) by layer.
+    static layer_floats mean_keys(const context_ptr & ctx) {
+        const auto &     archive = *cache_of(ctx).archives[0];
+        layer_floats     res;
+        ggml_context_ptr ggml(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, true }));
+        for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
+            const ggml_tensor * index = archive.index_tensor(ggml.get(), il);
+            floats              k(ggml_nelements(index));
+            morphkv_convert_rows(index->type, index->data, GGML_TYPE_F32, k.data(), index->ne[1], index->ne[0]);
+            res.push_back(k);
+        }
+        return res;
+    }
+
+    // What every page of n_page keys gets, in plain C++ and double: the sum over layers, heads and voters of its share to
+    // this power.
+    static std::vector<double> plain_scores(const context_ptr & ctx, const layer_floats & keys,
+                                            const layer_floats & queries, int32_t n_page, int32_t n_keep,
+                                            int32_t power) {
+        const auto &        layers = cache_of(ctx).side.layers;
+        std::vector<double> res(keys[0].size() / layers[0].k->ne[0] / n_page);
+        for (size_t il = 0; il < layers.size(); ++il) {
+            const auto &  layer   = layers[il];
+            const int64_t n_row   = layer.k->ne[0];
+            const int64_t n_rows  = keys[il].size() / n_row;
+            const int32_t n_embd  = n_row / layer.n_head_kv;
+            const int32_t n_group = layer.n_head / layer.n_head_kv;
+            const int32_t n_votes = queries[il].size() / layer.ring->ne[0];
             for (int32_t v = 0; v < n_votes; ++v) {
                 for (int32_t h = 0; h < layer.n_head_kv; ++h) {
                     std::vector<double> vote(n_rows);
@@ -414,7 +441,7 @@ struct morphkv_recall_test {
                             double dot = 0.0;
                             for (int32_t e = 0; e < n_embd; ++e) {
                                 dot += (double) queries[il][(v * layer.n_head + h * n_group + g) * n_embd + e] *
-                                       k[i * n_row + h * n_embd + e];
+                                       keys[il][i * n_row + h * n_embd + e];
                             }
                             sum += a[i] = std::exp(dot * layer.kq_scale);
                         }
@@ -422,7 +449,7 @@ struct morphkv_recall_test {
                             vote[i] = std::max(vote[i], a[i] / sum);
                         }
                     }
-                    for (int64_t i = 0; i < n_pages; ++i) {
+                    for (size_t i = 0; i < res.size(); ++i) {
                         double share = 0.0;
                         for (int32_t j = i == 0 ? n_keep : 0; j < n_page; ++j) {
                             share += vote[i * n_page + j];
@@ -446,14 +473,18 @@ struct morphkv_recall_test {
         const auto &         archive  = *cache.archives[0];
         const auto           queries  = random_queries(ctx, 5, 2.0f, seed);
         const int32_t        n_keep   = 3;
-        const auto           expected = plain_scores(ctx, queries, n_keep, 3);
+        const auto           by_rows  = plain_scores(ctx, archived_keys(ctx), queries, 16, n_keep, 3);
+        const auto           by_index = plain_scores(ctx, mean_keys(ctx), queries, 1, 0, 3);
         std::vector<int64_t> all(archive.n_full());
         std::iota(all.begin(), all.end(), 0);
-        const floats scores = cache.score_by_rows(archive, all, n_keep, queries);
+        const floats rows  = cache.score_by_rows(archive, all, n_keep, queries);
+        const floats index = cache.score_by_index(archive, queries);
+        CHECK(rows.size() == by_rows.size() && index.size() == by_index.size());
         for (size_t i = 0; i < all.size(); ++i) {
-            CHECK(std::fabs(scores[i] - expected[i]) <= 1e-4 * expected[i] + 1e-9);
+            CHECK(std::fabs(rows[i] - by_rows[i]) <= 1e-4 * by_rows[i] + 1e-9);
+            CHECK(std::fabs(index[i] - by_index[i]) <= 1e-4 * by_index[i] + 1e-9);
         }
-        const int64_t best = std::max_element(expected.begin(), expected.end()) - expected.begin();
+        const int64_t best = std::max_element(by_rows.begin(), by_rows.end()) - by_rows.begin();
         CHECK(choose(ctx, queries, 3, all.size(), n_keep)[0] == best);
     }
 
@@ -462,7 +493,7 @@ struct morphkv_recall_test {
     static double mass_of_choice(const context_ptr & ctx, uint32_t seed, size_t look, int32_t power) {
         const size_t n_pages = cache_of(ctx).archives[0]->n_full(), n_wanted = 5;
         const auto   queries = random_queries(ctx, 8, 1.0f, seed);
-        const auto   scores  = plain_scores(ctx, queries, 0, power);
+        const auto   scores  = plain_scores(ctx, archived_keys(ctx), queries, 16, 0, power);
         auto         mass    = [&](size_t n_look) {
             const auto pages = choose(ctx, queries, n_wanted, n_look);
             CHECK(pages.size() == n_wanted);
