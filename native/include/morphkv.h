@@ -167,7 +167,7 @@ typedef struct morphkv_recall_params {
     int32_t votes;     // how many of the newest queries ask; at most the context's votes, 0 = 16 or those if fewer
     float   share;     // of the distant slots, (0, 1]: most that a recall fills; 5 pages if these are at most half
     int32_t distance;  // the archive is asked as if each of its tokens lay so many positions before the queries
-    int32_t look;      // pages whose keys are looked at for each that is wanted, best first by their mean keys; >= 1
+    int32_t look;      // pages whose keys are looked at for each that is wanted, >= 1; of all one in 20 at least
 } morphkv_recall_params;
 
 typedef struct morphkv_recalled {

@@ -20,6 +20,9 @@ constexpr int32_t N_VOTES   = 16;
 constexpr size_t  N_LEAST   = 5;   // pages, where half of the slots have room for them
 constexpr size_t  N_TENSORS = 24;  // of a layer in the graphs below, votes apart
 
+// Of this many pages the rows of one are looked at, at least: the more there are, the more look like it by their mean.
+constexpr size_t N_TO_ONE = 20;
+
 // The k entries with the highest values, highest first; ties in their order.
 std::vector<int64_t> top(const std::vector<float> & values, std::vector<int64_t> ids, size_t k) {
     k               = std::min(k, ids.size());
@@ -255,8 +258,9 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     if (!why.empty()) {
         failed(why);
     }
-    const std::vector<int64_t> pages = choose_pages(archive, n_wanted, n_wanted * p.look, stream.n_keep, queries);
-    std::vector<layer_recall>  plans;
+    const size_t n_look = std::max<size_t>(n_wanted * p.look, (archive.n_full() - archive.n_dropped()) / N_TO_ONE);
+    const auto   pages  = choose_pages(archive, n_wanted, n_look, stream.n_keep, queries);
+    std::vector<layer_recall> plans;
     for (size_t il = 0; il < side.layers.size(); ++il) {
         plans.push_back(plan_recall(seq_id, il, pages, slot_votes[il]));
         res.n_recalled += plans.back().rows.size();
