@@ -62,10 +62,10 @@ public:
 
     // On failure the place holds what it held, or, in a file, nothing.
     virtual void put(size_t i_place, int64_t i_page, uint64_t hash, std::shared_ptr<const morphkv_page> page) = 0;
-    virtual void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const          = 0;
-    virtual std::shared_ptr<const morphkv_page> get(size_t i_place) const                      = 0;
+    virtual void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const                         = 0;
+    virtual std::shared_ptr<const morphkv_page> get(size_t i_place) const                                     = 0;
     // What is there now counts: the next process finds it.
-    virtual void                                commit(const morphkv_archive_header & header)  = 0;
+    virtual void                                commit(const morphkv_archive_header & header)                 = 0;
     // What a process before this one left.
     virtual morphkv_archive_header              found() const { return {}; }
     virtual bool                                holds(size_t i_place, int64_t i_page) const = 0;

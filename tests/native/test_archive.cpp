@@ -245,8 +245,8 @@ static void test_a_bounded_file(const std::string & path) {
     CHECK(has(error_of([&] { in_file(path, limit * 2); }), "max_bytes"));
     // killed between a page and its header: the oldest place has a page that nobody counted
     {
-        auto store = morphkv_page_store_file(path, small_layout());
-        const auto page = store->get(0);
+        auto       store = morphkv_page_store_file(path, small_layout());
+        const auto page  = store->get(0);
         store->put(12 % 5, 12, morphkv_hash_page(*page), page);
     }
     auto archive = in_file(path, limit);
