@@ -216,8 +216,6 @@ private:
         std::vector<int32_t> grad_pos;   // (n_grad)
         std::vector<int32_t> vote_rows;  // (n_votes)
     };
-    morphkv_evict_layer        evict_layer(ggml_context * ctx, const morphkv_stack & stack, llama_seq_id seq_id,
-                                           ggml_backend_t backend) const;
     // As many layers at once as do not ask for much memory.
     std::vector<morphkv_stack> stacks(const morphkv_evict_shape & shape) const;
     morphkv_evict_policy       vote_policy() const;

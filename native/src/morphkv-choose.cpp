@@ -23,17 +23,16 @@ using scored = std::map<int64_t, float>;  // pages
 
 // Up to n, best first; of equal ones the older.
 std::vector<int64_t> best(const scored & pages, size_t n) {
-    std::vector<int64_t> res;
+    std::vector<std::pair<float, int64_t>> order;
     for (const auto & [page, score] : pages) {
-        res.push_back(page);
+        order.emplace_back(-score, page);
     }
-    n               = std::min(n, res.size());
-    const auto less = [&](int64_t a, int64_t b) {
-        const float x = pages.at(a), y = pages.at(b);
-        return x != y ? x > y : a < b;
-    };
-    std::partial_sort(res.begin(), res.begin() + n, res.end(), less);
-    res.resize(n);
+    n = std::min(n, order.size());
+    std::partial_sort(order.begin(), order.begin() + n, order.end());
+    std::vector<int64_t> res;
+    for (size_t i = 0; i < n; ++i) {
+        res.push_back(order[i].second);
+    }
     return res;
 }
 

@@ -222,27 +222,6 @@ void morphkv_cache::move_window_cells(llama_seq_id seq_id) {
     set_cell_list(seq_id, n_distant, window);
 }
 
-morphkv_evict_layer morphkv_cache::evict_layer(ggml_context * ctx, const morphkv_stack & stack, llama_seq_id seq_id,
-                                               ggml_backend_t backend) const {
-    const auto & first  = *stack[0];
-    auto         stream = [&](ggml_tensor * morphkv_side_layer::* tensor) {
-        return morphkv_stack_stream(ctx, stack, tensor, seq_id);
-    };
-    morphkv_evict_layer res{};
-    res.k         = stream(&morphkv_side_layer::k);
-    res.v         = stream(&morphkv_side_layer::v);
-    res.ring      = stream(&morphkv_side_layer::ring);
-    res.pos       = stream(&morphkv_side_layer::pos);
-    res.score     = stream(&morphkv_side_layer::score);
-    res.sinks     = first.sinks;
-    res.n_head    = first.n_head;
-    res.n_head_kv = first.n_head_kv;
-    res.kq_scale  = first.kq_scale;
-    res.softcap   = first.softcap;
-    res.backend   = backend;
-    return res;
-}
-
 std::vector<morphkv_stack> morphkv_cache::stacks(const morphkv_evict_shape & shape) const {
     return morphkv_make_stacks(side.layers, [&](const morphkv_side_layer & layer) {
         ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(layer.k->buffer));
@@ -333,7 +312,8 @@ std::string morphkv_cache::compute_eviction(llama_seq_id seq_id, const morphkv_e
             }
             inp.noise = inputs.add(GGML_TYPE_F32, shape.n_old(), n_head_kv * n_layers, noise);
         }
-        morphkv_build_evict(inputs.ctx, gf, evict_layer(inputs.ctx, stack, seq_id, inputs.backend), shape, policy, inp);
+        morphkv_build_evict(inputs.ctx, gf, morphkv_stack_layer(inputs.ctx, stack, seq_id, inputs.backend), shape,
+                            policy, inp);
     };
 
     return runner.run(n_max_vote_tensors(shape.n_votes), begin, build);

@@ -71,7 +71,7 @@ std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int
     };
     auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
         ggml_context *            ctx = inputs.ctx;
-        const morphkv_evict_layer cur = evict_layer(ctx, { &layer }, seq_id, inputs.backend);
+        const morphkv_evict_layer cur = morphkv_stack_layer(ctx, { &layer }, seq_id, inputs.backend);
         ggml_tensor *             v   = morphkv_build_votes(ctx, cur, shape, vote_policy(), inp);
         ggml_build_forward_expand(gf, v);
         inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
@@ -108,8 +108,18 @@ morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size
     res.before = side.get_positions(side.layers[i_layer], seq_id);
     res.after  = res.before;
 
+    // (n_pages*N_PAGE, n_head_kv, n_embd)
+    const size_t       n_k = N_PAGE * layer.n_head_kv * layer.n_embd_k, n_v = N_PAGE * layer.n_head_kv * layer.n_embd_v;
+    std::vector<float> fk(pages.size() * n_k), fv(pages.size() * n_v);
     std::vector<uint8_t> k(N_PAGE * archive.layout.k_bytes(i_layer)), v(N_PAGE * archive.layout.v_bytes(i_layer));
-    std::vector<float>   fk(N_PAGE * layer.n_head_kv * layer.n_embd_k), fv(N_PAGE * layer.n_head_kv * layer.n_embd_v);
+    for (size_t i = 0; i < pages.size(); ++i) {
+        archive.read_k(pages[i], i_layer, k.data());
+        archive.read_v(pages[i], i_layer, v.data());
+        morphkv_convert_rows(archive.layout.type_k, k.data(), GGML_TYPE_F32, fk.data() + i * n_k,
+                             N_PAGE * layer.n_head_kv, layer.n_embd_k);
+        morphkv_convert_rows(archive.layout.type_v, v.data(), GGML_TYPE_F32, fv.data() + i * n_v,
+                             N_PAGE * layer.n_head_kv, layer.n_embd_v);
+    }
     for (int32_t h = 0; h < layer.n_head_kv; ++h) {
         int32_t *                            slots = res.after.data() + h * n_distant;
         std::unordered_map<int32_t, int32_t> held;
@@ -140,22 +150,17 @@ morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size
         free_slots = top(loss, free_slots, n_missing);
 
         size_t n_put = 0;
-        for (const int64_t page : pages) {
-            archive.read_k(page, i_layer, k.data());
-            archive.read_v(page, i_layer, v.data());
-            morphkv_convert_rows(archive.layout.type_k, k.data(), GGML_TYPE_F32, fk.data(), N_PAGE * layer.n_head_kv,
-                                 layer.n_embd_k);
-            morphkv_convert_rows(archive.layout.type_v, v.data(), GGML_TYPE_F32, fv.data(), N_PAGE * layer.n_head_kv,
-                                 layer.n_embd_v);
+        for (size_t i = 0; i < pages.size(); ++i) {
             for (int32_t j = 0; j < N_PAGE && n_put < free_slots.size(); ++j) {
-                if (held.count(archive.pos_of(page) + j)) {
+                const int32_t pos = archive.pos_of(pages[i]) + j;
+                if (held.count(pos)) {
                     continue;
                 }
                 const int64_t slot = free_slots[n_put++];
-                slots[slot]        = archive.pos_of(page) + j;
+                slots[slot]        = pos;
                 res.rows.push_back(slot * layer.n_head_kv + h);
-                const float * row_k = fk.data() + (j * layer.n_head_kv + h) * layer.n_embd_k;
-                const float * row_v = fv.data() + (j * layer.n_head_kv + h) * layer.n_embd_v;
+                const float * row_k = fk.data() + i * n_k + (j * layer.n_head_kv + h) * layer.n_embd_k;
+                const float * row_v = fv.data() + i * n_v + (j * layer.n_head_kv + h) * layer.n_embd_v;
                 res.k.insert(res.k.end(), row_k, row_k + layer.n_embd_k);
                 res.v.insert(res.v.end(), row_v, row_v + layer.n_embd_v);
             }

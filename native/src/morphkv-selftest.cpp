@@ -191,21 +191,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     const auto & tested = layers.back();
 
     auto build = [&](graph & g) {
-        morphkv_evict_layer res{};
-        auto                stream = [&](ggml_tensor * morphkv_side_layer::* tensor) {
-            return morphkv_stack_stream(g.ctx.get(), stack, tensor, 1);
-        };
-        res.k         = stream(&morphkv_side_layer::k);
-        res.v         = stream(&morphkv_side_layer::v);
-        res.ring      = stream(&morphkv_side_layer::ring);
-        res.pos       = stream(&morphkv_side_layer::pos);
-        res.score     = stream(&morphkv_side_layer::score);
-        res.n_head    = tested.n_head;
-        res.n_head_kv = tested.n_head_kv;
-        res.kq_scale  = tested.kq_scale;
-        res.softcap   = tested.softcap;
-        res.backend   = backend;
-        return res;
+        return morphkv_stack_layer(g.ctx.get(), stack, /*i_stream =*/1, backend);
     };
     const int64_t n_layers    = stack.size();
     auto          make_inputs = [&](graph & g) {

@@ -42,22 +42,9 @@ bool goes_on(const morphkv_stack & stack, const morphkv_side_layer & b) {
     return true;
 }
 
-}  // namespace
-
-std::vector<morphkv_stack> morphkv_make_stacks(const std::vector<morphkv_side_layer> &                         layers,
-                                               const std::function<size_t(const morphkv_side_layer & layer)> & n_most) {
-    std::vector<morphkv_stack> res;
-    for (const auto & layer : layers) {
-        if (res.empty() || res.back().size() >= n_most(*res.back()[0]) || !goes_on(res.back(), layer)) {
-            res.emplace_back();
-        }
-        res.back().push_back(&layer);
-    }
-    return res;
-}
-
-ggml_tensor * morphkv_stack_stream(ggml_context * ctx, const morphkv_stack & stack,
-                                   ggml_tensor * morphkv_side_layer::* tensor, uint32_t i_stream) {
+// (n_layers, ne1, ne0), or null
+ggml_tensor * stream(ggml_context * ctx, const morphkv_stack & stack, ggml_tensor * morphkv_side_layer::* tensor,
+                     uint32_t i_stream) {
     ggml_tensor * first = stack[0]->*tensor;
     if (!first || stack.size() == 1) {
         return morphkv_side::stream(ctx, first, i_stream);
@@ -76,5 +63,36 @@ ggml_tensor * morphkv_stack_stream(ggml_context * ctx, const morphkv_stack & sta
     res->ne[2] = n;
     res->nb[2] = n_bytes;
     res->nb[3] = n * n_bytes;
+    return res;
+}
+
+}  // namespace
+
+std::vector<morphkv_stack> morphkv_make_stacks(const std::vector<morphkv_side_layer> &                         layers,
+                                               const std::function<size_t(const morphkv_side_layer & layer)> & n_most) {
+    std::vector<morphkv_stack> res;
+    for (const auto & layer : layers) {
+        if (res.empty() || res.back().size() >= n_most(*res.back()[0]) || !goes_on(res.back(), layer)) {
+            res.emplace_back();
+        }
+        res.back().push_back(&layer);
+    }
+    return res;
+}
+
+morphkv_evict_layer morphkv_stack_layer(ggml_context * ctx, const morphkv_stack & stack, uint32_t i_stream,
+                                        ggml_backend_t backend) {
+    morphkv_evict_layer res{};
+    res.k         = stream(ctx, stack, &morphkv_side_layer::k, i_stream);
+    res.v         = stream(ctx, stack, &morphkv_side_layer::v, i_stream);
+    res.ring      = stream(ctx, stack, &morphkv_side_layer::ring, i_stream);
+    res.pos       = stream(ctx, stack, &morphkv_side_layer::pos, i_stream);
+    res.score     = stream(ctx, stack, &morphkv_side_layer::score, i_stream);
+    res.sinks     = stack[0]->sinks;
+    res.n_head    = stack[0]->n_head;
+    res.n_head_kv = stack[0]->n_head_kv;
+    res.kq_scale  = stack[0]->kq_scale;
+    res.softcap   = stack[0]->softcap;
+    res.backend   = backend;
     return res;
 }

@@ -2,6 +2,7 @@
 // than to compute them; layers whose tensors are alike and lie at equal distances are one tensor with a dimension more.
 #pragma once
 
+#include "morphkv-graph.h"
 #include "morphkv-side.h"
 
 #include <cstddef>
@@ -15,6 +16,6 @@ using morphkv_stack = std::vector<const morphkv_side_layer *>;
 std::vector<morphkv_stack> morphkv_make_stacks(const std::vector<morphkv_side_layer> &                         layers,
                                                const std::function<size_t(const morphkv_side_layer & layer)> & n_most);
 
-// A stream of one of the tensors of the layers, in ctx: (n_layers, ne1, ne0), or null.
-ggml_tensor * morphkv_stack_stream(ggml_context * ctx, const morphkv_stack & stack,
-                                   ggml_tensor * morphkv_side_layer::* tensor, uint32_t i_stream);
+// A stream of all that an eviction of the layers works on, as views in ctx.
+morphkv_evict_layer morphkv_stack_layer(ggml_context * ctx, const morphkv_stack & stack, uint32_t i_stream,
+                                        ggml_backend_t backend);

@@ -128,6 +128,10 @@ static layer_content add_layer(ggml_context * ctx, const test_case & c) {
 
     layer_content res;
     auto &        t = res.tensors;
+    t.n_head        = n_head;
+    t.n_head_kv     = c.n_head_kv;
+    t.kq_scale      = 1.0f / std::sqrt((float) c.n_embd_head);
+    t.softcap       = c.softcap;
     t.k             = ggml_new_tensor_3d(ctx, c.type_k, n_embd, n_cells, 1);
     t.v             = c.has_v ? ggml_new_tensor_3d(ctx, c.type_v, n_embd, n_cells, 1) : nullptr;
     t.ring          = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, n_head * c.n_embd_head, s.n_votes + 3, 1);
@@ -261,7 +265,6 @@ static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers,
         window_dst.push_back(s.n_distant + i);
     }
 
-    float scale = 0.0f;
     for (const morphkv_stack & stack : stacks) {
         const int32_t    n = stack.size();
         ggml_context_ptr ctx(
@@ -280,21 +283,9 @@ static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers,
         inp.window_dst = input(GGML_TYPE_I32, s.n_window, 1, n);
 
         const size_t n_before = ggml_used_mem(ctx.get());
-        auto         stream   = [&](ggml_tensor * morphkv_side_layer::* tensor) {
-            return morphkv_stack_stream(ctx.get(), stack, tensor, 0);
-        };
-        morphkv_evict_layer layer{};
-        layer.k         = stream(&morphkv_side_layer::k);
-        layer.v         = stream(&morphkv_side_layer::v);
-        layer.ring      = stream(&morphkv_side_layer::ring);
-        layer.pos       = stream(&morphkv_side_layer::pos);
-        layer.score     = stream(&morphkv_side_layer::score);
-        layer.sinks     = stack[0]->sinks;
-        layer.n_head    = c.n_head_kv * c.n_group;
-        layer.n_head_kv = c.n_head_kv;
-        layer.kq_scale = scale = 1.0f / std::sqrt((float) c.n_embd_head);
-        layer.softcap          = c.softcap;
-        layer.backend          = how == votes::ON_CPU ? backend.get() : nullptr;
+        const auto   layer = morphkv_stack_layer(ctx.get(), stack, 0, how == votes::ON_CPU ? backend.get() : nullptr);
+        // devices count strides in blocks
+        CHECK(n == 1 || layer.k->nb[2] % ggml_type_size(c.type_k) == 0);
         morphkv_build_evict(ctx.get(), gf, layer, s, c.policy, inp);
         CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <=
               morphkv_evict_max_tensors(c.n_group, s.n_votes));
@@ -316,7 +307,7 @@ static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers,
     // Votes are computed with quantized queries where K is quantized.
     const double tolerance = ggml_is_quantized(c.type_k) ? 0.10 : 0.02;
     for (int32_t il = 0; il < n_layers; ++il) {
-        check_layer(layers[il], c, k_old[il], v_old[il], vote_rows, scale, tolerance);
+        check_layer(layers[il], c, k_old[il], v_old[il], vote_rows, all[il].kq_scale, tolerance);
     }
 }
 
