@@ -2,6 +2,7 @@
 
 #include "tiny_context.h"
 
+#include "llama-model.h"
 #include "morphkv-hybrid.h"
 
 #include <cstring>
@@ -14,6 +15,18 @@ static tiny_shape hybrid_shape() {
     shape.n_head_kv    = 1;
     shape.is_recurrent = { 1, 0, 1, 0 };
     return shape;
+}
+
+// Layers 1 and 3 attend, 3 to a sliding window. Of the architectures of this upstream version LFM2 alone can have both windows
+// and recurrent layers, and then a window in every layer that attends; so one of them is widened here.
+static model_ptr windowed_model() {
+    auto shape       = hybrid_shape();
+    shape.has_window = true;
+    shape.n_swa      = 24;
+    auto res         = tiny_model_load(shape);
+    CHECK(res->hparams.is_swa(1) && res->hparams.is_swa(3));
+    res->hparams.is_swa_impl[1] = false;
+    return res;
 }
 
 static morphkv_hybrid & hybrid_of(const context_ptr & ctx) {
@@ -56,9 +69,11 @@ static void test_bit_equal_to_stock_until_the_first_eviction(llama_model * model
     CHECK(logits(ctx, 0) != logits(stock, 0) && logits(ctx, 1) == logits(stock, 1));
 
     // K and V of 2 layers and 2 sequences in f16, and of no recurrent state
-    CHECK(stats(ctx).kv_bytes == 2 * 2 * 2 * 32 * 2 * (uint64_t) stats(ctx).n_cells);
-    CHECK(morphkv_kv_bytes(ctx.get()) == stats(ctx).kv_bytes);
-    CHECK(morphkv_kv_bytes(stock.get()) == 2 * 2 * 2 * 32 * 2 * 2048);
+    const uint64_t n_bytes  = 2 * 2 * 32 * 2;  // of a cell of each sequence, a layer
+    const auto &   window   = hybrid_of(ctx).get_cache().window;
+    const uint64_t n_cells  = stats(ctx).n_cells + (window ? window->get_size() : stats(ctx).n_cells);
+    CHECK(stats(ctx).kv_bytes == n_bytes * n_cells && morphkv_kv_bytes(ctx.get()) == stats(ctx).kv_bytes);
+    CHECK(morphkv_kv_bytes(stock.get()) == n_bytes * 2 * 2048);
     int32_t n_head_kv, n_distant;
     CHECK(morphkv_retained_shape(ctx.get(), 0, &n_head_kv, &n_distant) == MORPHKV_STATUS_INVALID);
     CHECK(strstr(morphkv_last_error(), "layer must be one that has a KV cache, got 0"));
@@ -210,15 +225,56 @@ static void test_drafts_are_refused(llama_model * model) {
     CHECK(strstr(morphkv_last_error(), "recurrent layers that never go back"));
 }
 
+// One kind of layer each: attends to all, to a window, recurrent.
+static void test_three_kinds_of_layers(llama_model * model) {
+    auto params       = small_params();
+    params.capacity   = 100;
+    params.rope_limit = 400;
+    const auto ctx    = create(model, params, context_params());
+    const auto archive = morphkv_archive_params_default();
+    CHECK(morphkv_archive_start(ctx.get(), &archive) == MORPHKV_STATUS_OK);
+    CHECK(decode(ctx, some_tokens(300)) == 0);
+    decode_singly(ctx, some_tokens(500, 2));
+    const auto s = stats(ctx);
+    CHECK(s.n_evictions > 30 && s.n_rebases > 0 && s.n_archived > 700 && all_finite(logits(ctx)));
+    int32_t n_head_kv, n_distant;
+    CHECK(morphkv_retained_shape(ctx.get(), 1, &n_head_kv, &n_distant) == MORPHKV_STATUS_OK);
+    CHECK(morphkv_retained_shape(ctx.get(), 3, &n_head_kv, &n_distant) == MORPHKV_STATUS_INVALID);
+    CHECK(strstr(morphkv_last_error(), "layer must be one that has a KV cache, got 3, which has a sliding window"));
+
+    auto all_slots  = morphkv_recall_params_default();
+    all_slots.share = 1.0f;
+    morphkv_recalled got{};
+    got.size = sizeof(got);
+    CHECK(morphkv_recall(ctx.get(), 0, &all_slots, &got) == MORPHKV_STATUS_OK && got.n_recalled > 0);
+    decode_singly(ctx, some_tokens(50, 3));
+    CHECK(all_finite(logits(ctx)));
+}
+
+static void test_windows_alone_are_refused() {
+    auto shape       = hybrid_shape();
+    shape.has_window = true;
+    const auto      model   = tiny_model_load(shape);
+    const auto      cparams = context_params();
+    const auto      params  = small_params();
+    llama_context * ctx     = nullptr;
+    CHECK(morphkv_context_create(model.get(), &cparams, &params, &ctx) == MORPHKV_STATUS_UNSUPPORTED && !ctx);
+    CHECK(strstr(morphkv_last_error(), "window"));
+}
+
 int main() {
     log_errors_only();
-    const auto model = tiny_model_load(hybrid_shape());
-    test_bit_equal_to_stock_until_the_first_eviction(model.get());
+    const auto plain = tiny_model_load(hybrid_shape()), windowed = windowed_model();
+    for (const auto & model : { plain.get(), windowed.get() }) {
+        test_bit_equal_to_stock_until_the_first_eviction(model);
+        test_a_tail_cannot_be_taken_back(model);
+        test_copies_and_states_go_on_the_same(model);
+        test_a_damaged_state_is_refused(model);
+        test_a_failed_eviction_leaves_all_in_step(model);
+        test_drafts_are_refused(model);
+    }
     test_a_layer_keeps_what_it_keeps_in_a_plain_model();
-    test_a_tail_cannot_be_taken_back(model.get());
-    test_copies_and_states_go_on_the_same(model.get());
-    test_a_damaged_state_is_refused(model.get());
-    test_a_failed_eviction_leaves_all_in_step(model.get());
-    test_drafts_are_refused(model.get());
+    test_three_kinds_of_layers(windowed.get());
+    test_windows_alone_are_refused();
     return 0;
 }
