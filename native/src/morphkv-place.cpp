@@ -46,6 +46,22 @@ std::string morphkv_why_not_there(ggml_backend_t backend, ggml_cgraph * gf, int 
     return "";
 }
 
+const ggml_tensor * morphkv_find_out_of_reach(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
+    for (size_t i = 0; i < backends.size(); ++i) {
+        const ggml_tensor * node = ggml_graph_node(gf, i);
+        const bool is_view = node->op == GGML_OP_VIEW || node->op == GGML_OP_RESHAPE || node->op == GGML_OP_PERMUTE ||
+                             node->op == GGML_OP_TRANSPOSE;
+        for (const ggml_tensor * src : node->src) {
+            const ggml_tensor * whole = src && src->view_src ? src->view_src : src;
+            if (!is_view && whole && whole->buffer &&
+                !ggml_backend_supports_buft(backends[i], ggml_backend_buffer_get_type(whole->buffer))) {
+                return src;
+            }
+        }
+    }
+    return nullptr;
+}
+
 morphkv_crossings::morphkv_crossings(ggml_cgraph * gf) {
     for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
         const ggml_tensor * node = ggml_graph_node(gf, i);

@@ -18,6 +18,10 @@ std::string morphkv_why_not_there(ggml_backend_t backend, ggml_cgraph * gf, int 
 // "SET_ROWS of f32 [64, 8, 2] and i32 [8, 2]": an op and what it reads, in ggml's order of sizes
 std::string morphkv_describe(const ggml_tensor * node);
 
+// After ggml_backend_sched_alloc_graph(): what a node reads though it is in memory that the node's backend does not reach, or
+// null. The scheduler copies nothing for a view that it was told to be elsewhere than what it is a view of.
+const ggml_tensor * morphkv_find_out_of_reach(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends);
+
 // What a scheduler copies from device to device, known once it has split the graph: it puts copies in the place of sources.
 class morphkv_crossings {
 public:

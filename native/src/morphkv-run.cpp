@@ -5,6 +5,7 @@
 #include "ggml-alloc.h"
 
 #include <algorithm>
+#include <memory>
 
 void morphkv_inputs::set() const {
     for (const auto & input : all) {
@@ -15,24 +16,55 @@ void morphkv_inputs::set() const {
     }
 }
 
+void morphkv_inputs::read(ggml_tensor * t, std::function<void(const std::vector<float> &)> f) {
+    GGML_ASSERT(t->type == GGML_TYPE_F32 && ggml_is_contiguous(t));
+    const auto data = std::make_shared<std::vector<float>>(ggml_nelements(t));
+    read(t, 0, ggml_nbytes(t), data->data());
+    outputs.back().use = [data, f = std::move(f)] {
+        f(*data);
+    };
+}
+
+void morphkv_inputs::read(ggml_tensor * t, size_t offset, size_t size, void * dst) {
+    if (!t->buffer) {
+        ggml_set_output(t);
+    }
+    outputs.push_back({ backend, t, offset, size, dst, nullptr });
+}
+
 void morphkv_inputs::get() const {
     for (const auto & output : outputs) {
-        std::vector<float> data(ggml_nelements(output.tensor));
-        ggml_backend_tensor_get(output.tensor, data.data(), 0, ggml_nbytes(output.tensor));
-        output.use(data);
+        ggml_backend_tensor_get_async(output.backend, output.tensor, output.dst, output.offset, output.size);
     }
 }
 
-// Nothing of a half changed sequence could be kept, and a run takes milliseconds: a host's abort waits for its end.
-class morphkv_no_abort {
+void morphkv_inputs::use() const {
+    for (const auto & output : outputs) {
+        if (output.use) {
+            output.use();
+        }
+    }
+}
+
+// While our graphs run on a context's scheduler.
+class morphkv_run_guard {
 public:
-    explicit morphkv_no_abort(llama_context * lctx)
+    // Nothing of a half changed sequence could be kept, and a run takes milliseconds: a host's abort waits for its end.
+    explicit morphkv_run_guard(llama_context * lctx)
         : lctx(lctx),
           callback(lctx->abort_callback),
-          data(lctx->abort_callback_data) {
+          data(lctx->abort_callback_data),
+          sizes(buffer_sizes()) {
         set(nullptr, nullptr);
     }
-    ~morphkv_no_abort() { set(callback, data); }
+    ~morphkv_run_guard() {
+        set(callback, data);
+        // the context would warn of buffers that have grown
+        const std::vector<size_t> now = buffer_sizes();
+        for (size_t i = 0; i < now.size(); ++i) {
+            lctx->backend_buf_exp_size[i] += now[i] - sizes[i];
+        }
+    }
 
 private:
     void set(ggml_abort_callback new_callback, void * new_data) {
@@ -42,14 +74,23 @@ private:
         }
     }
 
-    llama_context *     lctx;
-    ggml_abort_callback callback;
-    void *              data;
+    std::vector<size_t> buffer_sizes() const {
+        std::vector<size_t> res;
+        for (ggml_backend_t backend : lctx->backend_ptrs) {
+            res.push_back(ggml_backend_sched_get_buffer_size(lctx->get_sched(), backend));
+        }
+        return res;
+    }
+
+    llama_context *           lctx;
+    const ggml_abort_callback callback;
+    void * const              data;
+    const std::vector<size_t> sizes;
 };
 
 std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build) {
-    const morphkv_no_abort no_abort(lctx);
-    ggml_backend_sched_t   sched = lctx->get_sched();
+    const morphkv_run_guard guard(lctx);
+    ggml_backend_sched_t    sched = lctx->get_sched();
 
     // the compute buffer may still be read by the last decode
     ggml_backend_sched_synchronize(sched);
@@ -94,7 +135,11 @@ static void place(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vecto
     ggml_backend_sched_reset(sched);
     ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
     for (size_t i = 0; i < backends.size(); ++i) {
-        ggml_backend_sched_set_tensor_backend(sched, ggml_graph_node(gf, i), backends[i]);
+        // a view of an input is where that is: the scheduler copies it like one
+        const ggml_tensor * whole = ggml_graph_node(gf, i)->view_src;
+        if (!whole || !(whole->flags & GGML_TENSOR_FLAG_INPUT)) {
+            ggml_backend_sched_set_tensor_backend(sched, ggml_graph_node(gf, i), backends[i]);
+        }
     }
 }
 
@@ -124,10 +169,16 @@ std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inp
     if (const auto crossing = crossings.find(); !crossing.empty()) {
         return std::string(crossing[0]->name) + " would be copied between devices";
     }
+    if (const auto * src = morphkv_find_out_of_reach(gf, backends)) {
+        return std::string(src->name) + " is in memory that its device does not reach";
+    }
     inputs.set();
 
     has_changed        = true;
     ggml_status status = lctx->graph_compute(gf, /*batched =*/true);
+    if (status == GGML_STATUS_SUCCESS) {
+        inputs.get();
+    }
     ggml_backend_sched_synchronize(sched);
     if (status == GGML_STATUS_SUCCESS && inject_failure && inject_failure(step::COMPUTE)) {
         status = GGML_STATUS_FAILED;
@@ -135,6 +186,6 @@ std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inp
     if (status != GGML_STATUS_SUCCESS) {
         return ggml_status_to_string(status);
     }
-    inputs.get();
+    inputs.use();
     return "";
 }

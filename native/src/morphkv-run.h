@@ -36,14 +36,15 @@ public:
 
     void set() const;
 
-    // What the host reads once the graph is computed; f gets the content.
-    void read(ggml_tensor * t, std::function<void(const std::vector<float> &)> f) {
-        GGML_ASSERT(t->type == GGML_TYPE_F32 && ggml_is_contiguous(t));
-        ggml_set_output(t);
-        outputs.push_back({ t, std::move(f) });
-    }
+    // What the host reads once the graph is computed; f gets the content. Of the layer that is being built.
+    void read(ggml_tensor * t, std::function<void(const std::vector<float> &)> f);
 
+    // The same for bytes [offset, offset + size), which go to dst. Of a tensor that no node writes it is what it was before.
+    void read(ggml_tensor * t, size_t offset, size_t size, void * dst);
+
+    // Copies begin; they are done when the backends have been waited for.
     void get() const;
+    void use() const;
 
     ggml_context * const ctx;
     ggml_backend_t       backend = nullptr;  // of the layer that is being built
@@ -56,8 +57,12 @@ private:
     std::vector<input> all;
 
     struct output {
-        ggml_tensor *                                   tensor;
-        std::function<void(const std::vector<float> &)> use;
+        ggml_backend_t        backend;
+        ggml_tensor *         tensor;
+        size_t                offset;
+        size_t                size;
+        void *                dst;
+        std::function<void()> use;
     };
     std::vector<output> outputs;
 };

@@ -1,5 +1,6 @@
-// A device whose memory is its own, in this process: its kernels are the CPU's, and no other backend may use its buffers.
-// It counts what is copied from and to it by name, and supports what a test lets it.
+// A device whose memory is its own, in this process: its kernels are the CPU's, no other backend may use its buffers, and it
+// uses none but its own. Copies that need not be waited for come as late as they may. It counts what is copied from and to it by
+// name, and supports what a test lets it.
 #pragma once
 
 #include "ggml-backend-impl.h"
@@ -10,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <vector>
 
 class fake_device {
 public:
@@ -133,13 +135,49 @@ private:
             ggml_backend_free((ggml_backend_t) b->context);
             delete b;
         };
+        res->iface.get_tensor_async = [](ggml_backend_t b, const ggml_tensor * t, void * data, size_t offset,
+                                         size_t size) {
+            self(b->device).late.push_back([t, data, offset, size] { ggml_backend_tensor_get(t, data, offset, size); });
+        };
+        res->iface.synchronize   = copy_late;
         res->iface.graph_compute = [](ggml_backend_t b, ggml_cgraph * gf) {
+            copy_late(b);
+            for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+                check_place(self(b->device), ggml_graph_node(gf, i));
+            }
             self(b->device).n_graphs++;
             return ggml_backend_graph_compute((ggml_backend_t) b->context, gf);
         };
         return res;
     }
 
-    ggml_backend_buffer_type buft{};
-    ggml_backend_reg         reg{};
+    static void copy_late(ggml_backend_t b) {
+        for (const auto & copy : self(b->device).late) {
+            copy();
+        }
+        self(b->device).late.clear();
+    }
+
+    static void check_place(fake_device & dev, const ggml_tensor * node) {
+        if (node->op == GGML_OP_VIEW || node->op == GGML_OP_RESHAPE || node->op == GGML_OP_PERMUTE ||
+            node->op == GGML_OP_TRANSPOSE) {
+            return;  // nothing is done
+        }
+        auto check = [&](const ggml_tensor * t) {
+            const ggml_tensor * whole = t->view_src ? t->view_src : t;
+            if (whole->buffer && ggml_backend_buffer_get_type(whole->buffer) != &dev.buft) {
+                GGML_ABORT("%s of %s is not in the memory of %s", t->name, ggml_op_desc(node), dev.name.c_str());
+            }
+        };
+        check(node);
+        for (const ggml_tensor * src : node->src) {
+            if (src) {
+                check(src);
+            }
+        }
+    }
+
+    ggml_backend_buffer_type           buft{};
+    ggml_backend_reg                   reg{};
+    std::vector<std::function<void()>> late;
 };

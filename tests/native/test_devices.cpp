@@ -269,6 +269,32 @@ static void test_a_crossing_is_found() {
     ggml_backend_sched_free(sched);
 }
 
+// A view that is said to be elsewhere than what it is a view of.
+static void test_memory_out_of_reach_is_found() {
+    devices              devs;
+    ggml_backend_ptr     on_a(ggml_backend_dev_init(&devs.a.dev, nullptr)), on_cpu(ggml_backend_cpu_init());
+    ggml_backend_t       backends[] = { on_a.get(), on_cpu.get() };
+    ggml_backend_sched_t sched      = ggml_backend_sched_new(backends, nullptr, 2, 64, false, true);
+    for (const bool wrong : { false, true }) {
+        ggml_context_ptr ctx(ggml_init({ 64 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
+        ggml_cgraph *    gf = ggml_new_graph(ctx.get());
+        ggml_tensor *    x  = ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, 8, 4);
+        ggml_set_input(x);
+        ggml_tensor * view = ggml_reshape_1d(ctx.get(), x, 32);
+        ggml_tensor * node = ggml_sqr(ctx.get(), view);
+        ggml_build_forward_expand(gf, node);
+        CHECK(ggml_graph_n_nodes(gf) == 2);
+        ggml_backend_sched_reset(sched);
+        ggml_backend_sched_set_tensor_backend(sched, node, on_a.get());
+        if (wrong) {
+            ggml_backend_sched_set_tensor_backend(sched, view, on_a.get());
+        }
+        CHECK(ggml_backend_sched_alloc_graph(sched, gf));
+        CHECK(morphkv_find_out_of_reach(gf, { on_a.get(), on_a.get() }) == (wrong ? view : nullptr));
+    }
+    ggml_backend_sched_free(sched);
+}
+
 static void refused(devices & devs, const morphkv_params & params, const char * op) {
     const auto      model   = devs.load();
     auto            cparams = cache_type(GGML_TYPE_F16);
@@ -331,6 +357,38 @@ static void test_an_op_that_is_gone_stops_the_eviction() {
     CHECK(decode(ctx, { 1 }) == 0 && stats(ctx).n_evictions == 2);
 }
 
+// What leaves the window comes to the host, and back to each layer's device.
+static void test_archives_and_recalls(ggml_type type) {
+    devices    devs;
+    const auto model_there = devs.load(), model_here = tiny_model_load({ 6, 2, 32, "llama", N_LAYER });
+    auto       params      = rebased_params(400);
+    params.capacity        = 100;
+    const auto there       = create(model_there.get(), params, cache_type(type));
+    const auto here        = create(model_here.get(), params, cache_type(type));
+    auto       all_slots   = morphkv_recall_params_default();
+    all_slots.share        = 1.0f;
+
+    std::vector<morphkv_recalled> got;
+    for (const auto * ctx : { &here, &there }) {
+        const auto archive = morphkv_archive_params_default();
+        CHECK(morphkv_archive_start(ctx->get(), &archive) == MORPHKV_STATUS_OK);
+        CHECK(decode(*ctx, some_tokens(500)) == 0);
+        decode_singly(*ctx, some_tokens(100, 2));
+        got.push_back({});
+        got.back().size = sizeof(morphkv_recalled);
+        CHECK(morphkv_recall(ctx->get(), 0, &all_slots, &got.back()) == MORPHKV_STATUS_OK);
+        decode_singly(*ctx, some_tokens(30, 3));
+    }
+    CHECK(got[0].n_recalled == got[1].n_recalled && got[0].n_archived == got[1].n_archived && got[0].n_recalled > 0);
+    for (int32_t il = 0; il < N_LAYER; ++il) {
+        CHECK(retained(here, 0, il) == retained(there, 0, il));
+    }
+    const floats x = logits(here), y = logits(there);
+    for (size_t i = 0; i < x.size(); ++i) {
+        CHECK(std::fabs(x[i] - y[i]) <= 1e-4f);
+    }
+}
+
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     test_side_tensors_live_with_their_layers_cache();
@@ -340,7 +398,11 @@ int main() {
     test_memory_is_taken_when_the_context_is_made();
     test_traffic_is_seen();
     test_a_crossing_is_found();
+    test_memory_out_of_reach_is_found();
     test_a_device_that_lacks_an_op_is_refused_by_name();
     test_an_op_that_is_gone_stops_the_eviction();
+    for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+        test_archives_and_recalls(type);
+    }
     return 0;
 }
