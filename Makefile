@@ -86,7 +86,7 @@ $(SITE_VULKAN)/.installed: $(VENV)/.installed
 LAVAPIPE     ?= $(firstword $(wildcard /usr/share/vulkan/icd.d/lvp_icd*.json))
 ENV_VULKAN    = PYTHONPATH=$(CURDIR)/$(SITE_VULKAN) VK_DRIVER_FILES=$(LAVAPIPE) GGML_VK_VISIBLE_DEVICES=0 MORPHKV_DEVICE=Vulkan0
 # Not test_operations.py: where ggml enlarges a buffer in use, Mesa 22's lavapipe crashes (native/README.md).
-TESTS_VULKAN := device native_reference rebase
+TESTS_VULKAN := archive device native_reference rebase
 
 test-vulkan: ## evictions on Vulkan against the CPU and the reference, on Mesa's lavapipe; skipped where that is missing
 ifeq ($(and $(shell command -v glslc),$(LAVAPIPE)),)

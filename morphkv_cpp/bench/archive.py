@@ -15,7 +15,7 @@ N_BETWEEN = 16  # tokens of a prompt before each recall, so that it asks somethi
 
 
 class ArchiveCost(NamedTuple):
-    share: float  # of the time of decoding that went into the archive
+    share: float  # of the time of decoding that it waited for the archive
     speed: float  # tok/s with it over tok/s without: what is left
     tok_s: float
     recalls: list[Recall]  # (N_RECALLS)
@@ -32,6 +32,7 @@ class ArchiveCost(NamedTuple):
 
 def archive_cost(llm: Llama, tokens: Iterator[int], n_tokens: int, on_tokens: Callable[[int], None]) -> ArchiveCost:
     """llm: with an archive, empty. The archive's time is taken by the library, around reading, turning and storing.
+    What is stored while a GPU decodes on is not waited for.
 
     Not two contexts, with and without: even equal ones differ by more than the archive costs.
     """

@@ -70,32 +70,34 @@ typedef struct morphkv_params {
 } morphkv_params;
 
 typedef struct morphkv_stats {
-    size_t   size;            // sizeof(morphkv_stats), set by the caller
+    size_t   size;           // sizeof(morphkv_stats), set by the caller
     int32_t  capacity;
-    int32_t  keep;            // first tokens of the sequence that are never evicted
-    int32_t  n_cells;         // allocated per sequence
-    int32_t  n_limit;         // most cells that a sequence uses: capacity + max(interval, prompt_room)
-    int32_t  n_distant;       // distant slots per KV head: capacity - window
-    int32_t  n_used;          // cells that the sequence uses now
-    int32_t  n_seq_max;       // sequences that have cells of their own
-    int32_t  logical_pos;     // position of the sequence's newest token, -1 when empty
-    int32_t  complete_pos;    // tokens behind it can be taken back: every head still holds them; -1 when empty
-    int32_t  exact_pos;       // tokens from here on can be taken back exactly: none is older than the last eviction or
-                              // rebase
-    int32_t  rope_limit;      // in force; 0 = rotary positions are never rebased
-    int32_t  rotary_offset;   // of the sequence's recent tokens: position minus the rotary one, which RoPE sees
-    int64_t  n_rebases;       // how often the offset grew
-    int64_t  n_evictions;     // evictions of the sequence
-    int64_t  n_evicted;       // tokens evicted per KV head, summed over the sequence's evictions
-    uint64_t kv_bytes;        // K and V of all sequences
-    uint64_t extra_bytes;     // query rings, positions and scores of all sequences
-    uint64_t scratch_bytes;   // most that an eviction has taken from the compute buffer
-    double   evict_ms;        // time spent in evictions, all sequences
-    double   seq_evict_ms;    // the same, of this sequence id alone; emptying the sequence does not set it back
-    int64_t  n_archived;      // tokens of the sequence that are in its archive
+    int32_t  keep;           // first tokens of the sequence that are never evicted
+    int32_t  n_cells;        // allocated per sequence
+    int32_t  n_limit;        // most cells that a sequence uses: capacity + max(interval, prompt_room)
+    int32_t  n_distant;      // distant slots per KV head: capacity - window
+    int32_t  n_used;         // cells that the sequence uses now
+    int32_t  n_seq_max;      // sequences that have cells of their own
+    int32_t  logical_pos;    // position of the sequence's newest token, -1 when empty
+    int32_t  complete_pos;   // tokens behind it can be taken back: every head still holds them; -1 when empty
+    int32_t  exact_pos;      // tokens from here on can be taken back exactly: none is older than the last eviction or
+                             // rebase
+    int32_t  rope_limit;     // in force; 0 = rotary positions are never rebased
+    int32_t  rotary_offset;  // of the sequence's recent tokens: position minus the rotary one, which RoPE sees
+    int64_t  n_rebases;      // how often the offset grew
+    int64_t  n_evictions;    // evictions of the sequence
+    int64_t  n_evicted;      // tokens evicted per KV head, summed over the sequence's evictions
+    uint64_t kv_bytes;       // K and V of all sequences
+    uint64_t extra_bytes;    // query rings, positions and scores of all sequences
+    uint64_t scratch_bytes;  // most that an eviction has taken from the compute buffer
+    double   evict_ms;       // time spent in evictions, all sequences
+    double   seq_evict_ms;   // the same, of this sequence id alone; emptying the sequence does not set it back
+    int64_t
+        n_archived;  // tokens of the sequence that are in its archive; on a GPU or over RPC tokens are appended while
+                     // the model decodes on, and count once they are there
     int64_t  n_archive_lost;  // tokens that had to leave it (max_bytes)
-    uint64_t archive_bytes;   // archives of all sequences: pages and index, on the host
-    double   archive_ms;      // of evict_ms: time spent to archive, all sequences
+    uint64_t archive_bytes;   // archives of all sequences, on the host: pages, index, tokens on their way
+    double   archive_ms;      // of evict_ms: time that decoding waited for archives, all sequences
     int64_t  n_recalls;       // recalls of the sequence
     int64_t  n_recalled;      // tokens that they brought back, summed over layers and KV heads
     double   recall_ms;       // time spent in them
@@ -159,7 +161,7 @@ MORPHKV_API morphkv_archive_params morphkv_archive_params_default(void);
 // in a way that cannot be turned back.
 MORPHKV_API morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params);
 
-// Why the archive of a sequence grows no more (a full disk), or "" while it does. Valid until the thread's next call of this.
+// Why the archive of a sequence grows no more (a full disk), or "" while it does. Waits for what is being appended. Valid until the thread's next call of this.
 MORPHKV_API const char * morphkv_archive_why_stopped(struct llama_context * ctx, int32_t seq_id);
 
 typedef struct morphkv_recall_params {

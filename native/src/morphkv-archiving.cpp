@@ -2,7 +2,7 @@
 
 #include "morphkv-cache.h"
 
-#include "llama-impl.h"
+#include <algorithm>
 
 static constexpr uint32_t N_CHUNK   = 128;  // tokens that are archived by one graph
 static constexpr size_t   N_TENSORS = 24;   // of a layer in it
@@ -26,7 +26,7 @@ void morphkv_cache::start_archive(const morphkv_archive_params & p) {
                     " holds " + std::to_string(n_used(s)) + " tokens");
         }
     }
-    if (!archives.empty()) {
+    if (archives) {
         invalid("an archive can be started once");
     }
     if (rope_limit() == 0) {
@@ -67,55 +67,61 @@ void morphkv_cache::start_archive(const morphkv_archive_params & p) {
         auto              store = p.path ? morphkv_page_store_file(path, layout) : morphkv_page_store_ram();
         all.push_back(std::make_unique<morphkv_archive>(layout, std::move(store), p.max_bytes));
     }
-    archives = std::move(all);
+    const auto &          first  = side.layers.front();
+    // fewer bytes to read where the archive has no use for more
+    const ggml_type       type_k = layout.type_k == GGML_TYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_F32;
+    const morphkv_staging staging(layout, N_CHUNK, type_k, first.v->type);
+    const bool            is_beside = std::any_of(side.layers.begin(), side.layers.end(),
+                                                  [](const morphkv_side_layer & layer) { return !layer.is_on_cpu(); });
+
+    ggml_backend_dev_t         dev  = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(first.k->buffer));
+    ggml_backend_buffer_type_t buft = dev ? ggml_backend_dev_host_buffer_type(dev) : nullptr;
+    archives = std::make_unique<morphkv_archives>(std::move(all), staging, buft ? buft : ggml_backend_cpu_buffer_type(),
+                                                  is_beside);
 }
 
 void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
-    auto &        archive    = *archives[seq_id];
     const int64_t t_start_us = ggml_time_us();
     const auto &  cells      = get_cells(seq_id);
+    auto &        archive    = archives->of(seq_id);
     if (!has_evicted(seq_id)) {
         archive.clear();  // what another process left in its file is of another text
     }
     if (!archive.why_stopped().empty()) {
         return;
     }
-    std::string why;
     uint32_t    i = has_evicted(seq_id) ? n_distant : 0;
+    std::string why;
     if (archive.end() >= 0 && i < n_old && cells.pos_get(i) != archive.end()) {
         why = "tokens before position " + std::to_string(cells.pos_get(i)) + " are not in it";
     }
-    while (why.empty() && i < n_old) {
-        const uint32_t        n = std::min(N_CHUNK, n_old - i);
-        morphkv_archive::rows rows;
-        why = read_cells(seq_id, i, n, rows);
-        if (why.empty()) {
-            archive.append(cells.pos_get(i), n, rows);
-            why = archive.why_stopped();
+    for (; why.empty() && i < n_old; i += N_CHUNK) {
+        const uint32_t n = std::min(N_CHUNK, n_old - i);
+        try {
+            why = read_cells(seq_id, i, n, archives->free_rows());
+        } catch (const std::exception & err) {
+            why = err.what();
         }
-        i += n;
+        if (why.empty()) {
+            archives->append(seq_id, cells.pos_get(i), n);
+        }
     }
     if (!why.empty()) {
-        archive.stop(why);
-        LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d grows no more: %s\n", __func__, seq_id, why.c_str());
+        archives->stop(seq_id, why);
     }
     archive_ms += (ggml_time_us() - t_start_us) / 1000.0;
 }
 
-std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n,
-                                      morphkv_archive::rows & out) const {
-    const auto &  layout = archives[seq_id]->layout;
-    ggml_tensor * rot    = nullptr;
-    ggml_tensor * deltas = nullptr;
-    size_t        il     = 0;
+std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n, char * out) const {
+    const auto &  staging = archives->staging;
+    ggml_tensor * rot     = nullptr;
+    ggml_tensor * deltas  = nullptr;
+    size_t        il      = 0;
 
     std::vector<int32_t> turn(n);
     for (uint32_t i = 0; i < n; ++i) {
         turn[i] = streams[seq_id].rotary_offset - get_cells(seq_id).pos_get(i_first + i);
     }
-    out.k.resize(layout.layers.size());
-    out.v.resize(layout.layers.size());
-
     auto begin = [&](morphkv_inputs & inputs) {
         deltas = inputs.add(GGML_TYPE_I32, n, 1, turn);
         rot    = build_input_k_rot(inputs.ctx);
@@ -125,30 +131,19 @@ std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uin
     };
     auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
         const bool    turns = layer.rope.is == morphkv_rope::kind::ROTATED;
-        ggml_tensor * rows  = ggml_view_2d(inputs.ctx, layer.k, layer.k->ne[0], n, layer.k->nb[1],
-                                           seq_id * layer.k->nb[2] + i_first * layer.k->nb[1]);
+        ggml_tensor * k     = layer.k;
+        ggml_tensor * v     = layer.v;
+        ggml_tensor * rows = ggml_view_2d(inputs.ctx, k, k->ne[0], n, k->nb[1], seq_id * k->nb[2] + i_first * k->nb[1]);
         ggml_tensor * keys =
             morphkv_build_unrotated(inputs.ctx, rows, layer.n_head_kv, turns ? deltas : nullptr, layer.rope, rot);
+        if (keys->type != staging.type_k) {
+            keys = ggml_cast(inputs.ctx, keys, staging.type_k);
+        }
         ggml_build_forward_expand(gf, keys);
-        inputs.read(keys, [&, i = il](const std::vector<float> & data) {
-            out.k[i].resize(n * layout.k_bytes(i));
-            morphkv_convert_rows(GGML_TYPE_F32, data.data(), layout.type_k, out.k[i].data(),
-                                 n * layout.layers[i].n_head_kv, layout.layers[i].n_embd_k);
-        });
+        inputs.read(keys, 0, ggml_nbytes(keys), out + staging.layers[il].k_at);
+        inputs.read(v, seq_id * v->nb[2] + i_first * v->nb[1], n * v->nb[1], out + staging.layers[il].v_at);
         il++;
     };
-    morphkv_runner    runner(lctx, layers());
-    const std::string why = runner.run(N_TENSORS, begin, build);
-    if (!why.empty()) {
-        return why;
-    }
-    for (size_t i = 0; i < layout.layers.size(); ++i) {
-        const ggml_tensor *  v = side.layers[i].v;
-        std::vector<uint8_t> data(n * v->nb[1]);
-        ggml_backend_tensor_get(v, data.data(), seq_id * v->nb[2] + i_first * v->nb[1], data.size());
-        out.v[i].resize(n * layout.v_bytes(i));
-        morphkv_convert_rows(v->type, data.data(), layout.type_v, out.v[i].data(), n * layout.layers[i].n_head_kv,
-                             layout.layers[i].n_embd_v);
-    }
-    return "";
+    morphkv_runner runner(lctx, layers());
+    return runner.run(N_TENSORS, begin, build);
 }

@@ -122,8 +122,8 @@ bool morphkv_cache::get_can_shift() const {
 void morphkv_cache::clear(bool data) {
     llama_kv_cache::clear(data);
     streams.assign(streams.size(), empty_stream());
-    for (auto & archive : archives) {
-        archive->clear();
+    for (llama_seq_id s = 0; archives && s < (llama_seq_id) streams.size(); ++s) {
+        archives->of(s).clear();
     }
     if (window) {
         window->clear(data);
@@ -136,8 +136,8 @@ void morphkv_cache::clear(bool data) {
 void morphkv_cache::clear_stream(llama_seq_id seq_id, bool clear_archive) {
     llama_kv_cache::seq_rm(seq_id, -1, -1);
     streams[seq_id] = empty_stream();
-    if (clear_archive && !archives.empty()) {
-        archives[seq_id]->clear();
+    if (clear_archive && archives) {
+        archives->of(seq_id).clear();
     }
     if (window) {
         window->seq_rm(seq_id, -1, -1);
@@ -219,8 +219,8 @@ bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
                 if (window) {
                     window->seq_rm(s, p0, p1);
                 }
-                if (!archives.empty()) {
-                    archives[s]->truncate(p0);
+                if (archives) {
+                    archives->of(s).truncate(p0);
                 }
                 for (llama_pos & pos : streams[s].ring_pos) {
                     pos = pos >= p0 ? -1 : pos;
@@ -264,8 +264,8 @@ bool morphkv_cache::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama
     set_cell_list(seq_id_dst, 0, get_cell_list(seq_id_src, 0));
     streams[seq_id_dst] = streams[seq_id_src];
     side.copy(seq_id_src, seq_id_dst, n_used(seq_id_src));
-    if (!archives.empty()) {
-        archives[seq_id_dst]->copy(*archives[seq_id_src]);
+    if (archives) {
+        archives->of(seq_id_dst).copy(archives->of(seq_id_src));
     }
     if (window) {
         window->copy(seq_id_src, seq_id_dst);
@@ -361,13 +361,11 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.n_recalled = stream.n_recalled;
     out.recall_ms  = stream.recall_ms;
     out.archive_ms = archive_ms;
-    if (!archives.empty()) {
-        const auto & archive = *archives[seq_id];
-        out.n_archived       = archive.n_held();
-        out.n_archive_lost   = archive.n_dropped() * morphkv_archive::N_PAGE;
-        for (const auto & a : archives) {
-            out.archive_bytes += a->n_bytes();
-        }
+    if (archives) {
+        const auto counts  = archives->count(seq_id);
+        out.n_archived     = counts.n_held;
+        out.n_archive_lost = counts.n_lost;
+        out.archive_bytes  = archives->n_bytes();
     }
 }
 

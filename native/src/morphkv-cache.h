@@ -13,7 +13,7 @@
 // own, of the same tokens, in here.
 #pragma once
 
-#include "morphkv-archive.h"
+#include "morphkv-archives.h"
 #include "morphkv-graph.h"
 #include "morphkv-params.h"
 #include "morphkv-run.h"
@@ -126,7 +126,7 @@ public:
 
     // "" while it grows
     std::string why_archive_stopped(llama_seq_id seq_id) const {
-        return archives.empty() ? "" : archives[seq_id]->why_stopped();
+        return !archives ? "" : archives->of(seq_id).why_stopped();
     }
 
     // Puts archived tokens that the newest queries attend to into distant slots of each head. On failure the sequence is
@@ -246,7 +246,8 @@ private:
 
     // Appends the first n_old cells to the sequence's archive, as far as they are not there.
     void        archive_cells(llama_seq_id seq_id, uint32_t n_old);
-    std::string read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n, morphkv_archive::rows & out) const;
+    // n cells as tokens on their way. Why it failed, or "".
+    std::string read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n, char * out) const;
 
     // of a recall, by layer
     using layer_floats = std::vector<std::vector<float>>;
@@ -316,11 +317,11 @@ private:
     morphkv_side              side;
     std::vector<stream_state> streams;
 
-    std::vector<std::unique_ptr<morphkv_archive>> archives;  // by sequence; empty when off
+    std::unique_ptr<morphkv_archives> archives;  // null when off
 
-    llama_context * lctx = nullptr;  // the context that owns this memory, known from its first update on
+    llama_context * lctx = nullptr;              // the context that owns this memory, known from its first update on
 
-    int32_t n_old_measured = 0;      // largest eviction whose scratch was measured
+    int32_t n_old_measured = 0;                  // largest eviction whose scratch was measured
     size_t  scratch_bytes  = 0;
     double  evict_ms       = 0.0;
 

@@ -177,8 +177,8 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         ggml_backend_sched_synchronize(lctx->get_sched());
         side.set_positions(seq_id, pos);
     }
-    const llama_pos archive_end = archives.empty() ? 0 : archives[seq_id]->end();
-    if (!archives.empty()) {
+    const llama_pos archive_end = archives ? archives->of(seq_id).end() : 0;
+    if (archives) {
         archive_cells(seq_id, shape.n_old());
     }
 
@@ -201,8 +201,8 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
     seq_evict_ms[seq_id] += took_ms;
 
     if (!why.empty()) {
-        if (!archives.empty()) {
-            archives[seq_id]->truncate(archive_end);
+        if (archives) {
+            archives->of(seq_id).truncate(archive_end);
         }
         return fail("eviction", seq_id, why, runner.has_changed);
     }
@@ -224,8 +224,7 @@ void morphkv_cache::move_window_cells(llama_seq_id seq_id) {
 
 std::vector<morphkv_stack> morphkv_cache::stacks(const morphkv_evict_shape & shape) const {
     return morphkv_make_stacks(side.layers, [&](const morphkv_side_layer & layer) {
-        ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(layer.k->buffer));
-        if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU) {
+        if (layer.is_on_cpu()) {
             return (size_t) 1;
         }
         const size_t logits = sizeof(float) * layer.n_head * shape.n_votes * shape.n_old();

@@ -100,7 +100,7 @@ struct morphkv_cache::layer_recall {
 morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size_t i_layer,
                                                        const std::vector<int64_t> & pages,
                                                        const std::vector<float> &   votes) const {
-    const auto &  archive = *archives[seq_id];
+    const auto &  archive = archives->of(seq_id);
     const auto &  layer   = archive.layout.layers[i_layer];
     const int32_t n_keep  = streams[seq_id].n_keep;
 
@@ -220,7 +220,7 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     auto          invalid    = [](const std::string & what) {
         throw morphkv_error(MORPHKV_STATUS_INVALID, what);
     };
-    if (archives.empty()) {
+    if (!archives) {
         invalid("a recall needs an archive, and none was started");
     }
     if (p.votes < 0 || p.votes > params.votes) {
@@ -241,7 +241,7 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     res.size = sizeof(res);
 
     auto &        stream   = streams[seq_id];
-    const auto &  archive  = *archives[seq_id];
+    const auto &  archive  = archives->of(seq_id);
     const size_t  n_slots  = n_distant - stream.n_keep;
     const size_t  n_least  = std::min(N_LEAST, std::max<size_t>(n_slots / 2 / N_PAGE, 1));
     const size_t  n_wanted = std::min<size_t>(std::max<size_t>(p.share * n_slots / N_PAGE, n_least), n_slots / N_PAGE);

@@ -8,6 +8,11 @@
 
 #include <algorithm>
 
+bool morphkv_side_layer::is_on_cpu() const {
+    ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(k->buffer));
+    return !dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
+}
+
 std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams) {
     // the one way from here to V
     ggml_context_ptr ctx(

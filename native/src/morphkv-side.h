@@ -31,6 +31,8 @@ struct morphkv_side_layer {
     ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F16, row = position % n_ring
     ggml_tensor * pos;    // (n_stream, n_head_kv, n_distant) int32 bits in F32
     ggml_tensor * score;  // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
+
+    bool is_on_cpu() const;
 };
 
 // The layers of a cache, without what is beside K and V.

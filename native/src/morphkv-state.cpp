@@ -227,8 +227,8 @@ void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_i
         out.write(&with_window, sizeof(with_window));
         out.write(run.tokens.data(), run.tokens.size() * sizeof(llama_token));
     }
-    if (!archives.empty()) {
-        const auto held = archives[seq_id]->get_header();
+    if (archives) {
+        const auto held = archives->of(seq_id).get_header();
         out.write(&held, sizeof(held));
     }
 }
@@ -341,7 +341,7 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
         require(n_cells == end - first_distant || window->can_lose(end - 1 - n_cells, end),
                 "windowed layers hold a window", n_cells);
     }
-    if (!archives.empty()) {
+    if (archives) {
         in.read(&res.archive, sizeof(res.archive));
         const std::string why = res.archive.why_not();
         if (!why.empty()) {
@@ -356,7 +356,7 @@ morphkv_cache::saved_stream morphkv_cache::read_stream(morphkv_hashed_reader & i
 // The pages of a state, or of a checkpoint none, and the tail.
 void morphkv_cache::read_archive(llama_seq_id seq_id, const morphkv_archive_header & header, bool has_pages,
                                  const std::function<void(morphkv_page &)> & read_page) {
-    auto &       archive = *archives[seq_id];
+    auto &       archive = archives->of(seq_id);
     morphkv_page page(archive.layout.page_bytes);
     if (has_pages) {
         archive.begin(header);
@@ -391,7 +391,7 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
 
     morphkv_hashed_writer out(io);
     const state_header    header = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
-                                               archives.empty() ? nullptr : archives[first].get(), flags);
+                                               archives ? &archives->of(first) : nullptr, flags);
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
         write_stream(out, s);
@@ -408,10 +408,10 @@ void morphkv_cache::state_write(llama_io_write_i & io, llama_seq_id seq_id, llam
         if (window) {
             window->for_each_slice(s, window->get_run(s), write);
         }
-        if (archives.empty()) {
+        if (!archives) {
             continue;
         }
-        const auto & archive    = *archives[s];
+        const auto & archive    = archives->of(s);
         auto         write_page = [&](const morphkv_page & page) {
             io.write(page.data(), page.size());
             out.write_mark(++n_marks);
@@ -429,7 +429,7 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
 
     morphkv_hashed_reader in(io);
     const state_header    own = make_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
-                                            archives.empty() ? nullptr : archives[first].get(), flags);
+                                            archives ? &archives->of(first) : nullptr, flags);
     state_header          header{};
     header.magic = 0;
     in.read(&header, sizeof(header));
@@ -478,7 +478,7 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
                 io.read_tensor(t, offset, size);
                 in.read_mark(++n_marks);
             });
-            if (!archives.empty()) {
+            if (archives) {
                 read_archive(s, saved[s - first].archive, !header.has_no_pages, [&](morphkv_page & page) {
                     io.read(page.data(), page.size());
                     in.read_mark(++n_marks);
@@ -491,8 +491,8 @@ void morphkv_cache::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_
             for_each_slice(s, [&](ggml_tensor * t, size_t offset, size_t size) {
                 ggml_backend_tensor_memset(t, 0, offset, size);
             });
-            if (!archives.empty()) {
-                archives[s]->clear();
+            if (archives) {
+                archives->of(s).clear();
             }
         }
         throw;

@@ -2,14 +2,18 @@
 
 #include "check.h"
 
-#include "morphkv-archive.h"
+#include "morphkv-archives.h"
 
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <functional>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #ifndef _WIN32
 #include <csignal>
@@ -325,12 +329,150 @@ static void test_a_full_disk_stops_it(const std::string & path) {
 
 #endif
 
+// Pages are put when the test lets them.
+class gate {
+public:
+    void open() {
+        std::lock_guard lock(mutex);
+        is_open = true;
+        changed.notify_all();
+    }
+
+    void pass() {
+        std::unique_lock lock(mutex);
+        n_waiting++;
+        changed.notify_all();
+        changed.wait(lock, [&] { return is_open; });
+    }
+
+    bool is_passed() {
+        std::lock_guard lock(mutex);
+        return is_open;
+    }
+
+    void wait_for_someone() {
+        std::unique_lock lock(mutex);
+        changed.wait(lock, [&] { return n_waiting > 0; });
+    }
+
+private:
+    std::mutex              mutex;
+    std::condition_variable changed;
+    bool                    is_open   = false;
+    int                     n_waiting = 0;
+};
+
+class gated_store : public morphkv_page_store {
+public:
+    gated_store(gate & gate, bool fails) : gate_(gate), fails(fails) {}
+
+    void put(size_t i_place, int64_t i_page, uint64_t hash, std::shared_ptr<const morphkv_page> page) override {
+        gate_.pass();
+        if (fails) {
+            throw std::runtime_error("the disk is on fire");
+        }
+        pages->put(i_place, i_page, hash, std::move(page));
+    }
+
+    void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const override {
+        pages->get(i_place, offset, n_bytes, out);
+    }
+
+    std::shared_ptr<const morphkv_page> get(size_t i_place) const override { return pages->get(i_place); }
+
+    void commit(const morphkv_archive_header & header) override { pages->commit(header); }
+
+    bool holds(size_t i_place, int64_t i_page) const override { return pages->holds(i_place, i_page); }
+
+private:
+    gate &                              gate_;
+    bool                                fails;
+    std::unique_ptr<morphkv_page_store> pages = morphkv_page_store_ram();
+};
+
+static morphkv_archives gated_archives(gate & gate, bool fails) {
+    std::vector<std::unique_ptr<morphkv_archive>> all;
+    all.push_back(std::make_unique<morphkv_archive>(small_layout(), std::make_unique<gated_store>(gate, fails), 0));
+    all.push_back(std::make_unique<morphkv_archive>(small_layout(), morphkv_page_store_ram(), 0));
+    const morphkv_staging staging(small_layout(), 100, GGML_TYPE_F32, GGML_TYPE_F32);
+    return morphkv_archives(std::move(all), staging, ggml_backend_cpu_buffer_type(), /*is_beside =*/true);
+}
+
+static void hand_over(morphkv_archives & archives, llama_seq_id seq_id, int32_t first, int32_t n) {
+    const auto layout = small_layout();
+    const auto rows   = rows_of(layout, first, n);
+    char *     data   = archives.free_rows();
+    for (size_t il = 0; il < layout.layers.size(); ++il) {
+        memcpy(data + archives.staging.layers[il].k_at, rows.k[il].data(), rows.k[il].size());
+        memcpy(data + archives.staging.layers[il].v_at, rows.v[il].data(), rows.v[il].size());
+    }
+    archives.append(seq_id, first, n);
+}
+
+static void test_appended_beside() {
+    gate gate;
+    auto archives = gated_archives(gate, /*fails =*/false);
+    hand_over(archives, 1, 0, 40);
+    CHECK(archives.of(1).n_held() == 40);
+    const size_t n_bytes = archives.n_bytes() + archives.staging.n_bytes;
+    CHECK(n_bytes == 2 * archives.staging.n_bytes + archives.of(1).n_bytes());
+
+    // nobody who counts waits, and the next tokens have memory of their own
+    hand_over(archives, 0, 7, 100);
+    gate.wait_for_someone();
+    CHECK(archives.count(0).n_held == 0 && archives.count(1).n_held == 40 && archives.n_bytes() == n_bytes);
+    memset(archives.free_rows(), 0, archives.staging.n_bytes);
+    gate.open();
+    // whoever asks for one waits
+    CHECK(archives.of(1).end() == 40);
+    CHECK(archives.count(0).n_held == 100 && archives.n_bytes() > n_bytes);
+    for (int32_t i = 0; i < 5; ++i) {
+        hand_over(archives, 0, 107 + 10 * i, 10);
+        hand_over(archives, 1, 40 + 20 * i, 20);
+    }
+    CHECK(archives.of(0).end() == 157 && archives.of(1).end() == 140);
+    check_pages(archives.of(0));
+    check_pages(archives.of(1));
+}
+
+static void test_appended_beside_in_vain() {
+    gate gate;
+    gate.open();
+    auto archives = gated_archives(gate, /*fails =*/true);
+    hand_over(archives, 0, 0, 40);
+    CHECK(archives.of(0).why_stopped() == "the disk is on fire");
+    const int32_t n_held = archives.of(0).n_held();
+    hand_over(archives, 0, n_held, 40);
+    hand_over(archives, 1, 0, 40);
+    CHECK(archives.of(0).n_held() == n_held && archives.of(1).n_held() == 40);
+    archives.of(0).clear();
+    CHECK(archives.of(0).why_stopped().empty());
+}
+
+// Archives that go while tokens are on their way: these arrive first.
+static void test_an_end_is_waited_for() {
+    gate gate;
+    auto archives = std::make_unique<morphkv_archives>(gated_archives(gate, /*fails =*/false));
+    hand_over(*archives, 0, 0, 40);
+    gate.wait_for_someone();
+    std::thread opener([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        gate.open();
+    });
+    archives.reset();
+    CHECK(gate.is_passed());
+    opener.join();
+}
+
 int main() {
     test_appended_tokens_are_there();
     test_oldest_pages_make_room();
     test_what_is_taken_back_is_gone();
     test_it_goes_back_to_a_checkpoint();
     test_headers_that_no_archive_has();
+    test_appended_beside();
+    test_appended_beside_in_vain();
+    test_an_end_is_waited_for();
 #ifndef _WIN32
     const std::string path = "test_archive.tmp";
     test_a_file_survives_its_process(path);

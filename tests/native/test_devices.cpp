@@ -361,12 +361,12 @@ static void test_an_op_that_is_gone_stops_the_eviction() {
 static void test_archives_and_recalls(ggml_type type) {
     devices    devs;
     const auto model_there = devs.load(), model_here = tiny_model_load({ 6, 2, 32, "llama", N_LAYER });
-    auto       params      = rebased_params(400);
-    params.capacity        = 100;
-    const auto there       = create(model_there.get(), params, cache_type(type));
-    const auto here        = create(model_here.get(), params, cache_type(type));
-    auto       all_slots   = morphkv_recall_params_default();
-    all_slots.share        = 1.0f;
+    auto       params    = rebased_params(400);
+    params.capacity      = 100;
+    const auto there     = create(model_there.get(), params, cache_type(type));
+    const auto here      = create(model_here.get(), params, cache_type(type));
+    auto       all_slots = morphkv_recall_params_default();
+    all_slots.share      = 1.0f;
 
     std::vector<morphkv_recalled> got;
     for (const auto * ctx : { &here, &there }) {

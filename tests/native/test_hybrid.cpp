@@ -69,9 +69,9 @@ static void test_bit_equal_to_stock_until_the_first_eviction(llama_model * model
     CHECK(logits(ctx, 0) != logits(stock, 0) && logits(ctx, 1) == logits(stock, 1));
 
     // K and V of 2 layers and 2 sequences in f16, and of no recurrent state
-    const uint64_t n_bytes  = 2 * 2 * 32 * 2;  // of a cell of each sequence, a layer
-    const auto &   window   = hybrid_of(ctx).get_cache().window;
-    const uint64_t n_cells  = stats(ctx).n_cells + (window ? window->get_size() : stats(ctx).n_cells);
+    const uint64_t n_bytes = 2 * 2 * 32 * 2;  // of a cell of each sequence, a layer
+    const auto &   window  = hybrid_of(ctx).get_cache().window;
+    const uint64_t n_cells = stats(ctx).n_cells + (window ? window->get_size() : stats(ctx).n_cells);
     CHECK(stats(ctx).kv_bytes == n_bytes * n_cells && morphkv_kv_bytes(ctx.get()) == stats(ctx).kv_bytes);
     CHECK(morphkv_kv_bytes(stock.get()) == n_bytes * 2 * 2048);
     int32_t n_head_kv, n_distant;
@@ -227,10 +227,10 @@ static void test_drafts_are_refused(llama_model * model) {
 
 // One kind of layer each: attends to all, to a window, recurrent.
 static void test_three_kinds_of_layers(llama_model * model) {
-    auto params       = small_params();
-    params.capacity   = 100;
-    params.rope_limit = 400;
-    const auto ctx    = create(model, params, context_params());
+    auto params        = small_params();
+    params.capacity    = 100;
+    params.rope_limit  = 400;
+    const auto ctx     = create(model, params, context_params());
     const auto archive = morphkv_archive_params_default();
     CHECK(morphkv_archive_start(ctx.get(), &archive) == MORPHKV_STATUS_OK);
     CHECK(decode(ctx, some_tokens(300)) == 0);
@@ -252,8 +252,8 @@ static void test_three_kinds_of_layers(llama_model * model) {
 }
 
 static void test_windows_alone_are_refused() {
-    auto shape       = hybrid_shape();
-    shape.has_window = true;
+    auto shape              = hybrid_shape();
+    shape.has_window        = true;
     const auto      model   = tiny_model_load(shape);
     const auto      cparams = context_params();
     const auto      params  = small_params();

@@ -4,6 +4,7 @@
 #include "tiny_context.h"
 
 #include "morphkv-cache.h"
+#include "morphkv-hybrid.h"
 
 #include <cstring>
 #include <numeric>
@@ -12,7 +13,7 @@
 using step = morphkv_runner::step;
 
 static morphkv_cache & cache_of(const context_ptr & ctx) {
-    return dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
+    return *morphkv_find_cache((llama_memory_i *) memory(ctx));
 }
 
 // Slots: 100 - 8 = 92.
@@ -21,6 +22,17 @@ static morphkv_params recalling_params() {
     res.capacity   = 100;
     res.rope_limit = 400;
     return res;
+}
+
+// Whether archives are appended to by a thread of their own, as where a GPU computes.
+static bool is_beside = false;
+
+static void append_beside(const context_ptr & ctx, bool is_beside);
+
+// Once all is archived that is on its way.
+static morphkv_stats settled(const context_ptr & ctx, int32_t seq = 0) {
+    CHECK(morphkv_archive_why_stopped(ctx.get(), seq)[0] == 0);
+    return stats(ctx, seq);
 }
 
 static context_ptr create_archived(llama_model * model, uint32_t n_seq = 1, ggml_type type = GGML_TYPE_F16,
@@ -32,6 +44,7 @@ static context_ptr create_archived(llama_model * model, uint32_t n_seq = 1, ggml
     auto params                     = morphkv_archive_params_default();
     params.max_bytes                = max_bytes;
     CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_OK);
+    append_beside(ctx, is_beside);
     return ctx;
 }
 
@@ -95,7 +108,7 @@ static void test_what_comes_back_is_what_left(ggml_type type, float tolerance) {
     const auto ctx   = create_archived(model.get(), 1, type);
     const auto text  = some_tokens(700);
     CHECK(decode(ctx, text) == 0);
-    const auto before = stats(ctx);
+    const auto before = settled(ctx);
     CHECK(before.n_archived == before.logical_pos + 1 - (before.n_used - before.n_distant));
     CHECK(before.archive_bytes > 0 && before.n_archive_lost == 0 && before.archive_ms > 0.0);
     const auto slots_before = retained(ctx, 0, 0);
@@ -244,9 +257,9 @@ static void test_a_cut_that_fails_archives_nothing(llama_model * model) {
     CHECK(decode(ctx, { 1 }) == -3);
     CHECK(save(ctx) == before);
     cache_of(ctx).inject_failure = nullptr;
-    const int64_t n_archived     = stats(ctx).n_archived;
+    const int64_t n_archived     = settled(ctx).n_archived;
     decode_singly(ctx, { 1 });
-    CHECK(stats(ctx).n_archived == n_archived + 6);
+    CHECK(settled(ctx).n_archived == n_archived + 6);
 }
 
 static void test_states_carry_the_archive(llama_model * model, uint64_t max_bytes) {
@@ -266,7 +279,7 @@ static void test_states_carry_the_archive(llama_model * model, uint64_t max_byte
     }
     CHECK(logits(ctx) == logits(other) && save(ctx) == save(other));
     CHECK(retained(ctx, 0, 1) == retained(other, 0, 1));
-    CHECK((stats(other).n_archive_lost > 0) == (max_bytes > 0));
+    CHECK((settled(other).n_archive_lost > 0) == (max_bytes > 0));
 
     // with other settings, with damage, cut short: refused, and the context goes on
     const auto before = save(other);
@@ -295,29 +308,29 @@ static void test_a_checkpoint_goes_back(llama_model * model) {
     llama_memory_clear(memory(ctx), true);
     CHECK(decode(ctx, some_tokens(700, 9)) == 0);
     CHECK(load(ctx, checkpoint, 0, flags));
-    CHECK(stats(ctx).n_archived == 0 && recall(ctx).n_recalled == 0);
+    CHECK(settled(ctx).n_archived == 0 && recall(ctx).n_recalled == 0);
     decode_singly(ctx, some_tokens(60, 3));
-    CHECK(stats(ctx).n_archived > 0 && all_finite(logits(ctx)));
+    CHECK(settled(ctx).n_archived > 0 && all_finite(logits(ctx)));
 }
 
 static void test_forks_and_rollbacks(llama_model * model) {
     const auto ctx = create_archived(model, 2);
     CHECK(decode(ctx, some_tokens(600), { 0 }) == 0);
     llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
-    CHECK(stats(ctx, 1).n_archived == stats(ctx, 0).n_archived);
+    CHECK(settled(ctx, 1).n_archived == settled(ctx, 0).n_archived);
     CHECK(recall(ctx, 0).n_recalled == recall(ctx, 1).n_recalled);
     decode_singly(ctx, some_tokens(70, 2), { 0, 1 });
     CHECK(logits(ctx, 0) == logits(ctx, 1));
     CHECK(decode(ctx, some_tokens(100, 3), { 0 }) == 0);
-    CHECK(stats(ctx, 1).n_archived < stats(ctx, 0).n_archived);
+    CHECK(settled(ctx, 1).n_archived < settled(ctx, 0).n_archived);
 
     // behind the last eviction: the archive is untouched; everything: it is empty
     decode_to_a_cut(ctx, 0);
-    const int64_t n_archived = stats(ctx, 0).n_archived;
+    const int64_t n_archived = settled(ctx, 0).n_archived;
     CHECK(llama_memory_seq_rm(memory(ctx), 0, stats(ctx, 0).logical_pos - 1, -1));
-    CHECK(stats(ctx, 0).n_archived == n_archived);
+    CHECK(settled(ctx, 0).n_archived == n_archived);
     CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
-    CHECK(stats(ctx, 0).n_archived == 0 && stats(ctx, 1).n_archived > 0);
+    CHECK(settled(ctx, 0).n_archived == 0 && settled(ctx, 1).n_archived > 0);
 }
 
 static void test_what_is_refused(llama_model * model) {
@@ -368,6 +381,10 @@ static void test_what_is_refused(llama_model * model) {
 struct morphkv_recall_test {
     using layer_floats = morphkv_cache::layer_floats;
 
+    static void append_beside(const context_ptr & ctx, bool is_beside) {
+        cache_of(ctx).archives->is_beside = is_beside;
+    }
+
     static layer_floats random_queries(const context_ptr & ctx, int32_t n_votes, float scale, uint32_t seed) {
         const auto &                    cache = cache_of(ctx);
         std::mt19937                    rng(seed);
@@ -385,7 +402,7 @@ struct morphkv_recall_test {
 
     // Every archived key, (n_pages*N_PAGE, n_head_kv*n_embd_k) by layer.
     static layer_floats archived_keys(const context_ptr & ctx) {
-        const auto & archive = *cache_of(ctx).archives[0];
+        const auto & archive = cache_of(ctx).archives->of(0);
         layer_floats res;
         for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
             const int64_t n_row = archive.layout.layers[il].n_head_kv * archive.layout.layers[il].n_embd_k;
@@ -405,7 +422,7 @@ struct morphkv_recall_test {
 
     // The mean key of each page, (n_pages, n_head_kv*n_embd_k) by layer.
     static layer_floats mean_keys(const context_ptr & ctx) {
-        const auto &     archive = *cache_of(ctx).archives[0];
+        const auto &     archive = cache_of(ctx).archives->of(0);
         layer_floats     res;
         ggml_context_ptr ggml(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, true }));
         for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
@@ -465,12 +482,12 @@ struct morphkv_recall_test {
     static std::vector<int64_t> choose(const context_ptr & ctx, const layer_floats & queries, size_t n_wanted,
                                        size_t n_look, int32_t n_keep = 0) {
         const auto & cache = cache_of(ctx);
-        return cache.choose_pages(*cache.archives[0], n_wanted, n_look, n_keep, queries);
+        return cache.choose_pages(cache.archives->of(0), n_wanted, n_look, n_keep, queries);
     }
 
     static void check_scores(const context_ptr & ctx, uint32_t seed) {
         const auto &         cache    = cache_of(ctx);
-        const auto &         archive  = *cache.archives[0];
+        const auto &         archive  = cache.archives->of(0);
         const auto           queries  = random_queries(ctx, 5, 2.0f, seed);
         const int32_t        n_keep   = 3;
         const auto           by_rows  = plain_scores(ctx, archived_keys(ctx), queries, 16, n_keep, 3);
@@ -491,7 +508,7 @@ struct morphkv_recall_test {
     // Of random queries over random keys: the mass that the pages have which the index and a look at some rows choose, as a
     // share of that of the pages which every row chooses.
     static double mass_of_choice(const context_ptr & ctx, uint32_t seed, size_t look, int32_t power) {
-        const size_t n_pages = cache_of(ctx).archives[0]->n_full(), n_wanted = 5;
+        const size_t n_pages = cache_of(ctx).archives->of(0).n_full(), n_wanted = 5;
         const auto   queries = random_queries(ctx, 8, 1.0f, seed);
         const auto   scores  = plain_scores(ctx, archived_keys(ctx), queries, 16, 0, power);
         auto         mass    = [&](size_t n_look) {
@@ -508,7 +525,7 @@ struct morphkv_recall_test {
 
     // n_pages of random keys.
     static void fill_archive(const context_ptr & ctx, int64_t n_pages, uint32_t seed) {
-        auto &                          archive = *cache_of(ctx).archives[0];
+        auto &                          archive = cache_of(ctx).archives->of(0);
         std::mt19937                    rng(seed);
         std::normal_distribution<float> normal;
         morphkv_archive::rows           rows;
@@ -529,6 +546,51 @@ struct morphkv_recall_test {
         CHECK(archive.n_full() == n_pages);
     }
 };
+
+static void append_beside(const context_ptr & ctx, bool is_beside) {
+    morphkv_recall_test::append_beside(ctx, is_beside);
+}
+
+// The same tokens, whoever appends them, however they come.
+static void test_who_appends_makes_no_difference(llama_model * model, uint64_t max_bytes) {
+    std::vector<std::vector<uint8_t>> states;
+    for (const bool beside : { false, true }) {
+        const auto ctx = create_archived(model, 2, GGML_TYPE_F16, max_bytes);
+        append_beside(ctx, beside);
+        CHECK(decode(ctx, some_tokens(400), { 0 }) == 0 && decode(ctx, some_tokens(300, 3), { 1 }) == 0);
+        for (int32_t i = 0; i < 60; ++i) {
+            decode_singly(ctx, some_tokens(3, i), { 0, 1 });
+        }
+        CHECK(llama_memory_seq_rm(memory(ctx), 0, stats(ctx, 0).exact_pos, -1));
+        llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
+        decode_singly(ctx, some_tokens(50, 4), { 0, 1 });
+        for (const llama_seq_id seq : { 0, 1 }) {
+            recall(ctx, seq);
+            states.push_back(save(ctx, seq));
+        }
+    }
+    CHECK(states[0] == states[2] && states[1] == states[3] && states[0] != states[1]);
+}
+
+// llama.cpp warns of compute buffers that are larger than it reserved them: ours may be.
+static void test_a_context_ends_without_a_warning(llama_model * model) {
+    static std::string log;
+    llama_log_set(
+        [](ggml_log_level level, const char * text, void *) {
+            if (level >= GGML_LOG_LEVEL_WARN) {
+                log += text;
+            }
+        },
+        nullptr);
+    {
+        const auto ctx = create_archived(model);
+        CHECK(decode(ctx, some_tokens(900)) == 0);
+        recall(ctx);
+        decode_singly(ctx, some_tokens(20));
+    }
+    CHECK(log.find("does not match") == std::string::npos);
+    log_errors_only();
+}
 
 static void test_a_page_gets_the_third_power_of_its_share(llama_model * model, ggml_type type) {
     for (uint32_t seed = 0; seed < 3; ++seed) {
@@ -556,23 +618,34 @@ static void test_the_index_finds_what_rows_would(llama_model * model) {
     CHECK(worst >= 0.9);
 }
 
+static void test_archiving_and_recall(llama_model * model) {
+    test_what_comes_back_is_what_left(GGML_TYPE_F32, 1e-4f);
+    test_what_comes_back_is_what_left(GGML_TYPE_F16, 0.01f);
+    test_what_comes_back_is_what_left(GGML_TYPE_Q8_0, 0.1f);
+    test_nothing_comes_back_before_the_first_eviction(model);
+    test_a_recall_that_fails_changes_nothing(model, step::ALLOC);
+    test_a_recall_that_fails_changes_nothing(model, step::COMPUTE);
+    test_windowed_and_recurrent_layers();
+    test_a_cut_that_fails_archives_nothing(model);
+    test_states_carry_the_archive(model, 0);
+    test_states_carry_the_archive(model, 100000);
+    test_a_checkpoint_goes_back(model);
+    test_forks_and_rollbacks(model);
+}
+
 int main() {
     log_errors_only();
     llama_backend_init();
     const auto model = tiny_model_load({});
-    test_what_comes_back_is_what_left(GGML_TYPE_F32, 1e-4f);
-    test_what_comes_back_is_what_left(GGML_TYPE_F16, 0.01f);
-    test_what_comes_back_is_what_left(GGML_TYPE_Q8_0, 0.1f);
-    test_nothing_comes_back_before_the_first_eviction(model.get());
-    test_a_recall_that_fails_changes_nothing(model.get(), step::ALLOC);
-    test_a_recall_that_fails_changes_nothing(model.get(), step::COMPUTE);
-    test_windowed_and_recurrent_layers();
-    test_a_cut_that_fails_archives_nothing(model.get());
-    test_states_carry_the_archive(model.get(), 0);
-    test_states_carry_the_archive(model.get(), 100000);
-    test_a_checkpoint_goes_back(model.get());
-    test_forks_and_rollbacks(model.get());
+    for (const bool beside : { false, true }) {
+        is_beside = beside;
+        test_archiving_and_recall(model.get());
+    }
+    is_beside = false;
+    test_who_appends_makes_no_difference(model.get(), 0);
+    test_who_appends_makes_no_difference(model.get(), 100000);
     test_what_is_refused(model.get());
+    test_a_context_ends_without_a_warning(model.get());
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
         test_a_page_gets_the_third_power_of_its_share(model.get(), type);
     }

@@ -62,7 +62,8 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
     gguf_set_val_u32(gguf.get(), (a + ".attention.value_length").c_str(), shape.n_embd_head);
     gguf_set_val_u32(gguf.get(), (a + ".rope.dimension_count").c_str(), shape.n_embd_head);
     gguf_set_val_f32(gguf.get(), (a + ".attention.layer_norm_rms_epsilon").c_str(), 1e-5f);
-    gguf_set_val_u32(gguf.get(), (a + ".attention.sliding_window").c_str(), a == "lfm2" && !shape.has_window ? 0 : shape.n_swa);
+    gguf_set_val_u32(gguf.get(), (a + ".attention.sliding_window").c_str(),
+                     a == "lfm2" && !shape.has_window ? 0 : shape.n_swa);
     if (!shape.is_windowed.empty()) {
         gguf_set_arr_data(gguf.get(), (a + ".attention.sliding_window_pattern").c_str(), GGUF_TYPE_UINT32,
                           shape.is_windowed.data(), shape.is_windowed.size());
