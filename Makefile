@@ -28,7 +28,7 @@ SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-slow test-vulkan test-archs archs check format patchwork refresh-patches test-sanitize test-upstream test-upstream-server fuzz soak clean FORCE
+.PHONY: help venv demo test test-slow test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches test-sanitize test-upstream test-upstream-server fuzz soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -96,6 +96,26 @@ else
 	$(ENV_VULKAN) $(SITE_VULKAN)/bin/morphkv selftest
 	$(ENV_VULKAN) $(BIN)/pytest $(TESTS_VULKAN:%=tests/parity/test_%.py) -m "not slow" -k "not f32" $(PYTEST_ARGS)
 endif
+
+# CUDA with a runtime that starts nothing and counts. Its build takes an hour on two cores; it needs the toolkit, and no GPU.
+CUDA         ?= /usr/local/cuda
+BUILD_CUDA   := build/cuda
+SITE_CUDA    := $(BUILD_CUDA)/site
+FAKE_CUDA    := $(BUILD_CUDA)/fake
+$(SITE_CUDA)/.installed: $(VENV)/.installed
+	CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_CUDA_NO_VMM=ON -DCMAKE_CUDA_ARCHITECTURES=90-virtual -DCUDAToolkit_ROOT=$(CUDA) \
+	    -DCMAKE_CUDA_COMPILER=$(CUDA)/bin/nvcc" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps \
+	    --upgrade --target $(SITE_CUDA) -C build-dir=$(BUILD_CUDA) -C cmake.define.MORPHKV_BUILD_TOOLS=OFF .
+	touch $@
+
+$(FAKE_CUDA)/libcudart.so.13: tests/cuda/fake_cuda.cpp
+	mkdir -p $(FAKE_CUDA)
+	$(CXX) -std=c++17 -O1 -fPIC -shared -I$(CUDA)/include -Wl,-soname,libcudart.so.13 -o $@ $<
+	$(CXX) -shared -Wl,-soname,libcublas.so.13 -Wl,--no-as-needed $@ -o $(FAKE_CUDA)/libcublas.so.13
+
+cuda-launches: $(SITE_CUDA)/.installed $(FAKE_CUDA)/libcudart.so.13 ## how many CUDA kernels an eviction starts: needs CUDA=<toolkit 13>, no GPU
+	PYTHONPATH=$(CURDIR)/$(SITE_CUDA) LD_LIBRARY_PATH=$(CURDIR)/$(FAKE_CUDA) GGML_CUDA_DISABLE_GRAPHS=1 \
+	    $(BIN)/python tests/cuda/launches.py
 
 # The programs that write and run models, for tests/archs.
 ARCHS_ENV     = MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native

@@ -158,7 +158,7 @@ typedef struct morphkv_archive_params {
 MORPHKV_API morphkv_archive_params morphkv_archive_params_default(void);
 
 // Every sequence of the context has an archive from now on. All must be empty. UNSUPPORTED where a layer rotates its keys
-// in a way that cannot be turned back.
+// in a way that cannot be turned back, and where a device cannot compute it.
 MORPHKV_API morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params);
 
 // Why the archive of a sequence grows no more (a full disk), or "" while it does. Waits for what is being appended. Valid until the thread's next call of this.

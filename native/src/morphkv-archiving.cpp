@@ -16,7 +16,8 @@ morphkv_archive_params morphkv_archive_params_default(void) {
     return res;
 }
 
-void morphkv_cache::start_archive(const morphkv_archive_params & p) {
+void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_params & p) {
+    this->lctx   = lctx;
     auto invalid = [](const std::string & what) {
         throw morphkv_error(MORPHKV_STATUS_INVALID, what);
     };
@@ -78,6 +79,12 @@ void morphkv_cache::start_archive(const morphkv_archive_params & p) {
     ggml_backend_buffer_type_t buft = dev ? ggml_backend_dev_host_buffer_type(dev) : nullptr;
     archives = std::make_unique<morphkv_archives>(std::move(all), staging, buft ? buft : ggml_backend_cpu_buffer_type(),
                                                   is_beside);
+    const std::string why = why_not_archived();
+    n_sched_uses++;
+    if (!why.empty()) {
+        archives.reset();
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV cannot archive for this context: " + why);
+    }
 }
 
 void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
@@ -97,8 +104,13 @@ void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
     }
     for (; why.empty() && i < n_old; i += N_CHUNK) {
         const uint32_t n = std::min(N_CHUNK, n_old - i);
+        std::vector<int32_t> turn;
+        for (uint32_t j = i; j < i + n; ++j) {
+            turn.push_back(streams[seq_id].rotary_offset - cells.pos_get(j));
+        }
         try {
-            why = read_cells(seq_id, i, n, archives->free_rows());
+            morphkv_runner runner(lctx, layers());
+            why = read_cells(seq_id, i, turn, archives->free_rows(), runner);
         } catch (const std::exception & err) {
             why = err.what();
         }
@@ -112,16 +124,14 @@ void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
     archive_ms += (ggml_time_us() - t_start_us) / 1000.0;
 }
 
-std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n, char * out) const {
+std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, const std::vector<int32_t> & turn,
+                                      char * out, morphkv_runner & runner) const {
     const auto &  staging = archives->staging;
+    const int64_t n       = turn.size();
     ggml_tensor * rot     = nullptr;
     ggml_tensor * deltas  = nullptr;
     size_t        il      = 0;
 
-    std::vector<int32_t> turn(n);
-    for (uint32_t i = 0; i < n; ++i) {
-        turn[i] = streams[seq_id].rotary_offset - get_cells(seq_id).pos_get(i_first + i);
-    }
     auto begin = [&](morphkv_inputs & inputs) {
         deltas = inputs.add(GGML_TYPE_I32, n, 1, turn);
         rot    = build_input_k_rot(inputs.ctx);
@@ -144,6 +154,12 @@ std::string morphkv_cache::read_cells(llama_seq_id seq_id, uint32_t i_first, uin
         inputs.read(v, seq_id * v->nb[2] + i_first * v->nb[1], n * v->nb[1], out + staging.layers[il].v_at);
         il++;
     };
-    morphkv_runner runner(lctx, layers());
     return runner.run(N_TENSORS, begin, build);
+}
+
+std::string morphkv_cache::why_not_archived() const {
+    morphkv_runner runner(lctx, layers());
+    runner.check_only     = true;
+    const std::string why = read_cells(0, 0, std::vector<int32_t>(N_CHUNK), nullptr, runner);
+    return why.empty() ? why_not_recalled() : why;
 }

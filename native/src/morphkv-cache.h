@@ -121,8 +121,9 @@ public:
     // archive and recall (morphkv-archiving.cpp, morphkv-recall.cpp)
     //
 
-    // From now on each sequence keeps what leaves its window. Throws morphkv_error where keys cannot be turned back.
-    void start_archive(const morphkv_archive_params & params);
+    // From now on each sequence keeps what leaves its window. Throws morphkv_error where keys cannot be turned back, and where
+    // devices cannot compute it.
+    void start_archive(llama_context * lctx, const morphkv_archive_params & params);
 
     // "" while it grows
     std::string why_archive_stopped(llama_seq_id seq_id) const {
@@ -246,15 +247,16 @@ private:
 
     // Appends the first n_old cells to the sequence's archive, as far as they are not there.
     void        archive_cells(llama_seq_id seq_id, uint32_t n_old);
-    // n cells as tokens on their way. Why it failed, or "".
-    std::string read_cells(llama_seq_id seq_id, uint32_t i_first, uint32_t n, char * out) const;
+    // Cells from i_first on as tokens on their way, keys turned by `turn` (n). Why it failed, or "".
+    std::string read_cells(llama_seq_id seq_id, uint32_t i_first, const std::vector<int32_t> & turn, char * out,
+                           morphkv_runner & runner) const;
 
     // of a recall, by layer
     using layer_floats = std::vector<std::vector<float>>;
     // Of the voters: queries (n_votes, n_head*n_embd_k) at rotary position `distance`; and their votes on the distant slots,
     // (n_head_kv, n_distant). Why it failed, or "".
     std::string        read_votes(llama_seq_id seq_id, const std::vector<int32_t> & rows, int32_t distance,
-                                  layer_floats & queries, layer_floats & votes) const;
+                                  layer_floats & queries, layer_floats & votes, morphkv_runner & runner) const;
     // What pages get of the queries, summed over layers and heads, added to scores (n_pages). layers come with k set to rows
     // in the host's memory, n_page to a page; of the first, n_skip do not count. Why it failed, or "".
     std::string        score_pages(const std::vector<morphkv_side_layer> & layers, const layer_floats & queries,
@@ -270,9 +272,11 @@ private:
                              const std::vector<float> & votes) const;
     std::string  compute_recall(llama_seq_id seq_id, std::vector<layer_recall> & plans, morphkv_runner & runner) const;
 
-    // For checks of a context: as run() with the shapes that can occur.
+    // For checks of a context, and of an archive: as run() with the shapes that can occur.
     std::string why_not_evicted() const;
     std::string why_not_rebased() const;
+    std::string why_not_archived() const;
+    std::string why_not_recalled() const;
 
     // The metadata of one sequence's cells, and how to lay it down: cells [i_first, i_first + n) must be free.
     struct cell_list {

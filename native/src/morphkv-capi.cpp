@@ -199,7 +199,7 @@ morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_a
     return guarded([&] {
         auto & cache = cache_of(ctx, 0);
         require_size(params, "params");
-        cache.start_archive(*params);
+        cache.start_archive(ctx, *params);
     });
 }
 

@@ -47,7 +47,7 @@ morphkv_recall_params morphkv_recall_params_default(void) {
 }
 
 std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int32_t> & rows, int32_t distance,
-                                      layer_floats & queries, layer_floats & votes) const {
+                                      layer_floats & queries, layer_floats & votes, morphkv_runner & runner) const {
     morphkv_evict_shape shape{};
     shape.n_distant = n_distant;
     shape.n_votes   = rows.size();
@@ -85,7 +85,6 @@ std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int
     };
     queries.resize(side.layers.size());
     votes.resize(side.layers.size());
-    morphkv_runner runner(lctx, layers());
     return runner.run(n_max_vote_tensors(rows.size()) + N_TENSORS, begin, build);
 }
 
@@ -215,6 +214,34 @@ std::string morphkv_cache::compute_recall(llama_seq_id seq_id, std::vector<layer
     return runner.run(N_TENSORS, begin, build);
 }
 
+// As many pages, of `share` of the slots that can be had.
+static size_t n_wanted_pages(float share, size_t n_slots) {
+    const size_t n_least = std::min(N_LEAST, std::max<size_t>(n_slots / 2 / N_PAGE, 1));
+    return std::min<size_t>(std::max<size_t>(share * n_slots / N_PAGE, n_least), n_slots / N_PAGE);
+}
+
+std::string morphkv_cache::why_not_recalled() const {
+    layer_floats   queries, votes;
+    morphkv_runner ask(lctx, layers()), put(lctx, layers());
+    ask.check_only = put.check_only = true;
+    const std::string why = read_votes(0, std::vector<int32_t>(std::min(N_VOTES, params.votes)), 0, queries, votes, ask);
+    if (!why.empty()) {
+        return why;
+    }
+    const auto                by_default = morphkv_recall_params_default();
+    std::vector<layer_recall> plans;
+    for (const auto & layer : side.layers) {
+        const size_t n = n_wanted_pages(by_default.share, n_distant) * N_PAGE * layer.n_head_kv;
+        layer_recall plan;
+        plan.rows.resize(n);
+        plan.rotary.resize(n);
+        plan.k.resize(n * layer.k->ne[0] / layer.n_head_kv);
+        plan.v.resize(n * layer.v->ne[0] / layer.n_head_kv);
+        plans.push_back(std::move(plan));
+    }
+    return compute_recall(0, plans, put);
+}
+
 morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall_params & p) {
     const int64_t t_start_us = ggml_time_us();
     auto          invalid    = [](const std::string & what) {
@@ -243,8 +270,7 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     auto &        stream   = streams[seq_id];
     const auto &  archive  = archives->of(seq_id);
     const size_t  n_slots  = n_distant - stream.n_keep;
-    const size_t  n_least  = std::min(N_LEAST, std::max<size_t>(n_slots / 2 / N_PAGE, 1));
-    const size_t  n_wanted = std::min<size_t>(std::max<size_t>(p.share * n_slots / N_PAGE, n_least), n_slots / N_PAGE);
+    const size_t  n_wanted = n_wanted_pages(p.share, n_slots);
     const int32_t n_ask    = p.votes > 0 ? p.votes : std::min(N_VOTES, params.votes);
     std::vector<int32_t> rows = vote_rows(seq_id);
     rows.erase(rows.begin(), rows.end() - std::min<size_t>(n_ask, rows.size()));
@@ -257,8 +283,9 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
         throw morphkv_error(MORPHKV_STATUS_FAILED,
                             "recall failed: " + why + "; sequence " + std::to_string(seq_id) + " is unchanged");
     };
-    layer_floats queries, slot_votes;
-    std::string  why = read_votes(seq_id, rows, p.distance, queries, slot_votes);
+    layer_floats   queries, slot_votes;
+    morphkv_runner ask(lctx, layers());
+    std::string    why = read_votes(seq_id, rows, p.distance, queries, slot_votes, ask);
     n_sched_uses++;
     if (!why.empty()) {
         failed(why);

@@ -389,6 +389,50 @@ static void test_archives_and_recalls(ggml_type type) {
     }
 }
 
+static void test_an_archive_that_a_device_cannot_read_is_refused() {
+    devices    devs;
+    const auto model   = devs.load();
+    auto       cparams = cache_type(GGML_TYPE_F32);
+    const auto ctx     = create(model.get(), rebased_params(), cparams);
+    auto       archive = morphkv_archive_params_default();
+    archive.type_k     = GGML_TYPE_F16;
+    devs.b.supports    = [](const ggml_tensor * t) {
+        return t->op != GGML_OP_CPY || t->type != GGML_TYPE_F16;
+    };
+    CHECK(morphkv_archive_start(ctx.get(), &archive) == MORPHKV_STATUS_UNSUPPORTED);
+    CHECK(strstr(morphkv_last_error(), "layer 2 is on FakeB, and FakeB does not support CPY of f32"));
+    devs.b.supports = [](const ggml_tensor *) {
+        return true;
+    };
+    CHECK(decode(ctx, some_tokens(300)) == 0 && stats(ctx).n_evictions > 0 && stats(ctx).archive_bytes == 0);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
+    CHECK(morphkv_archive_start(ctx.get(), &archive) == MORPHKV_STATUS_OK);
+}
+
+// Memory for archiving is there when the archive is started. What is read of all layers may be more than an eviction needs.
+static void test_archiving_takes_no_memory_later() {
+    fake_device        dev{ "Fake" };
+    ggml_backend_dev_t list[] = { &dev.dev, nullptr };
+    auto               mparams = llama_model_default_params();
+    mparams.devices            = list;
+    mparams.n_gpu_layers       = 99;
+    const auto model           = tiny_model_load({ 6, 2, 32, "llama", 16 }, mparams);
+    auto       params          = rebased_params();
+    auto       cparams         = cache_type(GGML_TYPE_F16);
+    params.prompt_room         = 200;
+    params.rope_limit          = 400;
+    params.votes               = 1;
+    cparams.n_ubatch           = 4;
+    const auto ctx             = create(model.get(), params, cparams);
+    const auto archive         = morphkv_archive_params_default();
+    const int  n_without       = dev.n_buffers;
+    CHECK(morphkv_archive_start(ctx.get(), &archive) == MORPHKV_STATUS_OK);
+    const int n_before = dev.n_buffers;
+    CHECK(n_before > n_without);
+    CHECK(decode(ctx, some_tokens(500)) == 0 && stats(ctx).n_evictions > 1);
+    CHECK(dev.n_buffers == n_before);
+}
+
 int main() {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     test_side_tensors_live_with_their_layers_cache();
@@ -404,5 +448,7 @@ int main() {
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
         test_archives_and_recalls(type);
     }
+    test_an_archive_that_a_device_cannot_read_is_refused();
+    test_archiving_takes_no_memory_later();
     return 0;
 }

@@ -16,12 +16,13 @@ from pair import some_tokens
 
 from morphkv_cpp import Llama, MorphKV
 
-CONFIG = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=32, votes=16, policy="recency", rope_limit=300)
+# Five pages fill the slots: which tokens have to go for them, where votes are near-ties, makes no difference.
+CONFIG = MorphKV(capacity=96, window=16, interval=8, keep=0, prompt_room=32, votes=16, policy="recency", rope_limit=300)
 MODEL = {"n_head": 6, "n_head_kv": 2, "head_size": 64, "n_layer": 4, "seed": 3}
-OPTIONS = {"morphkv": CONFIG, "n_ubatch": 32, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+OPTIONS = {"morphkv": CONFIG, "n_ubatch": 512, "n_threads": 1, "n_threads_batch": 1, "recall_share": 1.0, "verbose": False}
 TYPES = {"f16": 1, "q8_0": 8}  # as in ggml.h
-# Largest difference of a logit; they spread over some 6. Measured with RPC: 1e-6, with lavapipe 0.03 and 0.1.
-TOLERANCE = {"f16": 0.1, "q8_0": 0.3}
+# Largest difference of a logit. Measured: none over RPC, 0.005 and 0.05 on lavapipe.
+TOLERANCE = {"f16": 0.02, "q8_0": 0.15}
 
 
 @pytest.fixture
@@ -63,7 +64,8 @@ def test_what_comes_back_is_what_the_cpu_archives(tiny_llama, elsewhere, tmp_pat
         assert recalls[0].n_recalled == recalls[1].n_recalled > 0
         assert here.cache_stats().n_archived == there.cache_stats().n_archived
         for layer in range(MODEL["n_layer"]):
-            assert (here.retained(layer) == there.retained(layer)).all()
+            # which slot a token came to is the votes' matter
+            assert (np.sort(here.retained(layer)) == np.sort(there.retained(layer))).all()
         for llm in here, there:
             llm.eval(some_tokens(20, seed=4))
         check_logits(here, there, tolerance)
