@@ -1,6 +1,6 @@
 """How many kernels an eviction starts on CUDA, in the shape of Llama 3 8B: counted by fake_cuda.cpp, without a GPU.
 
-    make cuda-launches CUDA=<folder of the CUDA 13 toolkit>
+make cuda-launches CUDA=<folder of the CUDA 13 toolkit>
 """
 
 from __future__ import annotations
