@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What the installed package is made of.
 SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path '*/__pycache__/*' -not -name '*.md')
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
-CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
+CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
 .PHONY: help venv demo test test-slow test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches test-sanitize test-upstream test-upstream-server fuzz soak clean FORCE
 .DEFAULT_GOAL := help

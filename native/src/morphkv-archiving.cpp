@@ -103,7 +103,7 @@ void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
         why = "tokens before position " + std::to_string(cells.pos_get(i)) + " are not in it";
     }
     for (; why.empty() && i < n_old; i += N_CHUNK) {
-        const uint32_t n = std::min(N_CHUNK, n_old - i);
+        const uint32_t       n = std::min(N_CHUNK, n_old - i);
         std::vector<int32_t> turn;
         for (uint32_t j = i; j < i + n; ++j) {
             turn.push_back(streams[seq_id].rotary_offset - cells.pos_get(j));

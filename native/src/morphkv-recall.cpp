@@ -224,7 +224,8 @@ std::string morphkv_cache::why_not_recalled() const {
     layer_floats   queries, votes;
     morphkv_runner ask(lctx, layers()), put(lctx, layers());
     ask.check_only = put.check_only = true;
-    const std::string why = read_votes(0, std::vector<int32_t>(std::min(N_VOTES, params.votes)), 0, queries, votes, ask);
+    const std::string why =
+        read_votes(0, std::vector<int32_t>(std::min(N_VOTES, params.votes)), 0, queries, votes, ask);
     if (!why.empty()) {
         return why;
     }
@@ -267,12 +268,12 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     morphkv_recalled res{};
     res.size = sizeof(res);
 
-    auto &        stream   = streams[seq_id];
-    const auto &  archive  = archives->of(seq_id);
-    const size_t  n_slots  = n_distant - stream.n_keep;
-    const size_t  n_wanted = n_wanted_pages(p.share, n_slots);
-    const int32_t n_ask    = p.votes > 0 ? p.votes : std::min(N_VOTES, params.votes);
-    std::vector<int32_t> rows = vote_rows(seq_id);
+    auto &               stream   = streams[seq_id];
+    const auto &         archive  = archives->of(seq_id);
+    const size_t         n_slots  = n_distant - stream.n_keep;
+    const size_t         n_wanted = n_wanted_pages(p.share, n_slots);
+    const int32_t        n_ask    = p.votes > 0 ? p.votes : std::min(N_VOTES, params.votes);
+    std::vector<int32_t> rows     = vote_rows(seq_id);
     rows.erase(rows.begin(), rows.end() - std::min<size_t>(n_ask, rows.size()));
     if (!has_evicted(seq_id) || archive.n_full() == archive.n_dropped() || rows.empty() || n_wanted == 0) {
         return res;

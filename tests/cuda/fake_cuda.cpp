@@ -61,8 +61,12 @@ extern "C" {
 // for the script that counts
 //
 
-long fake_cuda_launches() { return n_launches; }
-long fake_cuda_copies() { return n_copies; }
+long fake_cuda_launches() {
+    return n_launches;
+}
+long fake_cuda_copies() {
+    return n_copies;
+}
 
 // From now on by name.
 void fake_cuda_list() {
@@ -92,14 +96,16 @@ void ** __cudaRegisterFatBinary(void *) {
 void __cudaRegisterFatBinaryEnd(void **) {}
 void __cudaUnregisterFatBinary(void **) {}
 void __cudaRegisterVar(void **, char *, char *, const char *, int, size_t, int, int) {}
-void __cudaRegisterFunction(void **, const char * host, char *, const char * name, int, uint3 *, uint3 *, dim3 *, dim3 *,
-                            int *) {
+void __cudaRegisterFunction(void **, const char * host, char *, const char * name, int, uint3 *, uint3 *, dim3 *,
+                            dim3 *, int *) {
     names()[host] = name;
 }
-unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, cudaStream_t) { return 0; }
+unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, cudaStream_t) {
+    return 0;
+}
 cudaError_t __cudaPopCallConfiguration(dim3 * grid, dim3 * block, size_t * shared, void * stream) {
-    *grid = *block = dim3(1);
-    *shared        = 0;
+    *grid = *block    = dim3(1);
+    *shared           = 0;
     *(void **) stream = nullptr;
     return cudaSuccess;
 }
@@ -110,7 +116,9 @@ cudaError_t __cudaGetKernel(cudaKernel_t * out, const void * host) {
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3, dim3, void **, size_t, cudaStream_t) {
     return started(kernel);
 }
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *, const void * kernel, void **) { return started(kernel); }
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *, const void * kernel, void **) {
+    return started(kernel);
+}
 cudaError_t cudaLaunchCooperativeKernel(const void * kernel, dim3, dim3, void **, size_t, cudaStream_t) {
     return started(kernel);
 }
@@ -121,7 +129,9 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes * out, const void *) {
     out->binaryVersion = out->ptxVersion = 90;
     return cudaSuccess;
 }
-cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int) {
+    return cudaSuccess;
+}
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int * out, const void *, int, size_t, unsigned) {
     *out = 2;
     return cudaSuccess;
@@ -135,16 +145,28 @@ cudaError_t cudaMalloc(void ** out, size_t size) {
     *out = allocate(size);
     return *out ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-cudaError_t cudaMallocManaged(void ** out, size_t size, unsigned) { return cudaMalloc(out, size); }
-cudaError_t cudaMallocHost(void ** out, size_t size) { return cudaMalloc(out, size); }
-cudaError_t cudaHostAlloc(void ** out, size_t size, unsigned) { return cudaMalloc(out, size); }
+cudaError_t cudaMallocManaged(void ** out, size_t size, unsigned) {
+    return cudaMalloc(out, size);
+}
+cudaError_t cudaMallocHost(void ** out, size_t size) {
+    return cudaMalloc(out, size);
+}
+cudaError_t cudaHostAlloc(void ** out, size_t size, unsigned) {
+    return cudaMalloc(out, size);
+}
 cudaError_t cudaFree(void * data) {
     free(data);
     return cudaSuccess;
 }
-cudaError_t cudaFreeHost(void * data) { return cudaFree(data); }
-cudaError_t cudaHostRegister(void *, size_t, unsigned) { return cudaSuccess; }
-cudaError_t cudaHostUnregister(void *) { return cudaSuccess; }
+cudaError_t cudaFreeHost(void * data) {
+    return cudaFree(data);
+}
+cudaError_t cudaHostRegister(void *, size_t, unsigned) {
+    return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void *) {
+    return cudaSuccess;
+}
 cudaError_t cudaHostGetDevicePointer(void ** out, void * data, unsigned) {
     *out = data;
     return cudaSuccess;
@@ -157,7 +179,9 @@ cudaError_t cudaMemset(void * data, int value, size_t size) {
     memset(data, value, size);
     return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void * data, int value, size_t size, cudaStream_t) { return cudaMemset(data, value, size); }
+cudaError_t cudaMemsetAsync(void * data, int value, size_t size, cudaStream_t) {
+    return cudaMemset(data, value, size);
+}
 cudaError_t cudaMemcpyAsync(void * dst, const void * src, size_t size, cudaMemcpyKind, cudaStream_t) {
     n_copies++;
     memmove(dst, src, size);
@@ -205,16 +229,33 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp * out, int) {
 }
 cudaError_t cudaDeviceGetAttribute(int * out, cudaDeviceAttr attribute, int) {
     switch (attribute) {
-        case cudaDevAttrMaxGridDimX:               *out = INT32_MAX; break;
+        case cudaDevAttrMaxGridDimX:
+            *out = INT32_MAX;
+            break;
         case cudaDevAttrMaxGridDimY:
-        case cudaDevAttrMaxGridDimZ:               *out = 65535; break;
-        case cudaDevAttrComputeCapabilityMajor:    *out = 9; break;
-        case cudaDevAttrMultiProcessorCount:       *out = 132; break;
-        case cudaDevAttrWarpSize:                  *out = 32; break;
-        case cudaDevAttrMaxSharedMemoryPerBlock:   *out = 48 << 10; break;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *out = 227 << 10; break;
-        case cudaDevAttrMaxThreadsPerBlock:        *out = 1024; break;
-        default:                                   *out = 0;
+        case cudaDevAttrMaxGridDimZ:
+            *out = 65535;
+            break;
+        case cudaDevAttrComputeCapabilityMajor:
+            *out = 9;
+            break;
+        case cudaDevAttrMultiProcessorCount:
+            *out = 132;
+            break;
+        case cudaDevAttrWarpSize:
+            *out = 32;
+            break;
+        case cudaDevAttrMaxSharedMemoryPerBlock:
+            *out = 48 << 10;
+            break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+            *out = 227 << 10;
+            break;
+        case cudaDevAttrMaxThreadsPerBlock:
+            *out = 1024;
+            break;
+        default:
+            *out = 0;
     }
     return cudaSuccess;
 }
@@ -222,43 +263,87 @@ cudaError_t cudaDeviceGetPCIBusId(char * out, int, int) {
     strcpy(out, "0000:00:00.0");
     return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaSetDeviceFlags(unsigned) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaSetDevice(int) {
+    return cudaSuccess;
+}
+cudaError_t cudaSetDeviceFlags(unsigned) {
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() {
+    return cudaSuccess;
+}
 cudaError_t cudaDeviceCanAccessPeer(int * out, int, int) {
     *out = 0;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
-const char * cudaGetErrorString(cudaError_t) { return "an error that cannot be"; }
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) {
+    return cudaSuccess;
+}
+cudaError_t cudaGetLastError() {
+    return cudaSuccess;
+}
+cudaError_t cudaPeekAtLastError() {
+    return cudaSuccess;
+}
+const char * cudaGetErrorString(cudaError_t) {
+    return "an error that cannot be";
+}
 
 //
 // streams and events: all is done at once
 //
 
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t * out, unsigned) { return make(out); }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t * out, unsigned) {
+    return make(out);
+}
+cudaError_t cudaStreamDestroy(cudaStream_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) {
+    return cudaSuccess;
+}
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus * out) {
     *out = cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t * out, unsigned) { return make(out); }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t * out, unsigned) {
+    return make(out);
+}
+cudaError_t cudaEventDestroy(cudaEvent_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+    return cudaSuccess;
+}
 
 // Graphs would start many kernels as one: GGML_CUDA_DISABLE_GRAPHS=1.
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) { abort(); }
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *) { abort(); }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *, cudaGraph_t, unsigned long long) { abort(); }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) { abort(); }
-cudaError_t cudaGraphExecUpdate(cudaGraphExec_t, cudaGraph_t, cudaGraphExecUpdateResultInfo *) { abort(); }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaSuccess; }
-cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaSuccess; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+    abort();
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *) {
+    abort();
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *, cudaGraph_t, unsigned long long) {
+    abort();
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t) {
+    abort();
+}
+cudaError_t cudaGraphExecUpdate(cudaGraphExec_t, cudaGraph_t, cudaGraphExecUpdateResultInfo *) {
+    abort();
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t) {
+    return cudaSuccess;
+}
 
 //
 // cuBLAS
@@ -268,11 +353,21 @@ cublasStatus_t cublasCreate_v2(cublasHandle_t * out) {
     make(out);
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasDestroy_v2(cublasHandle_t) { return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasSetStream_v2(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void *, size_t) { return CUBLAS_STATUS_SUCCESS; }
-const char * cublasGetStatusString(cublasStatus_t) { return "an error that cannot be"; }
+cublasStatus_t cublasDestroy_v2(cublasHandle_t) {
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasSetStream_v2(cublasHandle_t, cudaStream_t) {
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void *, size_t) {
+    return CUBLAS_STATUS_SUCCESS;
+}
+const char * cublasGetStatusString(cublasStatus_t) {
+    return "an error that cannot be";
+}
 cublasStatus_t cublasSgemm_v2(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const float *,
                               const float *, int, const float *, int, const float *, float *, int) {
     return multiplied();
@@ -300,12 +395,13 @@ cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t, cublasOperation_t, cubl
     return multiplied();
 }
 cublasStatus_t cublasSgemmBatched(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const float *,
-                                  const float * const *, int, const float * const *, int, const float *, float * const *,
-                                  int, int) {
+                                  const float * const *, int, const float * const *, int, const float *,
+                                  float * const *, int, int) {
     return multiplied();
 }
-cublasStatus_t cublasStrsmBatched(cublasHandle_t, cublasSideMode_t, cublasFillMode_t, cublasOperation_t, cublasDiagType_t,
-                                  int, int, const float *, const float * const *, int, float * const *, int, int) {
+cublasStatus_t cublasStrsmBatched(cublasHandle_t, cublasSideMode_t, cublasFillMode_t, cublasOperation_t,
+                                  cublasDiagType_t, int, int, const float *, const float * const *, int,
+                                  float * const *, int, int) {
     return multiplied();
 }
 

@@ -412,7 +412,7 @@ static void test_an_archive_that_a_device_cannot_read_is_refused() {
 // Memory for archiving is there when the archive is started. What is read of all layers may be more than an eviction needs.
 static void test_archiving_takes_no_memory_later() {
     fake_device        dev{ "Fake" };
-    ggml_backend_dev_t list[] = { &dev.dev, nullptr };
+    ggml_backend_dev_t list[]  = { &dev.dev, nullptr };
     auto               mparams = llama_model_default_params();
     mparams.devices            = list;
     mparams.n_gpu_layers       = 99;
