@@ -68,17 +68,21 @@ void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_pa
         auto              store = p.path ? morphkv_page_store_file(path, layout) : morphkv_page_store_ram();
         all.push_back(std::make_unique<morphkv_archive>(layout, std::move(store), p.max_bytes));
     }
-    const auto &          first  = side.layers.front();
+    const auto elsewhere = std::find_if(side.layers.begin(), side.layers.end(),
+                                        [](const morphkv_side_layer & layer) { return !layer.is_on_cpu(); });
+    const bool is_beside = elsewhere != side.layers.end();
+
+    ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type();
+    if (is_beside) {
+        ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(elsewhere->k->buffer));
+        if (ggml_backend_buffer_type_t for_device = ggml_backend_dev_host_buffer_type(dev)) {
+            buft = for_device;
+        }
+    }
     // fewer bytes to read where the archive has no use for more
     const ggml_type       type_k = layout.type_k == GGML_TYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_F32;
-    const morphkv_staging staging(layout, N_CHUNK, type_k, first.v->type);
-    const bool            is_beside = std::any_of(side.layers.begin(), side.layers.end(),
-                                                  [](const morphkv_side_layer & layer) { return !layer.is_on_cpu(); });
-
-    ggml_backend_dev_t         dev  = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(first.k->buffer));
-    ggml_backend_buffer_type_t buft = dev ? ggml_backend_dev_host_buffer_type(dev) : nullptr;
-    archives = std::make_unique<morphkv_archives>(std::move(all), staging, buft ? buft : ggml_backend_cpu_buffer_type(),
-                                                  is_beside);
+    const morphkv_staging staging(layout, N_CHUNK, type_k, side.layers.front().v->type);
+    archives              = std::make_unique<morphkv_archives>(std::move(all), staging, buft, is_beside);
     const std::string why = why_not_archived();
     n_sched_uses++;
     if (!why.empty()) {
