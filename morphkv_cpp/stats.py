@@ -25,13 +25,13 @@ class CacheStats:
     n_evictions: int  # evictions of the sequence
     n_evicted: int  # tokens evicted per KV head, over all evictions of the sequence
     kv_bytes: int  # K and V of all sequences
-    extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores
+    extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores, tokens before they are archived
     scratch_bytes: int  # most that an eviction has taken, for its duration, from the compute buffer
     evict_ms: float  # time spent in evictions, all sequences
     seq_evict_ms: float  # the same, of this sequence alone
     n_archived: int  # tokens of the sequence that are in its archive; on a GPU some may still be on their way
     n_archive_lost: int  # tokens that had to leave it, as it is bounded
-    archive_bytes: int  # archives of all sequences, on the host: tokens, index, tokens on their way
+    archive_bytes: int  # archives of all sequences, on the host: tokens and index
     archive_ms: float  # part of evict_ms: time that decoding waited for archives, all sequences
     n_recalls: int  # recalls of the sequence
     n_recalled: int  # tokens that they brought back, summed over layers and KV heads

@@ -96,7 +96,7 @@ typedef struct morphkv_stats {
         n_archived;  // tokens of the sequence that are in its archive; on a GPU or over RPC tokens are appended while
                      // the model decodes on, and count once they are there
     int64_t  n_archive_lost;  // tokens that had to leave it (max_bytes)
-    uint64_t archive_bytes;   // archives of all sequences, on the host: pages, index, tokens on their way
+    uint64_t archive_bytes;   // archives of all sequences, on the host: pages and index
     double   archive_ms;      // of evict_ms: time that decoding waited for archives, all sequences
     int64_t  n_recalls;       // recalls of the sequence
     int64_t  n_recalled;      // tokens that they brought back, summed over layers and KV heads

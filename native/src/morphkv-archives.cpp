@@ -129,6 +129,11 @@ size_t morphkv_archives::n_bytes() const {
     for (size_t s = 0; s < all.size(); ++s) {
         res += count(s).n_bytes;
     }
+    return res;
+}
+
+size_t morphkv_archives::n_staged_bytes() const {
+    size_t res = 0;
     for (const auto & buffer : rows) {
         res += buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0;
     }

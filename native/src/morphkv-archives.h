@@ -54,7 +54,8 @@ public:
     };
     // Does not wait: before an append ends, as it was when that began.
     counts count(llama_seq_id seq_id) const;
-    size_t n_bytes() const;  // of all
+    size_t n_bytes() const;         // of all
+    size_t n_staged_bytes() const;  // of tokens on their way
 
     const morphkv_staging staging;
 

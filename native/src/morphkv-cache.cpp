@@ -366,6 +366,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
         out.n_archived     = counts.n_held;
         out.n_archive_lost = counts.n_lost;
         out.archive_bytes  = archives->n_bytes();
+        out.extra_bytes += archives->n_staged_bytes();
     }
 }
 
