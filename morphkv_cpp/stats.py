@@ -25,7 +25,7 @@ class CacheStats:
     n_evictions: int  # evictions of the sequence
     n_evicted: int  # tokens evicted per KV head, over all evictions of the sequence
     kv_bytes: int  # K and V of all sequences
-    extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores, tokens before they are archived
+    extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores; tokens to be archived
     scratch_bytes: int  # most that an eviction has taken, for its duration, from the compute buffer
     evict_ms: float  # time spent in evictions, all sequences
     seq_evict_ms: float  # the same, of this sequence alone
