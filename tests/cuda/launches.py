@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from contextlib import closing
@@ -61,7 +60,7 @@ def count(path: Path, archive: str | None) -> None:
             grown, names = runtime.counts() - before, runtime.listed()
             if llm.cache_stats().n_evictions == n_evictions:
                 plain, plain_names = grown, names
-        # the last token but those since: evict once more
+        # until a token is the one that evicts
         while llm.cache_stats().n_evictions == n_evictions:
             before = runtime.counts()
             runtime.begin_list()
@@ -79,7 +78,6 @@ def main() -> None:
         path = write_tiny_llama(Path(folder) / "8b.gguf", **SHAPE)
         for archive in (None, "ram"):
             count(path, archive)
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
