@@ -30,13 +30,21 @@ static morphkv_rope read_rope(const ggml_tensor * t) {
 
 // Goes from the keys towards the weights that made them. is_clean: nothing was met that does not commute with rotation.
 static morphkv_rope find_rope(const ggml_tensor * t, bool is_clean) {
-    morphkv_rope res;
+    bool is_multiplied = false;
+    auto found         = [&](morphkv_rope rope) {
+        rope.is_multiplied |= is_multiplied;
+        return rope;
+    };
+    morphkv_rope none;
+    none.is = morphkv_rope::kind::NONE;
+
     while (t) {
         switch (t->op) {
-            case GGML_OP_ROPE:
-                res    = read_rope(t);
-                res.is = is_clean ? res.is : morphkv_rope::kind::UNKNOWN;
-                return res;
+            case GGML_OP_ROPE: {
+                morphkv_rope res = read_rope(t);
+                res.is           = is_clean ? res.is : morphkv_rope::kind::UNKNOWN;
+                return found(res);
+            }
             // shapes, and what leaves directions as they are
             case GGML_OP_RESHAPE:
             case GGML_OP_VIEW:
@@ -51,36 +59,36 @@ static morphkv_rope find_rope(const ggml_tensor * t, bool is_clean) {
             case GGML_OP_MUL_MAT:
                 if (!(t->src[0]->flags & GGML_TENSOR_FLAG_INPUT)) {
                     // the projection: no rotation on the way
-                    res.is = morphkv_rope::kind::NONE;
-                    return res;
+                    return found(none);
                 }
                 // the cache's own rotation, undone where rows are turned
-                t = t->src[1];
+                is_multiplied = true;
+                t             = t->src[1];
                 break;
             case GGML_OP_CONCAT: {
-                for (const int i : { 0, 1 }) {
-                    res = find_rope(t->src[i], false);
-                    if (res.is != morphkv_rope::kind::NONE) {
-                        return res;
-                    }
-                }
-                return res;
+                const morphkv_rope first = find_rope(t->src[0], false);
+                return found(first.is != morphkv_rope::kind::NONE ? first : find_rope(t->src[1], false));
             }
             case GGML_OP_NONE:
-                res.is = morphkv_rope::kind::NONE;
-                return res;
+                return found(none);
             default:
                 is_clean = false;
                 t        = t->src[0];
                 break;
         }
     }
-    res.is = morphkv_rope::kind::NONE;
-    return res;
+    return found(none);
 }
 
 morphkv_rope morphkv_find_rope(const ggml_tensor * k) {
     return find_rope(k, true);
+}
+
+// By the cache's matrix, which is its own inverse.
+static ggml_tensor * build_multiply(ggml_context * ctx, ggml_tensor * heads, const morphkv_rope & rope,
+                                    ggml_tensor * rot) {
+    GGML_ASSERT(rot || !rope.is_multiplied);
+    return rope.is_multiplied ? llama_mul_mat_hadamard(ctx, heads, rot) : heads;
 }
 
 // heads: (n_rows, n_heads, n_embd_head) F32, positions: (n_rows)
@@ -105,9 +113,9 @@ ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32
     ggml_tensor * res = cur;
 
     cur = rows->type == GGML_TYPE_F32 ? cur : ggml_cast(ctx, cur, GGML_TYPE_F32);
-    cur = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    cur = build_multiply(ctx, cur, rope, rot);
     cur = build_turn(ctx, cur, deltas, rope);
-    cur = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    cur = build_multiply(ctx, cur, rope, rot);
     return ggml_cpy(ctx, cur, res);
 }
 
@@ -117,7 +125,7 @@ ggml_tensor * morphkv_build_unrotated(ggml_context * ctx, ggml_tensor * rows, in
 
     ggml_tensor * cur = rows->type == GGML_TYPE_F32 ? ggml_cont(ctx, rows) : ggml_cast(ctx, rows, GGML_TYPE_F32);
     cur               = ggml_reshape_3d(ctx, cur, n_row / n_heads, n_heads, n_rows);
-    cur               = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    cur               = build_multiply(ctx, cur, rope, rot);
     cur               = deltas ? build_turn(ctx, cur, deltas, rope) : cur;
     return ggml_reshape_2d(ctx, cur, n_row, n_rows);
 }
@@ -126,6 +134,6 @@ ggml_tensor * morphkv_build_rotated(ggml_context * ctx, ggml_tensor * rows, ggml
                                     const morphkv_rope & rope, ggml_tensor * rot) {
     ggml_tensor * cur = ggml_reshape_3d(ctx, rows, rows->ne[0], 1, rows->ne[1]);
     cur               = positions ? build_turn(ctx, cur, positions, rope) : cur;
-    cur               = rot ? llama_mul_mat_hadamard(ctx, cur, rot) : cur;
+    cur               = build_multiply(ctx, cur, rope, rot);
     return ggml_reshape_2d(ctx, cur, rows->ne[0], rows->ne[1]);
 }

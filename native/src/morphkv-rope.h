@@ -24,6 +24,10 @@ struct morphkv_rope {
     float         beta_fast  = 0.0f;
     float         beta_slow  = 0.0f;
     ggml_tensor * factors    = nullptr;  // the model's, or null
+
+    // Whether keys, and queries, are then multiplied with the cache's matrix. MLA's are not, though the cache has one where
+    // they are quantized.
+    bool is_multiplied = false;
 };
 
 // k: keys as a layer's attention gets them.
@@ -32,7 +36,7 @@ morphkv_rope morphkv_find_rope(const ggml_tensor * k);
 // Rotates each head of rows by its own number of positions, in place.
 //   rows:   (n_rows, n_heads*n_embd_head), contiguous, any K type
 //   deltas: (n_rows*n_heads) I32, positions to go on by; may be negative
-//   rot:    matrix that rows are multiplied with (the rotation that quantized K uses), or null
+//   rot:    matrix that quantized K is multiplied with where rope says so; may be null where it does not
 // Positions enter a rotation linearly, also with YaRN and frequency factors, so turning by a difference is exact but for
 // rounding. YaRN's magnitude scale, which the rows have already, is divided out.
 ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,

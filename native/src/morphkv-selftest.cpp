@@ -310,6 +310,8 @@ morphkv_selftest_state rebase(const morphkv_selftest_case & c, ggml_backend_t ba
     rope.beta_fast  = 32.0f;
     rope.beta_slow  = 1.0f;
 
+    rope.is_multiplied = n_rot > 0;
+
     morphkv_selftest_state res{};
     graph                  g;
     ggml_tensor *          rot    = n_rot ? g.input(GGML_TYPE_F32, n_rot, n_rot) : nullptr;

@@ -29,6 +29,7 @@ struct rope_case {
     int32_t     n_rot       = 0;     // rows are multiplied with a Hadamard matrix of this size
     ggml_type   type        = GGML_TYPE_F32;
     double      tolerance   = 3e-4;  // of a key's length: angles of thousands of radians are in F32
+    bool        multiplies  = true;  // else there is a matrix, and the model does not use it
 };
 
 constexpr int32_t N_EMBD_HEAD = 64, N_HEADS = 3, N_ROWS = 40, N_CTX_ORIG = 512;
@@ -106,7 +107,7 @@ public:
     ggml_tensor * model_keys(ggml_context * g) const {
         ggml_tensor * k = ggml_rope_ext(g, plain, pos, factors, c.n_dims, c.mode, N_CTX_ORIG, 10000.0f, c.freq_scale,
                                         c.ext_factor, c.attn_factor, 32.0f, 1.0f);
-        if (rot) {
+        if (rot && c.multiplies) {
             k = ggml_reshape_2d(g, k, c.n_rot, ggml_nelements(k) / c.n_rot);
             k = ggml_reshape_3d(g, ggml_mul_mat(g, rot, k), N_EMBD_HEAD, N_HEADS, N_ROWS);
         }
@@ -232,6 +233,16 @@ static void test_ropes_are_told_apart() {
     CHECK(morphkv_find_rope(ggml_mul(g, ggml_rms_norm(g, rotated, 1e-5f), norm)).is == kind::UNKNOWN);
     CHECK(morphkv_find_rope(ggml_concat(g, k, rotated, 0)).is == kind::UNKNOWN);
     CHECK(morphkv_find_rope(ggml_concat(g, k, k, 0)).is == kind::NONE);
+    // whether they are multiplied, rotated or not
+    ggml_tensor * multiplied = ggml_mul_mat(g, rot, ggml_reshape_2d(g, rotated, 64, 10));
+    for (ggml_tensor * t : { k, rotated, ggml_concat(g, k, rotated, 0) }) {
+        CHECK(!morphkv_find_rope(t).is_multiplied);
+    }
+    for (ggml_tensor * t : { multiplied, ggml_mul_mat(g, rot, ggml_reshape_2d(g, k, 64, 10)),
+                             ggml_concat(g, ggml_reshape_2d(g, k, 64, 10), multiplied, 0),
+                             ggml_mul_mat(g, rot, ggml_reshape_2d(g, ggml_concat(g, k, rotated, 0), 64, 20)) }) {
+        CHECK(morphkv_find_rope(t).is_multiplied);
+    }
     int           sections[4] = { 8, 8, 8, 8 };
     ggml_tensor * pos4        = ggml_new_tensor_1d(g, GGML_TYPE_I32, 20);
     CHECK(morphkv_find_rope(
@@ -251,6 +262,7 @@ int main() {
         { "yarn, attention factor", neox, 64, 0.25f, 1.0f, 0.7f },
         { "factors", normal, 64, 1.0f, 0.0f, 1.0f, true },
         { "factors, hadamard", neox, 64, 1.0f, 0.0f, 1.0f, true, 64 },
+        { "hadamard, not used", neox, 64, 1.0f, 0.0f, 1.0f, false, 64, GGML_TYPE_F32, 3e-4, false },
     };
     for (const auto & c : cases) {
         for (const int n : { 1, 20 }) {
