@@ -8,7 +8,7 @@
 
 static bool has_full_layer(const llama_hparams & hparams) {
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (hparams.has_kv(il) && !hparams.is_swa(il) && !hparams.is_recr(il)) {
+        if (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !hparams.is_swa(il) && !hparams.is_recr(il)) {
             return true;
         }
     }
@@ -130,8 +130,12 @@ static std::unique_ptr<morphkv_cache> make_cache(const llama_model & model, cons
                                                  const llama_memory_i::layer_reuse_cb &  reuse) {
     const uint32_t n_window_cells =
         morphkv_window::n_cells(model.hparams, cparams.n_ubatch, mparams.swa_full, morphkv_cache::n_cells(params));
+    // a layer without KV heads (Nemotron 51B) has no attention that could be cut; llama.cpp makes empty tensors for it
+    const auto has_heads = [&hparams = model.hparams, filter](int32_t il) {
+        return (!filter || filter(il)) && hparams.n_head_kv(il) > 0;
+    };
     return std::make_unique<morphkv_cache>(model, model.hparams, params, mparams.type_k, mparams.type_v,
-                                           cparams.offload_kqv, cparams.n_seq_max, filter, reuse, n_window_cells);
+                                           cparams.offload_kqv, cparams.n_seq_max, has_heads, reuse, n_window_cells);
 }
 
 llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const llama_memory_params & mparams,
