@@ -75,6 +75,9 @@ uint32_t morphkv_cache::n_used(llama_seq_id seq_id) const {
 llama_memory_context_ptr morphkv_cache::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     GGML_UNUSED(embd_all);
     morphkv_error_clear();
+    if (!accepts(balloc.get_batch())) {
+        return std::make_unique<llama_kv_cache_context>(LLAMA_MEMORY_STATUS_FAILED_COMPUTE);
+    }
 
     auto split = [&](uint32_t n_max) {
         return get_n_stream() == 1 && !window ? balloc.split_simple(n_max) : balloc.split_equal(n_max, true, 0);

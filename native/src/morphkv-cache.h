@@ -149,7 +149,11 @@ public:
         std::vector<bool>                      is_prompt;  // by sequence
     };
 
-    // nullopt if the batch cannot be split like this. careful: smaller micro-batches that fit in any case.
+    // Whether tokens are of one sequence each, and positions as they must be. What is not is logged and left in
+    // morphkv_last_error(); a smaller batch would not help.
+    bool accepts(const llama_batch & batch) const;
+
+    // Of a batch that is accepted; nullopt if it cannot be split like this. careful: smaller micro-batches that fit in any case.
     // split: the next micro-batch, of at most so many tokens.
     using split_fn = std::function<llama_ubatch(uint32_t n_max)>;
     std::optional<batch_plan> plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful,

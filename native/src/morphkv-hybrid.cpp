@@ -57,6 +57,9 @@ llama_memory_context_ptr morphkv_hybrid::make_context(std::vector<llama_ubatch> 
 
 llama_memory_context_ptr morphkv_hybrid::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     morphkv_error_clear();
+    if (!attn->accepts(balloc.get_batch())) {
+        return std::make_unique<llama_memory_hybrid_context>(LLAMA_MEMORY_STATUS_FAILED_COMPUTE);
+    }
 
     // as llama_memory_hybrid splits
     auto split = [&](uint32_t n_max) {

@@ -23,6 +23,35 @@ bool morphkv_cache::needs_cut(llama_seq_id seq_id, uint32_t n_used, uint32_t n_s
            seq_pos_max(seq_id) > streams[seq_id].pos_prompt && vote_rows(seq_id).size() == (size_t) params.votes;
 }
 
+bool morphkv_cache::accepts(const llama_batch & batch) const {
+    auto refuse = [func = __func__](const std::string & sentence) {
+        LLAMA_LOG_ERROR("%s: MorphKV: %s\n", func, sentence.c_str());
+        morphkv_error_set(MORPHKV_STATUS_INVALID, sentence.c_str());
+        return false;
+    };
+    std::vector<llama_pos> newest(get_n_stream());
+    for (size_t s = 0; s < newest.size(); ++s) {
+        newest[s] = seq_pos_max(s);
+    }
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        const llama_seq_id s   = batch.seq_id[i][0];
+        const std::string  got = ", got " + std::to_string(batch.pos[i]);
+        if (batch.n_seq_id[i] != 1 || s < 0 || s >= (llama_seq_id) newest.size()) {
+            return refuse("a token must belong to one sequence among 0.." + std::to_string(newest.size() - 1) +
+                          ", got " + (batch.n_seq_id[i] == 1 ? std::to_string(s) : "several"));
+        }
+        if (newest[s] >= 0 && batch.pos[i] != newest[s] + 1) {
+            return refuse("positions must be consecutive" + got + " after " + std::to_string(newest[s]) +
+                          " in sequence " + std::to_string(s));
+        }
+        if (pos_end > 0 && batch.pos[i] >= pos_end) {
+            return refuse("positions of this model are learned and must be below " + std::to_string(pos_end) + got);
+        }
+        newest[s] = batch.pos[i];
+    }
+    return true;
+}
+
 std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch,
                                                                    bool careful, const split_fn & split) const {
     struct sequence {
@@ -45,23 +74,6 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
     const llama_batch & batch = balloc.get_batch();
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         const llama_seq_id s = batch.seq_id[i][0];
-        if (batch.n_seq_id[i] != 1 || s < 0 || s >= (llama_seq_id) seqs.size()) {
-            LLAMA_LOG_ERROR("%s: MorphKV: a token must belong to one sequence among 0..%zu\n", __func__,
-                            seqs.size() - 1);
-            return std::nullopt;
-        }
-        if (seqs[s].newest >= 0 && batch.pos[i] != seqs[s].newest + 1) {
-            LLAMA_LOG_ERROR("%s: MorphKV: positions must be consecutive, got %d after %d in sequence %d\n", __func__,
-                            batch.pos[i], seqs[s].newest, s);
-            return std::nullopt;
-        }
-        if (pos_end > 0 && batch.pos[i] >= pos_end) {
-            const std::string sentence = "positions of this model are learned and must be below " +
-                                         std::to_string(pos_end) + ", got " + std::to_string(batch.pos[i]);
-            LLAMA_LOG_ERROR("%s: MorphKV: %s\n", __func__, sentence.c_str());
-            morphkv_error_set(MORPHKV_STATUS_INVALID, sentence.c_str());
-            return std::nullopt;
-        }
         if (seqs[s].newest < 0) {
             seqs[s].rotary = batch.pos[i];  // a sequence may begin anywhere
         }

@@ -132,11 +132,22 @@ static void test_an_aborted_prompt_keeps_its_beginning(llama_model * model) {
     CHECK(decode(ctx, some_tokens(500)) == 0 && all_finite(logits(ctx)));
 }
 
-static void test_a_batch_that_cannot_be_placed_changes_nothing(llama_model * model) {
-    const auto ctx    = create_due(model);
+// Finally, as no smaller batch would be taken either (a host that hears 1 tries those), with a sentence that is logged once.
+static void refused(const context_ptr & ctx, llama_batch batch, const char * why) {
+    std::string log;
+    llama_log_set([](ggml_log_level, const char * text, void * data) { *(std::string *) data += text; }, &log);
+    CHECK(llama_decode(ctx.get(), batch) < -1);
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    CHECK(morphkv_last_status() == MORPHKV_STATUS_INVALID && strstr(morphkv_last_error(), why));
+    const size_t first = log.find(why);
+    CHECK(first != std::string::npos && log.find(why, first + 1) == std::string::npos);
+}
+
+static void test_a_batch_that_cannot_be_placed_changes_nothing(const context_ptr & ctx) {
     const auto before = save(ctx, 0);
 
-    // one token in two sequences
+    // one token in two sequences, which llama.cpp lets pass where they are as long
+    llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
     llama_batch batch  = llama_batch_init(1, 0, 2);
     batch.n_tokens     = 1;
     batch.token[0]     = 1;
@@ -145,10 +156,10 @@ static void test_a_batch_that_cannot_be_placed_changes_nothing(llama_model * mod
     batch.seq_id[0][0] = 0;
     batch.seq_id[0][1] = 1;
     batch.logits[0]    = 1;
-    CHECK(llama_decode(ctx.get(), batch) != 0);
+    refused(ctx, batch, "a token must belong to one sequence among 0..1, got several");
     llama_batch_free(batch);
 
-    // a position twice, and one left out
+    // a position twice, which llama.cpp lets pass, and one left out, which it does not
     for (const llama_pos second : { 0, 2 }) {
         batch          = llama_batch_init(2, 0, 1);
         batch.n_tokens = 2;
@@ -159,7 +170,11 @@ static void test_a_batch_that_cannot_be_placed_changes_nothing(llama_model * mod
             batch.seq_id[i][0] = 0;
             batch.logits[i]    = 1;
         }
-        CHECK(llama_decode(ctx.get(), batch) != 0);
+        if (second == 0) {
+            refused(ctx, batch, "positions must be consecutive, got ");
+        } else {
+            CHECK(llama_decode(ctx.get(), batch) == -1);
+        }
         llama_batch_free(batch);
     }
     CHECK(save(ctx, 0) == before);
@@ -174,6 +189,13 @@ int main() {
     test_a_prompt_whose_third_cut_fails(model.get(), step::COMPUTE);
     test_an_abort_loses_nothing(model.get());
     test_an_aborted_prompt_keeps_its_beginning(model.get());
-    test_a_batch_that_cannot_be_placed_changes_nothing(model.get());
+    test_a_batch_that_cannot_be_placed_changes_nothing(create_due(model.get()));
+    tiny_shape hybrid;
+    hybrid.arch             = "lfm2";
+    hybrid.n_head           = 2;
+    hybrid.n_head_kv        = 1;
+    hybrid.is_recurrent     = { 1, 0 };
+    const auto hybrid_model = tiny_model_load(hybrid);
+    test_a_batch_that_cannot_be_placed_changes_nothing(create_due(hybrid_model.get()));
     return 0;
 }
