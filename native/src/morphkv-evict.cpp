@@ -119,9 +119,7 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
     q                      = ggml_is_contiguous(q) ? q : ggml_cont(ctx, q);
     const size_t row_bytes = n_embd * sizeof(float);
     q = ggml_view_3d(ctx, q, n_embd, n_store, n_seqs, row_bytes, n_per * row_bytes, (n_per - n_store) * row_bytes);
-    if (n_seqs > 1) {
-        q = ggml_cont(ctx, q);
-    }
+    q = ggml_is_contiguous(q) ? q : ggml_cont(ctx, q);
     q = ggml_reshape_2d(ctx, q, n_embd, n_seqs * n_store);
 
     ggml_tensor * ring = ggml_reshape_2d(ctx, it->ring, n_embd, it->ring->ne[1] * it->ring->ne[2]);
@@ -228,7 +226,7 @@ std::vector<morphkv_stack> morphkv_cache::stacks(const morphkv_evict_shape & sha
             return (size_t) 1;
         }
         const size_t logits = sizeof(float) * layer.n_head * shape.n_votes * shape.n_old();
-        const size_t rows   = ggml_nbytes(layer.k) + (layer.v ? ggml_nbytes(layer.v) : 0);
+        const size_t rows   = layer.k->nb[2] + (layer.v ? layer.v->nb[2] : 0);  // of one stream
         return MAX_STACK_BYTES / std::max(logits, rows);
     });
 }

@@ -9,6 +9,26 @@ static ggml_tensor * build_max(ggml_context * ctx, ggml_tensor * a, ggml_tensor 
     return ggml_add(ctx, ggml_relu(ctx, ggml_sub(ctx, a, b)), b);
 }
 
+// Joins the rows of each (., n, ne0) block of t (n_layers, n_head_kv, n, ne0) to one, by halves; an odd one out joins last.
+template <typename F> static ggml_tensor * build_fold(ggml_context * ctx, ggml_tensor * t, F && join) {
+    auto part = [&](ggml_tensor * cur, int64_t i, int64_t n) {
+        return ggml_view_4d(ctx, cur, cur->ne[0], n, cur->ne[2], cur->ne[3], cur->nb[1], cur->nb[2], cur->nb[3],
+                            i * cur->nb[1]);
+    };
+    std::vector<ggml_tensor *> rest;
+    for (int64_t n = t->ne[1]; n > 1; n /= 2) {
+        const int64_t half = n / 2;
+        if (n % 2) {
+            rest.push_back(part(t, n - 1, 1));
+        }
+        t = join(part(t, 0, half), part(t, half, half));
+    }
+    for (auto * odd : rest) {
+        t = join(t, odd);
+    }
+    return t;
+}
+
 static ggml_tensor * build_join(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b, morphkv_fusion fusion) {
     return fusion == MORPHKV_FUSION_MAX ? build_max(ctx, a, b) : ggml_add(ctx, a, b);
 }
@@ -75,15 +95,13 @@ static ggml_tensor * build_each_vote(ggml_context * ctx, const morphkv_evict_lay
         ggml_soft_max_add_sinks(a, layer.sinks);
     }
 
-    auto group_member = [&](int64_t i) {
-        return ggml_view_4d(ctx, a, n_old, n_votes, n_head_kv, n_layers, a->nb[1], a->nb[2] * n_group, a->nb[3],
-                            i * a->nb[2]);
-    };
-    ggml_tensor * res = n_group == 1 ? a : group_member(0);
-    for (int64_t i = 1; i < n_group; ++i) {
-        res = build_max(ctx, group_member(i), res);
+    if (n_group == 1) {
+        return a;
     }
-    return res;
+    // (n_layers, n_head_kv, n_group, n_votes*n_old)
+    a = ggml_view_4d(ctx, a, n_old * n_votes, n_group, n_head_kv, n_layers, a->nb[2], a->nb[2] * n_group, a->nb[3], 0);
+    a = build_fold(ctx, a, [&](ggml_tensor * x, ggml_tensor * y) { return build_max(ctx, x, y); });
+    return ggml_reshape_4d(ctx, a, n_old, n_votes, n_head_kv, n_layers);
 }
 
 ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
@@ -102,22 +120,7 @@ ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer 
         cur = build_each_vote(ctx, layer, n_old, inp);
     }
 
-    // join the votes by halves; an odd one out joins last
-    std::vector<ggml_tensor *> rest;
-    auto                       votes = [&](ggml_tensor * t, int64_t i, int64_t n) {
-        return ggml_view_4d(ctx, t, n_old, n, n_head_kv, n_layers, t->nb[1], t->nb[2], t->nb[3], i * t->nb[1]);
-    };
-    for (int64_t n = cur->ne[1]; n > 1; n /= 2) {
-        const int64_t half = n / 2;
-        if (n % 2) {
-            rest.push_back(votes(cur, n - 1, 1));
-        }
-        cur = build_join(ctx, votes(cur, 0, half), votes(cur, half, half), policy.fusion);
-    }
-    for (auto * t : rest) {
-        cur = build_join(ctx, cur, t, policy.fusion);
-    }
-
+    cur = build_fold(ctx, cur, [&](ggml_tensor * x, ggml_tensor * y) { return build_join(ctx, x, y, policy.fusion); });
     cur = ggml_is_contiguous(cur) ? cur : ggml_cont(ctx, cur);
     return ggml_reshape_2d(ctx, cur, n_old, n_head_kv * n_layers);
 }
@@ -234,11 +237,11 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
     }
 }
 
+static size_t n_halvings(int32_t n) {
+    return n > 1 ? 1 + n_halvings(n / 2) : 0;
+}
+
 size_t morphkv_evict_max_tensors(int32_t n_group, int32_t n_votes) {
-    size_t n_halvings = 0;
-    for (int32_t n = n_votes; n > 1; n /= 2) {
-        n_halvings++;
-    }
-    // per group member a view and a max (3 ops); per halving three views and two joins (3 ops each)
-    return 112 + 4 * n_group + 9 * n_halvings;
+    // per halving three views and two joins of up to 3 ops
+    return 114 + 9 * (n_halvings(n_group) + n_halvings(n_votes));
 }

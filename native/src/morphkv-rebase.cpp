@@ -26,9 +26,15 @@ public:
         if (!pos->buffer || !ubatch->pos) {
             return;
         }
+        bool                   is_moved = false;
         std::vector<llama_pos> data(ubatch->n_tokens);
         for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
-            data[i] = ubatch->pos[i] - mkv->rotary_offset(ubatch->seq_id[i][0]);
+            const llama_pos offset = mkv->rotary_offset(ubatch->seq_id[i][0]);
+            data[i]                = ubatch->pos[i] - offset;
+            is_moved |= offset != 0;
+        }
+        if (!is_moved) {
+            return;
         }
         GGML_ASSERT((int64_t) data.size() == ggml_nelements(pos));
         ggml_backend_tensor_set(pos, data.data(), 0, ggml_nbytes(pos));

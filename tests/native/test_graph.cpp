@@ -224,6 +224,21 @@ static std::vector<int32_t> repeat(const std::vector<int32_t> & data, int32_t n)
     return res;
 }
 
+// Heads of a group and voters are joined by halves: not more than twice as many operations as it takes to halve them to one.
+static void check_folds(ggml_cgraph * gf, const test_case & c) {
+    int32_t n_subs = 0, n_halvings = 0;
+    for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+        n_subs += ggml_graph_node(gf, i)->op == GGML_OP_SUB;
+    }
+    for (const int32_t n_most : { c.n_group, c.policy.fusion == MORPHKV_FUSION_MAX ? c.shape.n_votes : 1 }) {
+        for (int32_t n = n_most; n > 1; n /= 2) {
+            n_halvings++;
+        }
+    }
+    const int32_t n_in_select = 2;
+    CHECK(n_subs <= n_in_select + 2 * n_halvings);
+}
+
 static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers, int32_t n_threads = 1) {
     std::mt19937 rng(seed);
     const auto & s = c.shape;
@@ -289,6 +304,7 @@ static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers,
         morphkv_build_evict(ctx.get(), gf, layer, s, c.policy, inp);
         CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <=
               morphkv_evict_max_tensors(c.n_group, s.n_votes));
+        check_folds(gf, c);
 
         ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend.get())));
         CHECK(ggml_gallocr_alloc_graph(galloc.get(), gf));
@@ -343,6 +359,7 @@ int main() {
         run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 20.0f }, seed++);
         run({ GGML_TYPE_F16, type, 64, 1, 8, many_graduates, other, 0.0f }, seed++);
         run({ type, type, 576, 1, 5, few_graduates, paper, 0.0f, false, false }, seed++);  // MLA
+        run({ type, type, 64, 1, 128, few_graduates, paper, 0.0f, false, false }, seed++);
         run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 0.0f, true }, seed++);
         run({ type, GGML_TYPE_F16, 64, 2, 4, many_graduates, other, 0.0f, true }, seed++);
     }
