@@ -101,22 +101,34 @@ def set_keep(context: int, seq_id: int, n_keep: int) -> None:
 
 
 def start_archive(
-    context: int, *, path: str | None = None, type_k: int = -1, type_v: int = -1, max_bytes: int = 0
+    context: int, *, path: str | None = None, type_k: int = -1, type_v: int = -1, max_bytes: int | None = None
 ) -> None:
     """From now on every sequence keeps what leaves its window, in memory or in a file.
 
-    ggml types, -1 as in the cache; max_bytes 0: no limit.
+    ggml types, -1 as in the cache; max_bytes: of all sequences together, 0: no limit, None: the library's own.
     """
     params = lib.morphkv_archive_params_default()
-    params.type_k, params.type_v, params.max_bytes = _int32("type_k", type_k), _int32("type_v", type_v), max_bytes
+    params.type_k, params.type_v = _int32("type_k", type_k), _int32("type_v", type_v)
+    if max_bytes is not None:
+        params.max_bytes = max_bytes
     name = ffi.NULL if path is None else ffi.new("char []", os.fsencode(path))
     params.path = name
     _check(lib.morphkv_archive_start(_context(context), ffi.new("morphkv_archive_params *", params)))
 
 
 def why_archive_stopped(context: int, seq_id: int = 0) -> str:
-    """Why a sequence's archive grows no more; "" while it does."""
+    """Why a sequence's archive grows no more; "" while it does. Does not wait for what is being appended."""
     return _text(lib.morphkv_archive_why_stopped(_context(context), seq_id))
+
+
+def load_state(context: int, data: bytes, seq_id: int = -1, flags: int = 0) -> None:
+    """Load a state of the whole context (-1) or of a sequence; NativeError with the reason where it is refused.
+
+    Then nothing has changed. flags are those that a sequence was saved with.
+    """
+    handle = _context(context)
+    buffer = ffi.from_buffer(data)
+    _check(lib.morphkv_state_load(handle, _int32("seq_id", seq_id), buffer, len(buffer), flags))
 
 
 def recall(context: int, seq_id: int = 0, **settings: float) -> dict[str, Any]:

@@ -55,3 +55,7 @@ def refuse_context(sentence: str, cause: Exception | None = None) -> None:
 
 def refuse_argument(sentence: str) -> None:
     raise InvalidError(sentence)
+
+
+def refuse_state(sentence: str) -> None:
+    raise NativeError(sentence)

@@ -11,7 +11,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
-from .calls import rpc_devices
+from .calls import last_error, load_state, rpc_devices
+from .errors import NoMorphKVError, refuse_state
 
 N_PIECE = 64  # bytes; few tokens are longer
 
@@ -27,37 +28,47 @@ def token_piece(vocab: Any, token: int) -> bytes:
 
 
 def state(context: Any) -> bytes:
-    """All that a context holds. Raises RuntimeError if llama.cpp gives less than it announced."""
+    """All that a context holds. NativeError with the reason where it cannot be had."""
     n_bytes = llama_cpp.llama_state_get_size(context)
     data = (ctypes.c_uint8 * n_bytes)()
-    if llama_cpp.llama_state_get_data(context, data, n_bytes) != n_bytes:
-        raise RuntimeError("Failed to copy llama state data")
-    return bytes(data)
+    return _saved(data, llama_cpp.llama_state_get_data(context, data, n_bytes))
 
 
-def set_state(context: Any, data: bytes) -> bool:
-    """Whether the context took it."""
-    array = np.frombuffer(data, dtype=np.uint8)
-    pointer = array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-    return llama_cpp.llama_state_set_data(context, pointer, len(array)) == len(array)
+def set_state(context: Any, data: bytes) -> None:
+    """Give a context what `state` gave. NativeError with the reason where it is refused: nothing has changed then.
+
+    A context without MorphKV may have changed: there it is llama.cpp that loads.
+    """
+    try:
+        load_state(context, data)
+    except NoMorphKVError:
+        array = np.frombuffer(data, dtype=np.uint8)
+        pointer = array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if len(array) == 0 or llama_cpp.llama_state_set_data(context, pointer, len(array)) != len(array):
+            refuse_state("llama.cpp refused the state, or not all of it was one")
 
 
 def checkpoint(context: Any, seq_id: int = 0) -> bytes:
-    """All that a sequence holds but its archive: to go back to, in this context, while its text only grows."""
+    """All that a sequence holds but its archive: to go back to, in this context, while its text only grows.
+
+    NativeError with the reason where it cannot be had.
+    """
     flags = llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
     n_bytes = llama_cpp.llama_state_seq_get_size_ext(context, seq_id, flags)
     data = (ctypes.c_uint8 * n_bytes)()
-    if llama_cpp.llama_state_seq_get_data_ext(context, data, n_bytes, seq_id, flags) != n_bytes:
-        raise RuntimeError("Failed to copy llama state data")
+    return _saved(data, llama_cpp.llama_state_seq_get_data_ext(context, data, n_bytes, seq_id, flags))
+
+
+def set_checkpoint(context: Any, data: bytes, seq_id: int = 0) -> None:
+    """Go back to a checkpoint. NativeError with the reason where it is refused: nothing has changed then."""
+    load_state(context, data, seq_id, llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+
+
+def _saved(data: Any, n_written: int) -> bytes:
+    """What llama.cpp has written: it announces, and writes, 0 bytes where it fails."""
+    if n_written == 0 or n_written != len(data):
+        refuse_state(last_error() or f"llama.cpp gave {n_written} bytes of a state of {len(data)}")
     return bytes(data)
-
-
-def set_checkpoint(context: Any, data: bytes, seq_id: int = 0) -> bool:
-    """Whether the sequence went back."""
-    array = np.frombuffer(data, dtype=np.uint8)
-    pointer = array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-    flags = llama_cpp.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-    return llama_cpp.llama_state_seq_set_data_ext(context, pointer, len(array), seq_id, flags) == len(array)
 
 
 def use_rpc_servers(model_params: Any, servers: str) -> Any:

@@ -358,19 +358,14 @@ class Llama(llama_cpp.Llama):
     def load_state(self, state: LlamaState) -> None:
         """Go on where `save_state` was called.
 
-        Raises RuntimeError for a state that is damaged or of another model or other settings. Then nothing changes,
-        unless it is truncated: then the cache is empty and n_tokens is 0.
+        Raises RuntimeError for a state that is damaged, truncated or of another model or other settings, and then nothing
+        changes.
         """
         if self._morphkv is None:
             super().load_state(state)
             return
         self._leave_text()
-        if not bridge.set_state(self.ctx, state.llama_state):
-            if self.cache_stats().logical_pos < 0:
-                self.reset()
-            raise RuntimeError(
-                "Failed to set llama state data: it is damaged, or was saved with another model or other settings"
-            )
+        bridge.set_state(self.ctx, state.llama_state)
         self.n_tokens = state.n_tokens
         self.input_ids[: state.n_tokens] = state.input_ids[: state.n_tokens]
         self.scores[: len(state.scores)] = state.scores

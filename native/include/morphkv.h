@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 6
+#define MORPHKV_ABI_VERSION 7
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -95,8 +95,9 @@ typedef struct morphkv_stats {
     int64_t
         n_archived;  // tokens of the sequence that are in its archive; on a GPU or over RPC tokens are appended while
                      // the model decodes on, and count once they are there
-    int64_t  n_archive_lost;  // tokens that had to leave it (max_bytes)
-    uint64_t archive_bytes;   // archives of all sequences, on the host: pages and index
+    int64_t  n_archive_lost;     // tokens that had to leave it (max_bytes)
+    int64_t  n_archive_damaged;  // pages of 16 tokens that turned out not to be readable: they are not recalled
+    uint64_t archive_bytes;      // archives of all sequences, on the host: pages and index
     double   archive_ms;      // of evict_ms: time that decoding waited for archives, all sequences
     int64_t  n_recalls;       // recalls of the sequence
     int64_t  n_recalled;      // tokens that they brought back, summed over layers and KV heads
@@ -150,19 +151,30 @@ typedef struct morphkv_archive_params {
     size_t       size;       // sizeof(morphkv_archive_params)
     int32_t      type_k;     // ggml_type of what is kept; -1 = as in the cache
     int32_t      type_v;
-    uint64_t     max_bytes;  // per sequence: the oldest pages make room; 0 = no limit
+    uint64_t     max_bytes;  // of all sequences, each has an equal share: a text's oldest pages make room; 0 = no limit
     const char * path;  // of a file for the pages, sequence i > 0 in path.i; NULL = in memory. One that another context
-                        // left is opened: its pages are there for a checkpoint of theirs, and a new text begins it anew
+                        // left is opened: its pages are there for a checkpoint of theirs, and a new text begins it anew.
+                        // Left with another max_bytes, the newest pages stay that fit, where they are, until then
 } morphkv_archive_params;
 
+// As in the cache, in memory, 2 GiB.
 MORPHKV_API morphkv_archive_params morphkv_archive_params_default(void);
 
 // Every sequence of the context has an archive from now on. All must be empty. UNSUPPORTED where a layer rotates its keys
 // in a way that cannot be turned back, and where a device cannot compute it.
 MORPHKV_API morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params);
 
-// Why the archive of a sequence grows no more (a full disk), or "" while it does. Waits for what is being appended. Valid until the thread's next call of this.
+// Why the archive of a sequence grows no more (a full disk), or "" while it does. A text goes on without: what has been
+// archived can be recalled, and an archive begins anew with the next text. Does not wait for what is being appended, of which
+// it tells later. Valid until the thread's next call of this.
 MORPHKV_API const char * morphkv_archive_why_stopped(struct llama_context * ctx, int32_t seq_id);
+
+// Loads what llama_state_seq_get_data_ext() gave for a sequence, with the flags that it had, or, with seq_id -1 and no flags,
+// what llama_state_get_data() gave. All or nothing: a state that is damaged, of another size or of other settings is refused,
+// and neither the cache nor an archive changes. Where an archive alone cannot take its pages, the state is loaded and that
+// archive stops. Not for states on a device (LLAMA_STATE_SEQ_FLAGS_ON_DEVICE).
+MORPHKV_API morphkv_status morphkv_state_load(struct llama_context * ctx, int32_t seq_id, const void * data, size_t size,
+                                              uint32_t flags);
 
 typedef struct morphkv_recall_params {
     size_t  size;      // sizeof(morphkv_recall_params)

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <stdexcept>
+#include <utility>
 
 static int64_t count_pages(const morphkv_page_layout & layout, uint64_t max_bytes) {
     if (max_bytes == 0) {
@@ -20,46 +22,153 @@ morphkv_archive::morphkv_archive(const morphkv_page_layout & layout, std::unique
     : layout(layout),
       store(std::move(store)),
       n_max_pages(count_pages(layout, max_bytes)),
+      places({ 0, n_max_pages }),
       tail(layout.page_bytes) {
     find_pages();
 }
 
+//
+// what another process left
+//
+
+bool morphkv_archive::are_right(const morphkv_archive_header & header, const morphkv_page_places & places) const {
+    for (int64_t i = header.dropped; i < header.n_full(); ++i) {
+        const int64_t i_page = store->record_in(places.of(i)).i_page;
+        // killed between a page and the header, the oldest place has a newer page
+        if (i_page != i && !(places.n_ring > 0 && i == header.dropped && i_page == header.n_full())) {
+            return false;
+        }
+    }
+    return true;
+}
+
 void morphkv_archive::find_pages() {
-    morphkv_archive_header found = store->found();
-    found.n_tokens               = found.n_full() * N_PAGE;
-    if (found.n_tokens == 0) {
+    const auto             found  = store->found();
+    morphkv_archive_header header = found.archive;
+    header.n_tokens               = header.n_full() * N_PAGE;
+    if (header.n_tokens == 0) {
         return;
     }
-    const int64_t n_room = n_max_pages > 0 ? n_max_pages : found.n_full();
-    if (found.n_full() - found.dropped > n_room) {
-        throw std::runtime_error("the archive has " + std::to_string(found.n_full() - found.dropped) +
-                                 " pages, more than max_bytes allows (" + std::to_string(n_room) + ")");
+    std::vector<morphkv_page_places> possible = { found.places };
+    if (found.places.i_first == 0 && found.places.n_ring == 0) {
+        // older versions did not say
+        possible.push_back({ header.dropped, 0 });
+        possible.push_back({ 0, n_max_pages });
+        possible.push_back({ 0, header.n_full() - header.dropped });
     }
-    i_first_page = found.dropped;
-    // killed between a page and the header: the oldest place has a newer page
-    if (n_max_pages > 0 && !store->holds(place_of(found.dropped), found.dropped)) {
-        found.dropped++;
+    const auto right = std::find_if(possible.begin(), possible.end(), [&](const auto & p) { return are_right(header, p); });
+    if (right == possible.end()) {
+        throw std::runtime_error("the archive is truncated: pages of it are missing");
     }
-    for (int64_t i = found.dropped; i < found.n_full(); ++i) {
-        if (!store->holds(place_of(i), i)) {
-            throw std::runtime_error("the archive is truncated, or was written with another max_bytes: page " +
-                                     std::to_string(i) + " is missing");
+    places = *right;
+    if (header.dropped < header.n_full() && store->record_in(places.of(header.dropped)).i_page != header.dropped) {
+        header.dropped++;
+    }
+    // Written with another max_bytes, pages stay where they are until a new text begins.
+    const int64_t n_used = header.n_full() - places.i_first;
+    if (places.n_ring == 0 || n_used <= places.n_ring) {
+        places.n_ring = n_max_pages > 0 ? std::max(n_max_pages, n_used) : 0;
+    }
+    if (n_most() > 0) {
+        header.dropped = std::max(header.dropped, header.n_full() - n_most());
+    }
+    for (int64_t i = header.dropped; i < header.n_full(); ++i) {
+        const size_t i_place = places.of(i);
+        const auto   record  = store->record_in(i_place);
+        const auto   page    = record.is_lost ? nullptr : store->get(i_place, i, record.hash);
+        reserve_places(i_place + 1);
+        index_page(i_place, page.get());
+        hashes[i_place] = record.hash;
+        if (!page) {
+            damaged.insert(i);
         }
-        const auto page = store->get(place_of(i));
-        reserve_places(place_of(i) + 1);
-        index_page(place_of(i), *page);
-        hashes[place_of(i)] = morphkv_hash_page(*page);
     }
-    held = found;
+    held = header;
+    reserve_places(n_places());
+}
+
+// Pages; 0 = no limit.
+int64_t morphkv_archive::n_most() const {
+    return n_max_pages > 0 && places.n_ring > 0 ? std::min(n_max_pages, places.n_ring) : places.n_ring;
+}
+
+//
+// what can fail
+//
+
+std::string morphkv_archive::why_stopped() const {
+    std::lock_guard lock(mutex);
+    return stopped;
+}
+
+void morphkv_archive::stop(const std::string & why) noexcept {
+    std::lock_guard lock(mutex);
+    if (stopped.empty()) {
+        stopped = why;
+        news += (news.empty() ? "" : "; ") + ("it grows no more: " + why);
+    }
+}
+
+std::string morphkv_archive::take_news() const {
+    std::lock_guard lock(mutex);
+    return std::exchange(news, {});
+}
+
+template <typename F> void morphkv_archive::try_to(F && f) noexcept {
+    try {
+        f();
+    } catch (const std::bad_alloc &) {
+        stop("out of memory");
+    } catch (const std::exception & err) {
+        stop(err.what());
+    }
+}
+
+morphkv_archive::page_ptr morphkv_archive::find_page(int64_t i_page) const noexcept {
+    if (is_damaged(i_page)) {
+        return nullptr;
+    }
+    try {
+        return store->get(places.of(i_page), i_page, hash_of(i_page));
+    } catch (const std::bad_alloc &) {
+        note_damage(i_page, "out of memory");
+    } catch (const std::exception & err) {
+        note_damage(i_page, err.what());
+    }
+    return nullptr;
+}
+
+void morphkv_archive::note_damage(int64_t i_page, const char * why) const noexcept {
+    const bool is_first = damaged.empty();
+    damaged.insert(i_page);
+    if (is_first) {
+        std::lock_guard lock(mutex);
+        news += (news.empty() ? "" : "; ") +
+                ("tokens " + std::to_string(pos_of(i_page)) + " to " + std::to_string(pos_of(i_page) + N_PAGE - 1) +
+                 " cannot be read and are not recalled (of more like them the statistics tell): " + why);
+    }
+}
+
+// The store must know what is held before anything is put over what it held.
+void morphkv_archive::commit() {
+    is_committed = false;
+    store->commit(held, places);
+    is_committed = true;
 }
 
 void morphkv_archive::set_held(const morphkv_archive_header & header) {
     held        = header;
-    held.newest = held.n_full() > held.dropped ? hashes[place_of(held.n_full() - 1)] : 0;
+    held.newest = held.n_full() > held.dropped ? hash_of(held.n_full() - 1) : 0;
+    damaged.erase(damaged.begin(), damaged.lower_bound(held.dropped));
+    damaged.erase(damaged.lower_bound(held.n_full()), damaged.end());
 }
 
-void morphkv_archive::append(int32_t first, int32_t n, const rows & rows) {
-    if (!stopped.empty()) {
+//
+// what is appended
+//
+
+void morphkv_archive::append(int32_t first, int32_t n, const rows & rows) noexcept {
+    if (!why_stopped().empty()) {
         return;
     }
     if (held.first < 0) {
@@ -67,7 +176,7 @@ void morphkv_archive::append(int32_t first, int32_t n, const rows & rows) {
     }
     GGML_ASSERT(first == end());
 
-    for (int32_t i = 0; i < n; ++i) {
+    auto append_token = [&](int32_t i) {
         const size_t i_row = held.n_tokens % N_PAGE;
         for (size_t il = 0; il < layout.layers.size(); ++il) {
             const auto & layer = layout.layers[il];
@@ -77,38 +186,41 @@ void morphkv_archive::append(int32_t first, int32_t n, const rows & rows) {
         }
         if (i_row + 1 < N_PAGE) {
             held.n_tokens++;
-            continue;
+            return;
         }
-        try {
-            store_page(std::make_shared<const morphkv_page>(tail));
-            clear_tail_behind(0);
-            store->commit(held);
-        } catch (const std::exception & err) {
-            stop(err.what());
-            break;
+        store_page({ std::make_shared<const morphkv_page>(tail), 0 });
+        clear_tail_behind(0);
+        commit();
+    };
+    try_to([&] {
+        for (int32_t i = 0; i < n; ++i) {
+            append_token(i);
         }
-    }
+    });
     // an archive without a token begins nowhere
     if (held.n_tokens == 0) {
         held.first = -1;
     }
 }
 
-void morphkv_archive::store_page(std::shared_ptr<const morphkv_page> page) {
+void morphkv_archive::store_page(const saved_page & page) {
     const int64_t i_page  = n_full();
-    const size_t  i_place = place_of(i_page);
+    const size_t  i_place = places.of(i_page);
     auto          header  = held;
     reserve_places(i_place + 1);
-    if (n_max_pages > 0 && i_page - header.dropped == n_max_pages) {
-        header.dropped++;
+    if (n_most() > 0 && i_page - header.dropped >= n_most()) {
+        header.dropped = i_page + 1 - n_most();
         set_held(header);
     }
-    const uint64_t hash = morphkv_hash_page(*page);
-    store->put(i_place, i_page, hash, page);
-    index_page(i_place, *page);
+    const uint64_t hash = page.page ? morphkv_hash_page(*page.page) : page.hash;
+    store->put(i_place, i_page, hash, page.page);
+    index_page(i_place, page.page.get());
     hashes[i_place] = hash;
     header.n_tokens = (i_page + 1) * N_PAGE;
     set_held(header);
+    if (!page.page) {
+        damaged.insert(i_page);
+    }
 }
 
 void morphkv_archive::reserve_places(size_t n) {
@@ -117,8 +229,8 @@ void morphkv_archive::reserve_places(size_t n) {
         return;
     }
     size_t n_new = std::max<size_t>({ 64, n, 2 * n_reserved });
-    if (n_max_pages > 0) {
-        n_new = std::min<size_t>(n_new, n_max_pages);
+    if (places.n_ring > 0) {
+        n_new = std::max<size_t>(n, std::min<size_t>(n_new, places.n_ring));
     }
     std::vector<size_t> new_at;
     size_t              n_bytes = 0;
@@ -145,13 +257,15 @@ void morphkv_archive::reserve_places(size_t n) {
     n_reserved = n_new;
 }
 
-void morphkv_archive::index_page(size_t i_place, const morphkv_page & page) {
+void morphkv_archive::index_page(size_t i_place, const morphkv_page * page) {
     for (size_t il = 0; il < layout.layers.size(); ++il) {
         const auto &       layer  = layout.layers[il];
         const int64_t      n_embd = layer.n_head_kv * layer.n_embd_k;
         std::vector<float> keys(N_PAGE * n_embd), mean(n_embd);
-        morphkv_convert_rows(layout.type_k, page.data() + layer.k_at, GGML_TYPE_F32, keys.data(),
-                             N_PAGE * layer.n_head_kv, layer.n_embd_k);
+        if (page) {
+            morphkv_convert_rows(layout.type_k, page->data() + layer.k_at, GGML_TYPE_F32, keys.data(),
+                                 N_PAGE * layer.n_head_kv, layer.n_embd_k);
+        }
         for (int32_t i = 0; i < N_PAGE; ++i) {
             for (int64_t j = 0; j < n_embd; ++j) {
                 mean[j] += keys[i * n_embd + j] / N_PAGE;
@@ -162,7 +276,11 @@ void morphkv_archive::index_page(size_t i_place, const morphkv_page & page) {
     }
 }
 
-void morphkv_archive::truncate(int32_t pos) {
+//
+// what is taken back
+//
+
+void morphkv_archive::truncate(int32_t pos) noexcept {
     if (pos >= end()) {
         return;
     }
@@ -172,14 +290,19 @@ void morphkv_archive::truncate(int32_t pos) {
         clear();
         return;
     }
-    if (i_page < n_full()) {
-        tail = *get_page(i_page);
-    }
     auto header     = held;
     header.n_tokens = n;
+    if (i_page < n_full() && n % N_PAGE != 0) {
+        if (const auto page = find_page(i_page)) {
+            tail = *page;
+        } else {
+            header.n_tokens = i_page * N_PAGE;
+            stop("the page that would have to be appended to cannot be read");
+        }
+    }
     set_held(header);
-    clear_tail_behind(n % N_PAGE);
-    store->commit(held);
+    clear_tail_behind(held.n_tokens % N_PAGE);
+    try_to([&] { commit(); });
 }
 
 void morphkv_archive::clear_tail_behind(size_t n_rows) {
@@ -191,25 +314,36 @@ void morphkv_archive::clear_tail_behind(size_t n_rows) {
     }
 }
 
-void morphkv_archive::clear() {
-    stopped.clear();
-    if (held.first < 0) {
+void morphkv_archive::clear() noexcept {
+    {
+        std::lock_guard lock(mutex);
+        stopped.clear();
+    }
+    if (held.first < 0 && is_committed) {
         return;
     }
-    held         = {};
-    i_first_page = 0;
+    held   = {};
+    places = { 0, n_max_pages };
     clear_tail_behind(0);
     hashes.clear();
-    store->commit(held);
+    damaged.clear();
+    try_to([&] { commit(); });
 }
 
-void morphkv_archive::copy(const morphkv_archive & other) {
-    begin(other.held);
-    for (int64_t i = other.n_dropped(); i < other.n_full(); ++i) {
-        store_page(other.get_page(i));
+bool morphkv_archive::go_back(const morphkv_archive_header & header, const morphkv_page & old_tail) noexcept {
+    const int64_t n_full_then = header.n_full();
+    const bool    is_same     = header.first == held.first && n_full_then >= held.dropped && n_full_then <= n_full() &&
+                                (n_full_then == held.dropped || hash_of(n_full_then - 1) == header.newest);
+    if (!is_same) {
+        clear();
+        return false;
     }
-    set_tail(other.held, other.tail);
-    stopped = other.stopped;
+    auto then    = header;
+    then.dropped = held.dropped;
+    set_held(then);
+    std::copy(old_tail.begin(), old_tail.end(), tail.begin());
+    try_to([&] { commit(); });
+    return true;
 }
 
 ggml_tensor * morphkv_archive::index_tensor(ggml_context * ctx, size_t i_layer) const {
@@ -220,23 +354,17 @@ ggml_tensor * morphkv_archive::index_tensor(ggml_context * ctx, size_t i_layer) 
 }
 
 int64_t morphkv_archive::n_places() const {
-    return n_max_pages > 0 ? std::min(n_full(), n_max_pages) : n_full() - i_first_page;
+    const int64_t n = n_full() - places.i_first;
+    return places.n_ring > 0 ? std::min(n, places.n_ring) : n;
 }
 
 int64_t morphkv_archive::page_in(int64_t i_place) const {
-    if (n_max_pages == 0) {
-        return i_first_page + i_place;
+    int64_t i_page = places.i_first + i_place;
+    if (places.n_ring > 0) {
+        const int64_t n_before = std::max<int64_t>(0, n_dropped() - i_page);
+        i_page += (n_before + places.n_ring - 1) / places.n_ring * places.n_ring;
     }
-    const int64_t i_page = n_dropped() + (i_place - n_dropped() % n_max_pages + n_max_pages) % n_max_pages;
-    return i_page < n_full() ? i_page : -1;
-}
-
-void morphkv_archive::read_k(int64_t i_page, size_t i_layer, void * out) const {
-    store->get(place_of(i_page), layout.layers[i_layer].k_at, N_PAGE * layout.k_bytes(i_layer), out);
-}
-
-void morphkv_archive::read_v(int64_t i_page, size_t i_layer, void * out) const {
-    store->get(place_of(i_page), layout.layers[i_layer].v_at, N_PAGE * layout.v_bytes(i_layer), out);
+    return i_page >= n_dropped() && i_page < n_full() ? i_page : -1;
 }
 
 size_t morphkv_archive::n_bytes() const {
@@ -244,40 +372,54 @@ size_t morphkv_archive::n_bytes() const {
 }
 
 //
-// states
+// copies and states
 //
 
+// Anew, with pages from header.dropped on to come. Throws.
 void morphkv_archive::begin(const morphkv_archive_header & header) {
     clear();
-    held.first    = header.first;
-    held.dropped  = header.dropped;
-    held.n_tokens = header.dropped * N_PAGE;
-    i_first_page  = header.dropped;
-}
-
-void morphkv_archive::add_page(const morphkv_page & page) {
-    store_page(std::make_shared<const morphkv_page>(page));
+    if (!is_committed) {
+        throw std::runtime_error(why_stopped());
+    }
+    held.first     = header.first;
+    held.dropped   = header.dropped;
+    held.n_tokens  = header.dropped * N_PAGE;
+    places.i_first = n_max_pages > 0 ? 0 : header.dropped;
 }
 
 void morphkv_archive::set_tail(const morphkv_archive_header & header, morphkv_page page) {
     tail          = std::move(page);
     held.first    = header.first;
     held.n_tokens = header.n_tokens;
-    store->commit(held);
+    commit();
 }
 
-bool morphkv_archive::go_back(const morphkv_archive_header & header, const morphkv_page & old_tail) {
-    const int64_t n_full_then = header.n_full();
-    const bool    is_same     = header.first == held.first && n_full_then >= held.dropped && n_full_then <= n_full() &&
-                                (n_full_then == held.dropped || hashes[place_of(n_full_then - 1)] == header.newest);
-    if (!is_same) {
-        clear();
-        return false;
+void morphkv_archive::copy(const morphkv_archive & other) noexcept {
+    try_to([&] {
+        begin(other.held);
+        for (int64_t i = other.n_dropped(); i < other.n_full(); ++i) {
+            store_page({ other.find_page(i), other.hash_of(i) });
+        }
+        set_tail(other.held, other.tail);
+        if (const std::string why = other.why_stopped(); !why.empty()) {
+            stop(why);
+        }
+    });
+    if (held.n_tokens == 0) {
+        held = {};
     }
-    auto then    = header;
-    then.dropped = held.dropped;
-    set_held(then);
-    tail = old_tail;
-    store->commit(held);
-    return true;
+}
+
+void morphkv_archive::load(const morphkv_archive_header & header, std::vector<saved_page> pages,
+                           morphkv_page page) noexcept {
+    try_to([&] {
+        begin(header);
+        for (const auto & saved : pages) {
+            store_page(saved);
+        }
+        set_tail(header, std::move(page));
+    });
+    if (held.n_tokens == 0) {
+        held = {};
+    }
 }

@@ -6,6 +6,9 @@
 //
 // Keys are stored as they were before RoPE (and before the rotation that quantized K has), so that they can be put at any
 // position. A full page never changes. Knows rows of bytes, no graphs.
+//
+// A text outlives its archive: once one is there, nothing that it does throws. A store that fails stops it, and a page that
+// cannot be read is one that nobody recalls.
 #pragma once
 
 #include "morphkv-pages.h"
@@ -15,12 +18,16 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
 class morphkv_archive {
 public:
     static constexpr int32_t N_PAGE = morphkv_page_layout::N_PAGE;
+
+    using page_ptr = std::shared_ptr<const morphkv_page>;
 
     // max_bytes of pages and index: the oldest page makes room for the newest; 0 = no limit. Throws std::runtime_error
     // where the store holds pages that are damaged.
@@ -30,14 +37,14 @@ public:
     struct rows {
         std::vector<std::vector<uint8_t>> k, v;  // by layer
     };
-    // Appends tokens behind the newest; an empty archive begins anywhere. A store that fails stops it: see why_stopped.
-    void append(int32_t first, int32_t n, const rows & rows);
+    // Appends tokens behind the newest; an empty archive begins anywhere.
+    void append(int32_t first, int32_t n, const rows & rows) noexcept;
 
     // Forgets tokens from pos on.
-    void truncate(int32_t pos);
-    void clear();
+    void truncate(int32_t pos) noexcept;
+    void clear() noexcept;
     // The same tokens.
-    void copy(const morphkv_archive & other);
+    void copy(const morphkv_archive & other) noexcept;
 
     // Position behind the newest token; -1 when empty.
     int32_t end() const { return held.end(); }
@@ -48,59 +55,78 @@ public:
     int64_t n_held() const { return held.n_tokens - held.dropped * N_PAGE; }
     int32_t pos_of(int64_t i_page) const { return held.first + i_page * N_PAGE; }
 
+    // A page, its checksum right. Null where that cannot be had: then it is counted, and not tried again.
+    page_ptr find_page(int64_t i_page) const noexcept;
+    bool     is_damaged(int64_t i_page) const { return damaged.count(i_page) > 0; }
+    int64_t  n_damaged() const { return damaged.size(); }  // of the pages that are there
+
     // The index of a layer: n_places() rows of (n_head_kv*n_embd_k) F16, of which those that hold no page have anything.
     ggml_tensor * index_tensor(ggml_context * ctx, size_t i_layer) const;
     int64_t       n_places() const;
     // -1 where the place is empty
     int64_t       page_in(int64_t i_place) const;
 
-    // (N_PAGE, n_head_kv*n_embd) of a page
-    void read_k(int64_t i_page, size_t i_layer, void * out) const;
-    void read_v(int64_t i_page, size_t i_layer, void * out) const;
-
     size_t n_bytes() const;  // of pages and index
 
-    // Empty while it works. What was archived before stays; nothing is added until clear().
-    const std::string & why_stopped() const { return stopped; }
-    void                stop(const std::string & why) { stopped = why; }
+    // Empty while it works. What was archived before stays; nothing is added until clear(). From any thread, at once.
+    std::string why_stopped() const;
+    void        stop(const std::string & why) noexcept;
+
+    // What the user should be told and has not been yet: why it stopped, and of the first page that is damaged.
+    std::string take_news() const;
 
     //
     // states
     //
 
-    const morphkv_archive_header &      get_header() const { return held; }
-    std::shared_ptr<const morphkv_page> get_page(int64_t i_page) const { return store->get(place_of(i_page)); }
-    const morphkv_page &                get_tail() const { return tail; }
-    // Begins anew; then pages [dropped, n_full) in order, and the tail, which has the bytes of a page.
-    void                                begin(const morphkv_archive_header & header);
-    void                                add_page(const morphkv_page & page);
-    void                                set_tail(const morphkv_archive_header & header, morphkv_page page);
+    const morphkv_archive_header & get_header() const { return held; }
+    const morphkv_page &           get_tail() const { return tail; }
+    uint64_t                       hash_of(int64_t i_page) const { return hashes[places.of(i_page)]; }
+
+    // Of a page whose bytes are lost there is a hash at best.
+    struct saved_page {
+        page_ptr page;
+        uint64_t hash = 0;  // where there is no page
+    };
+    // pages: [header.dropped, header.n_full()). tail has the bytes of a page.
+    void load(const morphkv_archive_header & header, std::vector<saved_page> pages, morphkv_page tail) noexcept;
     // Goes back to a moment that had this header and tail, if it has been through it; else it is emptied.
-    bool                                go_back(const morphkv_archive_header & header, const morphkv_page & tail);
+    bool go_back(const morphkv_archive_header & header, const morphkv_page & tail) noexcept;
 
     const morphkv_page_layout layout;
 
 private:
-    size_t place_of(int64_t i_page) const { return n_max_pages > 0 ? i_page % n_max_pages : i_page - i_first_page; }
     // Takes over what the store holds from before.
-    void   find_pages();
-    void   store_page(std::shared_ptr<const morphkv_page> page);  // as number n_full()
-    void   index_page(size_t i_place, const morphkv_page & page);
-    void   reserve_places(size_t n);
-    void   clear_tail_behind(size_t n_rows);  // so that equal archives have equal bytes
-    void   set_held(const morphkv_archive_header & header);
+    void find_pages();
+    bool are_right(const morphkv_archive_header & header, const morphkv_page_places & places) const;
+    int64_t n_most() const;
+    void begin(const morphkv_archive_header & header);
+    void store_page(const saved_page & page);  // as number n_full()
+    void index_page(size_t i_place, const morphkv_page * page);
+    void reserve_places(size_t n);
+    void set_tail(const morphkv_archive_header & header, morphkv_page page);
+    void clear_tail_behind(size_t n_rows);  // so that equal archives have equal bytes
+    void set_held(const morphkv_archive_header & header);
+    void commit();
+    void note_damage(int64_t i_page, const char * why) const noexcept;
+    // f(); where that throws, the archive stops.
+    template <typename F> void try_to(F && f) noexcept;
 
     std::unique_ptr<morphkv_page_store> store;
     const int64_t                       n_max_pages;  // 0 = no limit
 
-    morphkv_archive_header held;
-    int64_t                i_first_page = 0;  // in place 0, where there is no limit
-    morphkv_page           tail;
-    std::vector<uint64_t>  hashes;            // (n_places)
+    morphkv_archive_header    held;
+    morphkv_page_places       places;
+    bool                      is_committed = true;  // the store's header is that of what is held
+    morphkv_page              tail;
+    std::vector<uint64_t>     hashes;               // (n_places)
+    mutable std::set<int64_t> damaged;              // pages
 
-    ggml_backend_buffer_ptr index;            // by layer: (n_reserved, n_head_kv*n_embd_k) F16
+    ggml_backend_buffer_ptr index;                  // by layer: (n_reserved, n_head_kv*n_embd_k) F16
     size_t                  n_reserved = 0;
-    std::vector<size_t>     index_at;         // by layer
+    std::vector<size_t>     index_at;               // by layer
 
-    std::string stopped;
+    mutable std::mutex  mutex;                      // of what follows
+    std::string         stopped;
+    mutable std::string news;
 };

@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <stdexcept>
-#include <system_error>
 
 morphkv_staging::morphkv_staging(const morphkv_page_layout & layout, int32_t n_tokens, ggml_type type_k,
                                  ggml_type type_v)
@@ -29,6 +28,10 @@ morphkv_archives::morphkv_archives(std::vector<std::unique_ptr<morphkv_archive>>
       buft(buft),
       is_beside(is_beside) {}
 
+morphkv_archives::~morphkv_archives() {
+    wait();
+}
+
 morphkv_archive & morphkv_archives::of(llama_seq_id seq_id) const {
     wait();
     return *all.at(seq_id);
@@ -36,20 +39,23 @@ morphkv_archive & morphkv_archives::of(llama_seq_id seq_id) const {
 
 void morphkv_archives::wait() const {
     if (running.valid()) {
-        warn_if_stopped(running.get());
+        running.get();
     }
+    tell();
 }
 
-void morphkv_archives::warn_if_stopped(llama_seq_id seq_id) const {
-    const std::string & why = all[seq_id]->why_stopped();
-    if (!why.empty()) {
-        LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d grows no more: %s\n", __func__, seq_id, why.c_str());
+void morphkv_archives::tell() const {
+    for (size_t s = 0; s < all.size(); ++s) {
+        const std::string news = all[s]->take_news();
+        if (!news.empty()) {
+            LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d: %s\n", __func__, (int) s, news.c_str());
+        }
     }
 }
 
 void morphkv_archives::stop(llama_seq_id seq_id, const std::string & why) {
     of(seq_id).stop(why);
-    warn_if_stopped(seq_id);
+    tell();
 }
 
 char * morphkv_archives::free_rows() {
@@ -81,37 +87,37 @@ static void append_rows(morphkv_archive & archive, const morphkv_staging & stagi
 }
 
 static morphkv_archives::counts counts_of(const morphkv_archive & archive) {
-    return { archive.n_held(), archive.n_dropped() * morphkv_archive::N_PAGE, archive.n_bytes() };
+    return { archive.n_held(), archive.n_dropped() * morphkv_archive::N_PAGE, archive.n_damaged(), archive.n_bytes() };
 }
 
-void morphkv_archives::append(llama_seq_id seq_id, int32_t first, int32_t n) {
+void morphkv_archives::append(llama_seq_id seq_id, int32_t first, int32_t n) noexcept {
     auto & archive = of(seq_id);
     if (!archive.why_stopped().empty()) {
         return;
     }
     const char * data = free_rows();
-    auto         work = [this, seq_id, &archive, data, first, n] {
+    auto         work = [this, &archive, data, first, n] {
         try {
             append_rows(archive, staging, data, first, n);
         } catch (const std::exception & err) {
             archive.stop(err.what());
         }
-        return seq_id;
     };
     if (is_beside) {
-        before.clear();
-        for (const auto & one : all) {
-            before.push_back(counts_of(*one));
-        }
         try {
+            before.clear();
+            for (const auto & one : all) {
+                before.push_back(counts_of(*one));
+            }
             running = std::async(std::launch::async, work);
             i_free  = 1 - i_free;
             return;
-        } catch (const std::system_error &) {
+        } catch (const std::exception &) {
             // no thread to be had
         }
     }
-    warn_if_stopped(work());
+    work();
+    tell();
 }
 
 morphkv_archives::counts morphkv_archives::count(llama_seq_id seq_id) const {
@@ -121,6 +127,7 @@ morphkv_archives::counts morphkv_archives::count(llama_seq_id seq_id) const {
         }
         wait();
     }
+    tell();
     return counts_of(*all.at(seq_id));
 }
 

@@ -37,19 +37,27 @@ public:
     // Of sequences 0, 1, ...; buft: of memory that the devices can write to. is_beside: appends have a thread of their own.
     morphkv_archives(std::vector<std::unique_ptr<morphkv_archive>> all, const morphkv_staging & staging,
                      ggml_backend_buffer_type_t buft, bool is_beside);
+    morphkv_archives(morphkv_archives && other) = default;
+    ~morphkv_archives();
 
     // Waits for what is being appended.
     morphkv_archive & of(llama_seq_id seq_id) const;
+    // "" while it grows. Does not wait.
+    std::string       why_stopped(llama_seq_id seq_id) const { return all.at(seq_id)->why_stopped(); }
 
     // Where the next tokens are to be put, staging.n_bytes. Throws std::runtime_error where there is no memory.
     char * free_rows();
-    // Appends the n tokens that are there. An archive that stops says so in the log.
-    void   append(llama_seq_id seq_id, int32_t first, int32_t n);
+    // Appends the n tokens that are there.
+    void   append(llama_seq_id seq_id, int32_t first, int32_t n) noexcept;
     void   stop(llama_seq_id seq_id, const std::string & why);
+
+    // Of what has happened to an archive the log tells, in the thread that next asks something of any.
+    void tell() const;
 
     struct counts {
         int64_t n_held;
         int64_t n_lost;
+        int64_t n_damaged;  // pages
         size_t  n_bytes;
     };
     // Does not wait: before an append ends, as it was when that began.
@@ -63,7 +71,6 @@ private:
     friend struct morphkv_recall_test;
 
     void wait() const;
-    void warn_if_stopped(llama_seq_id seq_id) const;
 
     std::vector<std::unique_ptr<morphkv_archive>> all;
 
@@ -72,7 +79,7 @@ private:
     std::array<ggml_backend_buffer_ptr, 2> rows;
     size_t                                 i_free = 0;
 
-    bool                              is_beside;
-    std::vector<counts>               before;   // by sequence, when the append began
-    mutable std::future<llama_seq_id> running;  // last: its end is waited for before anything is destroyed
+    bool                      is_beside;
+    std::vector<counts>       before;   // by sequence, when the append began
+    mutable std::future<void> running;  // last: its end is waited for before anything is destroyed
 };

@@ -12,7 +12,7 @@ morphkv_archive_params morphkv_archive_params_default(void) {
     res.size      = sizeof(res);
     res.type_k    = -1;
     res.type_v    = -1;
-    res.max_bytes = 0;
+    res.max_bytes = 2ull << 30;
     return res;
 }
 
@@ -62,11 +62,13 @@ void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_pa
         }
         layout.add_layer(layer.n_head_kv, n_embd_k, n_embd_v);
     }
+    const uint64_t max_bytes = p.max_bytes > 0 ? std::max<uint64_t>(1, p.max_bytes / streams.size()) : 0;
+
     std::vector<std::unique_ptr<morphkv_archive>> all;
     for (size_t s = 0; s < streams.size(); ++s) {
         const std::string path  = p.path ? p.path + (s > 0 ? "." + std::to_string(s) : std::string()) : std::string();
         auto              store = p.path ? morphkv_page_store_file(path, layout) : morphkv_page_store_ram();
-        all.push_back(std::make_unique<morphkv_archive>(layout, std::move(store), p.max_bytes));
+        all.push_back(std::make_unique<morphkv_archive>(layout, std::move(store), max_bytes));
     }
     const auto elsewhere = std::find_if(side.layers.begin(), side.layers.end(),
                                         [](const morphkv_side_layer & layer) { return !layer.is_on_cpu(); });

@@ -25,7 +25,7 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
                                                        n_seq_max, filter_windowed(hparams, filter, true), reuse)
                                   : nullptr),
       params(params),
-      n_ctx_train(hparams.n_ctx_train),
+      n_ctx_train(std::min<uint32_t>(hparams.n_ctx_train, std::numeric_limits<int32_t>::max())),
       n_pos(hparams.n_pos_per_embd()),
       pos_end(model.pos_embd ? hparams.n_ctx_train : 0),
       n_distant(params.capacity - params.window) {
@@ -347,9 +347,10 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.n_evictions    = stream.n_evictions;
     out.n_evicted      = stream.n_evicted;
     out.kv_bytes       = 0;
-    out.archive_bytes  = 0;
-    out.n_archived     = 0;
-    out.n_archive_lost = 0;
+    out.archive_bytes     = 0;
+    out.n_archived        = 0;
+    out.n_archive_lost    = 0;
+    out.n_archive_damaged = 0;
     out.extra_bytes    = side.n_bytes();
     for (const auto & s : streams) {
         out.extra_bytes += s.rebased.size() * sizeof(llama_pos);
@@ -368,6 +369,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
         const auto counts  = archives->count(seq_id);
         out.n_archived     = counts.n_held;
         out.n_archive_lost = counts.n_lost;
+        out.n_archive_damaged = counts.n_damaged;
         out.archive_bytes  = archives->n_bytes();
         out.extra_bytes += archives->n_staged_bytes();
     }

@@ -125,9 +125,9 @@ public:
     // devices cannot compute it.
     void start_archive(llama_context * lctx, const morphkv_archive_params & params);
 
-    // "" while it grows
+    // "" while it grows. Does not wait.
     std::string why_archive_stopped(llama_seq_id seq_id) const {
-        return !archives ? "" : archives->of(seq_id).why_stopped();
+        return !archives ? "" : archives->why_stopped(seq_id);
     }
 
     // Puts archived tokens that the newest queries attend to into distant slots of each head. On failure the sequence is
@@ -159,6 +159,13 @@ public:
     std::optional<batch_plan> plan_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool careful,
                                          const split_fn & split) const;
     llama_memory_context_ptr  make_context(batch_plan plan);
+
+    // The two steps of state_read(), for states that have more than one part. The first throws and changes nothing.
+    // morphkv-state.h has what is between them.
+    struct loaded_state;
+    std::unique_ptr<loaded_state> read_state(llama_io_read_i & io, llama_seq_id seq_id,
+                                             llama_state_seq_flags flags) const;
+    void                          apply_state(std::unique_ptr<loaded_state> state) noexcept;
 
     enum class removal { NOTHING, ALL, TAIL, REFUSED };
     removal plan_removal(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
@@ -266,13 +273,15 @@ private:
     std::string        score_pages(const std::vector<morphkv_side_layer> & layers, const layer_floats & queries,
                                    int32_t n_page, int32_t n_skip, std::vector<float> & scores) const;
     std::vector<float> score_by_index(const morphkv_archive & archive, const layer_floats & queries) const;  // by place
+    // empty where a page is damaged
     std::vector<float> score_by_rows(const morphkv_archive & archive, const std::vector<int64_t> & pages,
                                      int32_t n_keep, const layer_floats & queries) const;
     // Up to n_wanted pages, best first: of the n_look best by the index, those with the best rows, and their neighbours.
     std::vector<int64_t> choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t n_look, int32_t n_keep,
                                       const layer_floats & queries) const;
     struct layer_recall;
-    layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const std::vector<int64_t> & pages,
+    using found_pages = std::vector<std::pair<int64_t, morphkv_archive::page_ptr>>;
+    layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const found_pages & pages,
                              const std::vector<float> & votes) const;
     std::string  compute_recall(llama_seq_id seq_id, std::vector<layer_recall> & plans, morphkv_runner & runner) const;
 
@@ -305,13 +314,21 @@ private:
     std::vector<int32_t> vote_rows(llama_seq_id seq_id) const;
     void                 note_tokens(const llama_ubatch & ubatch, const std::vector<bool> & is_prompt);
 
-    struct saved_stream;
     std::pair<llama_seq_id, llama_seq_id> saved_range(llama_seq_id seq_id) const;
-    uint32_t     n_rot() const;  // size of the matrix that quantized K is rotated with, 0 = none
-    void         write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const;
-    saved_stream read_stream(morphkv_hashed_reader & in) const;
-    void         read_archive(llama_seq_id seq_id, const morphkv_archive_header & header, bool has_pages,
-                              const std::function<void(morphkv_page &)> & read_page);
+    uint32_t n_rot() const;  // size of the matrix that quantized K is rotated with, 0 = none
+    void     write_state(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const;
+    void     write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const;
+    struct loaded_sequence;
+    loaded_sequence read_stream(morphkv_hashed_reader & in) const;
+
+    // f(tensor, offset, size) for all that a sequence has in tensors, always in the same order.
+    template <typename F>
+    void for_each_slice(llama_seq_id seq_id, uint32_t n_used, const morphkv_window::cell_run & run, F && f) const {
+        side.for_each_slice(seq_id, n_used, f);
+        if (window) {
+            window->for_each_slice(seq_id, run, f);
+        }
+    }
 
     stream_state empty_stream() const { return stream_state(params.keep, side.n_ring); }
 

@@ -5,6 +5,7 @@
 #include "morphkv-hybrid.h"
 #include "morphkv-params.h"
 #include "morphkv-selftest.h"
+#include "morphkv-state.h"
 
 #include "ggml-cpp.h"
 #include "llama-context.h"
@@ -208,6 +209,19 @@ const char * morphkv_archive_why_stopped(struct llama_context * ctx, int32_t seq
     why.clear();
     guarded([&] { why = cache_of(ctx, seq_id).why_archive_stopped(seq_id); });
     return why.c_str();
+}
+
+morphkv_status morphkv_state_load(struct llama_context * ctx, int32_t seq_id, const void * data, size_t size,
+                                  uint32_t flags) {
+    return guarded([&] {
+        cache_of(ctx, std::max(seq_id, 0));
+        require(seq_id >= -1, "seq_id must be at least -1, got " + std::to_string(seq_id));
+        require(data || size == 0, "data must not be NULL");
+        require(!(flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE), "a state on a device cannot be loaded with this");
+        require(seq_id >= 0 || flags == 0, "flags are for a sequence, got " + std::to_string(flags));
+        ctx->synchronize();
+        morphkv_load_state(*ctx, seq_id, { data, size }, flags);
+    });
 }
 
 morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,

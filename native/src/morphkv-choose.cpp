@@ -8,13 +8,14 @@
 #include "morphkv-votes.h"
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <numeric>
 
 namespace {
 
 constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
-constexpr size_t  N_LAYERS  = 4;  // whose rows are in memory at once
+constexpr size_t  N_BYTES   = 256u << 20;  // of rows in memory at once, where that is more than one layer's
 constexpr size_t  N_TENSORS = 8;  // of a layer in a graph
 constexpr float   NEIGHBOUR = 0.3f;
 static_assert(N_PAGE == MORPHKV_VOTES_PAGE);
@@ -90,9 +91,12 @@ std::vector<float> morphkv_cache::score_by_index(const morphkv_archive & archive
 std::vector<float> morphkv_cache::score_by_rows(const morphkv_archive & archive, const std::vector<int64_t> & pages,
                                                 int32_t n_keep, const layer_floats & queries) const {
     std::vector<float> res(pages.size());
-    for (size_t first = 0; first < queries.size(); first += N_LAYERS) {
-        const size_t     last = std::min(first + N_LAYERS, queries.size());
-        ggml_context_ptr ctx(ggml_init({ N_LAYERS * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+    size_t             last = 0;
+    for (size_t first = 0; first < queries.size(); first = last) {
+        for (size_t n_bytes = 0; last < queries.size() && (last == first || n_bytes <= N_BYTES); ++last) {
+            n_bytes += pages.size() * N_PAGE * archive.layout.k_bytes(last);
+        }
+        ggml_context_ptr ctx(ggml_init({ (last - first) * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
         std::vector<morphkv_side_layer> host(side.layers.begin() + first, side.layers.begin() + last);
         for (auto & layer : host) {
             layer.k = ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.k->ne[0], pages.size() * N_PAGE, 1);
@@ -102,10 +106,14 @@ std::vector<float> morphkv_cache::score_by_rows(const morphkv_archive & archive,
         if (!buffer) {
             throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: out of memory");
         }
-        for (size_t il = first; il < last; ++il) {
-            ggml_tensor * k = host[il - first].k;
-            for (size_t i = 0; i < pages.size(); ++i) {
-                archive.read_k(pages[i], il, (char *) k->data + i * N_PAGE * k->nb[1]);
+        for (size_t i = 0; i < pages.size(); ++i) {
+            const auto page = archive.find_page(pages[i]);
+            if (!page) {
+                return {};
+            }
+            for (size_t il = first; il < last; ++il) {
+                const size_t n = N_PAGE * archive.layout.k_bytes(il);
+                memcpy((char *) host[il - first].k->data + i * n, page->data() + archive.layout.layers[il].k_at, n);
             }
         }
         const int32_t     n_skip = archive.pos_of(pages[0]) == 0 ? std::min(n_keep, N_PAGE) : 0;
@@ -126,7 +134,7 @@ std::vector<int64_t> morphkv_cache::choose_pages(const morphkv_archive & archive
         scored                   index;
         const std::vector<float> by_place = score_by_index(archive, queries);
         for (size_t i = 0; i < by_place.size(); ++i) {
-            if (archive.page_in(i) >= 0) {
+            if (archive.page_in(i) >= 0 && !archive.is_damaged(archive.page_in(i))) {
                 index[archive.page_in(i)] = by_place[i];
             }
         }
@@ -137,13 +145,22 @@ std::vector<int64_t> morphkv_cache::choose_pages(const morphkv_archive & archive
         }
         std::sort(pages.begin(), pages.end());
     }
-    const std::vector<float> scores = score_by_rows(archive, pages, n_keep, queries);
+    std::vector<float> scores;
+    while (scores.empty()) {
+        // those that turn out to be damaged have no part in the votes
+        pages.erase(std::remove_if(pages.begin(), pages.end(), [&](int64_t page) { return archive.is_damaged(page); }),
+                    pages.end());
+        if (pages.empty()) {
+            return {};
+        }
+        scores = score_by_rows(archive, pages, n_keep, queries);
+    }
 
     // what a page continues, and what continues it, belongs to it
     scored spread;
     for (size_t i = 0; i < pages.size(); ++i) {
         for (int64_t page = pages[i] - 1; page <= pages[i] + 1; ++page) {
-            if (page >= archive.n_dropped() && page < archive.n_full()) {
+            if (page >= archive.n_dropped() && page < archive.n_full() && !archive.is_damaged(page)) {
                 float & score = spread[page];
                 score         = std::max(score, page == pages[i] ? scores[i] : NEIGHBOUR * scores[i]);
             }

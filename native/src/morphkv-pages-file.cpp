@@ -1,13 +1,15 @@
 // Pages in a file. Not mapped into memory: where a disk is full, a write says so, while a mapping ends the process.
 //
-//   header   one block: magic, version, layout, which tokens
-//   places   number of the page, its hash, its bytes
+//   header   one block: magic, version, layout, which tokens, and in which places
+//   places   number of the page, or ~number where its bytes are lost; its hash, its bytes
 //
 // A page is written before the header that counts it, so a process that is killed leaves the pages before.
 
 #include "morphkv-pages.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <stdexcept>
 
@@ -27,6 +29,7 @@ struct file_header {
     uint64_t               layout;
     uint64_t               page_bytes;
     morphkv_archive_header archive;
+    morphkv_page_places    places;  // zeros in files of older versions, whose header ends here
 };
 
 struct record_header {
@@ -40,7 +43,7 @@ public:
         : path(path),
           page_bytes(layout.page_bytes),
           layout(layout.hash()),
-          fd(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)) {
+          fd(call([&] { return open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600); })) {
         if (fd < 0) {
             fail("cannot be opened", errno);
         }
@@ -55,80 +58,102 @@ public:
     ~file_store() override { close(fd); }
 
     void put(size_t i_place, int64_t i_page, uint64_t hash, std::shared_ptr<const morphkv_page> page) override {
-        const record_header record = { i_page, hash };
-        write(at(i_place), &record, sizeof(record));
-        write(at(i_place) + sizeof(record), page->data(), page->size());
-    }
-
-    void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const override {
-        read(at(i_place) + sizeof(record_header) + offset, out, n_bytes);
-    }
-
-    std::shared_ptr<const morphkv_page> get(size_t i_place) const override {
-        record_header record{};
-        auto          page = std::make_shared<morphkv_page>(page_bytes);
-        read(at(i_place), &record, sizeof(record));
-        get(i_place, 0, page->size(), page->data());
-        if (record.hash != morphkv_hash_page(*page)) {
-            throw std::runtime_error(path + " is damaged: the checksum of page " + std::to_string(record.i_page) +
-                                     " is wrong");
+        const record_header header = { page ? i_page : ~i_page, hash };
+        write(at(i_place), &header, sizeof(header));
+        if (page) {
+            write(at(i_place) + sizeof(header), page->data(), page->size());
         }
-        return page;
     }
 
-    void commit(const morphkv_archive_header & header) override {
+    std::shared_ptr<const morphkv_page> get(size_t i_place, int64_t i_page, uint64_t hash) const override {
+        record_header header{};
+        auto          page = std::make_shared<morphkv_page>(page_bytes);
+        read(at(i_place), &header, sizeof(header));
+        if (header.i_page == i_page && header.hash == hash) {
+            read(at(i_place) + sizeof(header), page->data(), page->size());
+            if (morphkv_hash_page(*page) == hash) {
+                return page;
+            }
+        }
+        throw std::runtime_error(path + " is damaged: the checksum of page " + std::to_string(i_page) + " is wrong");
+    }
+
+    void commit(const morphkv_archive_header & header, const morphkv_page_places & places) override {
         file_header res{};
         memcpy(res.magic, MAGIC, sizeof(MAGIC));
         res.layout     = layout;
         res.page_bytes = page_bytes;
         res.archive    = header;
+        res.places     = places;
         write(0, &res, sizeof(res));
+        if (header.first < 0 && call([&] { return ftruncate(fd, HEADER); }) != 0) {
+            fail("cannot be shortened", errno);
+        }
     }
 
-    morphkv_archive_header found() const override { return from_before; }
+    content found() const override { return from_before; }
 
-    bool holds(size_t i_place, int64_t i_page) const override {
-        record_header record{};
-        const bool    is_there = pread(fd, &record, sizeof(record), at(i_place)) == sizeof(record);
-        return is_there && record.i_page == i_page;
+    record record_in(size_t i_place) const override {
+        record_header header{};
+        const ssize_t n = call([&] { return pread(fd, &header, sizeof(header), at(i_place)); });
+        if (n != sizeof(header)) {
+            return {};
+        }
+        return { header.i_page < 0 ? ~header.i_page : header.i_page, header.hash, header.i_page < 0 };
     }
 
 private:
     void begin() {
-        if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (call([&] { return flock(fd, LOCK_EX | LOCK_NB); }) != 0) {
+            if (errno != EWOULDBLOCK) {
+                fail("cannot be locked", errno);
+            }
             throw std::runtime_error(path + " is in use by another process");
         }
         struct stat info{};
-        if (fstat(fd, &info) != 0) {
+        if (call([&] { return fstat(fd, &info); }) != 0) {
             fail("cannot be read", errno);
         }
         if (info.st_size == 0) {
-            commit({});
+            commit({}, {});
             return;
         }
         file_header header{};
-        if (info.st_size < (int64_t) sizeof(header)) {
+        if (info.st_size < (int64_t) offsetof(file_header, places)) {
             throw std::runtime_error(path + " is no archive, or truncated, and is left as it is");
         }
-        read(0, &header, sizeof(header));
+        read(0, &header, std::min<int64_t>(info.st_size, sizeof(header)));
         if (memcmp(header.magic, MAGIC, sizeof(MAGIC)) != 0) {
             throw std::runtime_error(path + " is no archive and is left as it is");
         }
         if (header.layout != layout || header.page_bytes != page_bytes) {
             throw std::runtime_error(path + " is the archive of another model or another archive_type");
         }
-        const std::string why = header.archive.why_not();
+        std::string why = header.archive.why_not();
+        if (why.empty() && (header.places.i_first < 0 || header.places.n_ring < 0 ||
+                            header.places.i_first > header.archive.dropped)) {
+            why = "its pages are nowhere";
+        }
         if (!why.empty()) {
             throw std::runtime_error(path + " is damaged: " + why);
         }
-        from_before = header.archive;
+        from_before = { header.archive, header.places };
+    }
+
+    // As f(), which is a system call.
+    template <typename F> static auto call(F && f) -> decltype(f()) {
+        if (const int error = morphkv_store_fault()) {
+            errno = error;
+            return -1;
+        }
+        return f();
     }
 
     int64_t at(size_t i_place) const { return HEADER + i_place * (sizeof(record_header) + page_bytes); }
 
     void read(int64_t at, void * out, size_t n) const {
         while (n > 0) {
-            const ssize_t n_read = pread(fd, out, n, at);
+            const ssize_t n_read = call([&] { return pread(fd, out, n, at); });
             if (n_read < 0 && errno == EINTR) {
                 continue;
             }
@@ -146,7 +171,7 @@ private:
 
     void write(int64_t at, const void * data, size_t n) {
         while (n > 0) {
-            const ssize_t n_written = pwrite(fd, data, n, at);
+            const ssize_t n_written = call([&] { return pwrite(fd, data, n, at); });
             if (n_written < 0 && errno == EINTR) {
                 continue;
             }
@@ -163,11 +188,11 @@ private:
         throw std::runtime_error(path + " " + what + ": " + strerror(error));
     }
 
-    const std::string      path;
-    const size_t           page_bytes;
-    const uint64_t         layout;
-    const int              fd;
-    morphkv_archive_header from_before;
+    const std::string path;
+    const size_t      page_bytes;
+    const uint64_t    layout;
+    const int         fd;
+    content           from_before;
 };
 
 }  // namespace

@@ -1,7 +1,10 @@
 #include "morphkv-pages.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <new>
+#include <stdexcept>
 
 //
 // layout
@@ -67,26 +70,40 @@ std::string morphkv_archive_header::why_not() const {
 
 namespace {
 
+// What tests let fail.
+void check_memory() {
+    const int error = morphkv_store_fault();
+    if (error == ENOMEM) {
+        throw std::bad_alloc();
+    }
+    if (error != 0) {
+        throw std::runtime_error(std::string("memory fails: ") + strerror(error));
+    }
+}
+
 class ram_store : public morphkv_page_store {
 public:
     void put(size_t i_place, int64_t, uint64_t, std::shared_ptr<const morphkv_page> page) override {
+        check_memory();
         pages.resize(std::max(pages.size(), i_place + 1));
         pages[i_place] = std::move(page);
     }
 
-    void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const override {
-        memcpy(out, pages.at(i_place)->data() + offset, n_bytes);
+    std::shared_ptr<const morphkv_page> get(size_t i_place, int64_t i_page, uint64_t) const override {
+        check_memory();
+        if (!pages.at(i_place)) {
+            throw std::runtime_error("page " + std::to_string(i_page) + " is lost");
+        }
+        return pages[i_place];
     }
 
-    std::shared_ptr<const morphkv_page> get(size_t i_place) const override { return pages.at(i_place); }
-
-    void commit(const morphkv_archive_header & header) override {
+    void commit(const morphkv_archive_header & header, const morphkv_page_places &) override {
         if (header.first < 0) {
             pages.clear();
         }
     }
 
-    bool holds(size_t, int64_t) const override { return true; }
+    record record_in(size_t) const override { return {}; }
 
 private:
     std::vector<std::shared_ptr<const morphkv_page>> pages;

@@ -55,20 +55,40 @@ struct morphkv_archive_header {
     std::string why_not() const;
 };
 
-// Places of the size of a page. Throws std::runtime_error with the reason.
+// Which page is in which place: page i in (i - i_first) % n_ring.
+struct morphkv_page_places {
+    int64_t i_first = 0;
+    int64_t n_ring  = 0;  // 0 = without an end
+
+    size_t of(int64_t i_page) const { return n_ring > 0 ? (i_page - i_first) % n_ring : i_page - i_first; }
+};
+
+// Places of the size of a page. Throws std::runtime_error with the reason, or std::bad_alloc.
 class morphkv_page_store {
 public:
     virtual ~morphkv_page_store() = default;
 
-    // On failure the place holds what it held, or, in a file, nothing.
+    // No page: one whose bytes are lost, but not their hash. On failure the place holds what it held, or, in a file, nothing.
     virtual void put(size_t i_place, int64_t i_page, uint64_t hash, std::shared_ptr<const morphkv_page> page) = 0;
-    virtual void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const                         = 0;
-    virtual std::shared_ptr<const morphkv_page> get(size_t i_place) const                                     = 0;
-    // What is there now counts: the next process finds it.
-    virtual void                                commit(const morphkv_archive_header & header)                 = 0;
-    // What a process before this one left.
-    virtual morphkv_archive_header              found() const { return {}; }
-    virtual bool                                holds(size_t i_place, int64_t i_page) const = 0;
+    // The page that was put as this, with this hash.
+    virtual std::shared_ptr<const morphkv_page> get(size_t i_place, int64_t i_page, uint64_t hash) const      = 0;
+    // What is there now counts: the next process finds it. Where that is nothing, the places are given back.
+    virtual void commit(const morphkv_archive_header & header, const morphkv_page_places & places)            = 0;
+
+    // What a process before this one left; n_ring and i_first are 0 where that was of an older version.
+    struct content {
+        morphkv_archive_header archive;
+        morphkv_page_places    places;
+    };
+    virtual content found() const { return {}; }
+
+    // What a place says of itself.
+    struct record {
+        int64_t  i_page  = -1;  // -1 = nothing is there
+        uint64_t hash    = 0;
+        bool     is_lost = false;
+    };
+    virtual record record_in(size_t i_place) const = 0;
 };
 
 // Copies of an archive share their pages.
@@ -78,6 +98,10 @@ std::unique_ptr<morphkv_page_store> morphkv_page_store_ram();
 // that is shorter than it says.
 std::unique_ptr<morphkv_page_store> morphkv_page_store_file(const std::string &         path,
                                                             const morphkv_page_layout & layout);
+
+// Every store calls this before it does something that can fail. 0, or the errno with which it is to fail: for tests, see
+// morphkv-testing.h.
+int morphkv_store_fault();
 
 // Rows of type `from` as rows of type `to`; n_row values each.
 void morphkv_convert_rows(ggml_type from, const void * data, ggml_type to, void * out, int64_t n_rows, int64_t n_row);

@@ -97,8 +97,8 @@ struct morphkv_cache::layer_recall {
 };
 
 morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size_t i_layer,
-                                                       const std::vector<int64_t> & pages,
-                                                       const std::vector<float> &   votes) const {
+                                                       const found_pages &        pages,
+                                                       const std::vector<float> & votes) const {
     const auto &  archive = archives->of(seq_id);
     const auto &  layer   = archive.layout.layers[i_layer];
     const int32_t n_keep  = streams[seq_id].n_keep;
@@ -110,13 +110,11 @@ morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size
     // (n_pages*N_PAGE, n_head_kv, n_embd)
     const size_t       n_k = N_PAGE * layer.n_head_kv * layer.n_embd_k, n_v = N_PAGE * layer.n_head_kv * layer.n_embd_v;
     std::vector<float> fk(pages.size() * n_k), fv(pages.size() * n_v);
-    std::vector<uint8_t> k(N_PAGE * archive.layout.k_bytes(i_layer)), v(N_PAGE * archive.layout.v_bytes(i_layer));
     for (size_t i = 0; i < pages.size(); ++i) {
-        archive.read_k(pages[i], i_layer, k.data());
-        archive.read_v(pages[i], i_layer, v.data());
-        morphkv_convert_rows(archive.layout.type_k, k.data(), GGML_TYPE_F32, fk.data() + i * n_k,
+        const uint8_t * data = pages[i].second->data();
+        morphkv_convert_rows(archive.layout.type_k, data + layer.k_at, GGML_TYPE_F32, fk.data() + i * n_k,
                              N_PAGE * layer.n_head_kv, layer.n_embd_k);
-        morphkv_convert_rows(archive.layout.type_v, v.data(), GGML_TYPE_F32, fv.data() + i * n_v,
+        morphkv_convert_rows(archive.layout.type_v, data + layer.v_at, GGML_TYPE_F32, fv.data() + i * n_v,
                              N_PAGE * layer.n_head_kv, layer.n_embd_v);
     }
     for (int32_t h = 0; h < layer.n_head_kv; ++h) {
@@ -127,7 +125,7 @@ morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size
         }
         std::vector<bool> stays(n_distant, false);
         size_t            n_missing = 0;
-        for (const int64_t page : pages) {
+        for (const auto & [page, _] : pages) {
             for (int32_t j = 0; j < N_PAGE; ++j) {
                 const auto it = held.find(archive.pos_of(page) + j);
                 if (it != held.end()) {
@@ -151,7 +149,7 @@ morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size
         size_t n_put = 0;
         for (size_t i = 0; i < pages.size(); ++i) {
             for (int32_t j = 0; j < N_PAGE && n_put < free_slots.size(); ++j) {
-                const int32_t pos = archive.pos_of(pages[i]) + j;
+                const int32_t pos = archive.pos_of(pages[i].first) + j;
                 if (held.count(pos)) {
                     continue;
                 }
@@ -292,7 +290,15 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
         failed(why);
     }
     const size_t n_look = std::max<size_t>(n_wanted * p.look, (archive.n_full() - archive.n_dropped()) / N_TO_ONE);
-    const auto   pages  = choose_pages(archive, n_wanted, n_look, stream.n_keep, queries);
+    found_pages  pages;
+    for (const int64_t page : choose_pages(archive, n_wanted, n_look, stream.n_keep, queries)) {
+        if (auto found = archive.find_page(page)) {
+            pages.emplace_back(page, std::move(found));
+        }
+    }
+    if (pages.empty()) {
+        return res;
+    }
     std::vector<layer_recall> plans;
     for (size_t il = 0; il < side.layers.size(); ++il) {
         plans.push_back(plan_recall(seq_id, il, pages, slot_votes[il]));

@@ -83,9 +83,10 @@ static void check_pages(const morphkv_archive & archive, int32_t text = 0) {
             }
             n_found++;
             CHECK(i_page >= archive.n_dropped() && i_page < archive.n_full());
-            std::vector<float> k(N_PAGE * nk), v(N_PAGE * nv);
-            archive.read_k(i_page, il, k.data());
-            archive.read_v(i_page, il, v.data());
+            const auto page = archive.find_page(i_page);
+            CHECK(page && page->size() == archive.layout.page_bytes);
+            const auto * k = (const float *) (page->data() + archive.layout.layers[il].k_at);
+            const auto * v = (const float *) (page->data() + archive.layout.layers[il].v_at);
             for (int32_t t = 0; t < N_PAGE; ++t) {
                 const int32_t pos = archive.pos_of(i_page) + t;
                 CHECK(k[t * nk + 3] == value_of(pos, il, true, 3, text));
@@ -245,17 +246,51 @@ static void test_a_bounded_file(const std::string & path) {
         CHECK(archive.n_full() == 12 && archive.n_dropped() == 7);
         check_pages(archive);
     }
-    CHECK(has(error_of([&] { in_file(path, limit / 2); }), "max_bytes"));
-    CHECK(has(error_of([&] { in_file(path, limit * 2); }), "max_bytes"));
     // killed between a page and its header: the oldest place has a page that nobody counted
     {
         auto       store = morphkv_page_store_file(path, small_layout());
-        const auto page  = store->get(0);
+        const auto page  = store->get(0, 10, store->record_in(0).hash);
         store->put(12 % 5, 12, morphkv_hash_page(*page), page);
     }
     auto archive = in_file(path, limit);
     CHECK(archive.n_full() == 12 && archive.n_dropped() == 8);
     check_pages(archive);
+}
+
+// A file that was written with one limit and goes on with another, whatever has been in it: the newest pages that fit are
+// there, the bound holds, and the next text has the new one.
+static void test_another_bound(const std::string & path) {
+    const uint64_t page = small_layout().page_bytes + 2 * (2 * 32 + 64);
+    for (const int32_t n_tokens : { 50, 200, 333 }) {
+        for (const uint64_t before : { 0, 3, 5, 8, 40 }) {
+            for (const uint64_t after : { 0, 1, 3, 5, 8, 40 }) {
+                unlink(path.c_str());
+                int64_t n_before = 0;
+                {
+                    auto archive = in_file(path, before * page);
+                    append(archive, 7, 130, 1);
+                    archive.clear();
+                    append(archive, 0, n_tokens);
+                    n_before = archive.n_full() - archive.n_dropped();
+                }
+                for (int i = 0; i < 2; ++i) {
+                    auto archive = in_file(path, after * page);
+                    CHECK(archive.n_full() - archive.n_dropped() ==
+                          (after == 0 ? n_before : std::min<int64_t>(n_before, after)));
+                    check_pages(archive);
+                    append(archive, archive.end(), 100);
+                    n_before = archive.n_full() - archive.n_dropped();
+                    CHECK(after == 0 || n_before <= (int64_t) after);
+                    check_pages(archive);
+                }
+                auto archive = in_file(path, after * page);
+                archive.clear();
+                append(archive, 0, 700, 1);
+                CHECK(archive.n_full() - archive.n_dropped() == (after == 0 ? 43 : std::min<int64_t>(43, after)));
+                check_pages(archive, 1);
+            }
+        }
+    }
 }
 
 static void write_at(const std::string & path, int64_t at, const std::string & bytes) {
@@ -374,15 +409,15 @@ public:
         pages->put(i_place, i_page, hash, std::move(page));
     }
 
-    void get(size_t i_place, size_t offset, size_t n_bytes, void * out) const override {
-        pages->get(i_place, offset, n_bytes, out);
+    std::shared_ptr<const morphkv_page> get(size_t i_place, int64_t i_page, uint64_t hash) const override {
+        return pages->get(i_place, i_page, hash);
     }
 
-    std::shared_ptr<const morphkv_page> get(size_t i_place) const override { return pages->get(i_place); }
+    void commit(const morphkv_archive_header & header, const morphkv_page_places & places) override {
+        pages->commit(header, places);
+    }
 
-    void commit(const morphkv_archive_header & header) override { pages->commit(header); }
-
-    bool holds(size_t i_place, int64_t i_page) const override { return pages->holds(i_place, i_page); }
+    record record_in(size_t i_place) const override { return pages->record_in(i_place); }
 
 private:
     gate &                              gate_;
@@ -478,6 +513,7 @@ int main() {
     const std::string path = "test_archive.tmp";
     test_a_file_survives_its_process(path);
     test_a_bounded_file(path);
+    test_another_bound(path);
     test_other_files_are_refused_and_left_alone(path);
     test_a_full_disk_stops_it(path);
     unlink(path.c_str());

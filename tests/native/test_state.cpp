@@ -208,16 +208,14 @@ static void test_a_damaged_state_is_refused(llama_model * model) {
     CHECK(save(ctx) == state);
     before.check(ctx);
 
-    // truncated in the tensors, or a block of them lost: the sequence is empty, and usable
+    // truncated in the tensors, or a block of them lost
     for (const size_t n : { n_meta, n_meta + 1, state.size() / 2, state.size() - 1, state.size() }) {
         CHECK(load(ctx, state));
         bytes damaged(state.begin(), state.begin() + n);
         if (n == state.size()) {
             std::fill(damaged.begin() + n / 4, damaged.begin() + n / 2, 0xff);
         }
-        CHECK(!load(ctx, damaged));
-        CHECK(stats(ctx).n_used == 0 && stats(ctx).n_evictions == 0 && stats(ctx).logical_pos == -1);
-        CHECK(decode(ctx, some_tokens(100)) == 0 && all_finite(logits(ctx)));
+        CHECK(!load(ctx, damaged) && save(ctx) == state);
     }
 }
 
