@@ -21,7 +21,6 @@ SECTIONS = "rope.dimension_sections"
 WRITTEN = {
     "deci": "equal heads",
     "deepseek2": "compressed keys (MLA)",
-    "gemma4": "no shared K and V",
     "mimo2": "K and V of one size",
     **dict.fromkeys(WITH_OR_WITHOUT, "rope sections"),
 }
