@@ -97,23 +97,44 @@ else
 	$(ENV_VULKAN) $(BIN)/pytest $(TESTS_VULKAN:%=tests/parity/test_%.py) -m "not slow" -k "not f32" $(PYTEST_ARGS)
 endif
 
-# CUDA with a runtime that starts nothing and counts. Its build takes an hour on two cores; it needs the toolkit, and no GPU.
-CUDA         ?= /usr/local/cuda
+# CUDA with a runtime that starts nothing and counts: needs neither a GPU nor an installed toolkit. Of ggml-cuda it
+# compiles the files that are run (compile_few.py), about ten minutes on two cores.
 BUILD_CUDA   := build/cuda
 SITE_CUDA    := $(BUILD_CUDA)/site
 FAKE_CUDA    := $(BUILD_CUDA)/fake
-$(SITE_CUDA)/.installed: $(VENV)/.installed
-	CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_CUDA_NO_VMM=ON -DCMAKE_CUDA_ARCHITECTURES=90-virtual -DCUDAToolkit_ROOT=$(CUDA) \
-	    -DCMAKE_CUDA_COMPILER=$(CUDA)/bin/nvcc" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps \
-	    --upgrade --target $(SITE_CUDA) -C build-dir=$(BUILD_CUDA) -C cmake.define.MORPHKV_BUILD_TOOLS=OFF .
+TOOLKIT_CUDA := $(BUILD_CUDA)/toolkit/nvidia/cu13
+CUDA         ?= $(CURDIR)/$(TOOLKIT_CUDA)
+CCACHE       := $(shell command -v ccache)
+$(TOOLKIT_CUDA)/.installed: | $(VENV)/.tools
+	$(BIN)/python -m pip install --quiet --no-deps --target $(BUILD_CUDA)/toolkit nvidia-cuda-nvcc==13.0.* \
+	    nvidia-nvvm==13.0.* nvidia-cuda-crt==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-cccl==13.0.* nvidia-cublas==13.0.*
+	ln -sfn lib $(TOOLKIT_CUDA)/lib64
+	for name in cudart cublas cublasLt; do ln -sf lib$$name.so.13 $(TOOLKIT_CUDA)/lib/lib$$name.so; done
 	touch $@
 
-$(FAKE_CUDA)/libcudart.so.13: tests/cuda/fake_cuda.cpp
-	mkdir -p $(FAKE_CUDA)
-	$(CXX) -std=c++17 -O1 -fPIC -shared -I$(CUDA)/include -Wl,-soname,libcudart.so.13 -o $@ $<
-	$(CXX) -shared -Wl,-soname,libcublas.so.13 -Wl,--no-as-needed $@ -o $(FAKE_CUDA)/libcublas.so.13
+$(SITE_CUDA)/.installed: $(VENV)/.installed tests/cuda/compile_few.py $(if $(filter $(CURDIR)/%,$(CUDA)),$(TOOLKIT_CUDA)/.installed)
+	CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_CUDA_NO_VMM=ON -DCMAKE_CUDA_ARCHITECTURES=90-virtual -DCUDAToolkit_ROOT=$(CUDA) \
+	    -DCMAKE_CUDA_COMPILER=$(CUDA)/bin/nvcc -DCMAKE_CUDA_FLAGS_RELEASE=-O0 -DGGML_CCACHE=OFF \
+	    -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/tests/cuda/compile_few.py \
+	    $(if $(CCACHE),-DCMAKE_C_COMPILER_LAUNCHER=$(CCACHE) -DCMAKE_CXX_COMPILER_LAUNCHER=$(CCACHE))" \
+	    $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --upgrade --target $(SITE_CUDA) \
+	    -C build-dir=$(BUILD_CUDA) -C cmake.define.MORPHKV_BUILD_TOOLS=OFF .
+	touch $@
 
-cuda-launches: $(SITE_CUDA)/.installed $(FAKE_CUDA)/libcudart.so.13 ## how many CUDA kernels an eviction starts: needs CUDA=<toolkit 13>, no GPU
+# The runtime, with what was not compiled of ggml-cuda, and cuBLAS, which is in it.
+FAKE_CUDART   = $(CXX) -std=c++17 -O1 -fPIC -shared -I$(CUDA)/include -Wl,-soname,libcudart.so.13 \
+    tests/cuda/fake_cuda.cpp $(FAKE_CUDA)/left-out.cpp -o $(FAKE_CUDA)/libcudart.so.13
+$(FAKE_CUDA)/libcublas.so.13: tests/cuda/fake_cuda.cpp $(SITE_CUDA)/.installed
+	mkdir -p $(FAKE_CUDA)
+	: > $(FAKE_CUDA)/left-out.cpp
+	$(FAKE_CUDART)
+	$(CXX) -shared -Wl,-soname,libcublas.so.13 -Wl,--no-as-needed $(FAKE_CUDA)/libcudart.so.13 -o $@
+	LD_LIBRARY_PATH=$(FAKE_CUDA) ldd -r $(SITE_CUDA)/morphkv_cpp/lib/libggml-cuda.so 2>/dev/null | \
+	    sed -n 's/^undefined symbol: \([A-Za-z0-9_]*\).*/void \1() { fake_cuda_left_out("\1"); }/p' | sort -u | \
+	    sed -e '1i extern "C" { void fake_cuda_left_out(const char *);' -e '$$a }' > $(FAKE_CUDA)/left-out.cpp
+	$(FAKE_CUDART)
+
+cuda-launches: $(FAKE_CUDA)/libcublas.so.13 ## how many CUDA kernels an eviction starts; needs no GPU, and no toolkit
 	PYTHONPATH=$(CURDIR)/$(SITE_CUDA) LD_LIBRARY_PATH=$(CURDIR)/$(FAKE_CUDA) GGML_CUDA_DISABLE_GRAPHS=1 \
 	    $(BIN)/python tests/cuda/launches.py
 

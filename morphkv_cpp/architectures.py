@@ -11,7 +11,9 @@ LIST = Path(__file__).with_name("architectures.tsv")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What MorphKV does for an architecture of llama.cpp.
+    """What MorphKV does for an architecture of llama.cpp, or for its models of one kind.
+
+    variant: which of its models; "" for all.
 
     support: "all" layers with a KV cache are cut, or a "part" of them (`why`); "refused", with the reason (`why`);
         "no cache": there is no KV cache to cut; "not run": unknown.
@@ -19,6 +21,7 @@ class Architecture:
     """
 
     name: str
+    variant: str
     support: str
     why: str
     goes_back: str
@@ -29,7 +32,7 @@ class Architecture:
 
 
 def architectures() -> list[Architecture]:
-    """Every architecture that this version of llama.cpp has a name for, in the order of their names."""
+    """Every architecture that this version of llama.cpp has a name for, some in several variants, in their order."""
     with LIST.open(newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [Architecture(*row) for row in rows[1:]]

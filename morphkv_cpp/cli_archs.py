@@ -35,7 +35,7 @@ def archs(
 
 
 def describe(each: Architecture) -> str:
-    limits = [each.why] if each.why else []
+    limits = [text for text in (each.variant and f"[{each.variant}]", each.why) if text]
     if each.goes_back == "no":
         limits.append("tokens cannot be taken back")
     if each.is_rebased == "no":

@@ -35,20 +35,26 @@ KEYS = {
     "rope.dimension_count": 32,
 }
 
-# what an architecture needs beside; the last two layers of Gemma 4 have no K and V of their own
+GEMMA4 = {
+    "attention.sliding_window_pattern": [True, True, True, False, True, False],
+    "attention.key_length": 64,
+    "attention.value_length": 64,
+    "rope.dimension_count": 64,
+    "rope.dimension_count_swa": 32,
+    "attention.key_length_swa": 32,
+    "attention.value_length_swa": 32,
+    "rope.freq_base_swa": 10000.0,
+    "embedding_length_per_layer_input": 16,
+}
+
+# what an architecture, or a variant of it, needs beside
 MODELS = {
-    "bitnet": {},
-    "gemma3n": {"block_count": 22},
-    "gemma4": {
-        "attention.sliding_window_pattern": [True, True, True, False, True, False],
-        "attention.shared_kv_layers": 2,
-        "attention.key_length_swa": 32,
-        "attention.value_length_swa": 32,
-        "rope.freq_base_swa": 10000.0,
-        "embedding_length_per_layer_input": 16,
-    },
-    "apertus": {"xielu.alpha_n": 0.8, "xielu.alpha_p": 0.8, "xielu.beta": 0.5, "xielu.eps": 1e-6},
-    "step35": {
+    ("bitnet", ""): {},
+    ("gemma3n", ""): {"block_count": 22},
+    ("gemma4", "shared K and V"): GEMMA4 | {"attention.shared_kv_layers": 2},
+    ("gemma4", "no shared K and V"): GEMMA4 | {"attention.shared_kv_layers": 0},
+    ("apertus", ""): {"xielu.alpha_n": 0.8, "xielu.alpha_p": 0.8, "xielu.beta": 0.5, "xielu.eps": 1e-6},
+    ("step35", ""): {
         "attention.sliding_window_pattern": [True, False, True, False, True, False],
         "rope.freq_base_swa": 10000.0,
         "expert_count": 4,
@@ -56,13 +62,33 @@ MODELS = {
         "expert_feed_forward_length": 32,
         "leading_dense_block_count": 0,
     },
-    "deepseek2-ocr": {
+    ("deepseek2-ocr", ""): {
         "attention.head_count_kv": 2,
         "expert_count": 4,
         "expert_used_count": 2,
         "expert_feed_forward_length": 32,
         "expert_shared_count": 1,
         "leading_dense_block_count": N_LAYER,
+    },
+    # as old files of DeepSeek V2 are
+    ("deepseek2", "whole keys, K and V of other sizes"): {
+        "attention.head_count_kv": 2,
+        "attention.key_length": 48,
+        "attention.value_length": 32,
+        "attention.q_lora_rank": 0,
+        "attention.kv_lora_rank": 40,
+        "rope.dimension_count": 16,
+        "expert_feed_forward_length": 32,
+        "expert_shared_count": 1,
+        "leading_dense_block_count": N_LAYER,
+    },
+    ("mimo2", "K and V of other sizes"): {
+        "attention.key_length": 48,
+        "attention.sliding_window_pattern": [True, False, True, False, True, False],
+        "rope.freq_base_swa": 10000.0,
+        "expert_count": 4,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 32,
     },
 }
 
@@ -85,10 +111,10 @@ def write(path: Path, architecture: str, keys: dict, shapes: dict[str, list[int]
     writer.close()
 
 
-def write_model(path: Path, architecture: str) -> None:
+def write_model(path: Path, architecture: str, variant: str) -> None:
     log: list[str] = []
     callback = llama_cpp.llama_log_callback(lambda level, text, data: log.append(text.decode(errors="replace")))
-    keys = KEYS | MODELS[architecture]
+    keys = KEYS | MODELS[architecture, variant]
     shapes: dict[str, list[int]] = {}
     for _ in range(300):
         write(path, architecture, keys, shapes, None)

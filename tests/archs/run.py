@@ -18,12 +18,12 @@ from pathlib import Path
 from gguf import GGUFReader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from archs import more_models, more_positions
+from archs import more_models, more_positions, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = ROOT / "morphkv_cpp" / "architectures.tsv"
 PROBE = Path(__file__).with_name("probe.py")
-HEADER = ("architecture", "support", "why", "goes_back", "is_rebased")
+HEADER = ("architecture", "variant", "support", "why", "goes_back", "is_rebased")
 
 
 def programs() -> Path | None:
@@ -32,7 +32,7 @@ def programs() -> Path | None:
 
 
 def write_models(folder: Path) -> list[Path]:
-    """A GGUF of each architecture, of some two: dense and MoE."""
+    """A GGUF of each architecture, of some more: dense and MoE, and variants."""
     subprocess.run(
         [str(programs() / "test-llama-archs"), "--seed", "1", "--out", str(folder)], check=True, capture_output=True
     )
@@ -44,8 +44,9 @@ def write_models(folder: Path) -> list[Path]:
         reader.data.flush()
     for name in ("gpt2-dense", "starcoder-dense"):
         more_positions.extend_positions(folder / f"{name}.gguf", 1024)
-    for architecture in more_models.MODELS:
-        more_models.write_model(folder / f"{architecture}-more.gguf", architecture)
+    variants.write_variants(folder)
+    for architecture, variant in more_models.MODELS:
+        more_models.write_model(variants.path_of(folder, architecture, variant), architecture, variant)
     return sorted(folder.glob("*.gguf"))
 
 
@@ -60,9 +61,10 @@ def probe(models: list[Path], quick: bool) -> list[dict]:
 def row(answer: dict) -> dict[str, str]:
     """A line of the list. goes_back and is_rebased: "yes", "no", or "" of what is not served or was not run."""
     yes_no = {True: "yes", False: "no", None: ""}
-    architecture = Path(answer["model"]).stem.rsplit("-", 1)[0]
+    architecture, variant = variants.names_of(Path(answer["model"]))
     return {
         "architecture": architecture,
+        "variant": variant,
         "support": answer["support"],
         "why": answer["why"].replace(f"MorphKV cannot serve architecture '{architecture}': ", ""),
         "goes_back": yes_no[answer.get("goes_back")],
@@ -86,14 +88,15 @@ def not_run(names: set[str]) -> list[dict[str, str]]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        rows: dict[str, dict[str, str]] = {}
+        rows: dict[tuple[str, str], dict[str, str]] = {}
         for model in write_models(Path(folder)):
             new = row(*probe([model], quick=False))
-            if rows.setdefault(new["architecture"], new) != new:
-                raise AssertionError(f"two models of one architecture differ: {new} and {rows[new['architecture']]}")
-            print(f"{new['architecture']}: {new['support']} {new['why']}", flush=True)
-    everything = [*rows.values(), *not_run(set(all_names()) - set(rows))]
-    everything.sort(key=lambda each: each["architecture"])
+            old = rows.setdefault((new["architecture"], new["variant"]), new)
+            if old != new:
+                raise AssertionError(f"two models of one variant differ: {new} and {old}")
+            print(" ".join(new.values()), flush=True)
+    everything = [*rows.values(), *not_run(set(all_names()) - {name for name, _ in rows})]
+    everything.sort(key=lambda each: (each["architecture"], each["variant"]))
     LIST.write_text("".join("\t".join(line) + "\n" for line in [HEADER, *(list(each.values()) for each in everything)]))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 morphkv_cpp = pytest.importorskip("morphkv_cpp")
 
-from archs import run  # noqa: E402
+from archs import run, variants  # noqa: E402
 
 from morphkv_cpp.architectures import architectures  # noqa: E402
 
@@ -21,21 +21,28 @@ def models(tmp_path_factory) -> list[Path]:
     return run.write_models(tmp_path_factory.mktemp("archs"))
 
 
-def listed() -> dict[str, dict[str, str]]:
-    return {each.name: dict(zip(run.HEADER, each.line())) for each in architectures()}
+def listed() -> dict[tuple[str, str], dict[str, str]]:
+    return {(each.name, each.variant): dict(zip(run.HEADER, each.line())) for each in architectures()}
 
 
-def test_every_architecture_of_upstream_is_listed_once(models):
-    assert sorted(run.all_names()) == sorted(each.name for each in architectures())
-    written = {model.stem.rsplit("-", 1)[0] for model in models}
-    assert written == {each.name for each in architectures() if each.support != "not run"}
+def test_every_architecture_of_upstream_and_each_variant_is_listed_once(models):
+    assert set(run.all_names()) == {each.name for each in architectures()}
+    assert len(listed()) == len(architectures())
+    written = {variants.names_of(model) for model in models}
+    assert written == {(each.name, each.variant) for each in architectures() if each.support != "not run"}
+
+
+def test_rows_of_one_architecture_say_of_which_variant_they_are():
+    for each in architectures():
+        others = [other for other in architectures() if other.name == each.name]
+        assert (each.variant != "") == (len(others) > 1)
 
 
 def test_what_is_served_and_what_is_refused_is_as_listed(models):
     """Without the checks of what is served: contexts alone."""
     for answer in run.probe(models, quick=True):
         found = run.row(answer)
-        expected = listed()[found["architecture"]] | {"goes_back": ""}
+        expected = listed()[found["architecture"], found["variant"]] | {"goes_back": ""}
         assert found == expected
 
 
@@ -44,7 +51,8 @@ def test_each_model_does_what_is_listed(models):
     """Bit-equal to stock before the first eviction, 500 tokens behind it, rollback, state: see probe.py."""
     for model in models:
         (answer,) = run.probe([model], quick=False)
-        assert run.row(answer) == listed()[run.row(answer)["architecture"]]
+        found = run.row(answer)
+        assert found == listed()[found["architecture"], found["variant"]]
 
 
 def test_most_architectures_with_a_cache_are_served():

@@ -30,6 +30,16 @@ def test_a_part_of_a_name_chooses(capsys):
     assert "must contain 'no-such'" in capsys.readouterr().err
 
 
+def test_variants_are_told_apart(capsys):
+    with pytest.raises(SystemExit):
+        main(["archs", "glm4moe"])
+    assert capsys.readouterr().out == (
+        "Every layer with a KV cache is cut (2):\n"
+        "  glm4moe            [no rope sections]\n"
+        "  glm4moe            [rope sections]; positions are not rebased\n\n"
+    )
+
+
 def test_limits_are_told(capsys):
     with pytest.raises(SystemExit):
         main(["archs", "qwen35"])

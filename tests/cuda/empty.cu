@@ -1,0 +1,1 @@
+// In place of a file that compile_few.py leaves out.
