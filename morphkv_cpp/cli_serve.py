@@ -12,6 +12,8 @@ from .options import DEMO, model_path
 # All behind MODEL is llama-server's, its --help too; so is all behind rpc-server ggml-rpc-server's.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
+KEEP_SYSTEM_VARIABLES = ("LLAMA_ARG_MORPHKV_KEEP_SYSTEM", "LLAMA_ARG_NO_MORPHKV_KEEP_SYSTEM")
+
 RPC_CONTEXT_SETTINGS = {**CONTEXT_SETTINGS, "help_option_names": []}
 
 
@@ -24,9 +26,15 @@ def program(name: str, option: str) -> str:
 
 
 def server_command(model: str, flags: list[str]) -> list[str]:
-    """Raises FileNotFoundError for a model that is no file, and where the package was built without its programs."""
+    """llama-server with MorphKV on and system prompts kept, unless the flags or the environment say otherwise.
+
+    Raises FileNotFoundError for a model that is no file, and where the package was built without its programs.
+    """
     command = program("llama-server", "MORPHKV_BUILD_TOOLS=OFF")
-    return [command, "--model", str(model_path(model)), "--morphkv", *flags]
+    own = ["--morphkv", "--morphkv-keep-system"]
+    if any(name in os.environ for name in KEEP_SYSTEM_VARIABLES):
+        own.pop()  # to llama-server a flag counts more than they do
+    return [command, "--model", str(model_path(model)), *own, *flags]
 
 
 def serve(
@@ -40,7 +48,10 @@ def serve(
         ),
     ],
 ) -> None:
-    """Serve MODEL to OpenAI-compatible clients: llama-server with MorphKV on. FLAGS are llama-server's own."""
+    """Serve MODEL to OpenAI-compatible clients: llama-server with MorphKV on. FLAGS are llama-server's own.
+
+    System prompts are never evicted, unless --no-morphkv-keep-system is among the flags.
+    """
     command = server_command(model, context.args)
     os.execv(command[0], command)
 

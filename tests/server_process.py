@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +54,50 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _limit_files(n_bytes: int) -> Callable[[], None]:
+    """For a child: no file of its grows beyond n_bytes, as on a full disk."""
+    import resource
+
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
 class ServerProcess:
     """Runs until stop(), or kill(), which is kill -9. `log` is the file that it writes to.
 
-    `start` again gives a new process with the same flags.
+    `start` again gives a new process with the same flags. file_bytes: the largest file that it may write.
     """
 
-    def __init__(self, model: str | os.PathLike, *flags: object, log: Path, command: list[str] | None = None):
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        *flags: object,
+        log: Path,
+        command: list[str] | None = None,
+        env: dict[str, str] | None = None,
+        file_bytes: int | None = None,
+    ):
+        self.env = {**os.environ, **(env or {})}
+        self.preexec = _limit_files(file_bytes) if file_bytes else None
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self.command = command or [str(program("llama-server")), "--model", str(model)]
         self.command += ["--host", "127.0.0.1", "--port", str(self.port), "-t", "1", "--no-warmup", *map(str, flags)]
-        self.http = httpx.Client(base_url=self.url, timeout=120)
+        # the server closes connections that were idle, as may happen just when httpx uses one again
+        limits = httpx.Limits(max_connections=100, max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=self.url, timeout=120, limits=limits)
         self.process: subprocess.Popen | None = None
 
     def start(self) -> ServerProcess:
         with self.log.open("ab") as out:
-            self.process = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT, cwd=self.log.parent)
+            self.process = subprocess.Popen(
+                self.command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=self.log.parent,
+                env=self.env,
+                preexec_fn=self.preexec,
+            )
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             if self.process.poll() is not None:

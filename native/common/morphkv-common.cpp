@@ -56,6 +56,14 @@ static morphkv_params & given(common_params & params, const char * option) {
     return params.morphkv.params;
 }
 
+static morphkv_common_params & given_archive(common_params & params, const char * option) {
+    given(params, option);
+    if (params.morphkv.archive_option.empty()) {
+        params.morphkv.archive_option = option;
+    }
+    return params.morphkv;
+}
+
 std::vector<common_arg> morphkv_common_args(const common_params & params) {
     const morphkv_params & p = params.morphkv.params;
 
@@ -148,20 +156,18 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             { "--morphkv-archive-type" }, "TYPE",
             "MorphKV: data type of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0 (default: as in the cache)",
             [](common_params & params, const std::string & value) {
-                given(params, "--morphkv-archive-type");
-                params.morphkv.archive_type = value;
+                given_archive(params, "--morphkv-archive-type").archive_type = value;
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE_TYPE");
-    add(common_arg(
-            { "--morphkv-archive-max" }, "N",
-            string_format("MorphKV: most MiB that a slot's archive takes, the oldest tokens make room (default: %d, "
-                          "0 = no limit)",
-                          (int) params.morphkv.archive_max_mib),
-            [](common_params & params, int value) {
-                given(params, "--morphkv-archive-max");
-                params.morphkv.archive_max_mib = value;
-            })
+    add(common_arg({ "--morphkv-archive-max" }, "N",
+                   string_format(
+                       "MorphKV: most MiB that the archives of all slots take, in equal parts; the oldest tokens make "
+                       "room (default: %d, 0 = no limit)",
+                       (int) params.morphkv.archive_max_mib),
+                   [](common_params & params, int value) {
+                       given_archive(params, "--morphkv-archive-max").archive_max_mib = value;
+                   })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE_MAX");
     add(common_arg(
@@ -169,9 +175,9 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             "MorphKV: recall what a prompt asks for from the archive; N: then, and also while an answer is written, "
             "each N intervals of evictions (default: prompt)",
             [](common_params & params, const std::string & value) {
-                given(params, "--morphkv-recall");
-                params.morphkv.recalls         = value != "off";
-                params.morphkv.recall_interval = to_recall_interval(value);
+                auto & morphkv          = given_archive(params, "--morphkv-recall");
+                morphkv.recalls         = value != "off";
+                morphkv.recall_interval = to_recall_interval(value);
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL");
@@ -179,8 +185,7 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                    string_format("MorphKV: most that a recall fills of a slot's older cells, in (0, 1] (default: %.2f)",
                                  (double) params.morphkv.recall_share),
                    [](common_params & params, const std::string & value) {
-                       given(params, "--morphkv-recall-share");
-                       params.morphkv.recall_share = to_float(value);
+                       given_archive(params, "--morphkv-recall-share").recall_share = to_float(value);
                    })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL_SHARE");
@@ -220,10 +225,8 @@ int32_t morphkv_common_archive_type(const morphkv_common_params & morphkv) {
 }
 
 static void check_archive(const morphkv_common_params & morphkv) {
-    if (morphkv.archive.empty() &&
-        (!morphkv.archive_type.empty() || morphkv.archive_max_mib != 0 || morphkv.recall_interval != 0)) {
-        throw refusal("MorphKV: --morphkv-archive-type, --morphkv-archive-max and --morphkv-recall need "
-                      "--morphkv-archive");
+    if (morphkv.archive.empty() && !morphkv.archive_option.empty()) {
+        throw refusal("MorphKV: " + morphkv.archive_option + " needs --morphkv-archive {ram,PATH}");
     }
     if (morphkv.archive_max_mib < 0) {
         throw refusal("MorphKV: --morphkv-archive-max must not be negative, got " +

@@ -22,9 +22,10 @@ struct morphkv_common_params {
     morphkv_params params = morphkv_params_default();
 
     // llama-server's archive
-    std::string archive;              // "ram" or a path, empty = none
-    std::string archive_type;         // of K and V, empty = as in the cache
-    int64_t     archive_max_mib = 0;  // of a slot, 0 = no limit
+    std::string archive;         // "ram" or a path, empty = none
+    std::string archive_option;  // the first that says how it is to be
+    std::string archive_type;    // of K and V, empty = as in the cache
+    int64_t     archive_max_mib = morphkv_archive_params_default().max_bytes / (1024 * 1024);  // 0 = no limit
     bool        recalls         = true;
     int32_t     recall_interval = 0;  // evictions' intervals between recalls while an answer is written, 0 = none then
     float       recall_share    = morphkv_recall_params_default().share;

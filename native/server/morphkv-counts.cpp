@@ -13,6 +13,9 @@ void morphkv_counts::add(const morphkv_counts & other) {
     n_recalls += other.n_recalls;
     n_recalled += other.n_recalled;
     recall_ms += other.recall_ms;
+    if (!other.warning.empty()) {
+        warning = other.warning;
+    }
 }
 
 void morphkv_counts::write_timings(common_json & timings) const {
@@ -25,6 +28,9 @@ void morphkv_counts::write_timings(common_json & timings) const {
         timings["recalls_n"]  = n_recalls;
         timings["recalled_n"] = n_recalled;
         timings["recall_ms"]  = recall_ms;
+    }
+    if (!warning.empty()) {
+        timings["warning"] = warning;
     }
 }
 

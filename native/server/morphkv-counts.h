@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <iosfwd>
+#include <string>
 
 struct morphkv_counts {
     bool is_on = false;  // off: nothing is written
@@ -18,6 +19,8 @@ struct morphkv_counts {
     int64_t n_recalls   = 0;
     int64_t n_recalled  = 0;  // tokens, summed over layers and KV heads
     double  recall_ms   = 0.0;
+
+    std::string warning;  // what a client should know, empty = nothing
 
     void add(const morphkv_counts & other);
     void write_timings(common_json & timings) const;

@@ -5,6 +5,7 @@
 #include "log.h"
 
 #include <algorithm>
+#include <csignal>
 #include <limits>
 
 // llama-server's default of 32 is for checkpoints of a few MiB. Here each is as large as a slot.
@@ -40,6 +41,10 @@ bool morphkv_server_prepare(common_params & params) {
             params.n_ctx, (int) n_limit);
         return false;
     }
+#ifdef SIGXFSZ
+    // A file that may not grow any more is an error of its write, as on a full disk, and not the end of the process.
+    std::signal(SIGXFSZ, SIG_IGN);
+#endif
     g_enabled                 = true;
     params.morphkv.n_ctx_slot = params.n_ctx;
     params.n_ctx              = 0;
@@ -72,11 +77,11 @@ bool morphkv_server::init(const common_params & params, llama_context * ctx_tgt)
     n_ctx_max    = params.morphkv.n_ctx_slot > 0 ? params.morphkv.n_ctx_slot : std::numeric_limits<int32_t>::max();
     n_bos        = llama_vocab_get_add_bos(vocab) ? 1 : 0;
 
-    costs.assign(params.n_parallel, {});
     reads.assign(params.n_parallel, {});
-    recalled.assign(params.n_parallel, {});
+    pending.assign(params.n_parallel, {});
     stats.resize(params.n_parallel);
-    all.counts.is_on = true;
+    stopped.resize(params.n_parallel);
+    total.is_on = true;
     if (!start_archive(params.morphkv)) {
         return false;
     }
@@ -89,7 +94,7 @@ bool morphkv_server::init(const common_params & params, llama_context * ctx_tgt)
     }
     LOG_INF("MorphKV: %d slots of %d cells each, K and V %.1f MiB and %.1f MiB beside them, for texts of any length: a "
             "prompt may be longer than its cells, and context shift is not needed\n",
-            params.n_parallel, stats[0].n_cells, all.kv_bytes / 1048576.0, all.extra_bytes / 1048576.0);
+            params.n_parallel, stats[0].n_cells, stats[0].kv_bytes / 1048576.0, stats[0].extra_bytes / 1048576.0);
     return true;
 }
 
@@ -98,19 +103,21 @@ bool morphkv_server::init(const common_params & params, llama_context * ctx_tgt)
 //
 
 bool morphkv_server::start_archive(const morphkv_common_params & given) {
-    has_archive            = !given.archive.empty();
-    recalls                = has_archive && given.recalls;
-    n_between              = given.recall_interval * params.interval;
-    share                  = given.recall_share;
-    all.counts.has_archive = has_archive;
+    has_archive       = !given.archive.empty();
+    recalls           = has_archive && given.recalls;
+    n_between         = given.recall_interval * params.interval;
+    share             = given.recall_share;
+    archive           = given.archive;
+    archive_max_mib   = given.archive_max_mib;
+    total.has_archive = has_archive;
     if (!has_archive) {
         return true;
     }
-    morphkv_archive_params archive = morphkv_archive_params_default();
-    archive.type_k = archive.type_v = morphkv_common_archive_type(given);
-    archive.max_bytes               = given.archive_max_mib * 1024 * 1024;
-    archive.path                    = given.archive == "ram" ? nullptr : given.archive.c_str();
-    if (morphkv_archive_start(ctx, &archive) != MORPHKV_STATUS_OK) {
+    morphkv_archive_params settings = morphkv_archive_params_default();
+    settings.type_k = settings.type_v = morphkv_common_archive_type(given);
+    settings.max_bytes                = archive_max_mib * 1024 * 1024;
+    settings.path                     = archive == "ram" ? nullptr : archive.c_str();
+    if (morphkv_archive_start(ctx, &settings) != MORPHKV_STATUS_OK) {
         LOG_ERR("error: MorphKV: %s\n", morphkv_last_error());
         return false;
     }
@@ -127,9 +134,9 @@ int64_t morphkv_server::recall_now(int32_t id_slot) {
         LOG_WRN("slot %d: MorphKV: %s\n", id_slot, morphkv_last_error());
         return 0;
     }
-    recalled[id_slot].n_recalls++;
-    recalled[id_slot].n_recalled += res.n_recalled;
-    recalled[id_slot].recall_ms += res.took_ms;
+    pending[id_slot].n_recalls++;
+    pending[id_slot].n_recalled += res.n_recalled;
+    pending[id_slot].recall_ms += res.took_ms;
     return res.n_recalled;
 }
 
@@ -162,12 +169,12 @@ int32_t morphkv_server::recall(int32_t id_slot, int32_t n_prompt, int32_t n_task
     return n_redo;
 }
 
-void morphkv_server::recall_while_writing() {
-    for (size_t i = 0; n_between > 0 && i < reads.size(); ++i) {
-        if (reads[i].stage == reading::DONE && stats[i].logical_pos >= reads[i].next_recall_pos) {
-            recall_now(i);
-            reads[i].next_recall_pos = stats[i].logical_pos + n_between;
-        }
+void morphkv_server::recall_while_writing(int32_t id_slot) {
+    auto &        read = reads[id_slot];
+    const int32_t pos  = stats[id_slot].logical_pos;
+    if (n_between > 0 && read.stage == reading::DONE && pos >= read.next_recall_pos) {
+        recall_now(id_slot);
+        read.next_recall_pos = pos + n_between;
     }
 }
 
@@ -181,24 +188,42 @@ int32_t morphkv_server::n_wanted(const morphkv_keep & keep) const {
     if (keep.n_keep < 0) {
         n = std::min(keep.n_tokens, n_keep_max());
     }
-    return keep_system ? std::max(n, keep.n_system) : n;
+    const bool fits = keep.n_system <= n_keep_max();
+    return keep_system && fits ? std::max(n, keep.n_system) : n;
 }
 
 std::string morphkv_server::why_not(const morphkv_keep & keep) const {
     if (!is_on() || n_wanted(keep) <= n_keep_max()) {
         return "";
     }
-    const bool is_system = keep.n_system > n_keep_max();
-    return std::string(is_system ? "the system prompt" : "n_keep") +
-           " must be below capacity - window = " + std::to_string(n_keep_max() + 1) + " tokens to be kept, got " +
+    return "n_keep must be below capacity - window = " + std::to_string(n_keep_max() + 1) + " tokens to be kept, got " +
            std::to_string(n_wanted(keep)) + ": start the server with a larger --morphkv-capacity";
+}
+
+// Kept in part it would leave no room for what else the chat holds: then it is text like any other.
+void morphkv_server::warn_of_system(int32_t id_slot, const morphkv_keep & keep) {
+    if (!keep_system || keep.n_system <= n_keep_max()) {
+        return;
+    }
+    const std::string warning =
+        string_format("the system prompt can be evicted: it has %d tokens, and capacity - window - 1 = %d can be kept; "
+                      "start the server "
+                      "with --morphkv-capacity %d",
+                      keep.n_system, n_keep_max(), GGML_PAD(keep.n_system + params.capacity, 256));
+    if (!has_warned) {
+        LOG_WRN("slot %d: MorphKV: %s (told once)\n", id_slot, warning.c_str());
+        has_warned = true;
+    }
+    pending[id_slot].warning = warning;
 }
 
 int32_t morphkv_server::begin_prompt(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) {
     if (!is_on()) {
         return n_past;
     }
-    n_past                = keep_first_tokens(id_slot, keep, n_past);
+    n_past           = keep_first_tokens(id_slot, keep, n_past);
+    pending[id_slot] = {};
+    warn_of_system(id_slot, keep);
     reads[id_slot].stage  = recalls ? reading::FIRST : reading::DONE;
     reads[id_slot].n_past = n_past;
     return n_past;
@@ -232,6 +257,10 @@ int32_t morphkv_server::n_draft_max(int32_t id_slot, int32_t n_max) const {
     return std::min({ n_max, n_free, MORPHKV_DRAFT_MAX - 1, params.window - 2 });
 }
 
+bool morphkv_server::keeps_text(int32_t id_slot, int32_t n_prompt, size_t n_read) const {
+    return is_on() && n_read == 0 && stats_of(ctx, id_slot).logical_pos == n_prompt - 1;
+}
+
 void morphkv_server::forget_draft(llama_context * ctx_dft, int32_t id_slot) const {
     if (is_on() && ctx_dft) {
         llama_memory_seq_rm(llama_get_memory(ctx_dft), id_slot, -1, -1);
@@ -243,54 +272,61 @@ void morphkv_server::forget_draft(llama_context * ctx_dft, int32_t id_slot) cons
 //
 
 void morphkv_server::refresh() {
+    for (size_t i = 0; is_on() && i < stats.size(); ++i) {
+        look_at(i);
+    }
+}
+
+void morphkv_server::look_at(int32_t id_slot) {
+    stats[id_slot] = stats_of(ctx, id_slot);
+    if (has_archive) {
+        stopped[id_slot] = morphkv_archive_why_stopped(ctx, id_slot);
+    }
+}
+
+void morphkv_server::before_decode(int32_t id_slot, bool is_processing) {
     if (!is_on()) {
         return;
     }
-    all.n_used     = 0;
-    all.n_archived = 0;
-    for (size_t i = 0; i < stats.size(); ++i) {
-        stats[i] = stats_of(ctx, i);
-        all.n_used += stats[i].n_used;
-        all.n_archived += stats[i].n_archived;
+    if (is_processing) {
+        recall_while_writing(id_slot);
     }
-    all.n_cells       = (int64_t) stats[0].n_cells * stats.size();
-    all.kv_bytes      = stats[0].kv_bytes;
-    all.extra_bytes   = stats[0].extra_bytes;
-    all.archive_bytes = stats[0].archive_bytes;
+    look_at(id_slot);
 }
 
-void morphkv_server::before_decode() {
-    if (is_on()) {
-        recall_while_writing();
-        refresh();
-    }
-}
-
-void morphkv_server::after_decode() {
+morphkv_counts morphkv_server::after_decode(int32_t id_slot) {
     if (!is_on()) {
-        return;
+        return {};
     }
-    const std::vector<morphkv_stats> before = stats;
-    refresh();
-    for (size_t i = 0; i < stats.size(); ++i) {
-        auto & cost      = costs[i];
-        cost.is_on       = true;
-        cost.n_evictions = stats[i].n_evictions - before[i].n_evictions;
-        cost.n_evicted   = stats[i].n_evicted - before[i].n_evicted;
-        cost.n_rebases   = stats[i].n_rebases - before[i].n_rebases;
-        cost.evict_ms    = stats[i].seq_evict_ms - before[i].seq_evict_ms;
-        cost.has_archive = has_archive;
-        cost.n_recalls   = 0;
-        cost.n_recalled  = 0;
-        cost.recall_ms   = 0.0;
-        cost.add(recalled[i]);
-        recalled[i] = {};
-        all.counts.add(cost);
-    }
+    const morphkv_stats before = stats[id_slot];
+    look_at(id_slot);
+    const morphkv_stats & now = stats[id_slot];
+
+    morphkv_counts cost = pending[id_slot];
+    pending[id_slot]    = {};
+    cost.is_on          = true;
+    cost.has_archive    = has_archive;
+    cost.n_evictions    = now.n_evictions - before.n_evictions;
+    cost.n_evicted      = now.n_evicted - before.n_evicted;
+    cost.n_rebases      = now.n_rebases - before.n_rebases;
+    cost.evict_ms       = now.seq_evict_ms - before.seq_evict_ms;
+    total.add(cost);
+    return cost;
 }
 
-morphkv_counts morphkv_server::cost(int32_t id_slot) const {
-    return is_on() ? costs.at(id_slot) : morphkv_counts{};
+morphkv_metrics morphkv_server::metrics() const {
+    morphkv_metrics res;
+    res.counts = total;
+    for (const morphkv_stats & s : stats) {
+        res.n_cells += s.n_cells;
+        res.n_used += s.n_used;
+        res.n_archived += s.n_archived;
+        // each tells these of all slots
+        res.kv_bytes      = s.kv_bytes;
+        res.extra_bytes   = s.extra_bytes;
+        res.archive_bytes = s.archive_bytes;
+    }
+    return res;
 }
 
 common_json morphkv_server::props() const {
@@ -309,12 +345,14 @@ common_json morphkv_server::props() const {
         { "keep_system", keep_system },
         { "rope_limit", stats[0].rope_limit },
         { "n_cells", stats[0].n_cells },
-        { "kv_bytes", all.kv_bytes },
-        { "extra_bytes", all.extra_bytes },
+        { "kv_bytes", stats[0].kv_bytes },
+        { "extra_bytes", stats[0].extra_bytes },
     };
     if (has_archive) {
-        res["recall"]       = recalls;
-        res["recall_share"] = share;
+        res["archive"]         = archive;
+        res["archive_max_mib"] = archive_max_mib;
+        res["recall"]          = recalls;
+        res["recall_share"]    = share;
     }
     return res;
 }
@@ -340,10 +378,12 @@ void morphkv_server::add_to_slot(common_json & slot, int32_t id_slot) const {
         { "n_rebases", s.n_rebases },
     };
     if (has_archive) {
-        slot["morphkv"]["n_archived"]     = s.n_archived;
-        slot["morphkv"]["n_archive_lost"] = s.n_archive_lost;
-        slot["morphkv"]["n_recalls"]      = s.n_recalls;
-        slot["morphkv"]["n_recalled"]     = s.n_recalled;
-        slot["morphkv"]["recall_ms"]      = s.recall_ms;
+        slot["morphkv"]["n_archived"]        = s.n_archived;
+        slot["morphkv"]["n_archive_lost"]    = s.n_archive_lost;
+        slot["morphkv"]["n_archive_damaged"] = s.n_archive_damaged;
+        slot["morphkv"]["archive_stopped"]   = stopped.at(id_slot);  // why, or empty
+        slot["morphkv"]["n_recalls"]         = s.n_recalls;
+        slot["morphkv"]["n_recalled"]        = s.n_recalled;
+        slot["morphkv"]["recall_ms"]         = s.recall_ms;
     }
 }

@@ -52,11 +52,12 @@ public:
 
     bool keeps_system() const { return is_on() && keep_system; }
 
-    // Why so many tokens cannot be kept, or an empty string.
+    // Why a request's n_keep cannot be kept, or an empty string.
     std::string why_not(const morphkv_keep & keep) const;
 
     // Before a prompt is decoded behind the n_past tokens of it that are in the cache. Returns n_past, or 0, and the slot is
-    // empty, where more tokens are to be kept than the slot is sure to have.
+    // empty, where more tokens are to be kept than the slot is sure to have. A system prompt that is too long to be kept is
+    // answered, with a warning in the timings.
     int32_t begin_prompt(int32_t id_slot, const morphkv_keep & keep, int32_t n_past);
 
     // A prompt is decoded up to its last token; then what it asks for is recalled from the slot's archive, its end is
@@ -77,19 +78,22 @@ public:
     // A slot was read from a file: a draft model's sequence has nothing to do with it.
     void forget_draft(llama_context * ctx_dft, int32_t id_slot) const;
 
-    // Around a decode that succeeds; then what it has cost a slot.
-    void           before_decode();
-    void           after_decode();
-    morphkv_counts cost(int32_t id_slot) const;
+    // Whether the slot still holds its text of n_prompt tokens after a file was not restored: a refused state changes nothing.
+    // n_read: what llama_state_seq_load_file() returned; if not 0 the state was loaded, and its tokens were refused.
+    bool keeps_text(int32_t id_slot, int32_t n_prompt, size_t n_read) const;
 
-    // To be called while nothing is decoded.
+    // Around a decode that succeeds, for each slot; then what it has cost one of those that were decoded.
+    void           before_decode(int32_t id_slot, bool is_processing);
+    morphkv_counts after_decode(int32_t id_slot);
+
+    // To be called while nothing is decoded, before clients look.
     void refresh();
 
     // null when off
     common_json props() const;
     void        add_to_slot(common_json & slot, int32_t id_slot) const;
 
-    morphkv_metrics metrics() const { return all; }
+    morphkv_metrics metrics() const;
 
 private:
     // How far a slot is with its prompt.
@@ -101,9 +105,11 @@ private:
     };
 
     bool    is_on() const { return ctx != nullptr; }
+    void    look_at(int32_t id_slot);
     bool    start_archive(const struct morphkv_common_params & params);
     int64_t recall_now(int32_t id_slot);
-    void    recall_while_writing();
+    void    recall_while_writing(int32_t id_slot);
+    void    warn_of_system(int32_t id_slot, const morphkv_keep & keep);
     int32_t keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past);
     int32_t n_wanted(const morphkv_keep & keep) const;
     int32_t n_keep_max() const { return params.capacity - params.window - 1; }
@@ -113,15 +119,18 @@ private:
     morphkv_params params{};
     bool           has_archive = false;
     bool           recalls     = false;
-    int32_t        n_between   = 0;  // tokens between recalls while an answer is written, 0 = none then
+    int32_t        n_between   = 0;          // tokens between recalls while an answer is written, 0 = none then
     float          share       = 0.0f;
-    bool           keep_system = false;
-    int32_t        n_ctx_max   = 0;        // of a slot
-    int32_t        n_bos       = 0;        // tokens that the tokenizer puts before a prompt
+    std::string    archive;                  // "ram" or its path
+    int64_t        archive_max_mib = 0;      // of all slots, 0 = no limit
+    bool           keep_system     = false;
+    bool           has_warned      = false;  // of a system prompt that is too long
+    int32_t        n_ctx_max       = 0;      // of a slot
+    int32_t        n_bos           = 0;      // tokens that the tokenizer puts before a prompt
 
-    std::vector<morphkv_stats>  stats;     // (n_slots)
-    std::vector<morphkv_counts> costs;     // (n_slots), of the last decode and the recalls before it
-    std::vector<morphkv_counts> recalled;  // (n_slots), since the last decode
-    std::vector<reading>        reads;     // (n_slots)
-    morphkv_metrics             all;
+    std::vector<std::string>    stopped;     // (n_slots), why the archive grows no more, or empty
+    std::vector<morphkv_stats>  stats;       // (n_slots)
+    std::vector<morphkv_counts> pending;     // (n_slots), since the last decode: recalls, a warning
+    std::vector<reading>        reads;       // (n_slots)
+    morphkv_counts              total;       // of all decodes
 };

@@ -2,6 +2,9 @@
 
 #include "chat.h"
 #include "common.h"
+#include "log.h"
+
+#include <exception>
 
 static const char * const KEY = "__morphkv_other_question";
 
@@ -20,12 +23,20 @@ void morphkv_system_render(const common_chat_templates * templates, const common
         }
         other.messages.push_back(message);
     }
+    if (other.messages.empty() && inputs.tools.empty()) {
+        return;
+    }
     common_chat_msg user;
     user.role    = "user";
     user.content = question.rfind("a", 0) == 0 ? "b" : "a";
     other.messages.push_back(user);
 
-    request[KEY] = common_chat_templates_apply(templates, other).prompt;
+    try {
+        request[KEY] = common_chat_templates_apply(templates, other).prompt;
+    } catch (const std::exception & error) {
+        LOG_WRN("MorphKV: the system prompt of a chat is not kept, its template refuses another question: %s\n",
+                error.what());
+    }
 }
 
 int32_t morphkv_system_count(const llama_vocab * vocab, const common_json & request,

@@ -102,10 +102,27 @@ def test_an_archive_in_a_file(start_server, tiny_llama, tmp_path):
         start_server(tiny_llama(), *flags)
 
 
+def test_an_archive_is_bounded_over_all_slots(start_server, tiny_llama):
+    by_default = start_server(tiny_llama(), *RECALLING)
+    props = by_default.get("/props")["morphkv"]
+    assert (props["archive"], props["archive_max_mib"]) == ("ram", 2048)
+
+    # 512 bytes a token and its part of the index: 2 slots of 2,000 tokens do not fit
+    small = start_server(tiny_llama(), *RECALLING, "--morphkv-archive-max", 1)
+    assert small.get("/props")["morphkv"]["archive_max_mib"] == 1
+    for i in range(2):
+        small.complete(tokens(2000, seed=i), 4, id_slot=i)
+        assert small.slot(i)["morphkv"]["n_archive_lost"] > 0
+    assert 2**19 < metric(small, "archive_bytes") <= 2**20
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--morphkv-archive-type", "q8_0"], "need --morphkv-archive"),
+        (["--morphkv-archive-type", "q8_0"], "--morphkv-archive-type needs --morphkv-archive {ram,PATH}"),
+        (["--morphkv-archive-max", "0"], "--morphkv-archive-max needs --morphkv-archive {ram,PATH}"),
+        (["--morphkv-recall", "off"], "--morphkv-recall needs --morphkv-archive {ram,PATH}"),
+        (["--morphkv-recall-share", "0.2"], "--morphkv-recall-share needs --morphkv-archive {ram,PATH}"),
         (["--morphkv-archive", "ram", "--morphkv-archive-type", "q3"], "must be f32, f16, bf16, .* got q3"),
         (["--morphkv-archive", "ram", "--morphkv-archive-max", "-1"], "must not be negative, got -1"),
         (["--morphkv-archive", "ram", "--morphkv-recall", "maybe"], "recall must be off, prompt or a number above 0"),

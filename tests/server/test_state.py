@@ -1,6 +1,8 @@
 """What a server says of its cache, and prompts that are longer than it."""
 
+import json
 import math
+import re
 
 import pytest
 from server_process import TIGHT
@@ -167,8 +169,42 @@ class TestSystemPrompt:
         assert n_system - 1 <= kept[0] <= n_system
         assert kept == kept[:1] * 3
 
-    def test_one_that_does_not_fit_is_refused(self, start_server, tiny_llama):
-        server = start_server(tiny_llama(), *TIGHT, "-np", 1, "--morphkv-keep-system")
-        answer = server.post("/v1/chat/completions", {"messages": self.messages("x" * 200, "hello"), "max_tokens": 2})
-        assert answer.status_code == 400
-        assert "the system prompt must be below capacity - window = 112 tokens" in answer.json()["error"]["message"]
+    def test_one_that_does_not_fit_is_answered_with_a_warning(self, start_server, tiny_llama):
+        server = start_server(tiny_llama(), *TIGHT, "-np", 2, "--morphkv-keep-system")
+        long = self.messages("x" * 200, "hello")
+        warnings = [server.chat(long, 20, id_slot=0)["timings"].get("warning") for _ in range(2)]
+        assert warnings[0] == warnings[1]
+        found = re.fullmatch(
+            r"the system prompt can be evicted: it has (\d+) tokens, and capacity - window - 1 = 111 can be kept; "
+            r"start the server with --morphkv-capacity (\d+)",
+            warnings[0],
+        )
+        n_system, capacity = map(int, found.groups())
+        assert n_system > 200
+        assert server.slot(0)["morphkv"]["keep"] == 4
+        assert server.tail().count("the system prompt can be evicted") == 1
+        # of this request alone
+        short = server.chat(self.messages(self.SYSTEM, "hello"), 2, id_slot=0)
+        assert "warning" not in short["timings"]
+        assert server.slot(0)["morphkv"]["keep"] > 4
+        assert "warning" not in server.complete(tokens(20), 2, id_slot=1)["timings"]
+
+        roomy = start_server(tiny_llama(), *TIGHT, "--morphkv-capacity", capacity, "-np", 1, "--morphkv-keep-system")
+        assert "warning" not in roomy.chat(long, 2)["timings"]
+        assert roomy.slot()["morphkv"]["keep"] == n_system
+
+    def test_the_warning_is_in_a_stream_and_in_each_of_several_answers(self, start_server, tiny_llama):
+        server = start_server(tiny_llama(), *TIGHT, "-np", 2, "--morphkv-keep-system")
+        body = {"messages": self.messages("x" * 200, "hello"), "max_tokens": 4}
+        last = [json.loads(event) for event in server.stream("/v1/chat/completions", body) if event != "[DONE]"][-1]
+        assert "can be evicted" in last["timings"]["warning"]
+        assert "can be evicted" in server.chat(body["messages"], 4, n=2)["timings"]["warning"]
+
+    def test_without_one_nothing_changes(self, start_server, tiny_llama):
+        question = [{"role": "user", "content": "a long question " * 20}]
+        with_it, without = (
+            start_server(tiny_llama(), *TIGHT, "-np", 1, flag)
+            for flag in ("--morphkv-keep-system", "--no-morphkv-keep-system")
+        )
+        assert with_it.chat(question, 40)["choices"] == without.chat(question, 40)["choices"]
+        assert with_it.slot()["morphkv"]["keep"] == without.slot()["morphkv"]["keep"] == 4
