@@ -1,8 +1,8 @@
 """What a user does while the n-th call of an archive to its store fails, in a process of its own:
 store_faults.py OPERATION PLACE MODEL FOLDER, where PLACE is ram or file.
 
-For every n that the operation makes and each errno. No case may end the process, lose a text, or change an answer of one
-that recalls nothing.
+For every n that the operation makes and each errno. No case may end the process, lose a text, or change an answer where
+nothing is recalled.
 """
 
 from __future__ import annotations
