@@ -90,10 +90,11 @@ class ChatKeep:
         shown = {name: options[name] for name in SHOWN if options.get(name) is not None}
         try:
             rendered = ChatTemplate.of(llm).before_first(messages[:n_system], **shown)
-        except (ValueError, TypeError, jinja2.TemplateError) as error:
+        except (ValueError, TypeError, LookupError, jinja2.TemplateError) as error:
             self._tell(
-                f"how much of this chat is its system prompt cannot be told, and only keep={self._config.keep} "
-                f"first tokens stay: {error}"
+                "handler",
+                f"how much of this chat is its system prompt cannot be told, and only keep={self._config.keep} first "
+                f"tokens stay: {error}",
             )
             return []
         return llm.tokenize(rendered.text.encode(), add_bos=rendered.add_bos, special=True)
@@ -101,13 +102,13 @@ class ChatKeep:
     def _tell_no_room(self, n_keep: int) -> None:
         config = self._config
         self._tell(
+            "room",
             f"the system prompt has {n_keep} tokens, which must be less than capacity - window to be kept, got "
             f"{config.capacity} - {config.window}: only keep={config.keep} first tokens stay. "
-            f"MorphKV(capacity={config.capacity + n_keep - config.keep}) would keep it all"
+            f"MorphKV(capacity={config.capacity + n_keep - config.keep}) would keep it all",
         )
 
-    def _tell(self, sentence: str) -> None:
-        kind = sentence[:20]
-        if kind not in self._told:
-            self._told.add(kind)
+    def _tell(self, what: str, sentence: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
             warnings.warn(sentence, RuntimeWarning, stacklevel=5)
