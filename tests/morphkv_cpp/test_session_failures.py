@@ -170,7 +170,7 @@ class TestStateThatCannotBeTaken:
         _, ((aside, aside_same), (live, live_same)) = chats
         with monkeypatch.context() as patch:
             patch.setattr(bridge, "set_state", self.is_refused)
-            with pytest.raises(RuntimeError, match="Failed to set llama state data: .*: the reason"):
+            with pytest.raises(RuntimeError, match=r"Failed to set llama state data: .*: the reason"):
                 talk(aside, "two")
         assert talk(live, "two") == talk(live_same, "two")
         assert talk(aside, "two") == talk(aside_same, "two")

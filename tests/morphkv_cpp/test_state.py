@@ -183,7 +183,7 @@ class TestState:
         llm = open_llama()
         llm.eval(some_tokens(60))
         monkeypatch.setattr(llama_cpp, "llama_state_get_size", lambda _: 0)
-        with pytest.raises(RuntimeError, match="llama.cpp gave 0 bytes of a state of 0"):
+        with pytest.raises(RuntimeError, match=r"llama\.cpp gave 0 bytes of a state of 0"):
             llm.save_state()
 
     def test_logits_are_saved_where_all_are_kept(self, open_llama):
