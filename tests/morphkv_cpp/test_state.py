@@ -93,7 +93,7 @@ class TestState:
         for one in (llm, stranger):
             one.eval(some_tokens(90))
         before, stats = llm.save_state(), llm.cache_stats()
-        with pytest.raises(RuntimeError, match="other MorphKV parameters"):
+        with pytest.raises(RuntimeError, match="another model or other settings"):
             llm.load_state(stranger.save_state())
         after = llm.save_state()
         assert (after.llama_state, after.n_tokens) == (before.llama_state, before.n_tokens)
