@@ -55,7 +55,7 @@ class World:
 
     def open(self) -> Llama:
         quiet = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"}
-        return Llama(self.model, morphkv=CONFIG, archive=self.archive, recall="off", **quiet)
+        return Llama(self.model, morphkv=CONFIG, archive=self.archive, recall="off", recall_share=0.6, **quiet)
 
     def reset(self) -> None:
         """The chat has the cache; the other one waits aside."""
@@ -64,15 +64,19 @@ class World:
         self.other = self.llm.load_session(self.folder / "other")
         self.chat = self.llm.load_session(self.folder / "base")
         self.saved = self.llm.save_state()
+        self.is_as_before = True
         (self.folder / "saved").write_bytes(b"old")
 
     def check(self) -> None:
         """The chat goes on as if nothing had happened, and files are whole."""
         llm, chat = self.llm, self.chat
         assert not [name for name in os.listdir(self.folder) if name.startswith(".")]
-        if llm.ctx is None or chat._llm is not llm:
-            if llm.ctx is None:
-                llm = self.llm = self.open()
+        if llm.ctx is None:
+            llm = self.llm = self.open()
+        if not self.is_as_before and chat._llm is llm:
+            assert talk(chat, "and now?")
+            assert llm.n_tokens == llm.cache_stats().logical_pos + 1 == chat._text.n_held
+        if not self.is_as_before or chat._llm is not llm:
             chat = llm.load_session(self.folder / "base")
         if (self.folder / "saved").read_bytes() != b"old":
             assert talk(llm.load_session(self.folder / "saved"), "and now?") == self.wanted[0]
@@ -91,24 +95,24 @@ def evaluate(world: World) -> None:
 
 
 def say(world: World) -> None:
+    world.is_as_before = False
     assert talk(world.chat, "and now?") == world.wanted[0]
-    world.chat = world.llm.load_session(world.folder / "base")
 
 
 def ask(world: World) -> None:
     """A question that recalls."""
+    world.is_as_before = False
     world.llm.archive = replace(world.llm.archive, recall="prompt")
     try:
         assert talk(world.chat, "and now?")
     finally:
         world.llm.archive = replace(world.llm.archive, recall="off")
     assert world.llm.cache_stats().n_recalls > 0
-    world.chat = world.llm.load_session(world.folder / "base")
 
 
 def recall(world: World) -> None:
-    world.llm.recall()
-    world.chat = world.llm.load_session(world.folder / "base")
+    world.is_as_before = False
+    assert world.llm.recall().n_archived > 0
 
 
 def fork(world: World) -> None:
