@@ -23,7 +23,7 @@ from morphkv_cpp.stream import BanTokens, end_tokens
 # isort: split
 from llama_cpp import LogitsProcessorList
 
-CONFIG = MorphKV(capacity=64, window=8, interval=8, keep=4, prompt_room=0)
+CONFIG = MorphKV(capacity=128, window=8, interval=8, keep=4, prompt_room=0)
 ERRORS = {"ram": [errno.ENOMEM, errno.EIO], "file": [errno.ENOSPC, errno.EIO, errno.EDQUOT]}
 
 
