@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gguf import GGMLQuantizationType
 
@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 RAM = "ram"
 CACHE_TYPES = {name: int(GGMLQuantizationType[name.upper()]) for name in ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")}
 
+# Fields of Archive, and what Llama calls them.
+KEYWORDS = {
+    "type": "archive_type",
+    "max_bytes": "archive_max_bytes",
+    "recall": "recall",
+    "share": "recall_share",
+    "redo": "recall_redo",
+    "votes": "recall_votes",
+    "distance": "recall_distance",
+}
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -26,7 +37,7 @@ class Archive:
     place: "ram", or the path of a file. A file that an earlier process left is opened; one that is no archive of this
         model and type, is truncated or in use is refused.
     type: of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0; None: as in the cache.
-    max_bytes: of tokens and index; the oldest pages make room. 0: no limit.
+    max_bytes: of tokens and index, all sequences together; the oldest pages make room. 0: no limit.
     recall: "prompt": when the new part of a prompt has been decoded; a number: then, and also whenever so many
         evictions' intervals have been written; "off": by Llama.recall() alone.
     share: of the distant slots, (0, 1]: most that a recall fills, the same pages of 16 tokens in every head; 5 pages
@@ -42,7 +53,7 @@ class Archive:
 
     place: str = RAM
     type: str | None = None
-    max_bytes: int = 0
+    max_bytes: int = 2 * 2**30
     recall: str | int = "prompt"
     share: float = 0.2
     redo: int = 128
@@ -53,14 +64,12 @@ class Archive:
         if not isinstance(self.place, (str, os.PathLike)):
             raise TypeError(f'archive must be "{RAM}", a path or an Archive, got {self.place!r}')
         object.__setattr__(self, "place", os.fsdecode(self.place))
+        if not self.place or "\0" in self.place:
+            raise ValueError(f'archive must be "{RAM}" or a path, got {self.place!r}')
         if self.type is not None and plain_str("archive_type", self.type) not in CACHE_TYPES:
             raise ValueError(f"archive_type must be one of {', '.join(CACHE_TYPES)}, got {self.type!r}")
-        for name, field in (
-            ("archive_max_bytes", "max_bytes"),
-            ("recall_redo", "redo"),
-            ("recall_votes", "votes"),
-            ("recall_distance", "distance"),
-        ):
+        for field in ("max_bytes", "redo", "votes", "distance"):
+            name = KEYWORDS[field]
             value = plain_int(name, getattr(self, field))
             if value < 0:
                 raise ValueError(f"{name} must not be negative, got {value}")
@@ -83,6 +92,27 @@ class Archive:
         bridge.start_archive(context, path=path, type_k=kind, type_v=kind, max_bytes=self.max_bytes)
 
 
+def archive_of(archive: Archive | str | os.PathLike[str] | None, **settings: Any) -> Archive | None:
+    """What the keywords of Llama ask for: settings are fields of Archive, None where they are not given.
+
+    Raises ValueError for settings that nothing would heed, and as Archive does.
+    """
+    given = {field: value for field, value in settings.items() if value is not None}
+    if isinstance(archive, Archive):
+        if given:
+            raise ValueError(f"{_keywords(given)}: beside an Archive its fields say it, got {archive}")
+        return archive
+    if archive is None:
+        if given:
+            raise ValueError(f'{_keywords(given)}: needs an archive, archive="{RAM}" or a path')
+        return None
+    return Archive(archive, **given)
+
+
+def _keywords(given: dict[str, Any]) -> str:
+    return ", ".join(f"{KEYWORDS[field]}={value!r}" for field, value in given.items())
+
+
 @dataclass(frozen=True)
 class Recall:
     """What a recall brought back. Counts are in tokens."""
@@ -93,7 +123,7 @@ class Recall:
     took_ms: float  # time of all
 
 
-def eval_prompt(llm: Llama, archive: Archive, tokens: Sequence[int]) -> list[Recall]:
+def eval_prompt(llm: Llama, tokens: Sequence[int]) -> list[Recall]:
     """Decode a prompt's new part; before its last token, recall what it asks for, decode it again, and recall again.
 
     A question is understood only with what it is about at hand: the queries of the second reading find what those of
@@ -102,12 +132,12 @@ def eval_prompt(llm: Llama, archive: Archive, tokens: Sequence[int]) -> list[Rec
     before, last = list(tokens[:-1]), tokens[-1:]
     if before:
         llm.decode(before)
-    recalls = [recall(llm, archive)]
-    n_redo = min(len(before), archive.redo, llm.n_tokens - 1 - llm.cache_stats().complete_pos)
+    recalls = [llm._recall()]
+    n_redo = min(len(before), llm.archive.redo, llm.n_tokens - 1 - llm.cache_stats().complete_pos)
     if recalls[0].n_recalled > 0 and n_redo > 0:
         llm.n_tokens -= n_redo
         llm.decode(before[-n_redo:])
-        recalls.append(recall(llm, archive))
+        recalls.append(llm._recall())
     llm.decode(last)
     return recalls
 

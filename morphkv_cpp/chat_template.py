@@ -49,14 +49,17 @@ class ChatTemplate:
         )
         return cls(handler, "chat_handler" if llm.chat_handler else f"chat_format {llm.chat_format!r}")
 
-    def opening(self, messages: Sequence[Message], question: str) -> Rendered:
+    def opening(self, messages: Sequence[Message], question: str, **options: Any) -> Rendered:
         """The messages, the question, and the start of its answer. A system text is the first message, if any."""
-        return self._render(self._with_system([*messages, {"role": "user", "content": question}]))
+        return self._render(self._with_system([*messages, {"role": "user", "content": question}]), **options)
 
     def before_question(self, system: str | None) -> Rendered:
         """What precedes the first question: the system text, or the default that the template puts in its place."""
-        messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        rendered = self.opening(messages, QUESTION)
+        return self.before_first([] if system is None else [{"role": "system", "content": system}])
+
+    def before_first(self, messages: Sequence[Message], **options: Any) -> Rendered:
+        """What precedes the question behind these messages; options: of the handler, e.g. tools."""
+        rendered = self.opening(messages, QUESTION, **options)
         # the last one: the system text may hold anything
         return rendered._replace(text=rendered.text[: self._find(QUESTION, rendered.text.rfind(QUESTION))])
 
@@ -86,10 +89,10 @@ class ChatTemplate:
             raise ValueError(f"{self._name} must write every message as it is; it leaves out {what!r}")
         return position
 
-    def _render(self, messages: list[Message]) -> Rendered:
+    def _render(self, messages: list[Message], **options: Any) -> Rendered:
         recorder = _Recorder()
         try:
-            self._handler(llama=recorder, messages=messages)
+            self._handler(llama=recorder, messages=messages, **options)
         except _Recorded:
             return Rendered(recorder.text, recorder.add_bos, recorder.stop)
         except AttributeError as error:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Optional
 
@@ -41,6 +42,7 @@ app.command("rpc-server", context_settings=RPC_CONTEXT_SETTINGS)(rpc_server)
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run a command and exit: 0, 1 with a sentence on standard error, 2 for a wrong option, 130 after Ctrl-C."""
+    warnings.filterwarnings("default", category=DeprecationWarning, module="morphkv_cpp")  # options of old
     try:
         app(arguments)
     except KeyboardInterrupt:

@@ -13,7 +13,8 @@ import typer
 from . import Archive, Llama, MorphKV, Session
 from .chat_view import pictures, printable, stats_rows, status_line
 from .interrupts import noted_interrupts
-from .options import MODEL_PANEL, Model, archive_options, llama_options, morphkv_options, sampling_options, with_options
+from .options import MODEL_PANEL, Model, llama_options, morphkv_options, sampling_options, with_options
+from .options_archive import archive_options
 from .show import find_model, remark
 
 PROMPT = "> "

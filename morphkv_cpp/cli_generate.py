@@ -12,12 +12,12 @@ from .options import (
     MODEL_PANEL,
     SAMPLING_PANEL,
     Model,
-    archive_options,
     llama_options,
     morphkv_options,
     sampling_options,
     with_options,
 )
+from .options_archive import archive_options
 from .show import find_model, mebibytes, remark
 from .stream import BanTokens, TokenText, end_tokens, write
 

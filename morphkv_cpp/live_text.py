@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from llama_cpp import LlamaState
 
-from . import bridge
+from . import bridge, saved_state
 from .reuse import PromptReuse, common_prefix, prompt_reuse
 from .stats import CacheStats
 
@@ -56,17 +56,21 @@ class LiveText:
         if not self.is_live:
             self.llm._leave_text()
             if self.begun:
-                self.llm.load_state(self._state)
+                saved_state.load_own(self.llm, self._state.llama_state)
+                self.llm._set_text(self._state)
             self.llm._text = weakref.ref(self)
             self._state = self._stats = None
         if self.begun:
             self._settle()
             self.refuse_ended()
 
-    def leave(self) -> None:
-        """Save the state, as the cache is about to change; nothing while this text itself is at work."""
+    def leave(self) -> LlamaState | None:
+        """Save the state, as the cache is about to change, and give it; nothing while this text itself is at work.
+
+        Raises RuntimeError where it cannot be saved; the text then still has the cache.
+        """
         if self._works:
-            return
+            return None
         if self.begun:
             n_tokens = self.llm.n_tokens  # may be set for what comes next
             try:
@@ -75,6 +79,7 @@ class LiveText:
             finally:
                 self.llm.n_tokens = n_tokens
         self.llm._text = None
+        return self._state
 
     def end(self, reason: str) -> None:
         """Give up the text; the cache stays as it is."""
@@ -116,9 +121,22 @@ class LiveText:
             return
         self._settle()
         n_left = self.n_tokens - n
-        if n > 0 and n_left > max(self.llm.cache_stats().complete_pos, 0):
+        # what is still ahead can go in any case
+        if n > 0 and n_left > min(self.n_held - 1, max(self.llm.cache_stats().complete_pos, 0)):
             del self.ahead[max(n_left - self.n_held, 0) :]
             self.n_held = self.llm.n_tokens = min(self.n_held, n_left)
+
+    def mark(self) -> int | None:
+        """This place of the text, for go_back; None before it has begun."""
+        return self.n_tokens if self.begun else None
+
+    def go_back(self, mark: int | None) -> bool:
+        """Forget what came behind a mark; whether that could be, else nothing is forgotten."""
+        if mark is None:
+            self.begun, self.n_held, self.ahead = False, 0, []
+            return True
+        self.take_back(self.n_tokens - mark)
+        return self.n_tokens == mark
 
     def stats(self) -> CacheStats:
         """State of the text's cache, live or aside."""
@@ -143,14 +161,16 @@ class LiveText:
     def restore(self, state: LlamaState, n_tokens: int, newest: np.ndarray, ahead: Sequence[int]) -> None:
         """Start with a state that came without its token ids, and what is still to be decoded behind it.
 
-        newest: ids of the last of the n_tokens; the others are unknown. Raises RuntimeError where they do not fit.
+        newest: ids of the last of the n_tokens; the others are unknown. Raises RuntimeError where they do not fit; then
+        the cache is as it was.
         """
         llm = self.llm
-        llm.load_state(state)
-        n_cache = llm.cache_stats().logical_pos + 1
-        if n_cache != n_tokens or len(newest) > n_tokens:
-            llm.reset()
-            raise RuntimeError(f"the state must be of {n_tokens} tokens, got {n_cache}")
+        saved_state.check(llm, state)
+        if len(newest) > n_tokens:
+            saved_state.refuse(f"of {n_tokens} tokens there cannot be {len(newest)} newest")
+        before = llm._leave_text()
+        saved_state.load(llm, state.llama_state, lambda n_cache: n_cache == n_tokens, before and before.llama_state)
+        llm._set_text(state)
         llm.n_tokens = n_tokens
         # no token has the id -1, so no prompt begins like it
         llm.input_ids[: n_tokens - len(newest)] = -1

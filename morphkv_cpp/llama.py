@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -17,15 +16,18 @@ from llama_cpp._internals import LlamaContext, LlamaModel
 from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from . import bridge
-from .archive import Archive, Recall, eval_prompt, recall
+from . import bridge, saved_state
+from .archive import Archive, Recall, archive_of, eval_prompt, recall
+from .archive_watch import ArchiveWatch
+from .chat_keep import ChatKeep, Keep
 from .completion import complete
 from .config import MorphKV
 from .draft import DraftUpToEviction
 from .live_text import LiveText
 from .reuse import PromptReuse, prompt_reuse
 from .rpc import answering_servers
-from .session import Keep, Session, load_session
+from .session import Session
+from .session_load import load_session
 from .stats import CacheStats
 
 # Logical limit of a context with MorphKV unless another is given: positions are 32-bit integers.
@@ -50,7 +52,12 @@ class Llama(llama_cpp.Llama):
     archive: with MorphKV, "ram" or the path of a file: each token's K and V are kept there when they leave the window,
         and recalled when the new part of a prompt asks for them, so that old facts can be asked for. Only this grows
         with the text. `archive_type`, `archive_max_bytes`, `recall`, `recall_share`, `recall_redo`, `recall_votes` and
-        `recall_distance` are the fields of Archive, which may be given in their place.
+        `recall_distance` are the fields of Archive, which may be given in their place; those that are None have its
+        defaults. An archive takes 2 GiB at most unless archive_max_bytes says otherwise. Where it can grow no more (a
+        full disk), or a page of it cannot be read, a warning says so once, and all goes on.
+    keep: with MorphKV, which first tokens of a chat create_chat_completion never lets be evicted. "system": all before
+        the first question, and at least the settings' `keep`; where they do not fit a warning tells the capacity that
+        would do. A number: so many. None: the settings' `keep`, as create_completion has it in any case.
 
     One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
 
@@ -72,9 +79,10 @@ class Llama(llama_cpp.Llama):
     last_recalls: Sequence[Recall] = ()
 
     _archive: Archive | None = None
+    _archive_watch: ArchiveWatch | None = None
     _recall_is_due = False  # the next tokens are a prompt's
     _n_since_recall = 0
-    _archive_warned = False
+    _chat_keep: ChatKeep | None = None
 
     def __init__(
         self,
@@ -83,30 +91,33 @@ class Llama(llama_cpp.Llama):
         morphkv: MorphKV | bool | None = None,
         archive: Archive | str | os.PathLike[str] | None = None,
         archive_type: str | None = None,
-        archive_max_bytes: int = Archive.max_bytes,
-        recall: str | int = Archive.recall,
-        recall_share: float = Archive.share,
-        recall_redo: int = Archive.redo,
-        recall_votes: int = Archive.votes,
-        recall_distance: int = Archive.distance,
+        archive_max_bytes: int | None = None,
+        recall: str | int | None = None,
+        recall_share: float | None = None,
+        recall_redo: int | None = None,
+        recall_votes: int | None = None,
+        recall_distance: int | None = None,
+        keep: Keep = "system",
         rpc_servers: str | Sequence[str] | None = None,
         **llama_options: Any,
     ):
         self._morphkv = _config(morphkv)
         if archive is not None and self._morphkv is None:
             raise ValueError(f"an archive needs MorphKV: Llama(..., morphkv=True), got archive={archive!r}")
-        if archive is not None and not isinstance(archive, Archive):
-            archive = Archive(
-                archive,
-                archive_type,
-                archive_max_bytes,
-                recall,
-                recall_share,
-                recall_redo,
-                recall_votes,
-                recall_distance,
-            )
-        self._archive = archive
+        self._archive = archive_of(
+            archive,
+            type=archive_type,
+            max_bytes=archive_max_bytes,
+            recall=recall,
+            share=recall_share,
+            redo=recall_redo,
+            votes=recall_votes,
+            distance=recall_distance,
+        )
+        if self._morphkv is not None:
+            self._chat_keep = ChatKeep(keep, self._morphkv)
+        elif keep != "system":
+            raise ValueError(f"keep needs MorphKV: Llama(..., morphkv=True), got keep={keep!r}")
         if rpc_servers is not None:
             self._rpc_servers = answering_servers(rpc_servers)
             llama_options.setdefault("n_gpu_layers", -1)
@@ -126,6 +137,7 @@ class Llama(llama_cpp.Llama):
                 self.context_params.n_ctx = super().n_ctx()
                 if self._archive is not None:
                     self._archive.start(self.ctx)
+                    self._archive_watch = ArchiveWatch()
         except BaseException:
             self.close()
             raise
@@ -214,7 +226,12 @@ class Llama(llama_cpp.Llama):
         if self._archive is None:
             raise ValueError("a recall needs an archive: open the model with Llama(..., morphkv=True, archive='ram')")
         self._leave_text()
-        return recall(self, self._archive)
+        return self._recall()
+
+    def _recall(self) -> Recall:
+        done = recall(self, self._archive)
+        self._archive_watch.look_closely(self.ctx)
+        return done
 
     def n_ctx(self) -> int:
         """Most tokens of prompt plus answer; 2**31 - 1 is no limit."""
@@ -248,11 +265,13 @@ class Llama(llama_cpp.Llama):
         """Go on with the chat that Session.save wrote: see load_session."""
         return load_session(self, path)
 
-    def _leave_text(self) -> None:
-        """To be called before the cache changes: the session that it belongs to, if any, saves its state."""
+    def _leave_text(self) -> LlamaState | None:
+        """To be called before the cache changes: the session that it belongs to, if any, saves its state.
+
+        Gives this state. Raises RuntimeError, and the cache stays the session's, where it cannot be saved.
+        """
         text = self._text and self._text()
-        if text is not None:
-            text.leave()
+        return None if text is None else text.leave()
 
     def generate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Iterator[int]:
         """As llama_cpp's. With MorphKV, `last_prompt` then tells how much of the prompt was in the cache already."""
@@ -260,6 +279,8 @@ class Llama(llama_cpp.Llama):
         tokens = list(tokens)
         if self._morphkv is not None and options.get("reset", True):
             self.last_prompt = prompt_reuse(self, tokens)
+            if self._chat_keep.apply(self, tokens):
+                options["reset"] = False  # it has been, and would forget what is to be kept
         self.last_recalls = ()
         self._recall_is_due = self._archive is not None and self._archive.recall != "off"
         try:
@@ -283,7 +304,7 @@ class Llama(llama_cpp.Llama):
         elif self._recall_is_due and len(tokens) > 0:
             self._recall_is_due = False
             self._n_since_recall = 0
-            self.last_recalls = eval_prompt(self, self._archive, tokens)
+            self.last_recalls = eval_prompt(self, tokens)
         else:
             self.decode(tokens)
             self._recall_while_writing(len(tokens))
@@ -309,9 +330,8 @@ class Llama(llama_cpp.Llama):
             # Ctrl-C, seen after tokens were decoded and before they are counted
             self._follow_cache(n_before, tokens)
             raise
-        if self._archive is not None and not self._archive_warned and (why := bridge.why_archive_stopped(self.ctx)):
-            self._archive_warned = True
-            warnings.warn(f"the archive grows no more, the chat goes on: {why}", RuntimeWarning, stacklevel=2)
+        if self._archive_watch is not None:
+            self._archive_watch.look(self.ctx)
 
     def _recall_while_writing(self, n_tokens: int) -> None:
         if self._archive is None or isinstance(self._archive.recall, str):
@@ -319,7 +339,7 @@ class Llama(llama_cpp.Llama):
         self._n_since_recall += n_tokens
         if self._n_since_recall >= self._archive.recall * self._morphkv.interval:
             self._n_since_recall = 0
-            recall(self, self._archive)
+            self._recall()
 
     def _follow_cache(self, n_before: int, tokens: Sequence[int]) -> None:
         """Set n_tokens to what the cache holds, after tokens were to be decoded behind the first n_before."""
@@ -328,11 +348,20 @@ class Llama(llama_cpp.Llama):
             self.input_ids[n_before : self.n_tokens] = tokens[: self.n_tokens - n_before]
         self._requires_eval = True
 
+    def create_chat_completion(self, messages: Sequence[dict[str, Any]], *arguments: Any, **options: Any) -> Any:
+        """As llama_cpp's. With MorphKV the system prompt, or what `keep` says, is never evicted."""
+        if self._chat_keep is None:
+            return super().create_chat_completion(messages, *arguments, **options)
+        with self._chat_keep.asked(self, messages, options):
+            return super().create_chat_completion(messages, *arguments, **options)
+
     def _create_completion(self, *args: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        # The text that another tokenizer gives a token may depend on all tokens before it, so llama_cpp sees to that.
-        if self._morphkv is None or type(self.tokenizer_) is not LlamaTokenizer:
+        if self._morphkv is None:
             return super()._create_completion(*args, **options)
-        return complete(self, *args, **options)
+        # The text that another tokenizer gives a token may depend on all tokens before it, so llama_cpp sees to that.
+        is_own = type(self.tokenizer_) is LlamaTokenizer
+        chunks = complete(self, *args, **options) if is_own else super()._create_completion(*args, **options)
+        return self._chat_keep.take_along(chunks)
 
     def _piece(self, token: int) -> bytes:
         return bridge.token_piece(self._model.vocab, token)
@@ -345,6 +374,8 @@ class Llama(llama_cpp.Llama):
         if self._morphkv is None:
             return super().save_state()
         data = bridge.state(self.ctx)
+        if self._archive_watch is not None:
+            self._archive_watch.look_closely(self.ctx)
         return LlamaState(
             input_ids=self._input_ids.copy(),
             # without logits_all the rows are never written
@@ -358,17 +389,25 @@ class Llama(llama_cpp.Llama):
     def load_state(self, state: LlamaState) -> None:
         """Go on where `save_state` was called.
 
-        Raises RuntimeError for a state that is damaged, truncated or of another model or other settings, and then nothing
-        changes.
+        Raises RuntimeError for a state that is damaged, or of another model or other settings, TypeError for what is
+        none. Then nothing changes.
         """
         if self._morphkv is None:
             super().load_state(state)
             return
-        self._leave_text()
-        bridge.set_state(self.ctx, state.llama_state)
-        self.n_tokens = state.n_tokens
+        saved_state.check(self, state)
+        before = self._leave_text()
+        saved_state.load(
+            self, state.llama_state, lambda n_cache: state.n_tokens <= n_cache, before and before.llama_state
+        )
+        self._set_text(state)
+
+    def _set_text(self, state: LlamaState) -> None:
+        """What the native part of a state does not hold."""
+        self.n_tokens = int(state.n_tokens)
         self.input_ids[: state.n_tokens] = state.input_ids[: state.n_tokens]
-        self.scores[: len(state.scores)] = state.scores
+        if self._logits_all:
+            self.scores[: len(state.scores)] = state.scores
         self._seed = state.seed
         self._requires_eval = True
 
@@ -376,6 +415,8 @@ class Llama(llama_cpp.Llama):
         state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
         if self._archive is not None:
             state["archive"] = self._archive
+        if self._chat_keep is not None:
+            state["keep"] = self._chat_keep.keep
         if self._rpc_servers is not None:
             state["rpc_servers"] = self._rpc_servers
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}

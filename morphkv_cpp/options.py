@@ -13,8 +13,8 @@ from typing import Annotated, Any, Optional
 import llama_cpp
 import typer
 
-from . import MorphKV
-from .archive import CACHE_TYPES, Archive
+from . import MorphKV, bridge
+from .archive import CACHE_TYPES
 from .models.demo import demo_model_path
 
 DEFAULTS = MorphKV()
@@ -67,54 +67,54 @@ def _flag(panel: str, text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel, **more)
 
 
-def _morphkv(text: str, *names: str, **more: Any) -> Any:
+def morphkv_flag(text: str, *names: str, **more: Any) -> Any:
     return _flag(MORPHKV_PANEL, text, *names, **more)
 
 
 def morphkv_options(
     capacity: Annotated[
-        int, _morphkv("tokens kept per KV head after an eviction, everything included", "--capacity", metavar="N")
+        int, morphkv_flag("tokens kept per KV head after an eviction, everything included", "--capacity", metavar="N")
     ] = DEFAULTS.capacity,
     window: Annotated[
-        int, _morphkv("newest tokens, never evicted; their queries vote", "--window", metavar="N")
+        int, morphkv_flag("newest tokens, never evicted; their queries vote", "--window", metavar="N")
     ] = DEFAULTS.window,
     interval: Annotated[
-        int, _morphkv("evict when the recent region has outgrown the window by N tokens", "--interval", metavar="N")
+        int, morphkv_flag("evict when the recent region has outgrown the window by N tokens", "--interval", metavar="N")
     ] = DEFAULTS.interval,
     keep: Annotated[
-        int, _morphkv("number of tokens to keep from the initial prompt, never evicted", "--keep", metavar="N")
+        int, morphkv_flag("number of tokens to keep from the initial prompt, never evicted", "--keep", metavar="N")
     ] = DEFAULTS.keep,
     prompt_room: Annotated[
         int,
-        _morphkv(
+        morphkv_flag(
             "cells beyond the capacity that a prompt may fill before it is cut; they cost memory",
             "--prompt-room",
             metavar="N",
         ),
     ] = DEFAULTS.prompt_room,
     votes: Annotated[
-        int, _morphkv("how many of the newest queries vote (0 = the window)", "--votes", metavar="N")
+        int, morphkv_flag("how many of the newest queries vote (0 = the window)", "--votes", metavar="N")
     ] = DEFAULTS.votes,
     fusion: Annotated[
-        str, _morphkv("how the votes are joined: sum or max", "--fusion", metavar="NAME")
+        str, morphkv_flag("how the votes are joined: sum or max", "--fusion", metavar="NAME")
     ] = DEFAULTS.fusion,
     policy: Annotated[
         str,
-        _morphkv(
+        morphkv_flag(
             "what ranks older tokens: morphkv, or for comparison recency (the newest stay) or random",
             "--policy",
             metavar="NAME",
         ),
     ] = DEFAULTS.policy,
     decay: Annotated[
-        float, _morphkv("weight of a token's score at the eviction before, in [0, 1)", "--decay", metavar="X")
+        float, morphkv_flag("weight of a token's score at the eviction before, in [0, 1)", "--decay", metavar="X")
     ] = DEFAULTS.decay,
     policy_seed: Annotated[
-        int, _morphkv("RNG seed of the policy random", "--policy-seed", metavar="SEED")
+        int, morphkv_flag("RNG seed of the policy random", "--policy-seed", metavar="SEED")
     ] = DEFAULTS.seed,
     rope_limit: Annotated[
         int,
-        _morphkv(
+        morphkv_flag(
             "RoPE's positions stay below N, while the text's go on (-1 = the trained context, 0 = never rebased)",
             "--rope-limit",
             metavar="N",
@@ -136,74 +136,6 @@ def morphkv_options(
     )
 
 
-def archive_options(
-    archive: Annotated[
-        Optional[str],
-        _morphkv(
-            "keep what leaves the window in memory, or in a file, and recall what a prompt asks for",
-            "--archive",
-            metavar="ram|PATH",
-            show_default=False,
-        ),
-    ] = None,
-    archive_type: Annotated[
-        Optional[str],
-        _morphkv(
-            f"data type of archived K and V: {', '.join(CACHE_TYPES)} (default: as in the cache)",
-            "--archive-type",
-            metavar="TYPE",
-            show_default=False,
-        ),
-    ] = None,
-    archive_max_bytes: Annotated[
-        int,
-        _morphkv(
-            "most bytes of the archive, the oldest tokens make room (0 = no limit)", "--archive-max-bytes", metavar="N"
-        ),
-    ] = Archive.max_bytes,
-    recall: Annotated[
-        str,
-        _morphkv(
-            "when to recall: off, prompt, or N: then, and each N intervals of evictions while writing",
-            "--recall",
-            metavar="{off,prompt,N}",
-        ),
-    ] = "prompt",
-    recall_share: Annotated[
-        float, _morphkv("most that a recall fills of the distant slots, in (0, 1]", "--recall-share", metavar="X")
-    ] = Archive.share,
-    recall_redo: Annotated[
-        int,
-        _morphkv("most tokens of a prompt's end that are decoded again after a recall", "--recall-redo", metavar="N"),
-    ] = Archive.redo,
-    recall_votes: Annotated[
-        int,
-        _morphkv("how many of the newest queries ask (0 = 16, or the votes if fewer)", "--recall-votes", metavar="N"),
-    ] = Archive.votes,
-    recall_distance: Annotated[
-        int, _morphkv("the archive is asked as if it lay N positions back", "--recall-distance", metavar="N")
-    ] = Archive.distance,
-) -> Optional[Archive]:
-    return archive_or_none(
-        archive,
-        archive_type,
-        archive_max_bytes,
-        int(recall) if recall.isdecimal() else recall,
-        recall_share,
-        recall_redo,
-        recall_votes,
-        recall_distance,
-    )
-
-
-def archive_or_none(place: Optional[str], *settings: Any) -> Optional[Archive]:
-    """Settings are checked where there is no archive, too."""
-    chosen = Archive("ram" if place is None else place, *settings)
-    if place is None and chosen != Archive():
-        raise ValueError("--archive-... and --recall... need --archive")
-    return None if place is None else chosen
-
-
 def _model(text: str, *names: str, **more: Any) -> Any:
     return _flag(MODEL_PANEL, text, *names, **more)
 
@@ -212,6 +144,11 @@ def _cache_type(option: str, name: str) -> int:
     if name not in CACHE_TYPES:
         raise ValueError(f"{option} must be one of {', '.join(CACHE_TYPES)}, got {name!r}")
     return CACHE_TYPES[name]
+
+
+def _gpu_layers(rpc: Optional[str]) -> int:
+    """All of them where there is something to store them in, as llama-server does."""
+    return -1 if rpc is not None or any(device["is_gpu"] for device in bridge.devices()) else 0
 
 
 def _proportions(text: str) -> list[float]:
@@ -235,7 +172,7 @@ def llama_options(
     gpu_layers: Annotated[
         Optional[int],
         _model(
-            "max. number of layers to store in VRAM (-1 = all; default: 0, with --rpc all)",
+            "max. number of layers to store in VRAM (-1 = all; default: all where there is a GPU or --rpc, else 0)",
             "--gpu-layers",
             "-ngl",
             "--n-gpu-layers",
@@ -270,7 +207,7 @@ def llama_options(
 ) -> dict[str, Any]:
     """Keywords of Llama(). Flash attention is on, as MorphKV needs it, so that stock runs compare."""
     options: dict[str, Any] = {
-        "n_gpu_layers": gpu_layers if gpu_layers is not None else 0 if rpc is None else -1,
+        "n_gpu_layers": _gpu_layers(rpc) if gpu_layers is None else gpu_layers,
         "offload_kqv": kv_offload,
         "type_k": _cache_type("--cache-type-k", cache_type_k),
         "type_v": _cache_type("--cache-type-v", cache_type_v),

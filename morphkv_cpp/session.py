@@ -9,24 +9,23 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any
 
 import llama_cpp
 import numpy as np
-from llama_cpp import LlamaState
 
 from . import session_file
 from .bridge import NoMorphKVError
+from .chat_keep import Keep
 from .chat_template import ChatTemplate, Message, Rendered
 from .live_text import LiveText
+from .reply import Reply
 from .reuse import PromptReuse
 from .stats import CacheStats
 from .stream import Answer
 
 if TYPE_CHECKING:
     from .llama import Llama
-
-Keep = Union[Literal["system"], int, None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Session:
         has_system = bool(self._opening) and self._opening[0]["role"] == "system"
         self.system: str | None = self._opening[0]["content"] if has_system else None
         self._n_keep = self._count_keep(keep)
-        self._answering: weakref.ref[Any] | None = None
+        self._answering: weakref.ref[Reply] | None = None
         self._answers = False
         self.last: Turn | None = None
         self.n_turns = 0
@@ -126,7 +125,7 @@ class Session:
         seed: int | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
-        """Ask, and yield the answer in pieces of whole characters.
+        """Ask, and yield the answer in pieces of whole characters. Nothing is asked before the first piece is read.
 
         max_tokens: most tokens of the answer; None: until the model ends it.
         stop: strings that end the answer; they are no part of it.
@@ -135,7 +134,9 @@ class Session:
             logits_processor.
 
         An answer that is left early (break, close, Ctrl-C) stays in the chat as far as it came; the next question ends
-        it. Raises ValueError where the chat would exceed n_ctx, RuntimeError where the session cannot go on.
+        it. Raises ValueError where the chat would exceed n_ctx, RuntimeError where the session cannot go on, and what
+        decoding raises: before the answer's first token the question is then taken back, and the same one can be asked
+        again; behind it, and where the question has evicted what was before it, all stays as far as it came.
         """
         self._stop_answering()
         self._text.refuse_ended()
@@ -144,7 +145,7 @@ class Session:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 or None, got {max_tokens}")
         stops = [stop] if isinstance(stop, str) else list(stop)
-        answering = self._answer(text, max_tokens, stops, seed, {"temp": temperature, **sampling})
+        answering = Reply(self._answer(text, max_tokens, stops, seed, {"temp": temperature, **sampling}), text)
         # weak, so that an answer that nobody reads on is at an end
         self._answering = weakref.ref(answering)
         return answering
@@ -161,7 +162,8 @@ class Session:
         """Write the session to a file, for Llama.load_session. An older file is replaced whole or not at all.
 
         It holds the cache, `system`, and token ids for no more than the cache's cells: its size is bounded, however
-        long the chat.
+        long the chat, but for an archive. Raises OSError where it cannot be written, ValueError for a path that is no
+        regular file, RuntimeError for a cache that cannot be read.
         """
         self._refuse_answering("saved")
         self._text.refuse_ended()
@@ -169,7 +171,7 @@ class Session:
         state = self._text.state()
         n_ids = min(state.n_tokens, self._text.stats().n_limit)
         header = {
-            **_identity(self._llm, self._template),
+            **identity(self._llm, self._template),
             "system": self.system,
             "keep": self._n_keep,
             "n_turns": self.n_turns,
@@ -185,13 +187,14 @@ class Session:
     ) -> Iterator[str]:
         llm, text, start_s = self._llm, self._text, time.perf_counter()
         text.take()
+        before, seed_before = text.mark(), llm._seed
         rendered, reuse = self._ask(question)
         n_evicted = llm.cache_stats().n_evicted
         llm.set_seed(random.Random(llm._seed).randrange(2**32) if seed is None else seed)
         n_room = llm.n_ctx() - text.n_tokens
         answer = Answer(llm, [*stop, *rendered.stop], n_room if max_tokens is None else min(max_tokens, n_room))
         tokens = llm.generate(text.ahead.copy(), reset=False, **sampling)
-        self._answers = True
+        self._answers, is_undone = True, False
         try:
             while answer.finish_reason is None:
                 if not text.is_live:
@@ -205,23 +208,31 @@ class Session:
                     answer.add(token)
                 if piece := answer.take_piece():
                     yield piece
+        except Exception:
+            if answer.n_tokens == 0 and not text.is_orphan:
+                tokens.close()
+                is_undone = text.go_back(before)
+            raise
         finally:
             tokens.close()
-            text.take_back(answer.n_behind_stop)
             self._answers = False
-            self.n_turns += 1
-            self.last = Turn(
-                prompt_tokens=reuse.n_evaluated,
-                cached_tokens=reuse.n_cached,
-                completion_tokens=answer.n_tokens,
-                finish_reason=answer.finish_reason or "interrupted",
-                n_evicted=0 if text.is_orphan else text.stats().n_evicted - n_evicted,
-                reprocessed=reuse.reprocessed,
-                seconds=time.perf_counter() - start_s,
-                rate_tok_s=answer.rate_tok_s,
-                n_recalled=sum(recall.n_recalled for recall in llm.last_recalls),
-                recall_ms=sum(recall.took_ms for recall in llm.last_recalls),
-            )
+            if is_undone:
+                llm.set_seed(seed_before)
+            else:
+                text.take_back(answer.n_behind_stop)
+                self.n_turns += 1
+                self.last = Turn(
+                    prompt_tokens=reuse.n_evaluated,
+                    cached_tokens=reuse.n_cached,
+                    completion_tokens=answer.n_tokens,
+                    finish_reason=answer.finish_reason or "interrupted",
+                    n_evicted=0 if text.is_orphan else text.stats().n_evicted - n_evicted,
+                    reprocessed=reuse.reprocessed,
+                    seconds=time.perf_counter() - start_s,
+                    rate_tok_s=answer.rate_tok_s,
+                    n_recalled=sum(recall.n_recalled for recall in llm.last_recalls),
+                    recall_ms=sum(recall.took_ms for recall in llm.last_recalls),
+                )
 
     def _ask(self, question: str) -> tuple[Rendered, PromptReuse]:
         """Put the question behind the text, with the words that the template has around it."""
@@ -274,58 +285,8 @@ class Session:
     def _stop_answering(self) -> None:
         answering = self._answering and self._answering()
         if answering is not None:
-            answering.close()
+            answering.leave()
         self._answering = None
-
-
-def load_session(llm: Llama, path: str | os.PathLike[str]) -> Session:
-    """Go on with the session that `Session.save` wrote to the file: bit for bit, in any process.
-
-    The Llama must have the same model, chat template and MorphKV settings. It knows the newest token ids only: another
-    prompt is evaluated from its start, even where it begins like the session.
-
-    Raises OSError for a file that cannot be read, ValueError for one that is no session, damaged, or of another model
-    or other settings. Sessions of this Llama are never disturbed.
-    """
-    contents, name = session_file.read(path), os.fspath(path)
-    header = contents.header
-    for what, value in _identity(llm, ChatTemplate.of(llm)).items():
-        if header.get(what) != value:
-            raise ValueError(f"{name} was saved with another {what}: {_difference(header.get(what), value)}")
-    state = LlamaState(
-        input_ids=np.empty(0, dtype=np.intc),
-        scores=np.empty((0, llm.n_vocab()), dtype=np.single),
-        n_tokens=0,
-        llama_state=contents.state,
-        llama_state_size=len(contents.state),
-        seed=_checked(header, name, "seed", 0, 2**32 - 1),
-    )
-    session = Session(llm, header.get("system"), keep=_checked(header, name, "keep", 0, llm.morphkv.capacity))
-    session.n_turns = _checked(header, name, "n_turns", 0, sys.maxsize)
-    ahead = header.get("ahead")
-    if not isinstance(ahead, list):
-        raise ValueError(f"{name}: ahead must be a list, got {ahead!r}")
-    ahead = [_checked({"ahead": token}, name, "ahead", 0, llm.n_vocab() - 1) for token in ahead]
-    n_tokens = _checked(header, name, "n_tokens", 1, llm.n_ctx())
-    try:
-        session._text.restore(state, n_tokens, contents.ids, ahead)
-    except RuntimeError as error:
-        raise ValueError(f"{name} does not fit: {error}") from error
-    return session
-
-
-def _difference(saved: Any, here: Any) -> str:
-    if isinstance(saved, dict) and isinstance(here, dict):
-        keys = [key for key in here if saved.get(key) != here[key]]
-        return ", ".join(f"{key} was {saved.get(key)!r} and is {here[key]!r}" for key in keys)
-    return f"it was {saved!r} and is {here!r}"
-
-
-def _checked(header: dict[str, Any], name: str, key: str, low: int, high: int) -> int:
-    value = header.get(key)
-    if not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}: {key} must be in {low}..{high}, got {value!r}")
-    return value
 
 
 def _opening(system: str | None, messages: Sequence[Message] | None) -> list[Message]:
@@ -342,7 +303,7 @@ def _opening(system: str | None, messages: Sequence[Message] | None) -> list[Mes
     return messages
 
 
-def _identity(llm: Llama, template: ChatTemplate) -> dict[str, Any]:
+def identity(llm: Llama, template: ChatTemplate) -> dict[str, Any]:
     """What a saved session must have in common with the Llama that goes on with it."""
     return {
         "model": session_file.model_fingerprint(llm.model_path),

@@ -16,20 +16,22 @@ Little-endian. Nothing in a file is ever executed or unpickled.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
+import stat
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .whole_file import replace_file
+
 MAGIC = b"MorphKV session\0"
 VERSION = 1
 HEAD = struct.Struct("<16sIIIIQ")
+DEPTH_MAX = 8  # of a header's brackets; what is deep cannot even be shown in an error
 N_SAMPLES, SAMPLE_BYTES = 64, 4096  # of a model, for its fingerprint
 
 
@@ -42,7 +44,8 @@ class Contents(NamedTuple):
 def write(path: str | os.PathLike[str], contents: Contents) -> None:
     """Write a file. Until it is complete on the disk, the path holds what it held before.
 
-    Only its owner can read it. Raises OSError, e.g. for a full disk.
+    Only its owner can read it. Raises OSError, e.g. for a full disk, and ValueError for a path that is there and is no
+    regular file.
     """
     header = json.dumps(contents.header).encode()
     ids = contents.ids.astype("<i4").tobytes()
@@ -51,25 +54,14 @@ def write(path: str | os.PathLike[str], contents: Contents) -> None:
     digest = hashlib.sha256()
     for block in blocks:
         digest.update(block)
-    # a link goes on pointing where it did
-    target = Path(os.path.realpath(path))
-    handle, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines([*blocks, digest.digest()])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(scratch)
-        raise
-    _sync_folder(target.parent)
+    replace_file(path, [*blocks, digest.digest()])
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
     """Read a file. Raises OSError where that cannot be, ValueError for one that `write` did not leave like this."""
     name = os.fspath(path)
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a device may never end
+        raise ValueError(f"{name} is no regular file")
     data = Path(path).read_bytes()
     if data[: len(MAGIC)] != MAGIC:
         raise ValueError(f"{name} is not a session file")
@@ -90,12 +82,20 @@ def read(path: str | os.PathLike[str]) -> Contents:
     state_at = ids_at + 4 * n_ids
     try:
         header = json.loads(bytes(view[HEAD.size : ids_at]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is damaged: {error}") from error
-    if not isinstance(header, dict):
-        raise ValueError(f"{name} is damaged: its header must be an object, got {header!r}")
+    if not isinstance(header, dict) or _depth(header) > DEPTH_MAX:
+        raise ValueError(f"{name} is damaged: its header must be an object of at most {DEPTH_MAX} levels")
     ids = np.frombuffer(data, dtype="<i4", count=n_ids, offset=ids_at)
     return Contents(header, ids.astype(np.int32), body[state_at:])
+
+
+def _depth(value: Any) -> int:
+    n, level = 0, [value]
+    while level:
+        lists = [list(item.values()) if isinstance(item, dict) else item for item in level]
+        n, level = n + 1, [child for items in lists if isinstance(items, list) for child in items]
+    return n
 
 
 def model_fingerprint(path: str | os.PathLike[str]) -> str:
@@ -107,13 +107,3 @@ def model_fingerprint(path: str | os.PathLike[str]) -> str:
             file.seek(max(n_bytes - SAMPLE_BYTES, 0) * i // (N_SAMPLES - 1))
             digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a power cut; not every system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

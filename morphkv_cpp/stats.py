@@ -31,6 +31,7 @@ class CacheStats:
     seq_evict_ms: float  # the same, of this sequence alone
     n_archived: int  # tokens of the sequence that are in its archive; on a GPU some may still be on their way
     n_archive_lost: int  # tokens that had to leave it, as it is bounded
+    n_archive_damaged: int  # pages of 16 tokens that turned out not to be readable: they are not recalled
     archive_bytes: int  # archives of all sequences, on the host: tokens and index
     archive_ms: float  # part of evict_ms: time that decoding waited for archives, all sequences
     n_recalls: int  # recalls of the sequence

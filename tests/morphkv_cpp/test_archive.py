@@ -142,6 +142,11 @@ def test_type_and_bound(open_llama):
     assert stats.n_archived + stats.n_archive_lost == stats.logical_pos + 1 - (stats.n_used - stats.n_distant)
 
 
+def test_an_archive_is_bounded_unless_it_is_said(open_llama):
+    assert open_llama(archive="ram").archive.max_bytes == Archive().max_bytes == 2 * 2**30
+    assert open_llama(archive="ram", archive_max_bytes=0).archive.max_bytes == 0
+
+
 def test_a_state_carries_the_archive(open_llama):
     llm, other = open_llama(archive="ram"), open_llama(archive="ram")
     llm.eval(some_tokens(500))
@@ -228,7 +233,7 @@ def small_disk():
 
 def test_a_full_disk_stops_the_archive_and_not_the_chat(open_llama, tmp_path, small_disk):
     llm = open_llama(archive=tmp_path / "chat.archive")
-    with pytest.warns(RuntimeWarning, match="grows no more, the chat goes on: .*cannot be written"):
+    with pytest.warns(RuntimeWarning, match="the archive stopped: .*cannot be written.*the chat goes on"):
         llm.eval(some_tokens(1000))
     n_archived = llm.cache_stats().n_archived
     assert 0 < n_archived < 900
@@ -251,6 +256,14 @@ def test_a_full_disk_stops_the_archive_and_not_the_chat(open_llama, tmp_path, sm
         ({"recall_redo": -1}, ValueError, "recall_redo must not be negative"),
         ({"recall_votes": True}, TypeError, "recall_votes must be an int"),
         ({"archive": 7}, TypeError, 'archive must be "ram", a path or an Archive, got 7'),
+        ({"archive": ""}, ValueError, "archive must be \"ram\" or a path, got ''"),
+        ({"archive": "a\0b"}, ValueError, r"archive must be .* path, got 'a\\x00b'"),
+        ({"archive": None, "archive_type": "q8_0"}, ValueError, "archive_type='q8_0': needs an archive"),
+        ({"archive": None, "archive_max_bytes": 0}, ValueError, "archive_max_bytes=0: needs an archive"),
+        ({"archive": None, "recall": "prompt"}, ValueError, "recall='prompt': needs an archive"),
+        ({"archive": None, "recall_redo": 1, "recall_votes": 0}, ValueError, "recall_redo=1, recall_votes=0: needs"),
+        ({"archive": Archive(), "recall_share": 0.2}, ValueError, "recall_share=0.2: beside an Archive its fields"),
+        ({"archive": Archive(), "recall_distance": 9}, ValueError, "recall_distance=9: beside an Archive its fields"),
         ({"morphkv": replace(CONFIG, rope_limit=0)}, ValueError, "rope_limit"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from morphkv_cpp import MorphKV
+from morphkv_cpp import MorphKV, bridge
 from morphkv_cpp.options import llama_options, model_path, morphkv_options, sampling_options, with_options
 
 
@@ -86,7 +86,15 @@ class TestLlamaOptions:
         assert (options["type_k"], options["type_v"]) == (8, 30)
         assert options["n_threads"] == options["n_threads_batch"] == 3
 
-    def test_layers_go_to_rpc_servers_unless_it_is_said_how_many(self):
+    @pytest.mark.parametrize(("is_gpu", "n_layers"), [(False, 0), (True, -1)])
+    def test_layers_go_to_a_gpu_where_there_is_one_unless_it_is_said_how_many(self, monkeypatch, is_gpu, n_layers):
+        monkeypatch.setattr(bridge, "devices", lambda: [{"is_gpu": False}, {"is_gpu": is_gpu}])
+        assert llama_options()["n_gpu_layers"] == n_layers
+        assert llama_options(gpu_layers=5)["n_gpu_layers"] == 5
+        assert llama_options(gpu_layers=0)["n_gpu_layers"] == 0
+
+    def test_layers_go_to_rpc_servers_unless_it_is_said_how_many(self, monkeypatch):
+        monkeypatch.setattr(bridge, "devices", list)
         assert llama_options()["n_gpu_layers"] == 0
         options = llama_options(rpc="a:1,b:2", tensor_split="3,1", kv_offload=False)
         assert (options["n_gpu_layers"], options["rpc_servers"], options["tensor_split"]) == (-1, "a:1,b:2", [3, 1])

@@ -188,7 +188,7 @@ class TestRefusals:
             ("ahead", ["x"]),
             ("ahead", 7),
             ("ahead", None),
-            ("seed", -5),
+            ("seed", 2**64),
             ("keep", 2**40),
             ("keep", "all"),
             ("system", 5),
@@ -207,6 +207,48 @@ class TestRefusals:
             talk(llm.load_session(path), "x")
         llm.eval([5, 6])
         assert talk(llm.session("abc"), "one") == talk(chat._llm.session("abc"), "one")
+
+    @pytest.mark.parametrize("lie", ["n_tokens", "ids", "state"])
+    def test_a_file_that_does_not_fit_changes_nothing(self, open_llama, saved, lie):
+        """Neither the text that the Llama holds, nor a session of it, live or aside."""
+        _, path = saved
+        contents = session_file.read(path)
+        header, ids, state = contents
+        if lie == "n_tokens":
+            header = header | {"n_tokens": header["n_tokens"] - 1}
+        elif lie == "ids":
+            ids = np.zeros(header["n_tokens"] + 1, dtype=np.int32)
+        else:
+            state = bytes(state[:-8]) + bytes(8)
+            state = state[: len(state) // 2]
+        session_file.write(path, Contents(header, ids, state))
+        llm, other = open_llama(), open_llama()
+        chats = [[one.session(system) for system in ("abc", "xyz")] for one in (llm, other)]
+        for pair in chats:
+            for chat in pair:
+                talk(chat, "one")
+        before = (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist(), llm._seed, llm.save_state().llama_state)
+        with pytest.raises(ValueError, match="chat does not fit: "):
+            llm.load_session(path)
+        after = (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist(), llm._seed, llm.save_state().llama_state)
+        assert after == before
+        for mine, theirs in zip(*chats):
+            assert talk(mine, "two") == talk(theirs, "two")
+
+    def test_a_seed_of_any_sign_comes_back(self, open_llama, tmp_path):
+        chat = open_llama().session("abc")
+        talk(chat, "one", seed=-1)
+        chat.save(tmp_path / "chat")
+        again = open_llama().load_session(tmp_path / "chat")
+        assert talk(again, "two", temperature=2.0) == talk(chat, "two", temperature=2.0)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="devices are POSIX")
+    def test_a_path_that_is_no_file(self, open_llama, saved):
+        chat, _ = saved
+        with pytest.raises(ValueError, match="/dev/null is no regular file"):
+            chat.save("/dev/null")
+        with pytest.raises(ValueError, match="/dev/zero is no regular file"):
+            open_llama().load_session("/dev/zero")
 
     def test_a_missing_file(self, open_llama, tmp_path):
         with pytest.raises(FileNotFoundError):
@@ -248,7 +290,20 @@ class TestRead:
         with pytest.raises(ValueError, match="x is not a session file"):
             session_file.read(path)
 
-    @pytest.mark.parametrize("header", [b"[]", b"5", b"\xff", b"{", b'{"a": '])
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"[]",
+            b"5",
+            b"\xff",
+            b"{",
+            b'{"a": ',
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            b'{"a": ' + b"[" * 9 + b"]" * 9 + b"}",
+        ],
+        ids=["list", "number", "bytes", "open", "cut", "lists", "objects", "deep"],
+    )
     def test_a_header_that_is_no_object(self, tmp_path, monkeypatch, header):
         path = tmp_path / "x"
         monkeypatch.setattr(json, "dumps", lambda *_, **__: header.decode("latin-1"))
@@ -256,6 +311,11 @@ class TestRead:
         session_file.write(path, CONTENTS)
         with pytest.raises(ValueError, match="x is damaged"):
             session_file.read(path)
+
+    def test_a_text_may_hold_brackets(self, tmp_path):
+        header = {"system": "[" * 1000, "settings": {"a": [1]}}
+        session_file.write(tmp_path / "x", CONTENTS._replace(header=header))
+        assert session_file.read(tmp_path / "x").header == header
 
 
 class TestWrite:

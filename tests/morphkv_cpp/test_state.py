@@ -93,35 +93,98 @@ class TestState:
         for one in (llm, stranger):
             one.eval(some_tokens(90))
         before, stats = llm.save_state(), llm.cache_stats()
-        with pytest.raises(RuntimeError, match="other MorphKV parameters"):
+        with pytest.raises(RuntimeError, match="another model or other settings"):
             llm.load_state(stranger.save_state())
         after = llm.save_state()
         assert (after.llama_state, after.n_tokens) == (before.llama_state, before.n_tokens)
         np.testing.assert_array_equal(after.input_ids, before.input_ids)
         assert llm.cache_stats() == stats
 
+    @pytest.mark.parametrize("held", [90, 0], ids=["a text", "nothing"])
     @pytest.mark.parametrize(
-        "damage, reason",
+        "change",
         [
-            (lambda data: data[:-5], "truncated"),
-            (lambda data: data[: len(data) // 2], "truncated"),
-            (lambda data: data + b"x", r"must have \d+ bytes, got \d+"),
-            (lambda data: b"", "not empty"),
+            {"llama_state": lambda state: state.llama_state[:-5]},
+            {"llama_state": lambda state: state.llama_state[:-5], "llama_state_size": lambda s: s.llama_state_size - 5},
+            {"llama_state": lambda s: s.llama_state + b"x", "llama_state_size": lambda s: s.llama_state_size + 1},
+            {"llama_state": lambda _: b"", "llama_state_size": lambda _: 0},
+            {"llama_state_size": lambda _: 7},
+            {"n_tokens": lambda state: state.n_tokens + 1, "input_ids": lambda _: np.zeros(200, dtype=np.intc)},
+            {"n_tokens": lambda _: -1},
+            {"n_tokens": lambda _: 600},
+            {"n_tokens": lambda _: "5"},
+            {"input_ids": lambda state: state.input_ids[:-1]},
+            {"input_ids": lambda state: state.input_ids[None]},
+            {"input_ids": lambda state: state.input_ids.astype(float)},
+            {"input_ids": lambda _: None},
+            {"seed": lambda _: None},
         ],
+        ids="cut shorter longer empty size text negative above word ids rows floats none seed".split(),
     )
-    def test_a_state_of_another_size_changes_nothing(self, open_llama, damage, reason):
-        llm = open_llama()
-        llm.eval(some_tokens(90))
-        state, before = llm.save_state(), llm.save_state()
-        llm.eval(some_tokens(70, seed=2))
-        after, stats = llm.save_state(), llm.cache_stats()
-        state.llama_state = damage(state.llama_state)
-        with pytest.raises(RuntimeError, match=reason):
+    def test_a_state_that_does_not_fit_together_is_refused_and_nothing_changes(self, open_llama, change, held):
+        llm, other = open_llama(), open_llama()
+        llm.eval(some_tokens(held, seed=1))
+        other.eval(some_tokens(100))
+        state = other.save_state()
+        for field, value in change.items():
+            setattr(state, field, value(other.save_state()))
+        before, stats, requires_eval = llm.save_state(), llm.cache_stats(), llm._requires_eval
+        with pytest.raises(RuntimeError, match="Failed to set llama state data: it is damaged, or was saved with"):
             llm.load_state(state)
-        assert (llm.save_state().llama_state, llm.n_tokens) == (after.llama_state, after.n_tokens)
+        after = llm.save_state()
+        assert (after.llama_state, after.n_tokens, after.seed) == (before.llama_state, before.n_tokens, before.seed)
+        np.testing.assert_array_equal(after.input_ids, before.input_ids)
         assert llm.cache_stats() == stats
-        llm.load_state(before)
+        assert llm._requires_eval == requires_eval
+        llm.load_state(other.save_state())
+        assert greedy(llm, some_tokens(100), 30) == greedy(other, some_tokens(100), 30)
+
+    @pytest.mark.parametrize(
+        "scores", [None, np.zeros((600, 320), np.single), np.zeros((5, 7), np.single), np.zeros(320, np.single)]
+    )
+    def test_logits_that_do_not_fit_are_refused_and_nothing_changes(self, open_llama, scores):
+        llm, other = open_llama(logits_all=True), open_llama(logits_all=True)
+        llm.eval(some_tokens(50, seed=1))
+        other.eval(some_tokens(60))
+        state = other.save_state()
+        state.scores = scores
+        before, rows = llm.save_state(), llm.scores[:60].copy()
+        with pytest.raises(RuntimeError, match="scores must be floats"):
+            llm.load_state(state)
         assert llm.save_state().llama_state == before.llama_state
+        np.testing.assert_array_equal(llm.scores[:60], rows)
+
+    def test_logits_of_a_state_are_left_where_none_are_kept(self, open_llama):
+        llm, other = open_llama(), open_llama(logits_all=True)
+        other.eval(some_tokens(60))
+        state = other.save_state()
+        state.scores = np.zeros((600, 320), np.single)
+        llm.load_state(state)
+        assert llm.n_tokens == 60
+
+    def test_what_is_no_state_is_refused(self, open_llama):
+        llm = open_llama()
+        llm.eval(some_tokens(20))
+        with pytest.raises(TypeError, match="state must be a LlamaState, got bytes"):
+            llm.load_state(b"abc")
+        assert llm.n_tokens == 20
+
+    def test_a_text_that_was_taken_back_is_saved_as_it_is(self, open_llama):
+        llm, other = open_llama(), open_llama()
+        llm.eval(some_tokens(60))
+        llm.n_tokens -= 3
+        other.load_state(llm.save_state())
+        assert other.n_tokens == 57
+        prompt = [*some_tokens(57), 5]
+        assert greedy(other, prompt, 20) == greedy(llm, prompt, 20)
+
+    def test_nothing_is_no_state(self, open_llama, monkeypatch):
+        """llama.cpp gives 0 bytes where it fails, and takes 0 bytes for a success."""
+        llm = open_llama()
+        llm.eval(some_tokens(60))
+        monkeypatch.setattr(llama_cpp, "llama_state_get_size", lambda _: 0)
+        with pytest.raises(RuntimeError, match=r"llama\.cpp gave 0 bytes of a state of 0"):
+            llm.save_state()
 
     def test_logits_are_saved_where_all_are_kept(self, open_llama):
         llm, other = open_llama(logits_all=True), open_llama(logits_all=True)
