@@ -38,12 +38,12 @@ struct stream_fields {
     int32_t  pos_exact;
     int32_t  pos_prompt;
     int32_t  rotary_offset;
-    int32_t  rotary_base;
     uint32_t n_rebased;
     int32_t  n_keep;
     uint32_t n_used;
     int32_t  first_distant;
     int32_t  first_recent;
+    int32_t  rotary_base;
     int32_t  zero;
 
     size_t n_rest() const { return N_RING + (size_t) n_used + n_rebased; }
