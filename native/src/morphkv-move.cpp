@@ -17,7 +17,7 @@ constexpr int64_t MAX_TURN  = 1 << 30;
 
 // A key that has to move, or a token that comes into a slot.
 struct origin {
-    int64_t i_page;  // -1: it is in none, or its original is held already
+    int64_t i_page;  // -1: it is in none, or needs none
     int32_t i_row;   // of the page
     int32_t pos;
     int32_t i_layer;
@@ -26,19 +26,25 @@ struct origin {
     int32_t at;
     int32_t by;
     bool    is_new;
+    bool    is_kept;  // its original is
 };
 
 float bits_of(ggml_type type) {
     return 8.0f * ggml_type_size(type) / ggml_blck_size(type);
 }
 
+bool is_held(const morphkv_archive & archive, int64_t i_page) {
+    return i_page >= archive.n_dropped() && i_page < archive.n_full();
+}
+
 }  // namespace
 
-// Adds what the archive has of these; of a page at a time, as a page may be megabytes in a file. kept: by layer, or empty.
+// Adds what the archive has of these, a page at a time, as a page may be megabytes in a file. kept: by layer, or empty.
 static void add_moves(std::vector<origin> origins, const morphkv_archive * archive, const morphkv_pages & pages,
                       std::vector<morphkv_originals> & kept, std::vector<morphkv_move> & moves) {
     for (origin & from : origins) {
-        from.i_page = !from.is_new && !kept.empty() && kept[from.i_layer].pos[from.row] == from.pos ? -1 : from.i_page;
+        from.is_kept = !from.is_new && !kept.empty() && kept[from.i_layer].pos[from.row] == from.pos;
+        from.i_page  = from.is_kept ? -1 : from.i_page;
     }
     std::stable_sort(origins.begin(), origins.end(),
                      [](const origin & a, const origin & b) { return a.i_page < b.i_page; });
@@ -51,9 +57,8 @@ static void add_moves(std::vector<origin> origins, const morphkv_archive * archi
             const auto it = held.find(from.i_page);
             page          = it != held.end() ? it->second : archive->find_page(from.i_page);
         }
-        auto &     move    = moves[from.i_layer];
-        const bool is_kept = !kept.empty() && kept[from.i_layer].pos[from.row] == from.pos && from.i_page < 0;
-        if (!page && !is_kept) {
+        auto & move = moves[from.i_layer];
+        if (!page && !from.is_kept) {
             GGML_ASSERT(!from.is_new);
             move.turned.push_back(from.row);
             move.by.push_back(from.by);
@@ -64,7 +69,7 @@ static void add_moves(std::vector<origin> origins, const morphkv_archive * archi
         const size_t    n_v   = ggml_row_size(archive->layout.type_v, layer.n_embd_v);
         const size_t    i_row = from.i_row * layer.n_head_kv + from.head;
         const uint8_t * k =
-            is_kept ? kept[from.i_layer].k.data() + from.row * n_k : page->data() + layer.k_at + i_row * n_k;
+            from.is_kept ? kept[from.i_layer].k.data() + from.row * n_k : page->data() + layer.k_at + i_row * n_k;
         move.placed.push_back(from.row);
         move.at.push_back(from.at);
         move.k.insert(move.k.end(), k, k + n_k);
@@ -73,7 +78,7 @@ static void add_moves(std::vector<origin> origins, const morphkv_archive * archi
             move.filled.push_back(from.row);
             move.v.insert(move.v.end(), v, v + n_v);
         }
-        if (!kept.empty() && !is_kept) {
+        if (!kept.empty() && !from.is_kept) {
             kept[from.i_layer].pos[from.row] = from.pos;
             memcpy(kept[from.i_layer].k.data() + from.row * n_k, k, n_k);
         }
@@ -143,7 +148,7 @@ morphkv_cache::move_plan morphkv_cache::plan_moves(llama_seq_id seq_id, llama_po
                 const int64_t i_page  = i_token < 0 ? -1 : i_token / N_PAGE;
 
                 origin from{};
-                from.i_page  = i_page >= 0 && i_page >= archive->n_dropped() && i_page < archive->n_full() ? i_page : -1;
+                from.i_page  = i_page >= 0 && is_held(*archive, i_page) ? i_page : -1;
                 from.i_row   = i_token < 0 ? 0 : i_token % N_PAGE;
                 from.pos     = pos;
                 from.i_layer = il;

@@ -420,8 +420,9 @@ struct morphkv_recall_test {
 
             floats k(archive.n_full() * n);
             for (int64_t i = 0; i < archive.n_full(); ++i) {
-                morphkv_convert_rows(archive.layout.type_k, archive.find_page(i)->data() + archive.layout.layers[il].k_at,
-                                     GGML_TYPE_F32, k.data() + i * n, morphkv_archive::N_PAGE, n_row);
+                morphkv_convert_rows(archive.layout.type_k,
+                                     archive.find_page(i)->data() + archive.layout.layers[il].k_at, GGML_TYPE_F32,
+                                     k.data() + i * n, morphkv_archive::N_PAGE, n_row);
             }
             res.push_back(k);
         }

@@ -1,4 +1,4 @@
-"""Sixty recalls leave keys, and the perplexity of what comes next, where one leaves them: the table of native/README.md.
+"""Sixty recalls leave keys, and perplexity behind them, where one leaves them: the table of native/README.md.
 
 tests/native/test_wear.cpp makes it, from the demo model and 3,361 tokens of Alice; it takes some ten minutes.
 """
