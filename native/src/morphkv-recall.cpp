@@ -15,8 +15,8 @@
 namespace {
 
 constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
-constexpr size_t  N_LAYERS  = 4;   // in a graph that has large inputs
 constexpr int32_t N_VOTES   = 16;
+constexpr int32_t DISTANCE  = 256;
 constexpr size_t  N_LEAST   = 5;   // pages, where half of the slots have room for them
 constexpr size_t  N_TENSORS = 24;  // of a layer in the graphs below, votes apart
 
@@ -41,7 +41,7 @@ morphkv_recall_params morphkv_recall_params_default(void) {
     res.size     = sizeof(res);
     res.votes    = 0;
     res.share    = 0.2f;
-    res.distance = 256;
+    res.distance = -1;
     res.look     = 32;
     return res;
 }
@@ -88,50 +88,30 @@ std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int
     return runner.run(n_max_vote_tensors(rows.size()) + N_TENSORS, begin, build);
 }
 
-// What comes into the slots of a layer.
-struct morphkv_cache::layer_recall {
-    std::vector<int32_t> before, after;  // (n_head_kv, n_distant) positions in the slots
-    std::vector<int32_t> rows;           // (n) where: cell*n_head_kv + head
-    std::vector<int32_t> rotary;         // (n)
-    std::vector<float>   k, v;           // (n, n_embd)
-};
-
-morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size_t i_layer,
-                                                       const found_pages &        pages,
-                                                       const std::vector<float> & votes) const {
+morphkv_slots morphkv_cache::plan_slots(llama_seq_id seq_id, size_t i_layer, const morphkv_pages & pages,
+                                        const std::vector<float> & votes) const {
     const auto &  archive = archives->of(seq_id);
-    const auto &  layer   = archive.layout.layers[i_layer];
     const int32_t n_keep  = streams[seq_id].n_keep;
 
-    layer_recall res;
+    morphkv_slots res;
     res.before = side.get_positions(side.layers[i_layer], seq_id);
     res.after  = res.before;
-
-    // (n_pages*N_PAGE, n_head_kv, n_embd)
-    const size_t       n_k = N_PAGE * layer.n_head_kv * layer.n_embd_k, n_v = N_PAGE * layer.n_head_kv * layer.n_embd_v;
-    std::vector<float> fk(pages.size() * n_k), fv(pages.size() * n_v);
-    for (size_t i = 0; i < pages.size(); ++i) {
-        const uint8_t * data = pages[i].second->data();
-        morphkv_convert_rows(archive.layout.type_k, data + layer.k_at, GGML_TYPE_F32, fk.data() + i * n_k,
-                             N_PAGE * layer.n_head_kv, layer.n_embd_k);
-        morphkv_convert_rows(archive.layout.type_v, data + layer.v_at, GGML_TYPE_F32, fv.data() + i * n_v,
-                             N_PAGE * layer.n_head_kv, layer.n_embd_v);
-    }
-    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+    for (int32_t h = 0; h < side.layers[i_layer].n_head_kv; ++h) {
         int32_t *                            slots = res.after.data() + h * n_distant;
         std::unordered_map<int32_t, int32_t> held;
         for (uint32_t i = 0; i < n_distant; ++i) {
             held[slots[i]] = i;
         }
-        std::vector<bool> stays(n_distant, false);
-        size_t            n_missing = 0;
+        std::vector<bool>    stays(n_distant, false);
+        std::vector<int32_t> missing;
         for (const auto & [page, _] : pages) {
             for (int32_t j = 0; j < N_PAGE; ++j) {
-                const auto it = held.find(archive.pos_of(page) + j);
+                const int32_t pos = archive.pos_of(page) + j;
+                const auto    it  = held.find(pos);
                 if (it != held.end()) {
                     stays[it->second] = true;
                 } else {
-                    n_missing++;
+                    missing.push_back(pos);
                 }
             }
         }
@@ -144,72 +124,12 @@ morphkv_cache::layer_recall morphkv_cache::plan_recall(llama_seq_id seq_id, size
                 free_slots.push_back(i);
             }
         }
-        free_slots = top(loss, free_slots, n_missing);
-
-        size_t n_put = 0;
-        for (size_t i = 0; i < pages.size(); ++i) {
-            for (int32_t j = 0; j < N_PAGE && n_put < free_slots.size(); ++j) {
-                const int32_t pos = archive.pos_of(pages[i].first) + j;
-                if (held.count(pos)) {
-                    continue;
-                }
-                const int64_t slot = free_slots[n_put++];
-                slots[slot]        = pos;
-                res.rows.push_back(slot * layer.n_head_kv + h);
-                const float * row_k = fk.data() + i * n_k + (j * layer.n_head_kv + h) * layer.n_embd_k;
-                const float * row_v = fv.data() + i * n_v + (j * layer.n_head_kv + h) * layer.n_embd_v;
-                res.k.insert(res.k.end(), row_k, row_k + layer.n_embd_k);
-                res.v.insert(res.v.end(), row_v, row_v + layer.n_embd_v);
-            }
-        }
-    }
-    for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-        std::vector<int32_t> ordered(res.after.begin() + h * n_distant, res.after.begin() + (h + 1) * n_distant);
-        std::sort(ordered.begin(), ordered.end());
-        for (const int32_t row : res.rows) {
-            if (row % layer.n_head_kv == h) {
-                const int32_t pos = res.after[h * n_distant + row / layer.n_head_kv];
-                res.rotary.push_back(std::lower_bound(ordered.begin(), ordered.end(), pos) - ordered.begin());
-            }
+        free_slots = top(loss, free_slots, missing.size());
+        for (size_t i = 0; i < free_slots.size(); ++i) {
+            slots[free_slots[i]] = missing[i];
         }
     }
     return res;
-}
-
-std::string morphkv_cache::compute_recall(llama_seq_id seq_id, std::vector<layer_recall> & plans,
-                                          morphkv_runner & runner) const {
-    ggml_tensor * rot   = nullptr;
-    size_t        il    = 0;
-    auto          begin = [&](morphkv_inputs & inputs) {
-        rot = build_input_k_rot(inputs.ctx);
-        if (rot) {
-            inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
-        }
-    };
-    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
-        const auto & plan = plans[il++];
-        if (plan.rows.empty()) {
-            return;
-        }
-        ggml_context * ctx  = inputs.ctx;
-        const int64_t  n    = plan.rows.size();
-        ggml_tensor *  rows = inputs.add(GGML_TYPE_I32, n, 1, plan.rows);
-        // a row for each head of each cell
-        auto           put  = [&](ggml_tensor * t, ggml_tensor * src) {
-            const size_t  head_bytes = t->nb[1] / layer.n_head_kv;
-            ggml_tensor * heads      = ggml_view_2d(ctx, t, t->ne[0] / layer.n_head_kv, t->ne[1] * layer.n_head_kv,
-                                                    head_bytes, seq_id * t->nb[2]);
-            ggml_build_forward_expand(gf, ggml_set_rows(ctx, heads, src, rows));
-        };
-        const bool    turns  = layer.rope.is == morphkv_rope::kind::ROTATED;
-        ggml_tensor * rotary = turns ? inputs.add(GGML_TYPE_I32, n, 1, plan.rotary) : nullptr;
-        ggml_tensor * k      = inputs.add(GGML_TYPE_F32, plan.k.size() / n, n, plan.k);
-        ggml_tensor * v      = inputs.add(GGML_TYPE_F32, plan.v.size() / n, n, plan.v);
-        put(layer.k, morphkv_build_rotated(ctx, k, rotary, layer.rope, rot));
-        put(layer.v, v);
-    };
-    runner.n_max_layers = N_LAYERS;
-    return runner.run(N_TENSORS, begin, build);
 }
 
 // As many pages, of `share` of the slots that can be had.
@@ -220,25 +140,23 @@ static size_t n_wanted_pages(float share, size_t n_slots) {
 
 std::string morphkv_cache::why_not_recalled() const {
     layer_floats   queries, votes;
-    morphkv_runner ask(lctx, layers()), put(lctx, layers());
-    ask.check_only = put.check_only = true;
-    const std::string why =
-        read_votes(0, std::vector<int32_t>(std::min(N_VOTES, params.votes)), 0, queries, votes, ask);
+    morphkv_runner ask(lctx, layers());
+    ask.check_only  = true;
+    std::string why = read_votes(0, std::vector<int32_t>(std::min(N_VOTES, params.votes)), 0, queries, votes, ask);
     if (!why.empty()) {
         return why;
     }
-    const auto                by_default = morphkv_recall_params_default();
-    std::vector<layer_recall> plans;
-    for (const auto & layer : side.layers) {
-        const size_t n = n_wanted_pages(by_default.share, n_distant) * N_PAGE * layer.n_head_kv;
-        layer_recall plan;
-        plan.rows.resize(n);
-        plan.rotary.resize(n);
-        plan.k.resize(n * layer.k->ne[0] / layer.n_head_kv);
-        plan.v.resize(n * layer.v->ne[0] / layer.n_head_kv);
-        plans.push_back(std::move(plan));
+    // a key comes from the archive, or is turned where that has lost it; with a rebase recent ones are turned too
+    for (const bool is_recall : { true, false }) {
+        const uint32_t n_recent = is_recall ? 0 : n_limit(params) - n_distant;
+        for (const uint32_t n_placed : { n_distant, 1u }) {
+            why = why_not_moved(n_recent + n_distant - n_placed, n_placed, is_recall);
+            if (!why.empty()) {
+                return why;
+            }
+        }
     }
-    return compute_recall(0, plans, put);
+    return "";
 }
 
 morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall_params & p) {
@@ -255,8 +173,8 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     if (!(p.share > 0.0f && p.share <= 1.0f)) {
         invalid("share must be in (0, 1], got " + std::to_string(p.share));
     }
-    if (p.distance < 0 || p.distance >= rope_limit()) {
-        invalid("distance must be in 0.." + std::to_string(rope_limit() - 1) + ", got " + std::to_string(p.distance));
+    if (p.distance < -1 || p.distance >= rope_limit()) {
+        invalid("distance must be in -1.." + std::to_string(rope_limit() - 1) + ", got " + std::to_string(p.distance));
     }
 
     if (p.look < 1) {
@@ -284,13 +202,14 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     };
     layer_floats   queries, slot_votes;
     morphkv_runner ask(lctx, layers());
-    std::string    why = read_votes(seq_id, rows, p.distance, queries, slot_votes, ask);
+    const int32_t  distance = p.distance < 0 ? std::min(DISTANCE, rope_limit() - 1) : p.distance;
+    std::string    why      = read_votes(seq_id, rows, distance, queries, slot_votes, ask);
     n_sched_uses++;
     if (!why.empty()) {
         failed(why);
     }
-    const size_t n_look = std::max<size_t>(n_wanted * p.look, (archive.n_full() - archive.n_dropped()) / N_TO_ONE);
-    found_pages  pages;
+    const size_t  n_look = std::max<size_t>(n_wanted * p.look, (archive.n_full() - archive.n_dropped()) / N_TO_ONE);
+    morphkv_pages pages;
     for (const int64_t page : choose_pages(archive, n_wanted, n_look, stream.n_keep, queries)) {
         if (auto found = archive.find_page(page)) {
             pages.emplace_back(page, std::move(found));
@@ -299,38 +218,32 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     if (pages.empty()) {
         return res;
     }
-    std::vector<layer_recall> plans;
+    std::vector<morphkv_slots> slots;
     for (size_t il = 0; il < side.layers.size(); ++il) {
-        plans.push_back(plan_recall(seq_id, il, pages, slot_votes[il]));
-        res.n_recalled += plans.back().rows.size();
+        slots.push_back(plan_slots(seq_id, il, pages, slot_votes[il]));
     }
     res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
 
-    // what to go back to: a recall turns the keys of windowed layers, too
-    auto for_each_slice = [&](auto && f) {
-        side.for_each_slice(seq_id, n_used(seq_id), f);
-        if (window) {
-            window->for_each_slice(seq_id, window->get_run(seq_id), f);
-        }
-    };
+    // recent tokens stay where they are, and distant ones come to stand right before them
+    const llama_pos first_recent = get_cells(seq_id).pos_get(n_distant) - stream.rotary_offset;
+    move_plan       plan = plan_moves(seq_id, stream.rotary_offset, first_recent - (llama_pos) n_distant, slots, pages);
+    for (const auto & move : plan.layers) {
+        res.n_recalled += move.filled.size();
+    }
+
+    // what to go back to
     std::vector<std::vector<uint8_t>> before;
+    auto                              for_each_slice = [&](auto && f) {
+        side.for_each_slice(seq_id, n_distant, f);
+    };
     for_each_slice([&](ggml_tensor * t, size_t offset, size_t size) {
         before.emplace_back(size);
         ggml_backend_tensor_get(t, before.back().data(), offset, size);
     });
-
-    const llama_pos        offset = get_cells(seq_id).pos_get(n_distant) - (llama_pos) n_distant;
-    std::vector<llama_pos> rebased;
-    auto                   key_deltas = [&](size_t il) {
-        return rebase_deltas(seq_id, il, offset, plans[il].before, plans[il].after, rebased);
-    };
-    morphkv_runner put(lctx, layers()), turn(lctx, turned_layers());
-    put.inject_failure = turn.inject_failure = inject_failure;
+    morphkv_runner runner(lctx, layers());
+    runner.inject_failure = inject_failure;
     try {
-        why = compute_recall(seq_id, plans, put);
-        if (why.empty()) {
-            why = compute_rebase(seq_id, n_used(seq_id), stream.rotary_offset - offset, key_deltas, turn);
-        }
+        why = compute_moves(seq_id, plan.layers, /*query_delta =*/0, runner);
     } catch (const std::exception & err) {
         why = err.what();
     }
@@ -343,13 +256,10 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     }
     for (size_t il = 0; il < side.layers.size(); ++il) {
         const auto & layer = side.layers[il];
-        ggml_backend_tensor_set(layer.pos, plans[il].after.data(), seq_id * layer.pos->nb[2],
-                                plans[il].after.size() * sizeof(int32_t));
+        const auto & after = slots[il].after;
+        ggml_backend_tensor_set(layer.pos, after.data(), seq_id * layer.pos->nb[2], after.size() * sizeof(int32_t));
     }
-    stream.n_rebases += offset > stream.rotary_offset;
-    stream.rotary_offset = offset;
-    stream.rebased       = std::move(rebased);
-    stream.pos_exact     = seq_pos_max(seq_id) + 1;
+    note_moves(seq_id, std::move(plan));
     stream.n_recalls++;
     stream.n_recalled += res.n_recalled;
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;

@@ -107,16 +107,22 @@ ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32
     const int64_t n_embd_head = rows->ne[0] / n_heads;
     GGML_ASSERT(deltas->ne[0] == rows->ne[1] * n_heads && ggml_is_contiguous(rows));
 
-    // every head of every row a token of its own: (n_rows*n_heads, 1, n_embd_head)
+    // every head of every row a token of its own
     ggml_tensor * cur = ggml_view_1d(ctx, rows, ggml_nelements(rows), 0);
-    cur               = ggml_reshape_3d(ctx, cur, n_embd_head, 1, deltas->ne[0]);
+    cur               = ggml_reshape_2d(ctx, cur, n_embd_head, deltas->ne[0]);
     ggml_tensor * res = cur;
 
     cur = rows->type == GGML_TYPE_F32 ? cur : ggml_cast(ctx, cur, GGML_TYPE_F32);
-    cur = build_multiply(ctx, cur, rope, rot);
-    cur = build_turn(ctx, cur, deltas, rope);
-    cur = build_multiply(ctx, cur, rope, rot);
-    return ggml_cpy(ctx, cur, res);
+    return ggml_cpy(ctx, morphkv_build_turned(ctx, cur, deltas, rope, rot), res);
+}
+
+ggml_tensor * morphkv_build_turned(ggml_context * ctx, ggml_tensor * rows, ggml_tensor * deltas,
+                                   const morphkv_rope & rope, ggml_tensor * rot) {
+    ggml_tensor * cur = ggml_reshape_3d(ctx, rows, rows->ne[0], 1, rows->ne[1]);
+    cur               = build_multiply(ctx, cur, rope, rot);
+    cur               = build_turn(ctx, cur, deltas, rope);
+    cur               = build_multiply(ctx, cur, rope, rot);
+    return ggml_reshape_2d(ctx, cur, rows->ne[0], rows->ne[1]);
 }
 
 ggml_tensor * morphkv_build_unrotated(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,

@@ -42,6 +42,10 @@ morphkv_rope morphkv_find_rope(const ggml_tensor * k);
 ggml_tensor * morphkv_build_rotate(ggml_context * ctx, ggml_tensor * rows, int32_t n_heads, ggml_tensor * deltas,
                                    const morphkv_rope & rope, ggml_tensor * rot);
 
+// The same for rows that are F32 and a head's each: (n, n_embd_head), deltas (n) I32. Returns the same shape.
+ggml_tensor * morphkv_build_turned(ggml_context * ctx, ggml_tensor * rows, ggml_tensor * deltas,
+                                   const morphkv_rope & rope, ggml_tensor * rot);
+
 // Rows as they were before RoPE and rot, if delta is less their rotary position; all heads of a row together.
 //   rows:   (n_rows, n_heads*n_embd_head), any K type, contiguous
 //   deltas: (n_rows) I32; null where the layer does not rotate

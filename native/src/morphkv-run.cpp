@@ -88,6 +88,13 @@ private:
     const std::vector<size_t> sizes;
 };
 
+static constexpr size_t N_SHARED = 16;  // tensors that the layers of a graph share, at most
+
+// That have been made since the context had so many bytes: tensors without data are all of one size.
+static size_t n_tensors(ggml_context * ctx, size_t n_bytes) {
+    return (ggml_used_mem(ctx) - n_bytes) / ggml_tensor_overhead();
+}
+
 std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build) {
     const morphkv_run_guard guard(lctx);
     ggml_backend_sched_t    sched = lctx->get_sched();
@@ -98,12 +105,14 @@ std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, co
     size_t i_layer = 0;
     while (i_layer < layers.size()) {
         auto *       res    = lctx->get_gf_res_reserve();
-        const size_t n      = std::max<size_t>(1, (res->get_max_nodes() - 16) / n_max_tensors);
+        const size_t n      = std::max<size_t>(1, (res->get_max_nodes() - N_SHARED) / n_max_tensors);
         const size_t i_last = std::min(i_layer + std::min(n, n_max_layers), layers.size());
         res->reset();
         ggml_cgraph *  gf = res->get_gf();
         morphkv_inputs inputs(res->get_ctx());
+        const size_t   n_bytes_before = ggml_used_mem(inputs.ctx);
         begin(inputs);
+        GGML_ASSERT(n_tensors(inputs.ctx, n_bytes_before) <= N_SHARED);
 
         std::vector<ggml_backend_t> backends;  // by node
         for (; i_layer < i_last; ++i_layer) {
@@ -111,8 +120,14 @@ std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, co
             ggml_backend_buffer_type_t buft    = ggml_backend_buffer_get_type(layer.k->buffer);
             ggml_backend_t             backend = morphkv_backend_of(sched, buft);
 
-            inputs.backend = backend;
+            inputs.backend              = backend;
+            const size_t n_bytes_before = ggml_used_mem(inputs.ctx);
             build(inputs, gf, layer);
+            // ggml ends the process where a graph has more than there is room for
+            if (const size_t n_made = n_tensors(inputs.ctx, n_bytes_before); n_made > n_max_tensors) {
+                return "the graph of layer " + std::to_string(layer.il) + " has " + std::to_string(n_made) +
+                       " tensors, and " + std::to_string(n_max_tensors) + " at most were expected";
+            }
             const std::string why = morphkv_why_not_there(backend, gf, backends.size(), ggml_graph_n_nodes(gf));
             if (!why.empty()) {
                 return "the cache of layer " + std::to_string(layer.il) + " is on " + ggml_backend_buft_name(buft) +

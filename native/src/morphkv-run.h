@@ -84,7 +84,8 @@ public:
     void set_layers(std::vector<const morphkv_side_layer *> new_layers) { layers = std::move(new_layers); }
 
     // As many layers at a time as the scheduler has nodes for. n_max_tensors: most that a layer needs, views included.
-    // Why it failed, or "". A node that the device of its layer's cache cannot run is a failure before anything is run.
+    // Why it failed, or "". A layer that needs more of them, or a node that the device of its layer's cache cannot run, is a
+    // failure before anything of that graph is run.
     std::string run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
 
     // Most layers in a graph: for graphs whose inputs and outputs are large.

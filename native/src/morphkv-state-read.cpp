@@ -7,6 +7,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 
@@ -53,7 +54,7 @@ void morphkv_require_end(llama_io_read_i & io) {
 // what is not tensors
 //
 
-morphkv_cache::loaded_sequence morphkv_cache::read_stream(morphkv_hashed_reader & in) const {
+morphkv_cache::loaded_sequence morphkv_cache::read_stream(morphkv_hashed_reader & in, uint32_t version) const {
     auto require = [](bool ok, const char * rule, int64_t value) {
         if (!ok) {
             throw std::runtime_error("the state is damaged: " + std::string(rule) + ", got " + std::to_string(value));
@@ -61,7 +62,7 @@ morphkv_cache::loaded_sequence morphkv_cache::read_stream(morphkv_hashed_reader 
     };
 
     morphkv_stream_header header{};
-    in.read(&header, sizeof(header));
+    in.read(&header, version >= 5 ? sizeof(header) : offsetof(morphkv_stream_header, rotary_base));
 
     const int64_t n_evictions = header.n_evictions;
     require(header.n_used <= n_limit(params), "a sequence has more cells than this cache", header.n_used);
@@ -93,8 +94,8 @@ morphkv_cache::loaded_sequence morphkv_cache::read_stream(morphkv_hashed_reader 
     require(header.n_rebased == 0 || (header.n_rebased == n_slots && n_evictions > 0),
             "a rebase places all distant tokens", header.n_rebased);
     // each moves the offset, so its bound is a bound for the counter too
-    require(header.n_rebases >= (header.n_rebased > 0) && header.n_rebases <= std::max(0, header.rotary_offset),
-            "rebases are counted", header.n_rebases);
+    require(header.n_rebases >= 0 && header.n_rebases <= std::max(0, header.rotary_offset), "rebases are counted",
+            header.n_rebases);
     // recent tokens stand at rotary positions behind the distant slots' number, without an eviction from 0 on
     require(header.rotary_offset >= 0 && (header.rotary_offset == 0 || header.n_rebases > 0) &&
                 header.rotary_offset <= (n_evictions > 0 ? first_recent - n_distant : first_distant),
@@ -102,6 +103,11 @@ morphkv_cache::loaded_sequence morphkv_cache::read_stream(morphkv_hashed_reader 
 
     require(header.n_recalls >= 0 && header.n_recalled >= 0 && (n_evictions > 0 || header.n_recalls == 0),
             "recalls bring back what was evicted", header.n_recalls);
+    require(header.n_rebased == 0 || header.n_rebases > 0 || header.n_recalls > 0,
+            "distant tokens are placed by a rebase or a recall", header.n_rebased);
+    require(header.rotary_base >= 0 && (header.rotary_base == 0 || (header.n_rebased > 0 && header.n_recalls > 0)) &&
+                header.rotary_base <= std::max<int64_t>(0, first_recent - n_distant - header.rotary_offset),
+            "recalled tokens stand before recent ones", header.rotary_base);
 
     loaded_sequence res = { empty_stream(), {}, {}, {}, {}, {}, {} };
     res.state.n_keep        = header.n_keep;
@@ -113,6 +119,7 @@ morphkv_cache::loaded_sequence morphkv_cache::read_stream(morphkv_hashed_reader 
     res.state.n_recalls     = header.n_recalls;
     res.state.n_recalled    = header.n_recalled;
     res.state.rotary_offset = header.rotary_offset;
+    res.state.rotary_base   = header.rotary_base;
 
     auto & ring_pos = res.state.ring_pos;
     in.read(ring_pos.data(), ring_pos.size() * sizeof(llama_pos));
@@ -218,7 +225,7 @@ std::unique_ptr<morphkv_cache::loaded_state> morphkv_cache::read_state(llama_io_
     res->first     = first;
     res->has_pages = archives && !header.has_no_pages;
     for (llama_seq_id s = first; s <= last; ++s) {
-        res->sequences.push_back(read_stream(in));
+        res->sequences.push_back(read_stream(in, header.version));
     }
     in.read_checksum();
 

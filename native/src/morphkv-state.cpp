@@ -72,6 +72,7 @@ void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_i
     header.n_recalls     = stream.n_recalls;
     header.n_recalled    = stream.n_recalled;
     header.rotary_offset = stream.rotary_offset;
+    header.rotary_base   = stream.rotary_base;
     header.n_rebased     = stream.rebased.size();
     header.n_keep        = stream.n_keep;
     header.n_used        = cells.pos.size();

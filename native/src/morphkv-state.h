@@ -27,7 +27,7 @@
 
 constexpr uint32_t MORPHKV_STATE_MAGIC       = 0x564b4d4d;  // "MMKV"
 constexpr uint32_t MORPHKV_STATE_VERSION     = 5;
-constexpr uint32_t MORPHKV_STATE_VERSION_MIN = 4;           // 5: pages may be lost
+constexpr uint32_t MORPHKV_STATE_VERSION_MIN = 4;           // 5: pages may be lost, rotary_base
 
 constexpr uint64_t MORPHKV_STATE_LOST = 0xa5a5a5a5a5a5a5a5;  // in the mark of a page that is
 
@@ -77,11 +77,13 @@ struct morphkv_stream_header {
     llama_pos pos_exact;
     llama_pos pos_prompt;
     llama_pos rotary_offset;
-    uint32_t  n_rebased;  // distant tokens of all layers and heads at the last rebase, whose positions follow; or 0
+    uint32_t  n_rebased;  // distant tokens of all layers and heads at the last rebase or recall, whose positions follow; or 0
     int32_t   n_keep;
     uint32_t  n_used;
     llama_pos first_distant;  // position of cell 0
     llama_pos first_recent;   // position of cell n_distant; the same run as cell 0 before the first eviction
+    llama_pos rotary_base;    // from version 5 on
+    int32_t   zero;
 };
 
 // The cells of the windowed layers, whose tokens follow; only of models that have such layers.

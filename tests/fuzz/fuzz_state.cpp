@@ -43,6 +43,8 @@ struct stream_fields {
     uint32_t n_used;
     int32_t  first_distant;
     int32_t  first_recent;
+    int32_t  rotary_base;
+    int32_t  zero;
 
     size_t n_rest() const { return N_RING + (size_t) n_used + n_rebased; }
 };
@@ -367,11 +369,15 @@ void mend(const cache & c, bytes & state, int n_seq) {
         const int64_t end   = n_recent > 0 ? (int64_t) x.first_recent + n_recent : (int64_t) x.first_distant + x.n_used;
         x.n_keep            = (uint32_t) x.n_keep % c.n_distant;
         x.n_rebased         = x.n_evictions > 0 && x.n_rebased > 0 ? c.n_slots : 0;
-        x.n_rebases         = std::max<int64_t>(x.n_rebases, x.n_rebased > 0);
         const int64_t most  = x.n_evictions > 0 ? (int64_t) x.first_recent - c.n_distant : x.first_distant;
+        x.n_rebases         = std::max<int64_t>(x.n_rebases, 0);
         x.rotary_offset     = x.n_rebases == 0 ? 0 : std::max<int64_t>(0, std::min<int64_t>(x.rotary_offset, most));
         x.n_rebases         = std::min<int64_t>(x.n_rebases, x.rotary_offset);
-        x.n_rebased         = x.n_rebases == 0 ? 0 : x.n_rebased;
+        x.n_recalls         = x.n_evictions > 0 ? std::abs(x.n_recalls % 100) : 0;
+        x.n_rebased         = x.n_rebases == 0 && x.n_recalls == 0 ? 0 : x.n_rebased;
+        x.rotary_base       = x.n_rebased == 0 || x.n_recalls == 0
+                                  ? 0
+                                  : std::max<int64_t>(0, std::min<int64_t>(x.rotary_base, most - x.rotary_offset));
         const size_t n_rest = std::min(rest.size(), x.n_rest());
         for (size_t i = N_RING + x.n_used; i < n_rest; i += c.n_distant) {
             std::sort(rest.begin() + i, rest.begin() + std::min(n_rest, i + c.n_distant));
@@ -384,7 +390,6 @@ void mend(const cache & c, bytes & state, int n_seq) {
                 rest[i]           = pos < end ? pos : -1;
             }
         }
-        x.n_recalls  = x.n_evictions > 0 ? std::abs(x.n_recalls % 100) : 0;
         x.n_recalled = std::abs(x.n_recalled % 100);
         if (c.page_bytes > 0 && rest.size() >= x.n_rest() + N_ARCHIVE) {
             auto a = read_archive(rest, x);

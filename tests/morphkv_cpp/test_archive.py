@@ -306,3 +306,14 @@ def test_a_session_carries_its_archive(open_llama, tmp_path):
     assert stats[0].n_archived == stats[1].n_archived == stats[2].n_archived > 0
     assert chat.last.n_recalled > 0
     assert os.path.getsize(tmp_path / "chat") > stats[0].archive_bytes / 2
+
+
+def test_a_recall_asks_within_the_limit_of_positions(open_llama):
+    short = replace(CONFIG, rope_limit=200)
+    with pytest.raises(ValueError, match=r"recall_distance must be below rope_limit \(200\), got 200"):
+        open_llama(morphkv=short, archive="ram", recall_distance=200)
+    for options in ({}, {"recall_distance": 199}):
+        llm = open_llama(morphkv=short, archive="ram", **options)
+        llm.eval(some_tokens(300))
+        write(llm, some_tokens(20, seed=1), 2, reset=False)
+        assert llm.cache_stats().n_recalls == 2

@@ -132,6 +132,24 @@ static void test_an_aborted_prompt_keeps_its_beginning(llama_model * model) {
     CHECK(decode(ctx, some_tokens(500)) == 0 && all_finite(logits(ctx)));
 }
 
+// ggml would end the process at the graph's end.
+static void test_a_layer_with_more_tensors_than_expected_is_refused(llama_model * model) {
+    const auto     ctx   = create_due(model);
+    const auto &   layer = cache_of(ctx).get_side().layers[1];
+    morphkv_runner runner(ctx.get(), { &layer });
+    auto           build = [](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        ggml_tensor * t = morphkv_side::stream(inputs.ctx, layer.ring, 0);
+        for (int i = 0; i < 9; ++i) {
+            t = ggml_dup(inputs.ctx, t);
+        }
+        ggml_build_forward_expand(gf, t);
+    };
+    auto begin = [](morphkv_inputs &) {
+    };
+    CHECK(runner.run(10, begin, build).empty());
+    CHECK(runner.run(9, begin, build) == "the graph of layer 1 has 10 tensors, and 9 at most were expected");
+}
+
 // Finally, as no smaller batch would be taken either (a host that hears 1 tries those), with a sentence that is logged once.
 static void refused(const context_ptr & ctx, llama_batch batch, const char * why) {
     std::string log;
@@ -197,5 +215,6 @@ int main() {
     hybrid.is_recurrent     = { 1, 0 };
     const auto hybrid_model = tiny_model_load(hybrid);
     test_a_batch_that_cannot_be_placed_changes_nothing(create_due(hybrid_model.get()));
+    test_a_layer_with_more_tensors_than_expected_is_refused(model.get());
     return 0;
 }

@@ -12,7 +12,7 @@ using bytes = std::vector<uint8_t>;
 // of the header, up to the counters of the first sequence; behind what llama.cpp writes first
 constexpr size_t N_LLAMA  = 8;
 constexpr size_t N_HEADER = 88;
-constexpr size_t N_STREAM = 72;
+constexpr size_t N_STREAM = 80;
 
 static bytes save(const context_ptr & ctx, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
     bytes res(llama_state_seq_get_size_ext(ctx.get(), seq, flags));

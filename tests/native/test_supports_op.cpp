@@ -220,6 +220,9 @@ static void check(const char * name, const supports_fn & supports, const char * 
                 llama_context * ctx = nullptr;
                 const bool      ok  = morphkv_context_create(model.get(), &cparams, &params, &ctx) == MORPHKV_STATUS_OK;
                 expect(std::string("context, ") + ggml_type_name(type), ok, morphkv_last_error(), true);
+                const auto archive = morphkv_archive_params_default();
+                const bool starts  = ok && morphkv_archive_start(ctx, &archive) == MORPHKV_STATUS_OK;
+                expect(std::string("archive, ") + ggml_type_name(type), starts, morphkv_last_error(), true);
                 llama_free(ctx);
             }
         }
