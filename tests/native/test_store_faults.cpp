@@ -140,7 +140,18 @@ static bool says(const std::string & why, int error) {
 
 struct totals {
     int64_t n_cases = 0, n_stopped = 0, n_damaged = 0, n_refused = 0;
+    float   difference = 0.0f;  // of logits
 };
+
+static float largest_difference(const std::vector<floats> & a, const std::vector<floats> & b) {
+    float res = 0.0f;
+    for (size_t i = 0; i < a.size(); ++i) {
+        for (size_t j = 0; j < a[i].size(); ++j) {
+            res = std::max(res, std::fabs(a[i][j] - b[i][j]));
+        }
+    }
+    return res;
+}
 
 static void test_every_call_of_every_operation(llama_model * model, const place & place, totals & all) {
     remove_files(place);
@@ -160,10 +171,14 @@ static void test_every_call_of_every_operation(llama_model * model, const place 
                             got.why.c_str());
                     CHECK(false);
                 }
-                if (!op.recalls || got.slots == expected.slots) {
+                if (!op.recalls) {
                     CHECK(got.answers == expected.answers);
                 } else if (got.slots == without.slots) {
                     CHECK(got.answers == without.answers);
+                } else if (got.slots == expected.slots) {
+                    // a key whose original cannot be read is turned where it is, and rounded
+                    all.difference = std::max(all.difference, largest_difference(got.answers, expected.answers));
+                    CHECK(all.difference <= 0.05f);
                 }
                 CHECK(got.is_done || op.recalls);
                 all.n_cases++;
@@ -241,6 +256,8 @@ int main() {
     }
     printf("%d cases: in %d an archive stopped, in %d pages were lost, %d were refused\n", (int) all.n_cases,
            (int) all.n_stopped, (int) all.n_damaged, (int) all.n_refused);
+    printf("logits after the same recall differ by %.4f at most, where a kept token's original could not be read\n",
+           all.difference);
     CHECK(all.n_cases >= 2000);
     return 0;
 }
