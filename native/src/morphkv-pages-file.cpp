@@ -96,6 +96,9 @@ public:
     record record_in(size_t i_place) const override {
         record_header header{};
         const ssize_t n = call([&] { return pread(fd, &header, sizeof(header), at(i_place)); });
+        if (n < 0) {
+            fail("cannot be read", errno);
+        }
         if (n != sizeof(header)) {
             return {};
         }
@@ -130,8 +133,8 @@ private:
             throw std::runtime_error(path + " is the archive of another model or another archive_type");
         }
         std::string why = header.archive.why_not();
-        if (why.empty() && (header.places.i_first < 0 || header.places.n_ring < 0 ||
-                            header.places.i_first > header.archive.dropped)) {
+        if (why.empty() &&
+            (header.places.i_first < 0 || header.places.n_ring < 0 || header.places.i_first > header.archive.dropped)) {
             why = "its pages are nowhere";
         }
         if (!why.empty()) {

@@ -458,6 +458,7 @@ static void test_appended_beside() {
     CHECK(archives.count(0).n_held == 0 && archives.count(1).n_held == 40 && archives.n_bytes() == n_bytes);
     CHECK(archives.n_staged_bytes() == 2 * archives.staging.n_bytes);
     memset(archives.free_rows(), 0, archives.staging.n_bytes);
+    CHECK(archives.why_stopped(0).empty() && archives.why_stopped(1).empty());
     gate.open();
     // whoever asks for one waits
     CHECK(archives.of(1).end() == 40);

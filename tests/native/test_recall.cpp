@@ -341,6 +341,24 @@ static void test_forks_and_rollbacks(llama_model * model) {
     CHECK(settled(ctx, 0).n_archived == 0 && settled(ctx, 1).n_archived > 0);
 }
 
+// max_bytes is of all sequences together, each has its share; unless another is given there is one.
+static void test_a_bound_of_all_sequences(llama_model * model) {
+    CHECK(morphkv_archive_params_default().max_bytes == 2ull << 30);
+    int64_t n_alone = 0;
+    for (const uint32_t n_seq : { 1, 2, 4 }) {
+        const auto ctx = create_archived(model, n_seq, GGML_TYPE_F16, 400000);
+        int64_t    n   = 0;
+        for (llama_seq_id s = 0; s < (llama_seq_id) n_seq; ++s) {
+            CHECK(decode(ctx, some_tokens(900, s), { s }) == 0);
+            n = settled(ctx, s).n_archived / 16;
+            CHECK(n == settled(ctx, 0).n_archived / 16 && settled(ctx, s).n_archive_lost > 0);
+        }
+        n_alone = n_seq == 1 ? n : n_alone;
+        CHECK(n == n_alone / n_seq);
+        CHECK(stats(ctx).archive_bytes <= 400000);
+    }
+}
+
 static void test_what_is_refused(llama_model * model) {
     auto       params = morphkv_archive_params_default();
     const auto ctx    = create(model, recalling_params(), context_params());
@@ -672,6 +690,7 @@ int main() {
     is_beside = false;
     test_who_appends_makes_no_difference(model.get(), 0);
     test_who_appends_makes_no_difference(model.get(), 100000);
+    test_a_bound_of_all_sequences(model.get());
     test_what_is_refused(model.get());
     test_a_recall_within_a_short_limit(model.get());
     test_a_context_ends_without_a_warning(model.get());

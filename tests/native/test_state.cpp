@@ -276,6 +276,112 @@ static void test_nan_in_a_state_harms_nobody_else(llama_model * model, ggml_type
     CHECK(all_finite(logits(ctx)));
 }
 
+// morphkv_state_load(): bytes too many are too many, and whatever is refused changes nothing.
+static void test_all_or_nothing(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params(2));
+    CHECK(decode(ctx, some_tokens(200), { 0 }) == 0 && decode(ctx, some_tokens(90, 2), { 1 }) == 0);
+    const auto  flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+    const bytes own = save(ctx), checkpoint = save(ctx, 0, flags);
+    bytes       whole(llama_state_get_size(ctx.get()));
+    CHECK(llama_state_get_data(ctx.get(), whole.data(), whole.size()) == whole.size());
+    CHECK(decode(ctx, some_tokens(70, 3), { 0, 1 }) == 0);
+    const bytes now[2] = { save(ctx, 0), save(ctx, 1) };
+
+    auto refused = [&](const bytes & state, int32_t seq, uint32_t flags, const char * why) {
+        CHECK(morphkv_state_load(ctx.get(), seq, state.data(), state.size(), flags) != MORPHKV_STATUS_OK);
+        CHECK(strstr(morphkv_last_error(), why));
+        CHECK(save(ctx, 0) == now[0] && save(ctx, 1) == now[1]);
+    };
+    struct kind {
+        const bytes & state;
+        int32_t       seq;
+        uint32_t      flags;
+    };
+    for (const auto & k :
+         { kind{ own, 0, 0 }, kind{ own, 1, 0 }, kind{ checkpoint, 0, flags }, kind{ whole, -1, 0 } }) {
+        bytes longer = k.state;
+        longer.push_back(0);
+        refused(longer, k.seq, k.flags, "bytes, got");
+        longer.resize(2 * k.state.size());
+        refused(longer, k.seq, k.flags, "bytes, got");
+        for (size_t n = 0; n < k.state.size(); n += 1 + k.state.size() / 97) {
+            refused(bytes(k.state.begin(), k.state.begin() + n), k.seq, k.flags, n == 0 ? "not empty" : "");
+        }
+        refused(bytes(k.state.begin(), k.state.end() - 1), k.seq, k.flags, "truncated");
+        refused(bytes(k.state.size(), 0xff), k.seq, k.flags, "");
+        CHECK(morphkv_state_load(ctx.get(), k.seq, nullptr, 3, k.flags) == MORPHKV_STATUS_INVALID);
+        CHECK(morphkv_state_load(ctx.get(), k.seq, k.state.data(), k.state.size(), k.flags) == MORPHKV_STATUS_OK);
+        const bytes loaded = save(ctx, k.seq > 0);
+        CHECK(std::equal(loaded.begin() + N_LLAMA, loaded.end(), own.begin() + N_LLAMA, own.end()));
+        CHECK(morphkv_state_load(ctx.get(), 0, now[0].data(), now[0].size(), 0) == MORPHKV_STATUS_OK);
+        CHECK(morphkv_state_load(ctx.get(), 1, now[1].data(), now[1].size(), 0) == MORPHKV_STATUS_OK);
+    }
+    refused(own, 2, 0, "seq_id must be in 0..1, got 2");
+    refused(own, -2, 0, "seq_id must be at least -1");
+    refused(own, 0, LLAMA_STATE_SEQ_FLAGS_ON_DEVICE, "on a device");
+    refused(whole, -1, flags, "flags are for a sequence");
+    refused(whole, 0, 0, "no state of a sequence");
+    refused(own, -1, 0, "architecture");
+}
+
+// States of the version before are read: their sequences' headers end earlier, and all checksums are others.
+static void test_the_version_before_is_read(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params());
+    CHECK(decode(ctx, some_tokens(200)) == 0);
+    const bytes    state  = save(ctx);
+    const uint32_t n_used = stats(ctx).n_used;
+
+    auto as_version = [&](uint32_t version) {
+        bytes res = state;
+        memcpy(res.data() + N_LLAMA + 4, &version, sizeof(version));
+        size_t n = N_LLAMA + N_HEADER + N_STREAM + (8 + 32) * 4 + n_used * 4;
+        if (version < 5) {
+            const auto end = res.begin() + N_LLAMA + N_HEADER + N_STREAM;
+            res.erase(end - 8, end);
+            n -= 8;
+        }
+        uint64_t hash = 0xcbf29ce484222325;
+        for (size_t i = N_LLAMA; i < n; ++i) {
+            hash = (hash ^ res[i]) * 0x100000001b3;
+        }
+        auto put_mark = [&] {
+            CHECK(n + sizeof(hash) <= res.size());
+            memcpy(res.data() + n, &hash, sizeof(hash));
+            n += sizeof(hash);
+            hash++;
+        };
+        put_mark();
+        const auto & side = dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx)).get_side();
+        side.for_each_slice(0, n_used, [&](ggml_tensor *, size_t, size_t size) {
+            n += size;
+            put_mark();
+        });
+        CHECK(n == res.size());
+        return res;
+    };
+    CHECK(as_version(5) == state);
+    CHECK(decode(ctx, some_tokens(50)) == 0 && save(ctx) != state);
+    CHECK(load(ctx, as_version(4)) && save(ctx) == state);
+    refuse_and_change_nothing(ctx, as_version(3));
+    refuse_and_change_nothing(ctx, as_version(6));
+}
+
+// A model file may say so; positions end before.
+static void test_a_trained_context_of_more_than_31_bits() {
+    tiny_shape shape;
+    for (const uint32_t n : { 0x7fffffffu, 0x80000000u, 0xffffffffu }) {
+        shape.n_ctx_train = n;
+        const auto model  = tiny_model_load(shape);
+        const auto ctx    = create(model.get(), small_params(), context_params());
+        CHECK(stats(ctx).rope_limit == 0x7fffffff);
+        CHECK(decode(ctx, some_tokens(300)) == 0 && stats(ctx).n_rebases == 0);
+        const bytes  state = save(ctx);
+        const future expected(ctx);
+        CHECK(load(ctx, state));
+        expected.check(ctx);
+    }
+}
+
 int main() {
     log_errors_only();
     const auto model = tiny_model_load();
@@ -284,11 +390,14 @@ int main() {
     }
     test_a_checkpoint_undoes_evictions(model.get());
     test_its_size_is_constant(model.get());
+    test_a_trained_context_of_more_than_31_bits();
 
     // what follows is refused on purpose, thousands of times
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
     test_what_does_not_fit_is_refused(model.get());
     test_a_damaged_state_is_refused(model.get());
+    test_all_or_nothing(model.get());
+    test_the_version_before_is_read(model.get());
     test_a_truncated_file_is_refused(model.get());
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
         test_nan_in_a_state_harms_nobody_else(model.get(), type);

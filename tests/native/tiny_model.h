@@ -34,6 +34,8 @@ struct tiny_shape {
     std::vector<uint32_t> is_recurrent = {};
     bool                  has_window   = false;
 
+    uint32_t n_ctx_train = 4096;
+
     // of "deci": which layers have no heads at all, and so no attention
     std::vector<uint32_t> is_headless = {};
 
@@ -48,7 +50,7 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
     gguf_context_ptr  gguf(gguf_init_empty());
     const std::string a = shape.arch;
     gguf_set_val_str(gguf.get(), "general.architecture", a.c_str());
-    gguf_set_val_u32(gguf.get(), (a + ".context_length").c_str(), 4096);
+    gguf_set_val_u32(gguf.get(), (a + ".context_length").c_str(), shape.n_ctx_train);
     gguf_set_val_u32(gguf.get(), (a + ".embedding_length").c_str(), n_embd);
     gguf_set_val_u32(gguf.get(), (a + ".block_count").c_str(), n_layer);
     gguf_set_val_u32(gguf.get(), (a + ".feed_forward_length").c_str(), n_ff);
