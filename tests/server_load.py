@@ -18,7 +18,7 @@ from server_process import ServerProcess
 
 N_CANCEL = 10  # every tenth request of a client is a stream that it leaves
 N_CHAT = 4  # every fourth client has a chat that grows
-N_CHAT_TOKENS = 1200  # then it begins another
+WAIT_SECONDS = 900  # for an answer, behind those of all others, on a busy machine
 
 
 class Work(NamedTuple):
@@ -26,6 +26,7 @@ class Work(NamedTuple):
     n_written: int  # tokens of an answer
     n_answers: int
     n_clients: int
+    n_chat: int  # tokens of a chat, then it begins another
 
 
 @dataclass
@@ -99,7 +100,7 @@ class _Clients:
         prompt = rng.choice(self.work.prompts)
         text = [*text, *prompt[1 : 1 + rng.randrange(10, 80)]] if text else prompt
         text = text + self.server.complete(text, rng.randrange(1, self.work.n_written))["tokens"]
-        return text if len(text) < N_CHAT_TOKENS else []
+        return text if len(text) < self.work.n_chat else []
 
     def cancel(self, body: dict, n_read: int) -> None:
         events = self.server.stream("/completion", body)
@@ -110,6 +111,7 @@ class _Clients:
 
 def measure(server: ServerProcess, work: Work, expected: list[list[int]]) -> Measured:
     """Of a server that has just been started."""
+    server.http.timeout = WAIT_SECONDS
     clients = _Clients(server, work, expected)
     threads = [threading.Thread(target=clients.run, args=(seed,)) for seed in range(work.n_clients)]
     for thread in threads:

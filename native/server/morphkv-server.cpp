@@ -85,7 +85,7 @@ bool morphkv_server::init(const common_params & params, llama_context * ctx_tgt)
     if (!start_archive(params.morphkv)) {
         return false;
     }
-    refresh();
+    look_at_all();
 
     const std::string why = why_not({ params.n_keep, 0, 0 });
     if (!why.empty()) {
@@ -169,12 +169,12 @@ int32_t morphkv_server::recall(int32_t id_slot, int32_t n_prompt, int32_t n_task
     return n_redo;
 }
 
-void morphkv_server::recall_while_writing(int32_t id_slot) {
-    auto &        read = reads[id_slot];
-    const int32_t pos  = stats[id_slot].logical_pos;
-    if (n_between > 0 && read.stage == reading::DONE && pos >= read.next_recall_pos) {
-        recall_now(id_slot);
-        read.next_recall_pos = pos + n_between;
+void morphkv_server::recall_while_writing() {
+    for (size_t i = 0; n_between > 0 && i < reads.size(); ++i) {
+        if (reads[i].stage == reading::DONE && stats[i].logical_pos >= reads[i].next_recall_pos) {
+            recall_now(i);
+            reads[i].next_recall_pos = stats[i].logical_pos + n_between;
+        }
     }
 }
 
@@ -221,7 +221,8 @@ int32_t morphkv_server::begin_prompt(int32_t id_slot, const morphkv_keep & keep,
     if (!is_on()) {
         return n_past;
     }
-    n_past           = keep_first_tokens(id_slot, keep, n_past);
+    n_past = keep_first_tokens(id_slot, keep, n_past);
+    total.add(pending[id_slot]);  // a recall behind an answer's last token
     pending[id_slot] = {};
     warn_of_system(id_slot, keep);
     reads[id_slot].stage  = recalls ? reading::FIRST : reading::DONE;
@@ -271,12 +272,6 @@ void morphkv_server::forget_draft(llama_context * ctx_dft, int32_t id_slot) cons
 // what clients see
 //
 
-void morphkv_server::refresh() {
-    for (size_t i = 0; is_on() && i < stats.size(); ++i) {
-        look_at(i);
-    }
-}
-
 void morphkv_server::look_at(int32_t id_slot) {
     stats[id_slot] = stats_of(ctx, id_slot);
     if (has_archive) {
@@ -284,14 +279,24 @@ void morphkv_server::look_at(int32_t id_slot) {
     }
 }
 
-void morphkv_server::before_decode(int32_t id_slot, bool is_processing) {
+void morphkv_server::look_at_all() {
+    for (size_t i = 0; i < stats.size(); ++i) {
+        look_at(i);
+    }
+}
+
+void morphkv_server::before_task(bool may_wait) {
+    if (is_on() && !may_wait) {
+        look_at_all();
+    }
+}
+
+void morphkv_server::before_decode() {
     if (!is_on()) {
         return;
     }
-    if (is_processing) {
-        recall_while_writing(id_slot);
-    }
-    look_at(id_slot);
+    recall_while_writing();
+    look_at_all();
 }
 
 morphkv_counts morphkv_server::after_decode(int32_t id_slot) {

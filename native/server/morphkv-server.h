@@ -82,12 +82,13 @@ public:
     // n_read: what llama_state_seq_load_file() returned; if not 0 the state was loaded, and its tokens were refused.
     bool keeps_text(int32_t id_slot, int32_t n_prompt, size_t n_read) const;
 
-    // Around a decode that succeeds, for each slot; then what it has cost one of those that were decoded.
-    void           before_decode(int32_t id_slot, bool is_processing);
+    // Around a decode that succeeds; then what it has cost a slot that was decoded.
+    void           before_decode();
     morphkv_counts after_decode(int32_t id_slot);
 
-    // To be called while nothing is decoded, before clients look.
-    void refresh();
+    // Before a task, which may be a look at the slots. may_wait: nothing has happened since the last look, or something is
+    // being decoded, and the context cannot be read.
+    void before_task(bool may_wait);
 
     // null when off
     common_json props() const;
@@ -106,9 +107,10 @@ private:
 
     bool    is_on() const { return ctx != nullptr; }
     void    look_at(int32_t id_slot);
+    void    look_at_all();
     bool    start_archive(const struct morphkv_common_params & params);
     int64_t recall_now(int32_t id_slot);
-    void    recall_while_writing(int32_t id_slot);
+    void    recall_while_writing();
     void    warn_of_system(int32_t id_slot, const morphkv_keep & keep);
     int32_t keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past);
     int32_t n_wanted(const morphkv_keep & keep) const;

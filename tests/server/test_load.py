@@ -57,7 +57,7 @@ def risen_mib(row) -> float:
 @pytest.mark.parametrize("env", [{}, ONE_ARENA], ids=["default arenas", "one arena"])
 @pytest.mark.parametrize("n_ubatch", [1, 512], ids=["token by token", "in batches"])
 def test_a_tiny_model(start_server, tiny_llama, n_ubatch, env):
-    work = Work([tokens(n, seed) for seed, n in enumerate(LENGTHS)], 40, N_ANSWERS, N_CLIENTS)
+    work = Work([tokens(n, seed) for seed, n in enumerate(LENGTHS)], 40, N_ANSWERS, N_CLIENTS, 1200)
     ours, stock = compare(start_server, tiny_llama(), "tiny model", work, n_ubatch, env)
     assert risen_mib(ours) <= max(risen_mib(stock), 0) + SLACK_MIB
 
@@ -67,7 +67,7 @@ def test_a_tiny_model(start_server, tiny_llama, n_ubatch, env):
 def test_the_demo_model(start_server, demo_model, demo_tokens, n_ubatch):
     starts = [97 * i for i in range(12)]
     prompts = [demo_tokens[start : start + n] for start, n in zip(starts, [20, 40, 60, 90, 120, 160, 200, 240] * 2)]
-    work = Work(prompts, 24, max(1, N_ANSWERS // 5), N_CLIENTS)
+    work = Work(prompts, 24, max(1, N_ANSWERS // 5), N_CLIENTS, 300)
     compare(start_server, demo_model, "demo model", work, n_ubatch, ONE_ARENA)
 
 
