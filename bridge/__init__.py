@@ -29,6 +29,7 @@ from .library import LIB_DIR, PACKAGE_DIR
 # isort: split
 # after library, which says what libllama is loaded
 from .llama import checkpoint, set_checkpoint, set_state, state, token_piece, use_rpc_servers
+from .log import as_reason, heard_errors
 
 __all__ = [
     "LIB_DIR",
@@ -40,10 +41,12 @@ __all__ = [
     "NoMorphKVError",
     "UnsupportedError",
     "abi_version",
+    "as_reason",
     "check_params",
     "checkpoint",
     "default_params",
     "devices",
+    "heard_errors",
     "kv_bytes",
     "last_error",
     "loaded_libraries",

@@ -61,9 +61,10 @@ class Llama(llama_cpp.Llama):
 
     One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
 
-    Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded or options that exclude
-    MorphKV; RuntimeError for a file that cannot be the archive; UnsupportedError (also a ValueError) with the native
-    reason if this model or context cannot have it; ConnectionError where no RPC server answers.
+    Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded, with llama.cpp's reason, or
+    options that exclude MorphKV; RuntimeError for a file that cannot be the archive; UnsupportedError (also a
+    ValueError) with the native reason if this model or context cannot have it; ConnectionError where no RPC server
+    answers.
     """
 
     _morphkv: MorphKV | None = None
@@ -124,7 +125,7 @@ class Llama(llama_cpp.Llama):
         model_path = os.fsdecode(model_path)
         try:
             if self._morphkv is None:
-                super().__init__(model_path, **llama_options)
+                self._open(model_path, llama_options)
             else:
                 options = _options_with_morphkv(llama_options)
                 self._n_ctx_given = options["n_ctx"]
@@ -132,7 +133,7 @@ class Llama(llama_cpp.Llama):
                     # Buffers begin with room for all cells and grow with the text; with logits_all they are as stock's.
                     options["n_ctx"] = min(options["n_ctx"], max(_n_cells(self._morphkv), options.get("n_batch", 512)))
                 with bridge.next_context_has(asdict(self._morphkv)):
-                    super().__init__(model_path, **options)
+                    self._open(model_path, options)
                 bridge.require_morphkv(self.ctx)
                 self.context_params.n_ctx = super().n_ctx()
                 if self._archive is not None:
@@ -141,6 +142,15 @@ class Llama(llama_cpp.Llama):
         except BaseException:
             self.close()
             raise
+
+    def _open(self, model_path: str, options: dict[str, Any]) -> None:
+        with bridge.heard_errors() as errors:
+            try:
+                super().__init__(model_path, **options)
+            except ValueError as error:
+                if reason := bridge.as_reason(errors):
+                    raise ValueError(f"{error}: {reason}") from error
+                raise
 
     @property
     def model_params(self) -> llama_cpp.llama_model_params:
