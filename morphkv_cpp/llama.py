@@ -29,6 +29,7 @@ from .rpc import answering_servers
 from .session import Session
 from .session_load import load_session
 from .stats import CacheStats
+from .utf8 import require_utf8
 
 # Logical limit of a context with MorphKV unless another is given: positions are 32-bit integers.
 N_CTX_MAX = 2**31 - 1
@@ -372,6 +373,18 @@ class Llama(llama_cpp.Llama):
         is_own = type(self.tokenizer_) is LlamaTokenizer
         chunks = complete(self, *args, **options) if is_own else super()._create_completion(*args, **options)
         return self._chat_keep.take_along(chunks)
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As llama_cpp's, which ends the process for bytes that the vocabulary cannot take.
+
+        Raises ValueError for such, and with MorphKV for all that is no UTF-8, of which vocabularies make less than
+        it was. A tokenizer that was given to Llama() is asked itself.
+        """
+        if type(self.tokenizer_) is not LlamaTokenizer:
+            return super().tokenize(text, add_bos, special)
+        if self._morphkv is not None:
+            require_utf8(text)
+        return bridge.tokenize(self._model.vocab, text, add_special=add_bos, parse_special=special)
 
     def _piece(self, token: int) -> bytes:
         return bridge.token_piece(self._model.vocab, token)
