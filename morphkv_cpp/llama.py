@@ -17,12 +17,13 @@ from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge, saved_state
-from .archive import Archive, Recall, archive_of, eval_prompt, recall
+from .archive import Archive, Recall, archive_of, recall
 from .archive_watch import ArchiveWatch
 from .chat_keep import ChatKeep, Keep
 from .completion import complete
 from .config import MorphKV
 from .draft import DraftUpToEviction
+from .evals import Evals
 from .live_text import LiveText
 from .reuse import PromptReuse, prompt_reuse
 from .rpc import answering_servers
@@ -82,9 +83,8 @@ class Llama(llama_cpp.Llama):
 
     _archive: Archive | None = None
     _archive_watch: ArchiveWatch | None = None
-    _recall_is_due = False  # the next tokens are a prompt's
-    _n_since_recall = 0
     _chat_keep: ChatKeep | None = None
+    _evals: Evals | None = None  # with MorphKV
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Llama(llama_cpp.Llama):
             distance=recall_distance,
         )
         if self._morphkv is not None:
-            self._chat_keep = ChatKeep(keep, self._morphkv)
+            self._chat_keep, self._evals = ChatKeep(keep, self._morphkv), Evals()
         elif keep != "system":
             raise ValueError(f"keep needs MorphKV: Llama(..., morphkv=True), got keep={keep!r}")
         if rpc_servers is not None:
@@ -293,12 +293,22 @@ class Llama(llama_cpp.Llama):
             if self._chat_keep.apply(self, tokens):
                 options["reset"] = False  # it has been, and would forget what is to be kept
         self.last_recalls = ()
-        self._recall_is_due = self._archive is not None and self._archive.recall != "off"
+        if self._evals is not None:
+            self._evals.prompt_comes = True
         try:
             # not a loop: callers may send() tokens
             yield from super().generate(tokens, *arguments, **options)
         finally:
-            self._recall_is_due = False
+            if self._evals is not None:
+                self._evals.prompt_comes = False
+            self._look_at_archive()
+
+    def sample(self, *arguments: Any, idx: int | None = None, **options: Any) -> int:
+        """As llama_cpp's."""
+        token = super().sample(*arguments, idx=idx, **options)
+        if self._evals is not None:
+            self._evals.drew(self.n_tokens if idx is None else idx + 1, token)
+        return token
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Decode tokens behind the first n_tokens, as llama_cpp does.
@@ -310,15 +320,10 @@ class Llama(llama_cpp.Llama):
         Raises RuntimeError when decoding fails, with the reason if it was an eviction's; n_tokens then says how much
         of the text the cache still holds: all before `tokens` and perhaps some of them, or nothing.
         """
-        if self._morphkv is None:
+        if self._evals is None:
             super().eval(tokens)
-        elif self._recall_is_due and len(tokens) > 0:
-            self._recall_is_due = False
-            self._n_since_recall = 0
-            self.last_recalls = eval_prompt(self, tokens)
         else:
-            self.decode(tokens)
-            self._recall_while_writing(len(tokens))
+            self._evals.eval(self, tokens)
 
     def decode(self, tokens: Sequence[int]) -> None:
         """As eval(), but nothing is recalled."""
@@ -341,16 +346,12 @@ class Llama(llama_cpp.Llama):
             # Ctrl-C, seen after tokens were decoded and before they are counted
             self._follow_cache(n_before, tokens)
             raise
-        if self._archive_watch is not None:
-            self._archive_watch.look(self.ctx)
+        self._look_at_archive()
 
-    def _recall_while_writing(self, n_tokens: int) -> None:
-        if self._archive is None or isinstance(self._archive.recall, str):
-            return
-        self._n_since_recall += n_tokens
-        if self._n_since_recall >= self._archive.recall * self._morphkv.interval:
-            self._n_since_recall = 0
-            self._recall()
+    def _look_at_archive(self) -> None:
+        """What is appended beside the model may fail behind the last decode: so the end of a text looks as well."""
+        if self._archive_watch is not None and self.ctx is not None:
+            self._archive_watch.look(self.ctx)
 
     def _follow_cache(self, n_before: int, tokens: Sequence[int]) -> None:
         """Set n_tokens to what the cache holds, after tokens were to be decoded behind the first n_before."""
@@ -447,8 +448,11 @@ class Llama(llama_cpp.Llama):
     def close(self) -> None:
         """Free the model and its context."""
         # Python also finalizes an object whose __init__ never got as far as llama_cpp's.
-        if "_stack" in self.__dict__:
-            super().close()
+        if "_stack" not in self.__dict__:
+            return
+        if "_context" in self.__dict__:
+            self._look_at_archive()
+        super().close()
 
 
 def _config(morphkv: MorphKV | bool | None) -> MorphKV | None:

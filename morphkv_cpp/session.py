@@ -241,6 +241,8 @@ class Session:
             rendered = self._template.turn(question)
             tokens = _tokens_behind(llm, rendered.text)
             self._refuse_full(text.n_tokens + len(tokens))
+            if len(text.ahead) == 1:
+                llm._evals.drew(text.n_held, text.ahead[0])  # other texts may have been written since
             text.ahead += tokens
             return rendered, PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0)
         rendered = self._template.opening(self._opening, question)
