@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +25,7 @@ from .config import MorphKV
 from .draft import DraftUpToEviction
 from .evals import Evals
 from .live_text import LiveText
+from .one_thread import OneThread, Turn, guarded
 from .reuse import PromptReuse, prompt_reuse
 from .rpc import answering_servers
 from .session import Session
@@ -36,6 +37,12 @@ from .utf8 import require_utf8
 N_CTX_MAX = 2**31 - 1
 
 
+@guarded(
+    change="_leave_text decode eval load_session load_state recall reset sample",
+    use="__call__ cache_stats create_chat_completion create_chat_completion_openai_v1 create_completion "
+    "create_embedding embed retained save_state set_cache set_seed",
+    read="detokenize n_ctx n_embd n_vocab pooling_type token_bos token_eos token_nl tokenize tokenizer",
+)
 class Llama(llama_cpp.Llama):
     """A model, as llama_cpp.Llama, whose KV cache can be of constant size.
 
@@ -61,7 +68,9 @@ class Llama(llama_cpp.Llama):
         the first question, and at least the settings' `keep`; where they do not fit a warning tells the capacity that
         would do. A number: so many. None: the settings' `keep`, as create_completion has it in any case.
 
-    One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
+    One object is for one thread at a time; several objects may work in as many threads. A second thread gets a
+    ThreadError at once: during a call, and with MorphKV until a text that is being written is read to its end or
+    closed. Only what needs no more than the vocabulary (tokenize, detokenize, n_vocab, ...) may be called by any.
 
     Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded, with llama.cpp's reason, or
     options that exclude MorphKV; RuntimeError for a file that cannot be the archive; UnsupportedError (also a
@@ -85,6 +94,11 @@ class Llama(llama_cpp.Llama):
     _archive_watch: ArchiveWatch | None = None
     _chat_keep: ChatKeep | None = None
     _evals: Evals | None = None  # with MorphKV
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> Llama:
+        llm = super().__new__(cls)
+        llm._one_thread = OneThread()  # close() needs it, however far __init__ came
+        return llm
 
     def __init__(
         self,
@@ -284,8 +298,14 @@ class Llama(llama_cpp.Llama):
         text = self._text and self._text()
         return None if text is None else text.leave()
 
-    def generate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Iterator[int]:
-        """As llama_cpp's. With MorphKV, `last_prompt` then tells how much of the prompt was in the cache already."""
+    def generate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Generator:
+        """As llama_cpp's. With MorphKV, `last_prompt` then tells how much of the prompt was in the cache already, and
+        until it ends no other thread may change the text.
+        """
+        steps = self._generate(tokens, *arguments, **options)
+        return self._one_thread.steps(steps, None if self._morphkv is None else Turn())
+
+    def _generate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Generator:
         self._leave_text()
         tokens = list(tokens)
         if self._morphkv is not None and options.get("reset", True):
@@ -369,11 +389,11 @@ class Llama(llama_cpp.Llama):
 
     def _create_completion(self, *args: Any, **options: Any) -> Iterator[dict[str, Any]]:
         if self._morphkv is None:
-            return super()._create_completion(*args, **options)
+            return self._one_thread.steps(super()._create_completion(*args, **options))
         # The text that another tokenizer gives a token may depend on all tokens before it, so llama_cpp sees to that.
         is_own = type(self.tokenizer_) is LlamaTokenizer
         chunks = complete(self, *args, **options) if is_own else super()._create_completion(*args, **options)
-        return self._chat_keep.take_along(chunks)
+        return self._one_thread.steps(self._chat_keep.take_along(chunks))
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As llama_cpp's, which ends the process for bytes that the vocabulary cannot take.
@@ -446,7 +466,10 @@ class Llama(llama_cpp.Llama):
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}
 
     def close(self) -> None:
-        """Free the model and its context."""
+        """Free the model and its context. Raises ThreadError while another thread uses them."""
+        self._one_thread.close(self._close)
+
+    def _close(self) -> None:
         # Python also finalizes an object whose __init__ never got as far as llama_cpp's.
         if "_stack" not in self.__dict__:
             return
