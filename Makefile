@@ -46,9 +46,11 @@ $(VENV)/.tools:
 	touch $@
 
 # llama-cpp-python from the very file that we build from, its Python part alone: llama.cpp is compiled once, by us.
-$(VENV)/.upstream: native/UPSTREAM native/scripts/fetch_upstream.py $(VENV)/.tools
-	sdist=$$($(BIN)/python native/scripts/fetch_upstream.py) && \
-	CMAKE_ARGS=-DLLAMA_BUILD=OFF $(BIN)/python -m pip install --quiet --no-cache-dir "$$sdist"
+PYTHON_PART  := native/scripts/pack_python_part.py native/scripts/python_part/_morphkv_library.py
+$(VENV)/.upstream: native/UPSTREAM native/scripts/fetch_upstream.py $(PYTHON_PART) $(VENV)/.tools
+	wheel=$$($(BIN)/python native/scripts/pack_python_part.py build/python-part) && \
+	$(BIN)/python -m pip install --quiet "$$wheel" && \
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps "$$wheel"
 	touch $@
 
 # Changes only when CMAKE_ARGS does.

@@ -19,6 +19,7 @@ from .calls import (
     set_keep,
     start_archive,
     stats,
+    tokenize,
     upstream_version,
     version,
     why_archive_stopped,
@@ -29,6 +30,7 @@ from .library import LIB_DIR, PACKAGE_DIR
 # isort: split
 # after library, which says what libllama is loaded
 from .llama import checkpoint, set_checkpoint, set_state, state, token_piece, use_rpc_servers
+from .log import as_reason, heard_errors
 
 __all__ = [
     "LIB_DIR",
@@ -40,10 +42,12 @@ __all__ = [
     "NoMorphKVError",
     "UnsupportedError",
     "abi_version",
+    "as_reason",
     "check_params",
     "checkpoint",
     "default_params",
     "devices",
+    "heard_errors",
     "kv_bytes",
     "last_error",
     "loaded_libraries",
@@ -59,6 +63,7 @@ __all__ = [
     "state",
     "stats",
     "token_piece",
+    "tokenize",
     "upstream_version",
     "use_rpc_servers",
     "version",

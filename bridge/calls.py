@@ -150,6 +150,18 @@ def kv_bytes(context: int) -> int:
     return lib.morphkv_kv_bytes(_context(context))
 
 
+def tokenize(vocab: int, text: bytes, *, add_special: bool, parse_special: bool) -> list[int]:
+    """Tokens of a text by the vocabulary of a llama_cpp.Llama. Raises InvalidError for what it cannot take."""
+    handle, n_tokens, n_max = ffi.cast("struct llama_vocab *", vocab), ffi.new("int32_t *"), len(text) + 8
+    while True:
+        tokens = ffi.new("int32_t []", n_max)
+        flags = int(add_special), int(parse_special)
+        _check(lib.morphkv_tokenize(handle, ffi.from_buffer(text), len(text), *flags, tokens, n_max, n_tokens))
+        if n_tokens[0] <= n_max:
+            return ffi.unpack(tokens, n_tokens[0])
+        n_max = n_tokens[0]
+
+
 def devices() -> list[dict[str, Any]]:
     """Every device that ggml found, as the fields of morphkv_device but for its size."""
     found = []

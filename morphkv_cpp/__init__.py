@@ -21,6 +21,7 @@ from .bridge import InvalidError, LibraryError, MorphKVError, NativeError, NoMor
 from .config import MorphKV
 from .info import Device, Info, info
 from .llama import Llama
+from .one_thread import ClosedError, ThreadError
 from .reuse import PromptReuse
 from .session import Session, Turn
 from .stats import CacheStats
@@ -30,6 +31,7 @@ __version__ = bridge.version()
 __all__ = [
     "Archive",
     "CacheStats",
+    "ClosedError",
     "Device",
     "Info",
     "InvalidError",
@@ -42,6 +44,7 @@ __all__ = [
     "PromptReuse",
     "Recall",
     "Session",
+    "ThreadError",
     "Turn",
     "UnsupportedError",
     "__version__",

@@ -23,6 +23,7 @@ from .eval.perplexity import Estimate, buckets
 from .eval.perplexity import perplexity as perplexity_of
 from .options import Model, llama_options, morphkv_options, with_options
 from .show import find_model, print_table, progress_bar, report_bars
+from .utf8 import require_utf8
 
 
 @with_options({"prompt_room": 0, "interval": 64}, morphkv=morphkv_options, llama=llama_options)
@@ -97,11 +98,11 @@ def perplexity(
 def tokenize(
     model: Path, files: Sequence[Path], n_tokens: Optional[int], n_skip: int, llama: dict[str, Any]
 ) -> list[list[int]]:
-    """Tokens of each file; refuses texts that are shorter than asked for."""
+    """Tokens of each file; refuses what is no text, and texts that are shorter than asked for."""
     n_least = max(n_tokens or 0, n_skip + 2)
     llm = Llama(model, n_ctx=256, verbose=llama["verbose"])  # the smallest that there is
     try:
-        texts = [llm.tokenize(file.read_bytes()) for file in files]
+        texts = [llm.tokenize(require_utf8(file.read_bytes(), str(file))) for file in files]
     finally:
         llm.close()
     for file, text in zip(files, texts):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,23 +17,32 @@ from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge, saved_state
-from .archive import Archive, Recall, archive_of, eval_prompt, recall
+from .archive import Archive, Recall, archive_of, recall
 from .archive_watch import ArchiveWatch
 from .chat_keep import ChatKeep, Keep
 from .completion import complete
 from .config import MorphKV
 from .draft import DraftUpToEviction
+from .evals import Evals
 from .live_text import LiveText
+from .one_thread import OneThread, Turn, guarded
 from .reuse import PromptReuse, prompt_reuse
 from .rpc import answering_servers
 from .session import Session
 from .session_load import load_session
 from .stats import CacheStats
+from .utf8 import require_utf8
 
 # Logical limit of a context with MorphKV unless another is given: positions are 32-bit integers.
 N_CTX_MAX = 2**31 - 1
 
 
+@guarded(
+    change="_leave_text decode eval load_session load_state recall reset sample",
+    use="__call__ cache_stats create_chat_completion create_chat_completion_openai_v1 create_completion "
+    "create_embedding embed retained save_state set_cache set_seed",
+    read="detokenize n_ctx n_embd n_vocab pooling_type token_bos token_eos token_nl tokenize tokenizer",
+)
 class Llama(llama_cpp.Llama):
     """A model, as llama_cpp.Llama, whose KV cache can be of constant size.
 
@@ -59,11 +68,14 @@ class Llama(llama_cpp.Llama):
         the first question, and at least the settings' `keep`; where they do not fit a warning tells the capacity that
         would do. A number: so many. None: the settings' `keep`, as create_completion has it in any case.
 
-    One object is for one thread at a time, as llama_cpp's are; several objects may work in as many threads.
+    One object is for one thread at a time; several objects may work in as many threads. A second thread gets a
+    ThreadError at once: during a call, and with MorphKV until a text that is being written is read to its end or
+    closed. Only what needs no more than the vocabulary (tokenize, detokenize, n_vocab, ...) may be called by any.
 
-    Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded or options that exclude
-    MorphKV; RuntimeError for a file that cannot be the archive; UnsupportedError (also a ValueError) with the native
-    reason if this model or context cannot have it; ConnectionError where no RPC server answers.
+    Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded, with llama.cpp's reason, or
+    options that exclude MorphKV; RuntimeError for a file that cannot be the archive; UnsupportedError (also a
+    ValueError) with the native reason if this model or context cannot have it; ConnectionError where no RPC server
+    answers.
     """
 
     _morphkv: MorphKV | None = None
@@ -80,9 +92,13 @@ class Llama(llama_cpp.Llama):
 
     _archive: Archive | None = None
     _archive_watch: ArchiveWatch | None = None
-    _recall_is_due = False  # the next tokens are a prompt's
-    _n_since_recall = 0
     _chat_keep: ChatKeep | None = None
+    _evals: Evals | None = None  # with MorphKV
+
+    def __new__(cls, *_arguments: Any, **_options: Any) -> Llama:
+        llm = super().__new__(cls)
+        llm._one_thread = OneThread()  # close() needs it, however far __init__ came
+        return llm
 
     def __init__(
         self,
@@ -115,7 +131,7 @@ class Llama(llama_cpp.Llama):
             distance=recall_distance,
         )
         if self._morphkv is not None:
-            self._chat_keep = ChatKeep(keep, self._morphkv)
+            self._chat_keep, self._evals = ChatKeep(keep, self._morphkv), Evals()
         elif keep != "system":
             raise ValueError(f"keep needs MorphKV: Llama(..., morphkv=True), got keep={keep!r}")
         if rpc_servers is not None:
@@ -124,7 +140,7 @@ class Llama(llama_cpp.Llama):
         model_path = os.fsdecode(model_path)
         try:
             if self._morphkv is None:
-                super().__init__(model_path, **llama_options)
+                self._open(model_path, llama_options)
             else:
                 options = _options_with_morphkv(llama_options)
                 self._n_ctx_given = options["n_ctx"]
@@ -132,7 +148,7 @@ class Llama(llama_cpp.Llama):
                     # Buffers begin with room for all cells and grow with the text; with logits_all they are as stock's.
                     options["n_ctx"] = min(options["n_ctx"], max(_n_cells(self._morphkv), options.get("n_batch", 512)))
                 with bridge.next_context_has(asdict(self._morphkv)):
-                    super().__init__(model_path, **options)
+                    self._open(model_path, options)
                 bridge.require_morphkv(self.ctx)
                 self.context_params.n_ctx = super().n_ctx()
                 if self._archive is not None:
@@ -141,6 +157,15 @@ class Llama(llama_cpp.Llama):
         except BaseException:
             self.close()
             raise
+
+    def _open(self, model_path: str, options: dict[str, Any]) -> None:
+        with bridge.heard_errors() as errors:
+            try:
+                super().__init__(model_path, **options)
+            except ValueError as error:
+                if reason := bridge.as_reason(errors):
+                    raise ValueError(f"{error}: {reason}") from error
+                raise
 
     @property
     def model_params(self) -> llama_cpp.llama_model_params:
@@ -273,8 +298,14 @@ class Llama(llama_cpp.Llama):
         text = self._text and self._text()
         return None if text is None else text.leave()
 
-    def generate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Iterator[int]:
-        """As llama_cpp's. With MorphKV, `last_prompt` then tells how much of the prompt was in the cache already."""
+    def generate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Generator:
+        """As llama_cpp's. With MorphKV, `last_prompt` then tells how much of the prompt was in the cache already, and
+        until it ends no other thread may change the text.
+        """
+        steps = self._generate(tokens, *arguments, **options)
+        return self._one_thread.steps(steps, None if self._morphkv is None else Turn())
+
+    def _generate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Generator:
         self._leave_text()
         tokens = list(tokens)
         if self._morphkv is not None and options.get("reset", True):
@@ -282,12 +313,22 @@ class Llama(llama_cpp.Llama):
             if self._chat_keep.apply(self, tokens):
                 options["reset"] = False  # it has been, and would forget what is to be kept
         self.last_recalls = ()
-        self._recall_is_due = self._archive is not None and self._archive.recall != "off"
+        if self._evals is not None:
+            self._evals.prompt_comes = True
         try:
             # not a loop: callers may send() tokens
             yield from super().generate(tokens, *arguments, **options)
         finally:
-            self._recall_is_due = False
+            if self._evals is not None:
+                self._evals.prompt_comes = False
+            self._look_at_archive()
+
+    def sample(self, *arguments: Any, idx: int | None = None, **options: Any) -> int:
+        """As llama_cpp's."""
+        token = super().sample(*arguments, idx=idx, **options)
+        if self._evals is not None:
+            self._evals.drew(self.n_tokens if idx is None else idx + 1, token)
+        return token
 
     def eval(self, tokens: Sequence[int]) -> None:
         """Decode tokens behind the first n_tokens, as llama_cpp does.
@@ -299,15 +340,10 @@ class Llama(llama_cpp.Llama):
         Raises RuntimeError when decoding fails, with the reason if it was an eviction's; n_tokens then says how much
         of the text the cache still holds: all before `tokens` and perhaps some of them, or nothing.
         """
-        if self._morphkv is None:
+        if self._evals is None:
             super().eval(tokens)
-        elif self._recall_is_due and len(tokens) > 0:
-            self._recall_is_due = False
-            self._n_since_recall = 0
-            self.last_recalls = eval_prompt(self, tokens)
         else:
-            self.decode(tokens)
-            self._recall_while_writing(len(tokens))
+            self._evals.eval(self, tokens)
 
     def decode(self, tokens: Sequence[int]) -> None:
         """As eval(), but nothing is recalled."""
@@ -330,16 +366,12 @@ class Llama(llama_cpp.Llama):
             # Ctrl-C, seen after tokens were decoded and before they are counted
             self._follow_cache(n_before, tokens)
             raise
-        if self._archive_watch is not None:
-            self._archive_watch.look(self.ctx)
+        self._look_at_archive()
 
-    def _recall_while_writing(self, n_tokens: int) -> None:
-        if self._archive is None or isinstance(self._archive.recall, str):
-            return
-        self._n_since_recall += n_tokens
-        if self._n_since_recall >= self._archive.recall * self._morphkv.interval:
-            self._n_since_recall = 0
-            self._recall()
+    def _look_at_archive(self) -> None:
+        """What is appended beside the model may fail behind the last decode: so the end of a text looks as well."""
+        if self._archive_watch is not None and self.ctx is not None:
+            self._archive_watch.look(self.ctx)
 
     def _follow_cache(self, n_before: int, tokens: Sequence[int]) -> None:
         """Set n_tokens to what the cache holds, after tokens were to be decoded behind the first n_before."""
@@ -357,11 +389,23 @@ class Llama(llama_cpp.Llama):
 
     def _create_completion(self, *args: Any, **options: Any) -> Iterator[dict[str, Any]]:
         if self._morphkv is None:
-            return super()._create_completion(*args, **options)
+            return self._one_thread.steps(super()._create_completion(*args, **options))
         # The text that another tokenizer gives a token may depend on all tokens before it, so llama_cpp sees to that.
         is_own = type(self.tokenizer_) is LlamaTokenizer
         chunks = complete(self, *args, **options) if is_own else super()._create_completion(*args, **options)
-        return self._chat_keep.take_along(chunks)
+        return self._one_thread.steps(self._chat_keep.take_along(chunks))
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """As llama_cpp's, which ends the process for bytes that the vocabulary cannot take.
+
+        Raises ValueError for such, and with MorphKV for all that is no UTF-8, of which vocabularies make less than
+        it was. A tokenizer that was given to Llama() is asked itself.
+        """
+        if type(self.tokenizer_) is not LlamaTokenizer:
+            return super().tokenize(text, add_bos, special)
+        if self._morphkv is not None:
+            require_utf8(text)
+        return bridge.tokenize(self._model.vocab, text, add_special=add_bos, parse_special=special)
 
     def _piece(self, token: int) -> bytes:
         return bridge.token_piece(self._model.vocab, token)
@@ -422,10 +466,16 @@ class Llama(llama_cpp.Llama):
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}
 
     def close(self) -> None:
-        """Free the model and its context."""
+        """Free the model and its context. Raises ThreadError while another thread uses them."""
+        self._one_thread.close(self._close)
+
+    def _close(self) -> None:
         # Python also finalizes an object whose __init__ never got as far as llama_cpp's.
-        if "_stack" in self.__dict__:
-            super().close()
+        if "_stack" not in self.__dict__:
+            return
+        if "_context" in self.__dict__:
+            self._look_at_archive()
+        super().close()
 
 
 def _config(morphkv: MorphKV | bool | None) -> MorphKV | None:

@@ -19,6 +19,7 @@ from .bridge import NoMorphKVError
 from .chat_keep import Keep
 from .chat_template import ChatTemplate, Message, Rendered
 from .live_text import LiveText
+from .one_thread import OneThread, guarded
 from .reply import Reply
 from .reuse import PromptReuse
 from .stats import CacheStats
@@ -44,6 +45,7 @@ class Turn:
     recall_ms: float = 0.0  # time that took
 
 
+@guarded(turn="say", run="cache_stats close fork retained save")
 class Session:
     """A chat whose cache goes on from turn to turn. Made by Llama.session and Llama.load_session.
 
@@ -99,6 +101,10 @@ class Session:
         self._text.end("it is closed")
 
     @property
+    def _one_thread(self) -> OneThread:
+        return self._llm._one_thread
+
+    @property
     def n_tokens(self) -> int:
         """Length of the chat so far."""
         return self._text.n_tokens
@@ -145,7 +151,9 @@ class Session:
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 or None, got {max_tokens}")
         stops = [stop] if isinstance(stop, str) else list(stop)
-        answering = Reply(self._answer(text, max_tokens, stops, seed, {"temp": temperature, **sampling}), text)
+        options = {"temp": temperature, **sampling}
+        pieces = self._one_thread.steps(self._answer(text, max_tokens, stops, seed, options))
+        answering = Reply(pieces, text)
         # weak, so that an answer that nobody reads on is at an end
         self._answering = weakref.ref(answering)
         return answering
@@ -241,6 +249,8 @@ class Session:
             rendered = self._template.turn(question)
             tokens = _tokens_behind(llm, rendered.text)
             self._refuse_full(text.n_tokens + len(tokens))
+            if len(text.ahead) == 1:
+                llm._evals.drew(text.n_held, text.ahead[0])  # other texts may have been written since
             text.ahead += tokens
             return rendered, PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0)
         rendered = self._template.opening(self._opening, question)

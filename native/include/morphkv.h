@@ -26,6 +26,7 @@ extern "C" {
 #endif
 
 struct llama_model;
+struct llama_vocab;
 struct llama_context;
 struct llama_context_params;
 
@@ -203,6 +204,12 @@ MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t se
 
 // Bytes of the K and V tensors of a context, with or without MorphKV; 0 when it has no KV cache.
 MORPHKV_API uint64_t morphkv_kv_bytes(struct llama_context * ctx);
+
+// llama_tokenize(), but what it throws, e.g. for codepoints above U+10FFFF, is MORPHKV_STATUS_INVALID.
+// n_tokens: of the text; where they are more than n_max, tokens has none of them.
+MORPHKV_API morphkv_status morphkv_tokenize(const struct llama_vocab * vocab, const char * text, size_t n_text,
+                                            int32_t add_special, int32_t parse_special, int32_t * tokens, int32_t n_max,
+                                            int32_t * n_tokens);
 
 // A device that ggml found: where layers can live. Strings belong to ggml and stay valid.
 typedef struct morphkv_device {

@@ -11,7 +11,10 @@
 #include "llama-context.h"
 #include "llama-model.h"
 
+#include <cstdint>
+#include <cstdlib>
 #include <new>
+#include <string>
 
 namespace {
 
@@ -243,6 +246,25 @@ uint64_t morphkv_kv_bytes(struct llama_context * ctx) {
         }
     }
     return res;
+}
+
+morphkv_status morphkv_tokenize(const struct llama_vocab * vocab, const char * text, size_t n_text, int32_t add_special,
+                                int32_t parse_special, int32_t * tokens, int32_t n_max, int32_t * n_tokens) {
+    return guarded([&] {
+        require(vocab && n_tokens, "vocab and n_tokens must not be NULL");
+        require((text || n_text == 0) && (tokens || n_max == 0), "text and tokens must not be NULL");
+        require(n_text <= INT32_MAX, "a text must have at most 2147483647 bytes, got " + std::to_string(n_text));
+        try {
+            const int32_t n = llama_tokenize(vocab, text, n_text, tokens, n_max, add_special != 0, parse_special != 0);
+            require(n != INT32_MIN, "a text must have at most 2147483647 tokens");
+            *n_tokens = std::abs(n);
+        } catch (const morphkv_error &) {
+            throw;
+        } catch (const std::exception & err) {
+            const std::string why = err.what();
+            throw morphkv_error(MORPHKV_STATUS_INVALID, "the model's vocabulary cannot take this text: " + why);
+        }
+    });
 }
 
 int32_t morphkv_device_count(void) {

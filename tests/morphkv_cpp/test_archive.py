@@ -7,12 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from morphkv_cpp import Archive, Llama, MorphKV, Recall
+from morphkv_cpp import Archive, Llama, MorphKV, Recall, bridge
 
 CONFIG = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
@@ -186,6 +187,7 @@ def test_a_file(open_llama, tmp_path):
 
 CHILD = """
 import sys
+import warnings
 from morphkv_cpp import Llama, MorphKV
 llm = Llama(sys.argv[1], morphkv=MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0),
             archive=sys.argv[2], n_threads=1, n_threads_batch=1, verbose=False)
@@ -317,3 +319,22 @@ def test_a_recall_asks_within_the_limit_of_positions(open_llama):
         llm.eval(some_tokens(300))
         write(llm, some_tokens(20, seed=1), 2, reset=False)
         assert llm.cache_stats().n_recalls == 2
+
+
+@pytest.mark.parametrize("end", ["generate", "save_state", "close"])
+def test_an_archive_that_stopped_behind_the_last_decode_is_told_at_the_end(open_llama, monkeypatch, end):
+    """Nobody waits for what is appended beside the model, so it may be known late; it is told once."""
+    llm, why = open_llama(archive="ram"), ""
+    monkeypatch.setattr(bridge, "why_archive_stopped", lambda *_: why)
+    text = llm.generate(some_tokens(100))
+    next(text)
+    if end != "generate":
+        text.close()
+    why = "the disk is full"
+    with pytest.warns(RuntimeWarning, match="the archive stopped: the disk is full"):
+        {"generate": text.close, "save_state": llm.save_state, "close": llm.close}[end]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if end != "close":
+            llm.eval([5])
+        llm.close()

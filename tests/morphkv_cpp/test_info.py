@@ -16,7 +16,7 @@ from morphkv_cpp.info import _gpu_backends, info
 def test_versions_are_those_of_the_build():
     report = info()
     assert report.version == morphkv_cpp.__version__
-    assert report.upstream_version == importlib.metadata.version("llama-cpp-python")
+    assert report.upstream_version == importlib.metadata.version("llama-cpp-python").split("+")[0]
     pyproject = Path(__file__).resolve().parents[2] / "pyproject.toml"
     assert report.version == re.search(r'(?m)^version = "(.+)"$', pyproject.read_text())[1]
 

@@ -1,0 +1,71 @@
+"""What llama.cpp logs is its only word on why something failed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import threading
+from collections.abc import Iterator
+
+import llama_cpp
+
+LEVEL_ERROR, LEVEL_CONT = 4, 5  # of ggml.h; those that llama_cpp names are older ones
+
+_mutex = threading.Lock()
+_listeners: dict[int, list[str]] = {}  # by thread: text of its errors
+_before = (llama_cpp.llama_log_callback(), ctypes.c_void_p())
+
+
+@llama_cpp.llama_log_callback
+def _hear(level: int, text: bytes, user_data: int) -> None:
+    lines = _listeners.get(threading.get_ident())
+    if lines is not None and (level == LEVEL_ERROR or (level == LEVEL_CONT and lines)):
+        lines.append(text.decode("utf-8", "replace"))
+    callback, data = _before
+    if callback:
+        callback(level, text, data)
+
+
+@contextlib.contextmanager
+def heard_errors() -> Iterator[list[str]]:
+    """The errors that llama.cpp logs in this thread within, a list that grows. They are logged as before, too."""
+    global _before
+    thread, errors = threading.get_ident(), []
+    # The log is the process's, and may be heard by several threads: the first one in and the last one out set it.
+    with _mutex:
+        if not _listeners:
+            _before = _log()
+            llama_cpp.llama_log_set(_hear, None)
+        outer = _listeners.get(thread)
+        _listeners[thread] = errors
+    try:
+        yield errors
+    finally:
+        with _mutex:
+            if outer is None:
+                del _listeners[thread]
+            else:
+                _listeners[thread] = outer
+            if not _listeners and _address(_log()[0]) == _address(_hear):
+                llama_cpp.llama_log_set(*_before)
+
+
+def as_reason(errors: list[str]) -> str:
+    """The errors as one line, without names of functions, repetitions, and what says no more than that it failed."""
+    reasons: list[str] = []
+    for line in "".join(errors).splitlines():
+        reason = re.sub(r"^\w+: (error loading model( \w+)?: )*", "", line.strip())
+        if reason and reason not in reasons and not re.match(r"(\w+: )?failed to load model($| from )", reason):
+            reasons.append(reason)
+    return "; ".join(reasons)
+
+
+def _log() -> tuple[ctypes._CFuncPtr, ctypes.c_void_p]:
+    callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+    return callback, data
+
+
+def _address(callback: ctypes._CFuncPtr) -> int | None:
+    return ctypes.cast(callback, ctypes.c_void_p).value
