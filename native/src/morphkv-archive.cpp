@@ -300,6 +300,9 @@ void morphkv_archive::truncate(int32_t pos) noexcept {
             stop("the page that would have to be appended to cannot be read");
         }
     }
+    if (header.n_tokens == 0) {
+        header = {};
+    }
     set_held(header);
     clear_tail_behind(held.n_tokens % N_PAGE);
     try_to([&] { commit(); });
@@ -354,6 +357,9 @@ ggml_tensor * morphkv_archive::index_tensor(ggml_context * ctx, size_t i_layer) 
 }
 
 int64_t morphkv_archive::n_places() const {
+    if (n_full() == n_dropped()) {
+        return 0;  // and there may be no index
+    }
     const int64_t n = n_full() - places.i_first;
     return places.n_ring > 0 ? std::min(n, places.n_ring) : n;
 }

@@ -96,6 +96,9 @@ public:
     record record_in(size_t i_place) const override {
         record_header header{};
         const ssize_t n = call([&] { return pread(fd, &header, sizeof(header), at(i_place)); });
+        if (n < 0) {
+            fail("cannot be read", errno);
+        }
         if (n != sizeof(header)) {
             return {};
         }

@@ -239,7 +239,10 @@ std::unique_ptr<morphkv_cache::loaded_state> morphkv_cache::read_state(llama_io_
                 io.read_tensor(t, offset, size);
             } else {
                 cur.slices.emplace_back(size);
-                io.read(cur.slices.back().data(), size);
+                // an empty vector's data() may be null, which llama.cpp would give to memcpy
+                if (size > 0) {
+                    io.read(cur.slices.back().data(), size);
+                }
             }
             in.read_mark(++n_marks);
         });
