@@ -5,6 +5,7 @@ PYTHON       ?= python3
 CMAKE_ARGS   ?=
 PYTEST_ARGS  ?=
 DEMO_ARGS    ?=
+FUZZ_TARGET  ?= all
 FUZZ_SECONDS ?= 60
 FUZZ_RUNS    ?=
 
@@ -12,6 +13,7 @@ VENV         := .venv
 BIN          := $(VENV)/bin
 BUILD        := build/venv
 BUILD_SAN    := build/sanitize
+BUILD_TSAN   := build/tsan
 BUILD_FUZZ   := build/fuzz
 BUILD_VULKAN := build/vulkan
 STOCK_LIB    := $(CURDIR)/$(BUILD)/stock
@@ -28,7 +30,7 @@ SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-slow test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches test-sanitize test-upstream test-upstream-server fuzz soak clean FORCE
+.PHONY: help venv demo test test-slow test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -172,12 +174,23 @@ patchwork: ## build/patchwork: a git repository with one commit per patch, to ed
 refresh-patches: ## write native/patches from the commits in build/patchwork
 	$(PYTHON) native/scripts/refresh_patches.py
 
+CONFIGURE_SAN = cmake -S . -B $(BUILD_SAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DMORPHKV_SANITIZE=ON -DMORPHKV_BUILD_TOOLS=OFF \
+    -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
 test-sanitize: $(VENV)/.tools ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	cmake -S . -B $(BUILD_SAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	    -DMORPHKV_SANITIZE=ON -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
+	$(CONFIGURE_SAN)
 	cmake --build $(BUILD_SAN) --target morphkv-tests
 	ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	    ctest --test-dir $(BUILD_SAN) --output-on-failure
+
+# The tests of all that has a thread of its own.
+TESTS_TSAN   := test_archive test_devices test_recall test_threads
+test-tsan: $(VENV)/.tools ## the archive's tests under ThreadSanitizer
+	cmake -S . -B $(BUILD_TSAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -DMORPHKV_SANITIZE=thread -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
+	cmake --build $(BUILD_TSAN) --target $(TESTS_TSAN)
+	TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/native/tsan.supp" \
+	    ctest --test-dir $(BUILD_TSAN) --output-on-failure --no-tests=error -R '^($(subst $() ,|,$(TESTS_TSAN)))$$'
 
 test-upstream: venv ## upstream's own C++ and Python tests, without and with MorphKV
 	cmake --build $(BUILD) --target morphkv-upstream-tests
@@ -201,23 +214,44 @@ soak: venv ## a text of TOKENS=200000 through one cache, prompts and single toke
 FUZZ_CXX      = $(firstword $(wildcard $(foreach d,$(subst :, ,$(PATH)),$(d)/clang++ $(d)/clang++-[0-9][0-9])))
 FUZZ_CC       = $(dir $(FUZZ_CXX))$(subst clang++,clang,$(notdir $(FUZZ_CXX)))
 
+FUZZ_LIMIT    = $(if $(FUZZ_RUNS),--runs=$(FUZZ_RUNS),--seconds=$(FUZZ_SECONDS))
+FUZZ_NATIVE   = $(filter-out session,$(if $(filter all,$(FUZZ_TARGET)),state archive hybrid,$(FUZZ_TARGET)))
+
 # New inputs go to build/fuzz/corpus, what fails to build/fuzz/artifacts. RSS holds AddressSanitizer's own memory too.
-fuzz: $(VENV)/.tools ## the state loader under sanitizers and random inputs: FUZZ_SECONDS=60, or FUZZ_RUNS=1000000
+# FUZZ_TARGET=state, archive, hybrid, session or all
+fuzz: $(if $(FUZZ_NATIVE),fuzz-native) $(if $(filter all session,$(FUZZ_TARGET)),fuzz-session) ## hostile files and states under sanitizers: FUZZ_TARGET=all, FUZZ_SECONDS=60 each, or FUZZ_RUNS=1000000
+
+fuzz-native: $(VENV)/.tools
 	cmake -S . -B $(BUILD_FUZZ) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    $(if $(FUZZ_CXX),-DCMAKE_C_COMPILER=$(FUZZ_CC) -DCMAKE_CXX_COMPILER=$(FUZZ_CXX)) -DMORPHKV_FUZZ=ON \
 	    -DMORPHKV_SANITIZE=ON -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
 	cmake --build $(BUILD_FUZZ) --target morphkv-fuzz
-	@mkdir -p $(BUILD_FUZZ)/corpus $(BUILD_FUZZ)/artifacts
 	@cd $(BUILD_FUZZ) && export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 && \
-	if grep -q '^MORPHKV_HAVE_LIBFUZZER:INTERNAL=1' CMakeCache.txt; then \
-	    echo "fuzz: libFuzzer of $(FUZZ_CXX)" && \
-	    tests/fuzz/fuzz_state_libfuzzer $(if $(FUZZ_RUNS),-runs=$(FUZZ_RUNS),-max_total_time=$(FUZZ_SECONDS)) \
-	        -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=artifacts/ \
-	        corpus $(CURDIR)/tests/fuzz/corpus; \
-	else \
-	    echo "fuzz: this compiler has no libFuzzer: random mutations, not guided by coverage" && \
-	    tests/fuzz/fuzz_state $(if $(FUZZ_RUNS),--runs=$(FUZZ_RUNS),--seconds=$(FUZZ_SECONDS)) $(CURDIR)/tests/fuzz/corpus; \
-	fi
+	for target in $(FUZZ_NATIVE); do \
+	    mkdir -p corpus/$$target artifacts && \
+	    if grep -q '^MORPHKV_HAVE_LIBFUZZER:INTERNAL=1' CMakeCache.txt; then \
+	        echo "fuzz $$target: libFuzzer of $(FUZZ_CXX)" && \
+	        tests/fuzz/fuzz_$${target}_libfuzzer $(if $(FUZZ_RUNS),-runs=$(FUZZ_RUNS),-max_total_time=$(FUZZ_SECONDS)) \
+	            -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -artifact_prefix=artifacts/$$target- \
+	            corpus/$$target $(CURDIR)/tests/fuzz/corpus/$$target; \
+	    else \
+	        echo "fuzz $$target: this compiler has no libFuzzer: random mutations, not guided by coverage" && \
+	        tests/fuzz/fuzz_$$target $(FUZZ_LIMIT) $(CURDIR)/tests/fuzz/corpus/$$target; \
+	    fi || exit 1; \
+	done
+
+# The installed package once more, over libraries with sanitizers. Python itself leaks: of that only RSS tells.
+SITE_FUZZ    := $(BUILD_SAN)/site
+PRELOAD_SAN   = $(foreach name,libasan.so libubsan.so,$(shell $(CXX) -print-file-name=$(name)))
+fuzz-session: venv
+	$(CONFIGURE_SAN)
+	cmake --build $(BUILD_SAN) --target llama
+	rm -rf $(SITE_FUZZ) && mkdir -p $(SITE_FUZZ)
+	cp -r $(VENV)/lib/python3*/site-packages/morphkv_cpp $(SITE_FUZZ) && rm $(SITE_FUZZ)/morphkv_cpp/lib/*
+	cp -L $(BUILD_SAN)/bin/*.so $(SITE_FUZZ)/morphkv_cpp/lib
+	LD_PRELOAD="$(PRELOAD_SAN)" PYTHONPATH=$(CURDIR)/$(SITE_FUZZ) OMP_NUM_THREADS=1 \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	    $(BIN)/python tests/fuzz/fuzz_session.py $(FUZZ_LIMIT)
 
 clean: ## remove all that was built, the venv too
 	rm -rf build dist $(VENV)

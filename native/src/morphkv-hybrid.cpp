@@ -2,6 +2,8 @@
 
 #include "llama-memory-hybrid-iswa.h"
 #include "llama-memory-hybrid.h"
+#include "morphkv-recurrent.h"
+#include "morphkv-state.h"
 
 #include <algorithm>
 
@@ -149,27 +151,24 @@ std::map<ggml_backend_buffer_type_t, size_t> morphkv_hybrid::memory_breakdown() 
 
 void morphkv_hybrid::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     attn->state_write(io, seq_id, flags);
-    recr->state_write(io, seq_id, flags);
+    morphkv_recurrent_state::write(io, *recr, seq_id, flags);
 }
 
 void morphkv_hybrid::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    attn->state_read(io, seq_id, flags);
-
-    const llama_seq_id first = seq_id < 0 ? 0 : seq_id;
-    const llama_seq_id last  = seq_id < 0 ? (llama_seq_id) attn->get_n_stream() - 1 : seq_id;
+    morphkv_error_clear();
     try {
-        recr->state_read(io, seq_id, flags);
-        for (llama_seq_id s = first; s <= last; ++s) {
-            if (recr->seq_pos_max(s) != attn->seq_pos_max(s)) {
-                throw std::runtime_error("the state is damaged: recurrent layers have the same newest token, got " +
-                                         std::to_string(recr->seq_pos_max(s)));
-            }
+        auto                   state = attn->read_state(io, seq_id, flags);
+        std::vector<llama_pos> newest;
+        for (const auto & sequence : state->sequences) {
+            newest.push_back(sequence.cells.pos.empty() ? -1 : sequence.cells.pos.back());
         }
-    } catch (...) {
-        for (llama_seq_id s = first; s <= last; ++s) {
-            attn->seq_rm(s, -1, -1);
-            recr->seq_rm(s, -1, -1);
-        }
+        const morphkv_recurrent_state recurrent(io, *recr, seq_id, flags, newest, /*has_end =*/state->version >= 5);
+        morphkv_require_end(io);
+        attn->apply_state(std::move(state));
+        recurrent.apply(*recr);
+    } catch (const std::exception & err) {
+        // llama.cpp says it to the log alone
+        morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
         throw;
     }
 }

@@ -223,6 +223,7 @@ std::unique_ptr<morphkv_cache::loaded_state> morphkv_cache::read_state(llama_io_
     check_header(header, own);
 
     auto res       = std::make_unique<loaded_state>();
+    res->version   = header.version;
     res->first     = first;
     res->has_pages = archives && !header.has_no_pages;
     for (llama_seq_id s = first; s <= last; ++s) {

@@ -27,7 +27,8 @@
 
 constexpr uint32_t MORPHKV_STATE_MAGIC       = 0x564b4d4d;   // "MMKV"
 constexpr uint32_t MORPHKV_STATE_VERSION     = 5;
-constexpr uint32_t MORPHKV_STATE_VERSION_MIN = 4;            // 5: pages may be lost, rotary_base
+// 5: pages may be lost, rotary_base, recurrent parts have an end
+constexpr uint32_t MORPHKV_STATE_VERSION_MIN = 4;
 
 constexpr uint64_t MORPHKV_STATE_LOST = 0xa5a5a5a5a5a5a5a5;  // in the mark of a page that is
 
@@ -166,6 +167,7 @@ struct morphkv_cache::loaded_sequence {
 };
 
 struct morphkv_cache::loaded_state {
+    uint32_t                     version;
     llama_seq_id                 first;
     std::vector<loaded_sequence> sequences;
     bool                         has_pages = false;  // a checkpoint has none

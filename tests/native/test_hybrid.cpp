@@ -6,6 +6,7 @@
 #include "morphkv-hybrid.h"
 
 #include <cstring>
+#include <filesystem>
 
 static tiny_shape hybrid_shape() {
     tiny_shape shape;
@@ -162,31 +163,107 @@ static void test_copies_and_states_go_on_the_same(llama_model * model) {
     CHECK(llama_memory_seq_pos_max(memory(ctx), 1) == -1);
 }
 
-static void test_a_damaged_state_is_refused(llama_model * model) {
-    const auto ctx = create(model, small_params(), context_params());
-    CHECK(decode(ctx, some_tokens(100)) == 0);
-    const auto state = save(ctx);
+// Bytes of the recurrent part of a sequence's state, of 2 layers: cells; position, sequences; transposed, layers; for each R
+// type, size of a row, row; the same for S, which this model has not; an end.
+static constexpr size_t N_ROW       = 2 * 64 * 4;
+static constexpr size_t N_RECURRENT = 4 + 8 + 8 + 2 * (4 + 8 + N_ROW) + 2 * (4 + 8) + 8;
+
+static void test_a_refused_state_changes_nothing(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params(2));
+    CHECK(decode(ctx, some_tokens(100), { 0 }) == 0);
+    CHECK(decode(ctx, some_tokens(99), { 1 }) == 0);
+    const auto state = save(ctx, 0), shorter = save(ctx, 1);
+    auto       check_refused = [&](const std::vector<uint8_t> & damaged) {
+        for (const llama_seq_id seq : { 0, 1 }) {
+            CHECK(load(ctx, damaged, seq) == 0);
+            CHECK(save(ctx, 0) == state && save(ctx, 1) == shorter);
+        }
+    };
     for (size_t i = 12; i < 400; i += 5) {
         auto damaged = state;
         damaged[i] ^= 0x41;
-        CHECK(load(ctx, damaged) == 0 && save(ctx) == state);
+        check_refused(damaged);
     }
-    // without its end, which is recurrent: empty in all layers
-    for (const size_t n : { 1, 100, 2000 }) {
-        CHECK(load(ctx, std::vector<uint8_t>(state.begin(), state.end() - n)) == 0);
-        CHECK(stats(ctx).n_used == 0 && llama_memory_seq_pos_max(memory(ctx), 0) == -1);
-        CHECK(load(ctx, state) == state.size() && save(ctx) == state);
+    // each number of the recurrent part: cells, another position, ...
+    const size_t at = state.size() - N_RECURRENT;
+    for (const size_t i : { 0, 4, 8, 12, 16, 20, 24, 28, 36 + (int) N_ROW, 48 + 2 * (int) N_ROW }) {
+        for (const int32_t more : { 1, -1, 1 << 30 }) {
+            auto    damaged = state;
+            int32_t value;
+            memcpy(&value, &damaged[at + i], sizeof(value));
+            value = (uint32_t) value + more;
+            memcpy(&damaged[at + i], &value, sizeof(value));
+            check_refused(damaged);
+        }
+    }
+    // llama.cpp's reader ends the process over two cells of one sequence
+    auto twice = state;
+    twice[at]  = 2;
+    twice.insert(twice.begin() + at + 4, state.begin() + at + 4, state.begin() + at + 12);
+    check_refused(twice);
+    for (const size_t n : { 1, 7, 8, 9, 100, 1000, 2000 }) {
+        check_refused(std::vector<uint8_t>(state.begin(), state.end() - n));
     }
     // a recurrent part of another text
-    CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
-    CHECK(decode(ctx, some_tokens(99)) == 0);
-    auto         mixed       = state;
-    const auto   shorter     = save(ctx);
-    const size_t n_recurrent = 4 + 8 + 8 + 2 * (4 + 8 + 2 * 64 * 4) + 2 * (4 + 8);
-    std::copy(shorter.end() - n_recurrent, shorter.end(), mixed.end() - n_recurrent);
-    CHECK(load(ctx, mixed) == 0);
-    CHECK(stats(ctx).n_used == 0 && llama_memory_seq_pos_max(memory(ctx), 0) == -1);
-    CHECK(load(ctx, state) == state.size() && save(ctx) == state);
+    auto mixed = state;
+    std::copy(shorter.end() - N_RECURRENT, shorter.end(), mixed.end() - N_RECURRENT);
+    check_refused(mixed);
+    CHECK(load(ctx, state, 1) == state.size() && save(ctx, 1) == state);
+}
+
+static void test_a_refused_state_of_all_sequences_changes_nothing(llama_model * model) {
+    const auto ctx = create(model, small_params(), context_params(3));
+    CHECK(decode(ctx, some_tokens(100), { 0 }) == 0);
+    llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
+    CHECK(decode(ctx, some_tokens(30), { 2 }) == 0);
+    auto save_whole = [&] {
+        std::vector<uint8_t> res(llama_state_get_size(ctx.get()));
+        CHECK(llama_state_get_data(ctx.get(), res.data(), res.size()) == res.size());
+        return res;
+    };
+    const auto whole      = save_whole();
+    auto       load_whole = [&](const std::vector<uint8_t> & state) {
+        return llama_state_set_data(ctx.get(), state.data(), state.size());
+    };
+    // two cells, one of them of two sequences, whose ids follow the position
+    const size_t n_recurrent = N_RECURRENT + 8 + 3 * 4 + 2 * N_ROW;
+    const size_t at          = whole.size() - n_recurrent;
+    int32_t      head[8];
+    memcpy(head, &whole[at], sizeof(head));
+    CHECK(head[0] == 2 && head[2] + head[head[2] == 2 ? 6 : 5] == 3);
+    for (size_t i = 0; i < std::size(head); ++i) {
+        for (const int32_t value : { 0, 1, 2, 3, -1, 1 << 30 }) {
+            if (value == head[i]) {
+                continue;
+            }
+            auto damaged = whole;
+            memcpy(&damaged[at + 4 * i], &value, sizeof(value));
+            CHECK(load_whole(damaged) == 0 && save_whole() == whole);
+        }
+    }
+    CHECK(load_whole(whole) == whole.size() && save_whole() == whole);
+}
+
+// llama.cpp's reader of files gives less than was asked for without a word.
+static void test_a_file_without_its_end_changes_nothing(llama_model * model) {
+    const auto        ctx  = create(model, small_params(), context_params());
+    const std::string path = "test_hybrid.state";
+    CHECK(decode(ctx, some_tokens(100)) == 0);
+    const auto  state = save(ctx);
+    llama_token token = 0;
+    size_t      n     = 0;
+    CHECK(llama_state_seq_save_file(ctx.get(), path.c_str(), 0, &token, 1) > 0);
+    const size_t n_file = std::filesystem::file_size(path);
+    CHECK(llama_state_seq_load_file(ctx.get(), path.c_str(), 0, &token, 1, &n) == n_file);
+    decode_singly(ctx, some_tokens(3));
+    const auto before = save(ctx);
+    CHECK(before != state);
+    for (const size_t n_missing : { 1, 8, 20, 300, 1200 }) {
+        std::filesystem::resize_file(path, n_file - n_missing);
+        CHECK(llama_state_seq_load_file(ctx.get(), path.c_str(), 0, &token, 1, &n) == 0);
+        CHECK(save(ctx) == before);
+    }
+    std::remove(path.c_str());
 }
 
 static void test_a_failed_eviction_leaves_all_in_step(llama_model * model) {
@@ -269,7 +346,9 @@ int main() {
         test_bit_equal_to_stock_until_the_first_eviction(model);
         test_a_tail_cannot_be_taken_back(model);
         test_copies_and_states_go_on_the_same(model);
-        test_a_damaged_state_is_refused(model);
+        test_a_refused_state_changes_nothing(model);
+        test_a_refused_state_of_all_sequences_changes_nothing(model);
+        test_a_file_without_its_end_changes_nothing(model);
         test_a_failed_eviction_leaves_all_in_step(model);
         test_drafts_are_refused(model);
     }
