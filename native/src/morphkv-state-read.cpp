@@ -108,6 +108,7 @@ morphkv_cache::loaded_sequence morphkv_cache::read_stream(morphkv_hashed_reader 
     require(header.rotary_base >= 0 && (header.rotary_base == 0 || (header.n_rebased > 0 && header.n_recalls > 0)) &&
                 header.rotary_base <= std::max<int64_t>(0, first_recent - n_distant - header.rotary_offset),
             "recalled tokens stand before recent ones", header.rotary_base);
+    require(header.zero == 0, "a number that is not used is 0", header.zero);
 
     loaded_sequence res     = { empty_stream(), {}, {}, {}, {}, {}, {} };
     res.state.n_keep        = header.n_keep;

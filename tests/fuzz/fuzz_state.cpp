@@ -359,18 +359,19 @@ void mend(const cache & c, bytes & state, int n_seq) {
         }
         x.n_evicted            = (int64_t) x.first_recent - x.first_distant - c.n_distant;
         const int32_t n_recent = (int32_t) x.n_used - c.n_distant;
-        const int64_t end   = n_recent > 0 ? (int64_t) x.first_recent + n_recent : (int64_t) x.first_distant + x.n_used;
-        x.n_keep            = (uint32_t) x.n_keep % c.n_distant;
-        x.n_rebased         = x.n_evictions > 0 && x.n_rebased > 0 ? c.n_slots : 0;
-        const int64_t most  = x.n_evictions > 0 ? (int64_t) x.first_recent - c.n_distant : x.first_distant;
-        x.n_rebases         = std::max<int64_t>(x.n_rebases, 0);
-        x.rotary_offset     = x.n_rebases == 0 ? 0 : std::max<int64_t>(0, std::min<int64_t>(x.rotary_offset, most));
-        x.n_rebases         = std::min<int64_t>(x.n_rebases, x.rotary_offset);
-        x.n_recalls         = x.n_evictions > 0 ? std::abs(x.n_recalls % 100) : 0;
-        x.n_rebased         = x.n_rebases == 0 && x.n_recalls == 0 ? 0 : x.n_rebased;
-        x.rotary_base       = x.n_rebased == 0 || x.n_recalls == 0
-                                  ? 0
-                                  : std::max<int64_t>(0, std::min<int64_t>(x.rotary_base, most - x.rotary_offset));
+        const int64_t end  = n_recent > 0 ? (int64_t) x.first_recent + n_recent : (int64_t) x.first_distant + x.n_used;
+        x.n_keep           = (uint32_t) x.n_keep % c.n_distant;
+        x.n_recalls        = x.n_evictions > 0 ? std::abs(x.n_recalls % 100) : 0;
+        x.n_recalled       = std::abs(x.n_recalled % 100);
+        x.n_rebases        = std::max<int64_t>(x.n_rebases, 0);
+        const int64_t most = x.n_evictions > 0 ? (int64_t) x.first_recent - c.n_distant : x.first_distant;
+        x.rotary_offset    = x.n_rebases == 0 ? 0 : std::max<int64_t>(0, std::min<int64_t>(x.rotary_offset, most));
+        x.n_rebases        = std::min<int64_t>(x.n_rebases, x.rotary_offset);
+        const bool is_turned = x.n_evictions > 0 && (x.n_rebases > 0 || x.n_recalls > 0);
+        x.n_rebased          = is_turned && x.n_rebased > 0 ? c.n_slots : 0;
+        const bool has_base  = x.n_rebased > 0 && x.n_recalls > 0;
+        x.rotary_base = has_base ? std::max<int64_t>(0, std::min<int64_t>(x.rotary_base, most - x.rotary_offset)) : 0;
+        x.zero        = 0;
         const size_t n_rest = std::min(rest.size(), x.n_rest());
         for (size_t i = N_RING + x.n_used; i < n_rest; i += c.n_distant) {
             std::sort(rest.begin() + i, rest.begin() + std::min(n_rest, i + c.n_distant));
