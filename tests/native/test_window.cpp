@@ -212,7 +212,7 @@ static void test_a_copied_sequence_goes_on_the_same(llama_model * model) {
     CHECK(cache_of(ctx).window->seq_pos_max(1) == -1);
 }
 
-// Damage anywhere before the tensors changes nothing; a cut-off end leaves the sequence empty, in all layers.
+// Damage anywhere before the tensors, or an end that is cut off, changes nothing in any layer.
 static void test_a_damaged_state_is_refused(llama_model * model) {
     const auto ctx = create(model, small_params(), window_params());
     CHECK(decode(ctx, some_tokens(300)) == 0);
@@ -228,8 +228,6 @@ static void test_a_damaged_state_is_refused(llama_model * model) {
     }
     CHECK(n_kept > 390);
     CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size() - 100, 0) == 0);
-    CHECK(stats(ctx).n_used == 0 && cache_of(ctx).window->seq_pos_max(0) == -1);
-    load(ctx, state);
     CHECK(save(ctx) == state);
 
     // a state of the same layers without windows, and of another size of window cells
