@@ -98,10 +98,10 @@ typedef struct morphkv_stats {
     int64_t  n_archive_lost;     // tokens that had to leave it (max_bytes)
     int64_t  n_archive_damaged;  // pages of 16 tokens that turned out not to be readable: they are not recalled
     uint64_t archive_bytes;      // archives of all sequences, on the host: pages and index
-    double   archive_ms;      // of evict_ms: time that decoding waited for archives, all sequences
-    int64_t  n_recalls;       // recalls of the sequence
-    int64_t  n_recalled;      // tokens that they brought back, summed over layers and KV heads
-    double   recall_ms;       // time spent in them
+    double   archive_ms;         // of evict_ms: time that decoding waited for archives, all sequences
+    int64_t  n_recalls;          // recalls of the sequence
+    int64_t  n_recalled;         // tokens that they brought back, summed over layers and KV heads
+    double   recall_ms;          // time spent in them
 } morphkv_stats;
 
 MORPHKV_API int32_t      morphkv_abi_version(void);
@@ -146,15 +146,14 @@ MORPHKV_API morphkv_status morphkv_retained_shape(struct llama_context * ctx, in
 MORPHKV_API morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, int32_t layer,
                                                 int32_t * pos, size_t n);
 
-// What leaves the window is kept, for recalls: K and V of each token, on the host.
+// What leaves the window is kept, for recalls: K and V of each token, on the host. A file that another context left is opened:
+// its pages are there for a checkpoint of theirs, and a new text begins it anew. Of one with another max_bytes those stay that fit.
 typedef struct morphkv_archive_params {
     size_t       size;       // sizeof(morphkv_archive_params)
     int32_t      type_k;     // ggml_type of what is kept; -1 = as in the cache
     int32_t      type_v;
     uint64_t     max_bytes;  // of all sequences, each has an equal share: a text's oldest pages make room; 0 = no limit
-    const char * path;  // of a file for the pages, sequence i > 0 in path.i; NULL = in memory. One that another context
-                        // left is opened: its pages are there for a checkpoint of theirs, and a new text begins it anew.
-                        // Left with another max_bytes, the newest pages stay that fit, where they are, until then
+    const char * path;       // of a file for the pages, sequence i > 0 in path.i; NULL = in memory
 } morphkv_archive_params;
 
 // As in the cache, in memory, 2 GiB.
@@ -173,8 +172,8 @@ MORPHKV_API const char * morphkv_archive_why_stopped(struct llama_context * ctx,
 // what llama_state_get_data() gave. All or nothing: a state that is damaged, of another size or of other settings is refused,
 // and neither the cache nor an archive changes. Where an archive alone cannot take its pages, the state is loaded and that
 // archive stops. Not for states on a device (LLAMA_STATE_SEQ_FLAGS_ON_DEVICE).
-MORPHKV_API morphkv_status morphkv_state_load(struct llama_context * ctx, int32_t seq_id, const void * data, size_t size,
-                                              uint32_t flags);
+MORPHKV_API morphkv_status morphkv_state_load(struct llama_context * ctx, int32_t seq_id, const void * data,
+                                              size_t size, uint32_t flags);
 
 typedef struct morphkv_recall_params {
     size_t  size;      // sizeof(morphkv_recall_params)

@@ -97,18 +97,18 @@ public:
 
 private:
     // Takes over what the store holds from before.
-    void find_pages();
-    bool are_right(const morphkv_archive_header & header, const morphkv_page_places & places) const;
+    void    find_pages();
+    bool    are_right(const morphkv_archive_header & header, const morphkv_page_places & places) const;
     int64_t n_most() const;
-    void begin(const morphkv_archive_header & header);
-    void store_page(const saved_page & page);  // as number n_full()
-    void index_page(size_t i_place, const morphkv_page * page);
-    void reserve_places(size_t n);
-    void set_tail(const morphkv_archive_header & header, morphkv_page page);
-    void clear_tail_behind(size_t n_rows);  // so that equal archives have equal bytes
-    void set_held(const morphkv_archive_header & header);
-    void commit();
-    void note_damage(int64_t i_page, const char * why) const noexcept;
+    void    begin(const morphkv_archive_header & header);
+    void    store_page(const saved_page & page);  // as number n_full()
+    void    index_page(size_t i_place, const morphkv_page * page);
+    void    reserve_places(size_t n);
+    void    set_tail(const morphkv_archive_header & header, morphkv_page page);
+    void    clear_tail_behind(size_t n_rows);  // so that equal archives have equal bytes
+    void    set_held(const morphkv_archive_header & header);
+    void    commit();
+    void    note_damage(int64_t i_page, const char * why) const noexcept;
     // f(); where that throws, the archive stops.
     template <typename F> void try_to(F && f) noexcept;
 

@@ -341,17 +341,17 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     if (window) {
         out.exact_pos = std::max(out.exact_pos, window->first_exact(seq_id, llama_kv_cache::seq_pos_min(seq_id)));
     }
-    out.rope_limit     = rope_limit();
-    out.rotary_offset  = stream.rotary_offset;
-    out.n_rebases      = stream.n_rebases;
-    out.n_evictions    = stream.n_evictions;
-    out.n_evicted      = stream.n_evicted;
-    out.kv_bytes       = 0;
+    out.rope_limit        = rope_limit();
+    out.rotary_offset     = stream.rotary_offset;
+    out.n_rebases         = stream.n_rebases;
+    out.n_evictions       = stream.n_evictions;
+    out.n_evicted         = stream.n_evicted;
+    out.kv_bytes          = 0;
     out.archive_bytes     = 0;
     out.n_archived        = 0;
     out.n_archive_lost    = 0;
     out.n_archive_damaged = 0;
-    out.extra_bytes    = side.n_bytes();
+    out.extra_bytes       = side.n_bytes();
     for (const auto & s : streams) {
         out.extra_bytes += s.rebased.size() * sizeof(llama_pos);
         for (const auto & of_layer : s.originals) {
@@ -369,11 +369,11 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.recall_ms  = stream.recall_ms;
     out.archive_ms = archive_ms;
     if (archives) {
-        const auto counts  = archives->count(seq_id);
-        out.n_archived     = counts.n_held;
-        out.n_archive_lost = counts.n_lost;
+        const auto counts     = archives->count(seq_id);
+        out.n_archived        = counts.n_held;
+        out.n_archive_lost    = counts.n_lost;
         out.n_archive_damaged = counts.n_damaged;
-        out.archive_bytes  = archives->n_bytes();
+        out.archive_bytes     = archives->n_bytes();
         out.extra_bytes += archives->n_staged_bytes();
     }
 }

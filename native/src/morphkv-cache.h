@@ -293,8 +293,8 @@ private:
     std::vector<int64_t> choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t n_look, int32_t n_keep,
                                       const layer_floats & queries) const;
     // The tokens of pages that are not there yet take slots from those with the fewest votes.
-    morphkv_slots plan_slots(llama_seq_id seq_id, size_t i_layer, const morphkv_pages & pages,
-                             const std::vector<float> & votes) const;
+    morphkv_slots        plan_slots(llama_seq_id seq_id, size_t i_layer, const morphkv_pages & pages,
+                                    const std::vector<float> & votes) const;
 
     // For checks of a context, and of an archive: as run() with the shapes that can occur.
     std::string why_not_evicted() const;

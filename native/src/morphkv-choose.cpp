@@ -16,7 +16,7 @@ namespace {
 
 constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
 constexpr size_t  N_BYTES   = 256u << 20;  // of rows in memory at once, where that is more than one layer's
-constexpr size_t  N_TENSORS = 8;  // of a layer in a graph
+constexpr size_t  N_TENSORS = 8;           // of a layer in a graph
 constexpr float   NEIGHBOUR = 0.3f;
 static_assert(N_PAGE == MORPHKV_VOTES_PAGE);
 

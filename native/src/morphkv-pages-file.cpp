@@ -133,8 +133,8 @@ private:
             throw std::runtime_error(path + " is the archive of another model or another archive_type");
         }
         std::string why = header.archive.why_not();
-        if (why.empty() && (header.places.i_first < 0 || header.places.n_ring < 0 ||
-                            header.places.i_first > header.archive.dropped)) {
+        if (why.empty() &&
+            (header.places.i_first < 0 || header.places.n_ring < 0 || header.places.i_first > header.archive.dropped)) {
             why = "its pages are nowhere";
         }
         if (!why.empty()) {

@@ -109,7 +109,7 @@ morphkv_cache::loaded_sequence morphkv_cache::read_stream(morphkv_hashed_reader 
                 header.rotary_base <= std::max<int64_t>(0, first_recent - n_distant - header.rotary_offset),
             "recalled tokens stand before recent ones", header.rotary_base);
 
-    loaded_sequence res = { empty_stream(), {}, {}, {}, {}, {}, {} };
+    loaded_sequence res     = { empty_stream(), {}, {}, {}, {}, {}, {} };
     res.state.n_keep        = header.n_keep;
     res.state.n_evictions   = n_evictions;
     res.state.n_evicted     = header.n_evicted;
@@ -214,8 +214,9 @@ std::unique_ptr<morphkv_cache::loaded_state> morphkv_cache::read_state(llama_io_
     const auto [first, last] = saved_range(seq_id);
 
     morphkv_hashed_reader      in(io);
-    const morphkv_state_header own = morphkv_make_state_header(
-        params, side, window.get(), rope_limit(), n_rot(), last - first + 1, archives ? &archives->of(first) : nullptr, flags);
+    const morphkv_state_header own =
+        morphkv_make_state_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
+                                  archives ? &archives->of(first) : nullptr, flags);
     morphkv_state_header header{};
     header.magic = 0;
     in.read(&header, sizeof(header));

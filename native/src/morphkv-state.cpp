@@ -7,9 +7,10 @@
 
 #include <cstring>
 
-morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const morphkv_side & side, const morphkv_window * window,
-                         int32_t rope_limit, uint32_t n_rot, uint32_t n_seq, const morphkv_archive * archive,
-                         llama_state_seq_flags flags) {
+morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const morphkv_side & side,
+                                               const morphkv_window * window, int32_t rope_limit, uint32_t n_rot,
+                                               uint32_t n_seq, const morphkv_archive * archive,
+                                               llama_state_seq_flags flags) {
     morphkv_state_header res{};
     res.capacity    = p.capacity;
     res.window      = p.window;
@@ -83,7 +84,7 @@ void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_i
     out.write(cells.token.data(), cells.token.size() * sizeof(llama_token));
     out.write(stream.rebased.data(), stream.rebased.size() * sizeof(llama_pos));
     if (window) {
-        const auto          run         = window->get_run(seq_id);
+        const auto                  run         = window->get_run(seq_id);
         const morphkv_window_header with_window = { run.newest, run.i_newest, (uint32_t) run.tokens.size() };
         out.write(&with_window, sizeof(with_window));
         out.write(run.tokens.data(), run.tokens.size() * sizeof(llama_token));
@@ -127,8 +128,8 @@ void morphkv_cache::write_state(llama_io_write_i & io, llama_seq_id seq_id, llam
     const llama_seq_id first = range.first, last = range.second;
 
     morphkv_hashed_writer out(io);
-    const auto            header = morphkv_make_state_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
-                                               archives ? &archives->of(first) : nullptr, flags);
+    const auto header = morphkv_make_state_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
+                                                  archives ? &archives->of(first) : nullptr, flags);
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
         write_stream(out, s);
@@ -160,4 +161,3 @@ void morphkv_cache::write_state(llama_io_write_i & io, llama_seq_id seq_id, llam
         write_page(archive.get_tail(), false);
     }
 }
-

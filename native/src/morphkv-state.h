@@ -25,9 +25,9 @@
 #include <stdexcept>
 #include <vector>
 
-constexpr uint32_t MORPHKV_STATE_MAGIC       = 0x564b4d4d;  // "MMKV"
+constexpr uint32_t MORPHKV_STATE_MAGIC       = 0x564b4d4d;   // "MMKV"
 constexpr uint32_t MORPHKV_STATE_VERSION     = 5;
-constexpr uint32_t MORPHKV_STATE_VERSION_MIN = 4;           // 5: pages may be lost, rotary_base
+constexpr uint32_t MORPHKV_STATE_VERSION_MIN = 4;            // 5: pages may be lost, rotary_base
 
 constexpr uint64_t MORPHKV_STATE_LOST = 0xa5a5a5a5a5a5a5a5;  // in the mark of a page that is
 
@@ -77,7 +77,8 @@ struct morphkv_stream_header {
     llama_pos pos_exact;
     llama_pos pos_prompt;
     llama_pos rotary_offset;
-    uint32_t  n_rebased;  // distant tokens of all layers and heads at the last rebase or recall, whose positions follow; or 0
+    uint32_t
+        n_rebased;  // distant tokens of all layers and heads at the last rebase or recall, whose positions follow; or 0
     int32_t   n_keep;
     uint32_t  n_used;
     llama_pos first_distant;  // position of cell 0
@@ -120,7 +121,7 @@ public:
 
 private:
     llama_io_write_i & io;
-    morphkv_fnv_hash           hash;
+    morphkv_fnv_hash   hash;
 };
 
 class morphkv_hashed_reader {
@@ -149,7 +150,7 @@ public:
 
 private:
     llama_io_read_i & io;
-    morphkv_fnv_hash          hash;
+    morphkv_fnv_hash  hash;
 };
 
 // A state, and one sequence of it, that has been read and found right, and not been applied.
@@ -159,7 +160,7 @@ struct morphkv_cache::loaded_sequence {
     morphkv_window::cell_run window;
     morphkv_archive_header   archive;
 
-    std::vector<std::vector<uint8_t>>        slices;  // of tensors, in their order; those on a device follow by themselves
+    std::vector<std::vector<uint8_t>> slices;  // of tensors, in their order; those on a device follow by themselves
     std::vector<morphkv_archive::saved_page> pages;
     morphkv_page                             tail;
 };
@@ -199,7 +200,8 @@ private:
 };
 
 // What llama.cpp writes before what its memory writes, and then that: as llama_context reads it. Throws.
-void morphkv_load_state(llama_context & ctx, llama_seq_id seq_id, morphkv_buffer_reader io, llama_state_seq_flags flags);
+void morphkv_load_state(llama_context & ctx, llama_seq_id seq_id, morphkv_buffer_reader io,
+                        llama_state_seq_flags flags);
 
 // To be called between reading and applying: throws where it is known that bytes are left over.
 void morphkv_require_end(llama_io_read_i & io);

@@ -7,6 +7,10 @@
 #include <cerrno>
 #include <cstring>
 
+#ifndef EDQUOT
+#define EDQUOT ENOSPC  // Windows
+#endif
+
 constexpr int32_t CAPACITY = 60;
 
 // What cases begin with, and what the texts say next where nothing fails.
