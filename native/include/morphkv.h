@@ -147,15 +147,14 @@ MORPHKV_API morphkv_status morphkv_retained_shape(struct llama_context * ctx, in
 MORPHKV_API morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, int32_t layer,
                                                 int32_t * pos, size_t n);
 
-// What leaves the window is kept, for recalls: K and V of each token, on the host.
+// What leaves the window is kept, for recalls: K and V of each token, on the host. A file that another context left is opened:
+// its pages are there for a checkpoint of theirs, and a new text begins it anew. Of one with another max_bytes those stay that fit.
 typedef struct morphkv_archive_params {
     size_t       size;       // sizeof(morphkv_archive_params)
     int32_t      type_k;     // ggml_type of what is kept; -1 = as in the cache
     int32_t      type_v;
     uint64_t     max_bytes;  // of all sequences, each has an equal share: a text's oldest pages make room; 0 = no limit
-    const char * path;  // of a file for the pages, sequence i > 0 in path.i; NULL = in memory. One that another context
-    // left is opened: its pages are there for a checkpoint of theirs, and a new text begins it anew.
-    // Left with another max_bytes, the newest pages stay that fit, where they are, until then
+    const char * path;       // of a file for the pages, sequence i > 0 in path.i; NULL = in memory
 } morphkv_archive_params;
 
 // As in the cache, in memory, 2 GiB.
