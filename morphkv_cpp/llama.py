@@ -445,6 +445,7 @@ class Llama(llama_cpp.Llama):
             self, state.llama_state, lambda n_cache: state.n_tokens <= n_cache, before and before.llama_state
         )
         self._set_text(state)
+        self._one_thread.restored()
 
     def _set_text(self, state: LlamaState) -> None:
         """What the native part of a state does not hold."""

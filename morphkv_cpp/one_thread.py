@@ -30,8 +30,15 @@ class Turn:
     thread = 0  # that took the last step
 
 
+ANYBODY = Turn()
+
+
 def _nobody() -> None:
     return None
+
+
+def _anybody() -> Turn:
+    return ANYBODY
 
 
 class OneThread:
@@ -78,6 +85,10 @@ class OneThread:
         finally:
             self._readers.remove(thread)
 
+    def restored(self) -> None:
+        """A saved state is in the cache, so the text that it was of can go on, whichever that is."""
+        self._turn = _anybody
+
     def close(self, call: Callable) -> None:
         """Call what frees the context and the model."""
         self.run(self._close, call)
@@ -85,7 +96,7 @@ class OneThread:
     def steps(self, steps: Generator, turn: Turn | None = None) -> Generator:
         """The same generator, each of whose steps is a call of `use`, the first with a turn one of `change`.
 
-        Raises RuntimeError at the next step where another turn has begun since.
+        Raises RuntimeError at the next step where another turn has begun since, unless a state was restored behind it.
         """
         sent, begins = None, turn is not None
         try:
@@ -103,7 +114,7 @@ class OneThread:
 
     def _step(self, steps: Generator, sent: Any, turn: Turn | None, begins: bool) -> Any:
         if turn is not None:
-            if not begins and self._turn() is not turn:
+            if not begins and self._turn() not in (turn, ANYBODY):
                 raise RuntimeError("this text cannot go on: another one has begun since on the same Llama")
             turn.thread = threading.get_ident()
             self._turn = weakref.ref(turn)
@@ -111,7 +122,7 @@ class OneThread:
 
     def _in_turn(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
         turn = self._turn()
-        if turn is not None and turn.thread != threading.get_ident():
+        if turn not in (None, ANYBODY) and turn.thread != threading.get_ident():
             raise ThreadError(f"{RULE}: another one writes a text, which has to be read to its end or closed first")
         return call(*args, **kwargs)
 

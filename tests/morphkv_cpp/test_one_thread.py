@@ -220,6 +220,20 @@ class TestBetweenTwoSteps:
             next(first)
         next(second)
 
+    def test_but_it_does_where_its_state_was_restored(self, open_llama):
+        llm, alone = open_llama(), open_llama()
+        texts = [llm.generate(prompt, temp=0.0) for prompt in (PROMPT, PROMPT[::-1])]
+        states, answers = [None, None], [[], []]
+        for _ in range(4):
+            for i, text in enumerate(texts):
+                if states[i] is not None:
+                    llm.load_state(states[i])
+                answers[i] += islice(text, 5)
+                states[i] = llm.save_state()
+        for prompt, answer in zip((PROMPT, PROMPT[::-1]), answers):
+            alone.reset()
+            assert answer == list(islice(alone.generate(prompt, temp=0.0), 20))
+
     def test_without_morphkv_it_is_as_with_llama_cpp(self, open_llama, other_thread):
         llm = open_llama(None, n_ctx=256)
         text = llm.generate(PROMPT)
