@@ -38,8 +38,9 @@ def run(start_server, model, work, n_ubatch, env):
 
 
 def compare(start_server, model, what, work, n_ubatch, env):
-    rows = dict(run(start_server, model, work, n_ubatch, env))
-    for name, row in rows.items():
+    rows = {}
+    for name, row in run(start_server, model, work, n_ubatch, env):
+        rows[name] = row
         print(
             f"\n{what}, -ub {n_ubatch}, {'one arena' if env else 'default arenas'}, {name}: "
             f"{row.n_different} of {row.n_answers} answers differ; MiB after a tenth, half, all of them: "
