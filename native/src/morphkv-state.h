@@ -25,7 +25,7 @@
 #include <stdexcept>
 #include <vector>
 
-constexpr uint32_t MORPHKV_STATE_MAGIC       = 0x564b4d4d;   // "MMKV"
+constexpr uint32_t MORPHKV_STATE_MAGIC       = 0x564b4d4d;  // "MMKV"
 constexpr uint32_t MORPHKV_STATE_VERSION     = 5;
 // 5: pages may be lost, rotary_base, recurrent parts have an end
 constexpr uint32_t MORPHKV_STATE_VERSION_MIN = 4;
