@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from device import DEVICE
@@ -57,6 +58,23 @@ def tiny_llama(tmp_path_factory) -> Callable[..., Path]:
         return written[key]
 
     return make
+
+
+@pytest.fixture
+def open_llama(request, tiny_llama) -> Iterator[Callable[..., Any]]:
+    """Factory of tiny models for chats, with the settings SMALL of the test's module; they are closed at the end."""
+    from morphkv_cpp import Llama
+
+    opened = []
+
+    def make(morphkv=request.module.SMALL, *, shape=(), **options):
+        options = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"} | options
+        opened.append(Llama(str(tiny_llama(**dict(shape))), morphkv=morphkv, **options))
+        return opened[-1]
+
+    yield make
+    for llm in opened:
+        llm.close()
 
 
 @pytest.fixture(scope="session")

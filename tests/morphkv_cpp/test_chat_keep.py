@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp import MorphKV
 
 # isort: split
 import llama_cpp
@@ -14,21 +14,6 @@ import llama_cpp
 SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
 SYSTEM = "You are a tiny model."
 START = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n"
-
-
-@pytest.fixture
-def open_llama(tiny_llama):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(morphkv=SMALL, **options):
-        options = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"} | options
-        opened.append(Llama(str(tiny_llama()), morphkv=morphkv, **options))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
 
 
 class Chat:

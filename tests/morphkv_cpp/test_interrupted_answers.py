@@ -16,21 +16,6 @@ FACTS = " ".join(f"fact {a}{b} is {b}{a}" for a in "abcdef" for b in "ghijk")
 ANSWERS = range(1, 25)  # over evictions, and recalls while an answer is written
 
 
-@pytest.fixture
-def open_llama(tiny_llama):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(**options):
-        options = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"} | options
-        opened.append(Llama(str(tiny_llama()), morphkv=SMALL, **options))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-
-
 def say(chat, text: str, n_tokens=None) -> str:
     processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
     return "".join(chat.say(text, max_tokens=n_tokens, temperature=0.0, logits_processor=processors))

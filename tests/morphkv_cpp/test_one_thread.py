@@ -30,21 +30,6 @@ METHODS = sorted(
 
 
 @pytest.fixture
-def open_llama(tiny_llama):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(morphkv=SMALL, **options):
-        options = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"} | options
-        opened.append(Llama(str(tiny_llama()), morphkv=morphkv, **options))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-
-
-@pytest.fixture
 def other_thread():
     """Calls a function in another thread, always the same one."""
     with ThreadPoolExecutor(1) as pool:

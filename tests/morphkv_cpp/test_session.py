@@ -16,21 +16,6 @@ SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
 TURN = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.fixture
-def open_llama(tiny_llama):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(morphkv=SMALL, **options):
-        options = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"} | options
-        opened.append(Llama(str(tiny_llama()), morphkv=morphkv, **options))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-
-
 def talk(chat: Session, text: str, n_tokens: int = 10, **options) -> str:
     """An answer of n_tokens: the tiny model would end it anywhere."""
     processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])

@@ -5,28 +5,13 @@ import warnings
 
 import pytest
 
-from morphkv_cpp import Llama, MorphKV, NativeError, bridge
+from morphkv_cpp import MorphKV, NativeError, bridge
 from morphkv_cpp.stream import BanTokens, end_tokens
 
 # isort: split
 from llama_cpp import LogitsProcessorList
 
 SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
-
-
-@pytest.fixture
-def open_llama(tiny_llama):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(morphkv=SMALL, **options):
-        options = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"} | options
-        opened.append(Llama(str(tiny_llama()), morphkv=morphkv, **options))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
 
 
 def talk(chat, text: str, n_tokens: int = 10, **options) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from morphkv_cpp import Llama, MorphKV, session_file
+from morphkv_cpp import MorphKV, session_file
 from morphkv_cpp.session_file import Contents
 from morphkv_cpp.stream import BanTokens, end_tokens
 
@@ -22,21 +22,6 @@ from llama_cpp import LogitsProcessorList
 SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
 CONTENTS = Contents({"a": 1, "b": "\u00e9"}, np.array([1, 2, -1], dtype=np.int32), b"state" * 100)
-
-
-@pytest.fixture
-def open_llama(tiny_llama):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(morphkv=SMALL, *, shape=(), **options):
-        options = QUIET | {"chat_format": "chatml"} | options
-        opened.append(Llama(str(tiny_llama(**dict(shape))), morphkv=morphkv, **options))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
 
 
 def talk(chat, text: str, n_tokens: int = 10, **options) -> str:

@@ -20,5 +20,5 @@ def test_a_store_that_fails_ends_nothing_and_changes_no_answer(tiny_llama, tmp_p
     print(f"{operation}, {place}: {counts}")
     record_property("cases", counts["cases"])
     assert counts["cases"] == counts["calls"] * len(store_faults.ERRORS[place])
-    # what touches the archive at all, else nothing was tried
-    assert counts["cases"] > 0 or operation == "close"
+    # some touch no store
+    assert counts["cases"] > 0 or operation == "close" or (operation, place) == ("reopen", "ram")
