@@ -62,6 +62,9 @@ void morphkv_archive::find_pages() {
         throw std::runtime_error("the archive is truncated: pages of it are missing");
     }
     places = *right;
+    if (header.dropped == header.n_full()) {
+        places.i_first = header.dropped;  // no page is anywhere
+    }
     if (header.dropped < header.n_full() && store->record_in(places.of(header.dropped)).i_page != header.dropped) {
         header.dropped++;
     }
@@ -314,7 +317,7 @@ void morphkv_archive::begin(const morphkv_archive_header & header) {
     held.first     = header.first;
     held.dropped   = header.dropped;
     held.n_tokens  = header.dropped * N_PAGE;
-    places.i_first = n_max_pages > 0 ? 0 : header.dropped;
+    places.i_first = header.dropped;
 }
 
 void morphkv_archive::set_tail(const morphkv_archive_header & header, morphkv_page page) {

@@ -147,6 +147,27 @@ static void test_oldest_pages_make_room() {
     CHECK(smaller.n_full() - smaller.n_dropped() == 2);
 }
 
+// The newest pages of a long text come into an archive with room for more: its index has a row for each place.
+static void test_a_copy_with_more_room() {
+    const uint64_t page_bytes = small_layout().page_bytes + 2 * (2 * 32 + 64);
+    auto           archive = in_ram(5 * page_bytes + 1), larger = in_ram(200 * page_bytes);
+    for (int32_t pos = 0; pos < 1495 * N_PAGE; pos += 5 * N_PAGE) {
+        append(archive, pos, 5 * N_PAGE);
+    }
+    larger.copy(archive);
+    CHECK(larger.n_dropped() == 1490 && larger.n_places() == 5);
+    check_pages(larger);
+    append(larger, larger.end(), 300 * N_PAGE);
+    CHECK(larger.n_places() == 200);
+    check_pages(larger);
+    // none of its pages is left
+    larger.truncate(larger.pos_of(larger.n_dropped()) + 3);
+    CHECK(larger.n_places() == 0);
+    archive.copy(larger);
+    append(archive, archive.end(), 70 * N_PAGE);
+    check_pages(archive);
+}
+
 static void test_what_is_taken_back_is_gone() {
     auto archive = in_ram();
     append(archive, 10, 100);
@@ -504,6 +525,7 @@ static void test_an_end_is_waited_for() {
 int main() {
     test_appended_tokens_are_there();
     test_oldest_pages_make_room();
+    test_a_copy_with_more_room();
     test_what_is_taken_back_is_gone();
     test_it_goes_back_to_a_checkpoint();
     test_headers_that_no_archive_has();
