@@ -302,6 +302,8 @@ private:
     std::string why_not_archived() const;
     std::string why_not_recalled() const;
     std::string why_not_moved(uint32_t n_turned, uint32_t n_placed, bool is_recall) const;  // cells of each layer
+    // For which memory is reserved, largest first, 1 last: a graph of fewer rows may need more, where they fit no gap.
+    static std::vector<uint32_t> sizes_up_to(uint32_t n);
 
     // The metadata of one sequence's cells, and how to lay it down: cells [i_first, i_first + n) must be free.
     struct cell_list {

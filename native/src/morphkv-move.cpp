@@ -268,6 +268,16 @@ std::vector<const morphkv_side_layer *> morphkv_cache::turned_layers() const {
     return res;
 }
 
+std::vector<uint32_t> morphkv_cache::sizes_up_to(uint32_t n) {
+    constexpr uint32_t    N_STEPS = 16;
+    std::vector<uint32_t> res;
+    for (uint32_t i = N_STEPS; i > 0; --i) {
+        res.push_back(std::max(1u, n * i / N_STEPS));
+    }
+    res.push_back(1);
+    return res;
+}
+
 std::string morphkv_cache::why_not_moved(uint32_t n_turned, uint32_t n_placed, bool is_recall) const {
     std::vector<morphkv_move> moves(side.layers.size());
     for (size_t il = 0; il < moves.size(); ++il) {

@@ -113,7 +113,7 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
 }
 
 std::string morphkv_cache::why_not_rebased() const {
-    for (const uint32_t n_used : { n_limit(params), 1u }) {
+    for (const uint32_t n_used : sizes_up_to(n_limit(params))) {
         const std::string why = why_not_moved(n_used, 0, /*is_recall =*/false);
         if (!why.empty()) {
             return why;

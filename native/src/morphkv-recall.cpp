@@ -149,7 +149,7 @@ std::string morphkv_cache::why_not_recalled() const {
     // a key comes from the archive, or is turned where that has lost it; with a rebase recent ones are turned too
     for (const bool is_recall : { true, false }) {
         const uint32_t n_recent = is_recall ? 0 : n_limit(params) - n_distant;
-        for (const uint32_t n_placed : { n_distant, 1u }) {
+        for (const uint32_t n_placed : sizes_up_to(n_distant)) {
             why = why_not_moved(n_recent + n_distant - n_placed, n_placed, is_recall);
             if (!why.empty()) {
                 return why;
