@@ -89,7 +89,8 @@ $(SITE_VULKAN)/.installed: $(VENV)/.installed
 # Mesa's software device, which ggml takes only where it is told so by number.
 LAVAPIPE     ?= $(firstword $(wildcard /usr/share/vulkan/icd.d/lvp_icd*.json))
 ENV_VULKAN    = PYTHONPATH=$(CURDIR)/$(SITE_VULKAN) VK_DRIVER_FILES=$(LAVAPIPE) GGML_VK_VISIBLE_DEVICES=0 MORPHKV_DEVICE=Vulkan0
-# Not test_operations.py: where ggml enlarges a buffer in use, Mesa 22's lavapipe crashes (native/README.md).
+# Not test_operations.py: where ggml enlarges a buffer in use, Mesa 22's lavapipe crashes (native/README.md). A process each, so
+# that no file meets what another's contexts have left in it.
 TESTS_VULKAN := archive device native_reference rebase
 
 test-vulkan: ## evictions on Vulkan against the CPU and the reference, on Mesa's lavapipe; skipped where that is missing
@@ -98,7 +99,9 @@ ifeq ($(and $(shell command -v glslc),$(LAVAPIPE)),)
 else
 	$(MAKE) $(SITE_VULKAN)/.installed
 	$(ENV_VULKAN) $(SITE_VULKAN)/bin/morphkv selftest
-	$(ENV_VULKAN) $(BIN)/pytest $(TESTS_VULKAN:%=tests/parity/test_%.py) -m "not slow" -k "not f32" $(PYTEST_ARGS)
+	set -e; for t in $(TESTS_VULKAN); do \
+	    $(ENV_VULKAN) $(BIN)/pytest tests/parity/test_$$t.py -m "not slow" -k "not f32" $(PYTEST_ARGS); \
+	done
 endif
 
 # CUDA with a runtime that starts nothing and counts: needs neither a GPU nor an installed toolkit. Of ggml-cuda it
