@@ -192,7 +192,7 @@ test-tsan: $(VENV)/.tools ## the archive's tests under ThreadSanitizer
 	cmake -S . -B $(BUILD_TSAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -DMORPHKV_SANITIZE=thread -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
 	cmake --build $(BUILD_TSAN) --target $(TESTS_TSAN)
-	TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/native/tsan.supp" \
+	TSAN_OPTIONS=halt_on_error=1 \
 	    ctest --test-dir $(BUILD_TSAN) --output-on-failure --no-tests=error -R '^($(subst $() ,|,$(TESTS_TSAN)))$$'
 
 test-upstream: venv ## upstream's own C++ and Python tests, without and with MorphKV
