@@ -1,7 +1,7 @@
 #include "morphkv-hooks.h"
 
-#include "morphkv-cache.h"
-#include "morphkv-hybrid.h"
+#include "llama/memory.h"
+#include "llama/hybrid.h"
 
 #include "llama-arch.h"
 #include "llama-model.h"

@@ -1,6 +1,6 @@
 #include "fuzz_archive_context.h"
 
-#include "morphkv-cache.h"
+#include "llama/memory.h"
 #include "tiny_context.h"
 
 #include <cstring>

@@ -3,7 +3,7 @@
 
 #include "fuzz_target.h"
 
-#include "morphkv-archive.h"
+#include "core/archive.h"
 
 // Mutations seldom keep a checksum, and 4,000 bytes of a file are padding.
 enum class fuzz_form {

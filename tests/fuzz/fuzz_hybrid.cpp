@@ -7,7 +7,7 @@
 
 #include "fuzz_target.h"
 
-#include "morphkv-hybrid.h"
+#include "llama/hybrid.h"
 #include "tiny_context.h"
 
 #include "llama-io.h"

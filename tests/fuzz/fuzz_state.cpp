@@ -9,7 +9,7 @@
 
 #include "fuzz_target.h"
 
-#include "morphkv-cache.h"
+#include "llama/memory.h"
 #include "tiny_context.h"
 
 #include <cstring>

@@ -3,8 +3,8 @@
 
 #include "tiny_context.h"
 
-#include "morphkv-cache.h"
-#include "morphkv-hybrid.h"
+#include "llama/memory.h"
+#include "llama/hybrid.h"
 
 using bytes = std::vector<uint8_t>;
 

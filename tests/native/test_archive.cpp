@@ -2,7 +2,7 @@
 
 #include "check.h"
 
-#include "morphkv-archives.h"
+#include "core/archives.h"
 
 #include <chrono>
 #include <condition_variable>

@@ -4,8 +4,8 @@
 #include "fake_device.h"
 #include "tiny_context.h"
 
-#include "morphkv-cache.h"
-#include "morphkv-place.h"
+#include "llama/memory.h"
+#include "device/backends.h"
 
 #include <cstring>
 

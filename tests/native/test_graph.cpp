@@ -2,8 +2,8 @@
 // the positions say, the window follows, and what is kept is what the votes rank highest.
 
 #include "check.h"
-#include "morphkv-graph.h"
-#include "morphkv-stack.h"
+#include "device/graph-evict.h"
+#include "device/stack.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"

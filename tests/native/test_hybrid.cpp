@@ -3,7 +3,7 @@
 #include "tiny_context.h"
 
 #include "llama-model.h"
-#include "morphkv-hybrid.h"
+#include "llama/hybrid.h"
 
 #include <cstring>
 #include <filesystem>

@@ -2,7 +2,7 @@
 
 #include "check.h"
 
-#include "morphkv-rope.h"
+#include "device/graph-turn.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"

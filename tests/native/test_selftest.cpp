@@ -2,7 +2,7 @@
 
 #include "check.h"
 #include "fake_device.h"
-#include "morphkv-selftest.h"
+#include "device/selftest.h"
 #include "morphkv.h"
 
 #include "ggml-cpp.h"

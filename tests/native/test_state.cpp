@@ -2,7 +2,7 @@
 
 #include "tiny_context.h"
 
-#include "morphkv-cache.h"
+#include "llama/memory.h"
 
 #include <cstdio>
 #include <cstring>

@@ -4,7 +4,7 @@
 #include "tiny_context.h"
 
 #include "llama-graph.h"
-#include "morphkv-cache.h"
+#include "llama/memory.h"
 
 constexpr int32_t N_LAYER = 4;
 

@@ -4,7 +4,7 @@
 
 #include "fake_device.h"
 #include "ggml-impl.h"
-#include "morphkv-selftest.h"
+#include "device/selftest.h"
 #include "tiny_context.h"
 
 #include <cstring>

@@ -1,0 +1,84 @@
+// The index of an archive: the mean key of each page, layer and KV head, by place.
+
+#include "core/archive.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+void morphkv_archive::reserve_places(size_t n) {
+    hashes.resize(std::max(hashes.size(), n));
+    if (n <= n_reserved) {
+        return;
+    }
+    size_t n_new = std::max<size_t>({ 64, n, 2 * n_reserved });
+    if (places.n_ring > 0) {
+        n_new = std::max<size_t>(n, std::min<size_t>(n_new, places.n_ring));
+    }
+    std::vector<size_t> new_at;
+    size_t              n_bytes = 0;
+    auto                n_embd  = [&](size_t il) {
+        return layout.layers[il].n_head_kv * layout.layers[il].n_embd_k;
+    };
+    for (size_t il = 0; il < layout.layers.size(); ++il) {
+        new_at.push_back(n_bytes);
+        n_bytes += GGML_PAD(n_new * n_embd(il) * sizeof(ggml_fp16_t), 64);
+    }
+    ggml_backend_buffer_ptr grown(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes));
+    if (!grown) {
+        throw std::runtime_error("no memory for an index of " + std::to_string(n_bytes) + " bytes");
+    }
+    // attention over a place that is empty must not meet NaN
+    ggml_backend_buffer_clear(grown.get(), 0);
+    for (size_t il = 0; index && il < layout.layers.size(); ++il) {
+        memcpy((char *) ggml_backend_buffer_get_base(grown.get()) + new_at[il],
+               (char *) ggml_backend_buffer_get_base(index.get()) + index_at[il],
+               n_reserved * n_embd(il) * sizeof(ggml_fp16_t));
+    }
+    index      = std::move(grown);
+    index_at   = std::move(new_at);
+    n_reserved = n_new;
+}
+
+void morphkv_archive::index_page(size_t i_place, const morphkv_page * page) {
+    for (size_t il = 0; il < layout.layers.size(); ++il) {
+        const auto &       layer  = layout.layers[il];
+        const int64_t      n_embd = layer.n_head_kv * layer.n_embd_k;
+        std::vector<float> keys(N_PAGE * n_embd), mean(n_embd);
+        if (page) {
+            morphkv_convert_rows(layout.type_k, page->data() + layer.k_at, GGML_TYPE_F32, keys.data(),
+                                 N_PAGE * layer.n_head_kv, layer.n_embd_k);
+        }
+        for (int32_t i = 0; i < N_PAGE; ++i) {
+            for (int64_t j = 0; j < n_embd; ++j) {
+                mean[j] += keys[i * n_embd + j] / N_PAGE;
+            }
+        }
+        auto * base = (char *) ggml_backend_buffer_get_base(index.get()) + index_at[il];
+        ggml_fp32_to_fp16_row(mean.data(), (ggml_fp16_t *) base + i_place * n_embd, n_embd);
+    }
+}
+
+ggml_tensor * morphkv_archive::index_tensor(ggml_context * ctx, size_t i_layer) const {
+    const auto &  layer = layout.layers[i_layer];
+    ggml_tensor * res   = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, layer.n_head_kv * layer.n_embd_k, n_places(), 1);
+    ggml_backend_tensor_alloc(index.get(), res, (char *) ggml_backend_buffer_get_base(index.get()) + index_at[i_layer]);
+    return res;
+}
+
+int64_t morphkv_archive::n_places() const {
+    if (n_full() == n_dropped()) {
+        return 0;  // and there may be no index
+    }
+    const int64_t n = n_full() - places.i_first;
+    return places.n_ring > 0 ? std::min(n, places.n_ring) : n;
+}
+
+int64_t morphkv_archive::page_in(int64_t i_place) const {
+    int64_t i_page = places.i_first + i_place;
+    if (places.n_ring > 0) {
+        const int64_t n_before = std::max<int64_t>(0, n_dropped() - i_page);
+        i_page += (n_before + places.n_ring - 1) / places.n_ring * places.n_ring;
+    }
+    return i_page >= n_dropped() && i_page < n_full() ? i_page : -1;
+}

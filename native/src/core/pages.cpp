@@ -1,0 +1,139 @@
+#include "core/pages.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+
+//
+// layout
+//
+
+void morphkv_page_layout::add_layer(int32_t n_head_kv, int64_t n_embd_k, int64_t n_embd_v) {
+    layers.push_back({ n_head_kv, n_embd_k, n_embd_v, page_bytes, 0 });
+    page_bytes += N_PAGE * k_bytes(layers.size() - 1);
+    layers.back().v_at = page_bytes;
+    page_bytes += N_PAGE * v_bytes(layers.size() - 1);
+}
+
+size_t morphkv_page_layout::k_bytes(size_t i_layer) const {
+    return ggml_row_size(type_k, layers[i_layer].n_embd_k) * layers[i_layer].n_head_kv;
+}
+
+size_t morphkv_page_layout::v_bytes(size_t i_layer) const {
+    return ggml_row_size(type_v, layers[i_layer].n_embd_v) * layers[i_layer].n_head_kv;
+}
+
+static constexpr uint64_t HASH_OF_NOTHING = 0xcbf29ce484222325;
+
+// By words: pages are large.
+static uint64_t mix(uint64_t hash, uint64_t word) {
+    hash = (hash ^ word) * 0x9e3779b97f4a7c15;
+    return hash ^ hash >> 32;
+}
+
+uint64_t morphkv_page_layout::hash() const {
+    uint64_t res = mix(mix(HASH_OF_NOTHING, type_k), type_v);
+    for (const auto & layer : layers) {
+        res = mix(mix(mix(res, layer.n_head_kv), layer.n_embd_k), layer.n_embd_v);
+    }
+    return res | 1;
+}
+
+uint64_t morphkv_hash_page(const morphkv_page & page) {
+    uint64_t res = HASH_OF_NOTHING;
+    for (size_t i = 0; i < page.size(); i += sizeof(uint64_t)) {
+        uint64_t word = 0;
+        memcpy(&word, page.data() + i, std::min(sizeof(word), page.size() - i));
+        res = mix(res, word);
+    }
+    return res | 1;
+}
+
+std::string morphkv_archive_header::why_not() const {
+    if (n_tokens < 0 || n_tokens > INT32_MAX / 2) {
+        return "an archive has a number of tokens, got " + std::to_string(n_tokens);
+    }
+    if (first < -1 || first > INT32_MAX / 2 || zero != 0 || (first < 0) != (n_tokens == 0)) {
+        return "an archive begins where it has tokens, got " + std::to_string(first);
+    }
+    if (dropped < 0 || dropped > n_full()) {
+        return "pages that were dropped had been full, got " + std::to_string(dropped);
+    }
+    return "";
+}
+
+//
+// memory
+//
+
+namespace {
+
+// What tests let fail.
+void check_memory() {
+    const int error = morphkv_store_fault();
+    if (error == ENOMEM) {
+        throw std::bad_alloc();
+    }
+    if (error != 0) {
+        throw std::runtime_error(std::string("memory fails: ") + strerror(error));
+    }
+}
+
+class ram_store : public morphkv_page_store {
+public:
+    void put(size_t i_place, int64_t, uint64_t, std::shared_ptr<const morphkv_page> page) override {
+        check_memory();
+        pages.resize(std::max(pages.size(), i_place + 1));
+        pages[i_place] = std::move(page);
+    }
+
+    std::shared_ptr<const morphkv_page> get(size_t i_place, int64_t i_page, uint64_t) const override {
+        check_memory();
+        if (!pages.at(i_place)) {
+            throw std::runtime_error("page " + std::to_string(i_page) + " is lost");
+        }
+        return pages[i_place];
+    }
+
+    void commit(const morphkv_archive_header & header, const morphkv_page_places &) override {
+        if (header.first < 0) {
+            pages.clear();
+        }
+    }
+
+    record record_in(size_t) const override { return {}; }
+
+private:
+    std::vector<std::shared_ptr<const morphkv_page>> pages;
+};
+
+}  // namespace
+
+std::unique_ptr<morphkv_page_store> morphkv_page_store_ram() {
+    return std::make_unique<ram_store>();
+}
+
+//
+// values
+//
+
+void morphkv_convert_rows(ggml_type from, const void * data, ggml_type to, void * out, int64_t n_rows, int64_t n_row) {
+    if (from == to) {
+        memcpy(out, data, n_rows * ggml_row_size(to, n_row));
+        return;
+    }
+    std::vector<float> floats;
+    const auto *       values = (const float *) data;
+    if (from != GGML_TYPE_F32) {
+        floats.resize(n_rows * n_row);
+        ggml_get_type_traits(from)->to_float(data, floats.data(), n_rows * n_row);
+        values = floats.data();
+    }
+    if (to == GGML_TYPE_F32) {
+        memcpy(out, values, n_rows * n_row * sizeof(float));
+    } else {
+        ggml_quantize_chunk(to, values, out, 0, n_rows, n_row, nullptr);
+    }
+}

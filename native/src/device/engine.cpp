@@ -1,0 +1,206 @@
+#include "device/engine.h"
+
+#include "device/backends.h"
+
+#include "ggml-alloc.h"
+
+#include <algorithm>
+#include <memory>
+
+void morphkv_inputs::set() const {
+    for (const auto & input : all) {
+        // one that no op reads is not allocated
+        if (input.tensor->buffer) {
+            input.fill(input.tensor);
+        }
+    }
+}
+
+void morphkv_inputs::read(ggml_tensor * t, std::function<void(const std::vector<float> &)> f) {
+    GGML_ASSERT(t->type == GGML_TYPE_F32 && ggml_is_contiguous(t));
+    const auto data = std::make_shared<std::vector<float>>(ggml_nelements(t));
+    read(t, 0, ggml_nbytes(t), data->data());
+    outputs.back().use = [data, f = std::move(f)] {
+        f(*data);
+    };
+}
+
+void morphkv_inputs::read(ggml_tensor * t, size_t offset, size_t size, void * dst) {
+    if (!t->buffer) {
+        ggml_set_output(t);
+    }
+    outputs.push_back({ backend, t, offset, size, dst, nullptr });
+}
+
+void morphkv_inputs::get() const {
+    for (const auto & output : outputs) {
+        ggml_backend_tensor_get_async(output.backend, output.tensor, output.dst, output.offset, output.size);
+    }
+}
+
+void morphkv_inputs::use() const {
+    for (const auto & output : outputs) {
+        if (output.use) {
+            output.use();
+        }
+    }
+}
+
+// While our graphs run on a context's scheduler.
+class morphkv_run_guard {
+public:
+    // Nothing of a half changed sequence could be kept, and a run takes milliseconds: a host's abort waits for its end.
+    explicit morphkv_run_guard(llama_context * lctx)
+        : lctx(lctx),
+          callback(lctx->abort_callback),
+          data(lctx->abort_callback_data),
+          sizes(buffer_sizes()) {
+        set(nullptr, nullptr);
+    }
+    ~morphkv_run_guard() {
+        set(callback, data);
+        // the context would warn of buffers that have grown
+        const std::vector<size_t> now = buffer_sizes();
+        for (size_t i = 0; i < now.size(); ++i) {
+            lctx->backend_buf_exp_size[i] += now[i] - sizes[i];
+        }
+    }
+
+private:
+    void set(ggml_abort_callback new_callback, void * new_data) {
+        // it writes to the log
+        if (callback) {
+            lctx->set_abort_callback(new_callback, new_data);
+        }
+    }
+
+    std::vector<size_t> buffer_sizes() const {
+        std::vector<size_t> res;
+        for (ggml_backend_t backend : lctx->backend_ptrs) {
+            res.push_back(ggml_backend_sched_get_buffer_size(lctx->get_sched(), backend));
+        }
+        return res;
+    }
+
+    llama_context *           lctx;
+    const ggml_abort_callback callback;
+    void * const              data;
+    const std::vector<size_t> sizes;
+};
+
+static constexpr size_t N_SHARED = 16;  // tensors that the layers of a graph share, at most
+
+// That have been made since the context had so many bytes: tensors without data are all of one size.
+static size_t n_tensors(ggml_context * ctx, size_t n_bytes) {
+    return (ggml_used_mem(ctx) - n_bytes) / ggml_tensor_overhead();
+}
+
+std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build) {
+    const morphkv_run_guard guard(lctx);
+    ggml_backend_sched_t    sched = lctx->get_sched();
+
+    // the compute buffer may still be read by the last decode
+    ggml_backend_sched_synchronize(sched);
+
+    size_t i_layer = 0;
+    while (i_layer < layers.size()) {
+        auto *       res    = lctx->get_gf_res_reserve();
+        const size_t n      = std::max<size_t>(1, (res->get_max_nodes() - N_SHARED) / n_max_tensors);
+        const size_t i_last = std::min(i_layer + std::min(n, n_max_layers), layers.size());
+        res->reset();
+        ggml_cgraph *  gf = res->get_gf();
+        morphkv_inputs inputs(res->get_ctx());
+        const size_t   n_bytes_before = ggml_used_mem(inputs.ctx);
+        begin(inputs);
+        GGML_ASSERT(n_tensors(inputs.ctx, n_bytes_before) <= N_SHARED);
+
+        std::vector<ggml_backend_t> backends;  // by node
+        for (; i_layer < i_last; ++i_layer) {
+            const auto &               layer   = *layers[i_layer];
+            ggml_backend_buffer_type_t buft    = ggml_backend_buffer_get_type(layer.k->buffer);
+            ggml_backend_t             backend = morphkv_backend_of(sched, buft);
+
+            inputs.backend              = backend;
+            const size_t n_bytes_before = ggml_used_mem(inputs.ctx);
+            build(inputs, gf, layer);
+            // ggml ends the process where a graph has more than there is room for
+            if (const size_t n_made = n_tensors(inputs.ctx, n_bytes_before); n_made > n_max_tensors) {
+                return "the graph of layer " + std::to_string(layer.il) + " has " + std::to_string(n_made) +
+                       " tensors, and " + std::to_string(n_max_tensors) + " at most were expected";
+            }
+            const std::string why = morphkv_why_not_there(backend, gf, backends.size(), ggml_graph_n_nodes(gf));
+            if (!why.empty()) {
+                return "the cache of layer " + std::to_string(layer.il) + " is on " + ggml_backend_buft_name(buft) +
+                       ", and " + why;
+            }
+            backends.resize(ggml_graph_n_nodes(gf), backend);
+        }
+        if (backends.empty()) {
+            continue;
+        }
+        const std::string why = check_only ? reserve(gf, backends) : compute(gf, inputs, backends);
+        if (!why.empty()) {
+            return why;
+        }
+    }
+    return "";
+}
+
+static void place(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
+    ggml_backend_sched_reset(sched);
+    ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
+    for (size_t i = 0; i < backends.size(); ++i) {
+        // a view of an input is where that is: the scheduler copies it like one
+        const ggml_tensor * whole = ggml_graph_node(gf, i)->view_src;
+        if (!whole || !(whole->flags & GGML_TENSOR_FLAG_INPUT)) {
+            ggml_backend_sched_set_tensor_backend(sched, ggml_graph_node(gf, i), backends[i]);
+        }
+    }
+}
+
+std::string morphkv_runner::reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
+    place(lctx->get_sched(), gf, backends);
+    const bool is_reserved = ggml_backend_sched_reserve(lctx->get_sched(), gf);
+    ggml_backend_sched_reset(lctx->get_sched());
+    return is_reserved ? "" : ggml_status_to_string(GGML_STATUS_ALLOC_FAILED);
+}
+
+std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inputs,
+                                    const std::vector<ggml_backend_t> & backends) {
+    ggml_backend_sched_t sched = lctx->get_sched();
+
+    if (measure) {
+        ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_buffer_get_type(layers[0]->k->buffer)));
+        size_t           n_bytes = 0;
+        ggml_gallocr_reserve_n_size(galloc.get(), gf, nullptr, nullptr, &n_bytes);
+        scratch_bytes = std::max(scratch_bytes, n_bytes);
+    }
+
+    place(sched, gf, backends);
+    const morphkv_crossings crossings(gf);
+    if (!ggml_backend_sched_alloc_graph(sched, gf) || (inject_failure && inject_failure(step::ALLOC))) {
+        return ggml_status_to_string(GGML_STATUS_ALLOC_FAILED);
+    }
+    if (const auto crossing = crossings.find(); !crossing.empty()) {
+        return std::string(crossing[0]->name) + " would be copied between devices";
+    }
+    if (const auto * src = morphkv_find_out_of_reach(gf, backends)) {
+        return std::string(src->name) + " is in memory that its device does not reach";
+    }
+    inputs.set();
+
+    has_changed        = true;
+    ggml_status status = lctx->graph_compute(gf, /*batched =*/true);
+    if (status == GGML_STATUS_SUCCESS) {
+        inputs.get();
+    }
+    ggml_backend_sched_synchronize(sched);
+    if (status == GGML_STATUS_SUCCESS && inject_failure && inject_failure(step::COMPUTE)) {
+        status = GGML_STATUS_FAILED;
+    }
+    if (status != GGML_STATUS_SUCCESS) {
+        return ggml_status_to_string(status);
+    }
+    inputs.use();
+    return "";
+}

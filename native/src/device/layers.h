@@ -1,0 +1,92 @@
+// What MorphKV keeps beside K and V, per layer, on the layer's own device: the ring of the last queries, the logical
+// positions of the distant slots, and, with decay, their last scores.
+#pragma once
+
+#include "device/graph-turn.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+class llama_kv_cache;
+struct llama_hparams;
+
+struct morphkv_side_layer {
+    int32_t il;  // layer of the model
+    int32_t n_head;
+    int32_t n_head_kv;
+    float   softcap;        // 0 = none
+    float   softcap_scale;  // a factor more before the soft-cap; 0 = none
+    float   kq_scale;       // learned, as rope and sinks, when the layer's attention is built first
+
+    morphkv_rope  rope;
+    ggml_tensor * sinks;  // (n_head) F32, the model's: logits that take part in each softmax; null where there are none
+
+    ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
+    ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K (MLA)
+
+    ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F16, row = position % n_ring
+    ggml_tensor * pos;    // (n_stream, n_head_kv, n_distant) int32 bits in F32
+    ggml_tensor * score;  // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
+
+    bool is_on_cpu() const;
+};
+
+// The layers of a cache, without what is beside K and V.
+std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams);
+
+class morphkv_side {
+public:
+    // Allocates on the buffer types of K; layers come with k and v set. dry: count only, allocate nothing.
+    void init(std::vector<morphkv_side_layer> layers, int32_t n_ring, int32_t n_distant, uint32_t n_stream,
+              bool with_scores, bool dry);
+
+    // A stream's slice of one of the tensors above, in ctx.
+    static ggml_tensor * stream(ggml_context * ctx, ggml_tensor * t, uint32_t i_stream);
+
+    // One stream to another: everything beside K and V, and n_used cells of those.
+    void copy(uint32_t i_src, uint32_t i_dst, uint32_t n_used);
+
+    // The tokens at positions pos (n_distant) become those of the slots, in every head.
+    void                 set_positions(uint32_t i_stream, const std::vector<int32_t> & pos);
+    // (n_head_kv, n_distant)
+    std::vector<int32_t> get_positions(const morphkv_side_layer & layer, uint32_t i_stream) const;
+
+    void clear();
+
+    // f(tensor, offset, size) for a stream's slice of every tensor, always in the same order; of K and V n_used cells.
+    template <typename F> void for_each_slice(uint32_t i_stream, uint32_t n_used, F && f) const {
+        for (const auto & layer : layers) {
+            for (ggml_tensor * t : { layer.k, layer.v }) {
+                if (t) {
+                    f(t, i_stream * t->nb[2], n_used * t->nb[1]);
+                }
+            }
+            for (ggml_tensor * t : { layer.ring, layer.pos, layer.score }) {
+                if (t) {
+                    f(t, i_stream * t->nb[2], t->nb[2]);
+                }
+            }
+        }
+    }
+
+    size_t n_bytes() const;
+    void   add_breakdown(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;
+
+    std::vector<morphkv_side_layer> layers;
+
+    int32_t n_ring    = 0;
+    int32_t n_distant = 0;
+
+private:
+    struct buffer {
+        ggml_context_ptr           ctx;
+        ggml_backend_buffer_ptr    buf;
+        ggml_backend_buffer_type_t buft;
+        size_t                     n_bytes;
+    };
+    std::vector<buffer> buffers;
+};

@@ -1,0 +1,61 @@
+// Evictions and rebases of random rows on a device, against the same on the CPU. No model, no context.
+#pragma once
+
+#include "device/graph-evict.h"
+#include "device/graph-turn.h"
+
+#include "ggml-backend.h"
+
+#include <functional>
+#include <string>
+#include <vector>
+
+struct morphkv_selftest_case {
+    ggml_type type;  // of K and V
+    int32_t   n_embd_head;
+    int32_t   n_head_kv;
+    int32_t   n_group;
+
+    // an eviction, unless n_rows is not 0
+    morphkv_evict_shape  shape;
+    morphkv_evict_policy policy;
+    float                softcap;
+
+    // a rebase
+    int32_t n_rows;
+    int32_t n_rot_dims;  // of a head
+    int32_t rope_mode;
+
+    std::string describe() const;
+};
+
+// What is left on the device.
+struct morphkv_selftest_state {
+    std::string          unsupported;  // why nothing was computed, or ""
+    double               took_ms;      // of two layers where the device takes them as one
+    std::vector<float>   votes;        // (n_head_kv, n_old), of an eviction under MORPHKV_POLICY_MORPHKV
+    std::vector<char>    k_before, v_before;
+    std::vector<float>   score_before;
+    std::vector<char>    k, v;   // (n_cells, n_head_kv*n_embd_head); of a rebase K alone, (n_rows, ...)
+    std::vector<int32_t> pos;    // (n_head_kv, n_distant): the cell where the token of a slot was
+    std::vector<float>   score;  // (n_head_kv, n_distant)
+};
+
+struct morphkv_selftest_verdict {
+    int32_t     result;  // morphkv_selftest_result
+    int32_t     n_near_ties;
+    std::string reason;
+};
+
+std::vector<morphkv_selftest_case> morphkv_selftest_cases();
+
+// With one thread on a CPU. Throws morphkv_error where the device cannot be started.
+ggml_backend_t morphkv_selftest_start(ggml_backend_dev_t dev);
+
+morphkv_selftest_state morphkv_selftest_compute(const morphkv_selftest_case & c, ggml_backend_t backend);
+
+morphkv_selftest_verdict morphkv_selftest_compare(const morphkv_selftest_case & c, const morphkv_selftest_state & cpu,
+                                                  const morphkv_selftest_state & device);
+
+// The devices to test: all that compute in memory of their own or the host's, then those of servers ("HOST:PORT,...").
+std::vector<ggml_backend_dev_t> morphkv_selftest_devices(const std::string & servers);

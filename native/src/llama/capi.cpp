@@ -1,0 +1,344 @@
+// The C API: check, call, catch all. No exception leaves it.
+
+#include "llama/memory.h"
+#include "device/devices.h"
+#include "llama/hybrid.h"
+#include "core/params.h"
+#include "device/selftest.h"
+#include "llama/state.h"
+
+#include "ggml-cpp.h"
+#include "llama-context.h"
+#include "llama-model.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <string>
+
+namespace {
+
+template <typename F> morphkv_status guarded(F && call) {
+    morphkv_error_clear();
+    try {
+        call();
+        return MORPHKV_STATUS_OK;
+    } catch (const morphkv_error & err) {
+        return morphkv_error_set(err.status, err.what());
+    } catch (const std::bad_alloc &) {
+        return morphkv_error_set(MORPHKV_STATUS_FAILED, "out of memory");
+    } catch (const std::exception & err) {
+        return morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
+    } catch (...) {
+        return morphkv_error_set(MORPHKV_STATUS_FAILED, "unknown error");
+    }
+}
+
+void require(bool ok, const std::string & rule) {
+    if (!ok) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID, rule);
+    }
+}
+
+// The cache of a context, for one of its sequences.
+morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
+    require(ctx, "ctx must not be NULL");
+    auto * cache = morphkv_find_cache(ctx->get_memory());
+    if (!cache) {
+        throw morphkv_error(MORPHKV_STATUS_NO_MORPHKV, "this context was created without MorphKV");
+    }
+    const int32_t n_seq = cache->get_n_stream();
+    require(seq_id >= 0 && seq_id < n_seq,
+            "seq_id must be in 0.." + std::to_string(n_seq - 1) + ", got " + std::to_string(seq_id));
+    return *cache;
+}
+
+template <typename T> void require_size(const T * out, const char * name) {
+    require(out, std::string(name) + " must not be NULL");
+    require(out->size == sizeof(T), std::string(name) + ".size must be " + std::to_string(sizeof(T)) + ", got " +
+                                        std::to_string(out->size) + " (header and library differ)");
+}
+
+// What cannot be known before the context exists.
+void check_context(llama_context & ctx) {
+    auto refuse = [](const std::string & what) {
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what);
+    };
+
+    auto * cache = morphkv_find_cache(ctx.get_memory());
+    if (!cache) {
+        refuse("cannot serve this model: it has no KV cache of a known kind");
+    }
+    if (!ctx.get_cparams().flash_attn && ctx.get_model().arch != LLM_ARCH_GROK) {
+        refuse("needs flash attention, which a device of this context does not support");
+    }
+    if (cache->get_params().rope_limit > 0 && cache->rope_limit() == 0) {
+        const auto * layer = cache->find_unknown_rope();
+        std::string  why   = "its tokens have more than one position (M-RoPE)";
+        if (cache->get_pos_end() > 0) {
+            why = "its positions are learned";
+        } else if (layer) {
+            why = "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned on";
+        }
+        refuse("cannot rebase the positions of this model: " + why + "; rope_limit must be 0 or -1, got " +
+               std::to_string(cache->get_params().rope_limit));
+    }
+    const std::string why = cache->why_not_computed(&ctx);
+    if (!why.empty()) {
+        refuse("cannot work on the devices of this context: " + why +
+               "; leave K and V on the CPU (offload_kqv = false, --no-kv-offload)");
+    }
+}
+
+}  // namespace
+
+int32_t morphkv_abi_version(void) {
+    return MORPHKV_ABI_VERSION;
+}
+
+const char * morphkv_version(void) {
+    return MORPHKV_VERSION;
+}
+
+const char * morphkv_upstream_version(void) {
+    return MORPHKV_UPSTREAM_VERSION;
+}
+
+morphkv_status morphkv_params_check(const morphkv_params * params) {
+    return guarded([&] { morphkv_params_checked(params); });
+}
+
+morphkv_status morphkv_params_cells(const morphkv_params * params, int32_t * n_cells) {
+    return guarded([&] {
+        require(n_cells, "n_cells must not be NULL");
+        *n_cells = morphkv_cache::n_cells(morphkv_params_checked(params));
+    });
+}
+
+morphkv_status morphkv_params_set_next(const morphkv_params * params) {
+    return guarded([&] {
+        morphkv_pending_set(std::nullopt);
+        if (params) {
+            morphkv_pending_set(morphkv_params_checked(params));
+        }
+    });
+}
+
+morphkv_status morphkv_context_check(struct llama_context * ctx) {
+    return guarded([&] {
+        require(ctx, "ctx must not be NULL");
+        check_context(*ctx);
+    });
+}
+
+morphkv_status morphkv_context_create(struct llama_model * model, const struct llama_context_params * cparams,
+                                      const morphkv_params * params, struct llama_context ** out) {
+    return guarded([&] {
+        require(out, "out must not be NULL");
+        *out = nullptr;
+        require(model, "model must not be NULL");
+        require(cparams, "cparams must not be NULL");
+        const morphkv_params checked = morphkv_params_checked(params);
+
+        llama_context_params own = *cparams;
+        own.kv_unified           = false;
+
+        morphkv_pending_set(checked);
+        llama_context * ctx = llama_init_from_model(model, own);
+        morphkv_pending_set(std::nullopt);
+
+        if (!ctx) {
+            const std::string why = morphkv_last_error();
+            throw morphkv_error(why.empty() ? MORPHKV_STATUS_FAILED : morphkv_last_status(),
+                                why.empty() ? "llama_init_from_model failed, see llama.cpp's log" : why);
+        }
+        try {
+            check_context(*ctx);
+        } catch (...) {
+            llama_free(ctx);
+            throw;
+        }
+        *out = ctx;
+    });
+}
+
+morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t seq_id, morphkv_stats * out) {
+    return guarded([&] {
+        const auto & cache = cache_of(ctx, seq_id);
+        require_size(out, "out");
+        if (const auto * hybrid = dynamic_cast<morphkv_hybrid *>(ctx->get_memory())) {
+            hybrid->get_stats(seq_id, *out);
+        } else {
+            cache.get_stats(seq_id, *out);
+        }
+    });
+}
+
+morphkv_status morphkv_keep_set(struct llama_context * ctx, int32_t seq_id, int32_t n_keep) {
+    return guarded([&] { cache_of(ctx, seq_id).set_keep(seq_id, n_keep); });
+}
+
+morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv,
+                                      int32_t * n_distant) {
+    return guarded([&] {
+        const auto & cache = cache_of(ctx, 0);
+        require(n_head_kv && n_distant, "n_head_kv and n_distant must not be NULL");
+        cache.get_retained_shape(layer, *n_head_kv, *n_distant);
+    });
+}
+
+morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, int32_t layer, int32_t * pos,
+                                    size_t n) {
+    return guarded([&] {
+        const auto & cache = cache_of(ctx, seq_id);
+        require(pos, "pos must not be NULL");
+        ctx->synchronize();
+        const std::vector<int32_t> res = cache.get_retained(seq_id, layer);
+        require(n == res.size(), "n must be " + std::to_string(res.size()) + ", got " + std::to_string(n));
+        std::copy(res.begin(), res.end(), pos);
+    });
+}
+
+morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params) {
+    return guarded([&] {
+        auto & cache = cache_of(ctx, 0);
+        require_size(params, "params");
+        cache.start_archive(ctx, *params);
+    });
+}
+
+const char * morphkv_archive_why_stopped(struct llama_context * ctx, int32_t seq_id) {
+    static thread_local std::string why;
+    why.clear();
+    guarded([&] { why = cache_of(ctx, seq_id).why_archive_stopped(seq_id); });
+    return why.c_str();
+}
+
+morphkv_status morphkv_state_load(struct llama_context * ctx, int32_t seq_id, const void * data, size_t size,
+                                  uint32_t flags) {
+    return guarded([&] {
+        cache_of(ctx, std::max(seq_id, 0));
+        require(seq_id >= -1, "seq_id must be at least -1, got " + std::to_string(seq_id));
+        require(data || size == 0, "data must not be NULL");
+        require(!(flags & LLAMA_STATE_SEQ_FLAGS_ON_DEVICE), "a state on a device cannot be loaded with this");
+        require(seq_id >= 0 || flags == 0, "flags are for a sequence, got " + std::to_string(flags));
+        ctx->synchronize();
+        morphkv_load_state(*ctx, seq_id, { data, size }, flags);
+    });
+}
+
+morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,
+                              morphkv_recalled * out) {
+    return guarded([&] {
+        auto & cache = cache_of(ctx, seq_id);
+        require_size(params, "params");
+        require_size(out, "out");
+        ctx->synchronize();
+        *out = cache.recall(seq_id, *params);
+    });
+}
+
+uint64_t morphkv_kv_bytes(struct llama_context * ctx) {
+    uint64_t res = 0;
+    if (auto * mem = ctx ? ctx->get_memory() : nullptr) {
+        for (const auto & [_, n_bytes] : morphkv_kv_breakdown(mem)) {
+            res += n_bytes;
+        }
+    }
+    return res;
+}
+
+morphkv_status morphkv_tokenize(const struct llama_vocab * vocab, const char * text, size_t n_text, int32_t add_special,
+                                int32_t parse_special, int32_t * tokens, int32_t n_max, int32_t * n_tokens) {
+    return guarded([&] {
+        require(vocab && n_tokens, "vocab and n_tokens must not be NULL");
+        require((text || n_text == 0) && (tokens || n_max == 0), "text and tokens must not be NULL");
+        require(n_text <= INT32_MAX, "a text must have at most 2147483647 bytes, got " + std::to_string(n_text));
+        try {
+            const int32_t n = llama_tokenize(vocab, text, n_text, tokens, n_max, add_special != 0, parse_special != 0);
+            require(n != INT32_MIN, "a text must have at most 2147483647 tokens");
+            *n_tokens = std::abs(n);
+        } catch (const morphkv_error &) {
+            throw;
+        } catch (const std::exception & err) {
+            const std::string why = err.what();
+            throw morphkv_error(MORPHKV_STATUS_INVALID, "the model's vocabulary cannot take this text: " + why);
+        }
+    });
+}
+
+int32_t morphkv_device_count(void) {
+    return ggml_backend_dev_count();
+}
+
+morphkv_status morphkv_device_get(int32_t i, morphkv_device * out) {
+    return guarded([&] {
+        require(i >= 0 && i < morphkv_device_count(),
+                "device must be in 0.." + std::to_string(morphkv_device_count() - 1) + ", got " + std::to_string(i));
+        require_size(out, "out");
+
+        ggml_backend_dev_t dev     = ggml_backend_dev_get(i);
+        size_t             n_free  = 0;
+        size_t             n_total = 0;
+        ggml_backend_dev_memory(dev, &n_free, &n_total);
+
+        const auto type  = ggml_backend_dev_type(dev);
+        out->name        = ggml_backend_dev_name(dev);
+        out->description = ggml_backend_dev_description(dev);
+        out->backend     = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));
+        out->is_gpu      = type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+        out->free_bytes  = n_free;
+        out->total_bytes = n_total;
+    });
+}
+
+morphkv_status morphkv_rpc_devices(const char * servers, void ** devices) {
+    return guarded([&] {
+        require(servers && devices, "servers and devices must not be NULL");
+        std::vector<ggml_backend_dev_t> all = morphkv_devices_of_servers(servers);
+        for (ggml_backend_dev_t dev : morphkv_local_gpus()) {
+            all.push_back(dev);
+        }
+        require(all.size() <= llama_max_devices(), "there must be at most " + std::to_string(llama_max_devices()) +
+                                                       " devices, got " + std::to_string(all.size()));
+        *std::copy(all.begin(), all.end(), devices) = nullptr;
+    });
+}
+
+morphkv_status morphkv_selftest_count(const char * servers, int32_t * n) {
+    return guarded([&] {
+        require(n, "n must not be NULL");
+        *n = morphkv_selftest_devices(servers ? servers : "").size() * morphkv_selftest_cases().size();
+    });
+}
+
+morphkv_status morphkv_selftest_run(const char * servers, int32_t i, morphkv_selftest * out) {
+    return guarded([&] {
+        const auto    devices = morphkv_selftest_devices(servers ? servers : "");
+        const auto    cases   = morphkv_selftest_cases();
+        const int32_t n       = devices.size() * cases.size();
+        require(i >= 0 && i < n, "case must be in 0.." + std::to_string(n - 1) + ", got " + std::to_string(i));
+        require_size(out, "out");
+
+        const auto &       c   = cases[i % cases.size()];
+        ggml_backend_dev_t dev = devices[i / cases.size()];
+        ggml_backend_ptr   cpu(morphkv_selftest_start(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
+        ggml_backend_ptr   device(morphkv_selftest_start(dev));
+        const auto         expected = morphkv_selftest_compute(c, cpu.get());
+        const auto         got      = morphkv_selftest_compute(c, device.get());
+        const auto         verdict  = morphkv_selftest_compare(c, expected, got);
+
+        static thread_local std::string shape, reason;
+        shape            = c.describe();
+        reason           = verdict.reason;
+        out->device      = ggml_backend_dev_name(dev);
+        out->description = ggml_backend_dev_description(dev);
+        out->graph       = c.n_rows > 0 ? "rebase" : "evict";
+        out->type        = ggml_type_name(c.type);
+        out->shape       = shape.c_str();
+        out->result      = verdict.result;
+        out->n_near_ties = verdict.n_near_ties;
+        out->reason      = reason.c_str();
+        out->took_ms     = got.took_ms;
+    });
+}

@@ -1,0 +1,204 @@
+#include "llama/hybrid.h"
+
+#include "llama-memory-hybrid-iswa.h"
+#include "llama-memory-hybrid.h"
+#include "llama/recurrent.h"
+#include "llama/state.h"
+
+#include <algorithm>
+
+morphkv_hybrid::morphkv_hybrid(std::unique_ptr<morphkv_cache> attn, std::unique_ptr<llama_memory_recurrent> recr)
+    : attn(std::move(attn)),
+      recr(std::move(recr)) {
+    this->attn->on_clear = [this](llama_seq_id seq_id) {
+        this->recr->seq_rm(seq_id, -1, -1);
+    };
+}
+
+//
+// batches
+//
+
+namespace {
+
+// base: the class that graphs take the two parts from.
+template <typename base> class hybrid_context : public base, public morphkv_context {
+public:
+    hybrid_context(morphkv_cache * mkv, std::vector<llama_ubatch> ubatches, llama_memory_context_i * attn,
+                   llama_memory_context_i * recr)
+        : base(std::move(ubatches), llama_memory_context_ptr(attn), llama_memory_context_ptr(recr)),
+          mkv(mkv),
+          attn(attn),
+          recr(recr) {}
+
+    // The recurrent layers get no tokens that the others could not take.
+    bool apply() override { return attn->apply() && recr->apply(); }
+
+    morphkv_cache * get_cache() const override { return mkv; }
+
+private:
+    morphkv_cache * mkv;
+
+    // owned by base
+    llama_memory_context_i * attn;
+    llama_memory_context_i * recr;
+};
+
+}  // namespace
+
+llama_memory_context_ptr morphkv_hybrid::make_context(std::vector<llama_ubatch> ubatches,
+                                                      llama_memory_context_ptr  ctx_attn,
+                                                      llama_memory_context_ptr  ctx_recr) const {
+    if (attn->window) {
+        return std::make_unique<hybrid_context<llama_memory_hybrid_iswa_context>>(
+            attn.get(), std::move(ubatches), ctx_attn.release(), ctx_recr.release());
+    }
+    return std::make_unique<hybrid_context<llama_memory_hybrid_context>>(attn.get(), std::move(ubatches),
+                                                                         ctx_attn.release(), ctx_recr.release());
+}
+
+llama_memory_context_ptr morphkv_hybrid::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
+    morphkv_error_clear();
+    if (!attn->accepts(balloc.get_batch())) {
+        return std::make_unique<llama_memory_hybrid_context>(LLAMA_MEMORY_STATUS_FAILED_COMPUTE);
+    }
+
+    // as llama_memory_hybrid splits
+    auto split = [&](uint32_t n_max) {
+        return embd_all ? balloc.split_seq(n_max) : balloc.split_equal(n_max, attn->get_n_stream() > 1, 0);
+    };
+    for (const bool careful : { false, true }) {
+        auto plan = attn->plan_batch(balloc, n_ubatch, careful, split);
+        if (plan && recr->prepare(plan->ubatches)) {
+            auto ubatches = plan->ubatches;
+            auto ctx_recr = std::make_unique<llama_memory_recurrent_context>(recr.get(), ubatches);
+            return make_context(std::move(ubatches), attn->make_context(std::move(*plan)), std::move(ctx_recr));
+        }
+    }
+    return std::make_unique<llama_memory_hybrid_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+}
+
+llama_memory_context_ptr morphkv_hybrid::init_full() {
+    return make_context({}, attn->init_full(), recr->init_full());
+}
+
+llama_memory_context_ptr morphkv_hybrid::init_update(llama_context * lctx, bool optimize) {
+    // recurrent layers have nothing to update
+    return attn->init_update(lctx, optimize);
+}
+
+//
+// sequences
+//
+
+bool morphkv_hybrid::get_can_shift() const {
+    return attn->get_can_shift();
+}
+
+void morphkv_hybrid::clear(bool data) {
+    attn->clear(data);
+    recr->clear(data);
+}
+
+bool morphkv_hybrid::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    const llama_seq_id n_seq = attn->get_n_stream();
+    for (llama_seq_id s = std::max(seq_id, 0); s < (seq_id < 0 ? n_seq : std::min(seq_id + 1, n_seq)); ++s) {
+        const auto removal = attn->plan_removal(s, p0, p1);
+        if (removal == morphkv_cache::removal::REFUSED || removal == morphkv_cache::removal::TAIL) {
+            return false;
+        }
+    }
+    return attn->seq_rm(seq_id, p0, p1);
+}
+
+void morphkv_hybrid::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    if (attn->copy(seq_id_src, seq_id_dst, p0, p1)) {
+        recr->seq_cp(seq_id_src, seq_id_dst, -1, -1);
+    }
+}
+
+void morphkv_hybrid::seq_keep(llama_seq_id seq_id) {
+    attn->seq_keep(seq_id);
+}
+
+void morphkv_hybrid::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    attn->seq_add(seq_id, p0, p1, shift);
+}
+
+void morphkv_hybrid::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+    attn->seq_div(seq_id, p0, p1, d);
+}
+
+llama_pos morphkv_hybrid::seq_pos_min(llama_seq_id seq_id) const {
+    return std::max(attn->seq_pos_min(seq_id), recr->seq_pos_min(seq_id));
+}
+
+llama_pos morphkv_hybrid::seq_pos_max(llama_seq_id seq_id) const {
+    return std::min(attn->seq_pos_max(seq_id), recr->seq_pos_max(seq_id));
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> morphkv_hybrid::memory_breakdown() const {
+    auto res = attn->memory_breakdown();
+    for (const auto & [buft, n_bytes] : recr->memory_breakdown()) {
+        res[buft] += n_bytes;
+    }
+    return res;
+}
+
+//
+// state
+//
+
+void morphkv_hybrid::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    attn->state_write(io, seq_id, flags);
+    morphkv_recurrent_state::write(io, *recr, seq_id, flags);
+}
+
+void morphkv_hybrid::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    morphkv_error_clear();
+    try {
+        auto                   state = attn->read_state(io, seq_id, flags);
+        std::vector<llama_pos> newest;
+        for (const auto & sequence : state->sequences) {
+            newest.push_back(sequence.cells.pos.empty() ? -1 : sequence.cells.pos.back());
+        }
+        const morphkv_recurrent_state recurrent(io, *recr, seq_id, flags, newest, /*has_end =*/state->version >= 5);
+        morphkv_require_end(io);
+        attn->apply_state(std::move(state));
+        recurrent.apply(*recr);
+    } catch (const std::exception & err) {
+        // llama.cpp says it to the log alone
+        morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
+        throw;
+    }
+}
+
+//
+// what hosts ask
+//
+
+void morphkv_hybrid::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
+    attn->get_stats(seq_id, out);
+    out.complete_pos = seq_pos_min(seq_id);
+    out.exact_pos    = std::max(out.exact_pos, seq_pos_max(seq_id) + 1);
+}
+
+morphkv_cache * morphkv_find_cache(llama_memory_i * memory) {
+    if (auto * hybrid = dynamic_cast<morphkv_hybrid *>(memory)) {
+        return &hybrid->get_cache();
+    }
+    return dynamic_cast<morphkv_cache *>(memory);
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> morphkv_kv_breakdown(llama_memory_i * memory) {
+    if (const auto * cache = morphkv_find_cache(memory)) {
+        return cache->kv_breakdown();
+    }
+    if (const auto * hybrid = dynamic_cast<llama_memory_hybrid *>(memory)) {
+        return hybrid->get_mem_attn()->memory_breakdown();
+    }
+    if (const auto * hybrid = dynamic_cast<llama_memory_hybrid_iswa *>(memory)) {
+        return hybrid->get_mem_attn()->memory_breakdown();
+    }
+    return memory->memory_breakdown();
+}
