@@ -1,7 +1,9 @@
 #include "morphkv-hooks.h"
 
-#include "llama/memory.h"
+#include "core/types.h"
+#include "llama/batch-context.h"
 #include "llama/hybrid.h"
+#include "llama/memory.h"
 
 #include "llama-arch.h"
 #include "llama-model.h"
@@ -65,20 +67,6 @@ static const char * why_not_this_context(const llama_model & model, const llama_
     return nullptr;
 }
 
-static bool is_row_type(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_F32:
-        case GGML_TYPE_F16:
-        case GGML_TYPE_BF16:
-        case GGML_TYPE_Q8_0:
-        case GGML_TYPE_Q5_0:
-        case GGML_TYPE_Q4_0:
-            return true;
-        default:
-            return false;
-    }
-}
-
 static void check(const llama_model & model, const llama_memory_params & mparams, const llama_cparams & cparams,
                   const morphkv_params & params) {
     auto refuse = [](const std::string & what) {
@@ -92,8 +80,8 @@ static void check(const llama_model & model, const llama_memory_params & mparams
         refuse(why);
     }
     for (const ggml_type type : { mparams.type_k, mparams.type_v }) {
-        if (!is_row_type(type)) {
-            refuse("needs a K/V type among f32, f16, bf16, q8_0, q5_0, q4_0, got " + std::string(ggml_type_name(type)));
+        if (!morphkv_is_row_type(type)) {
+            refuse("needs a K/V type among " + morphkv_row_type_names() + ", got " + ggml_type_name(type));
         }
     }
     if (params.rope_limit > 0 && (uint32_t) params.rope_limit < morphkv_cache::n_limit(params)) {

@@ -104,11 +104,12 @@ void check_is_sound(const morphkv_archive & archive) {
     }
     CHECK(std::find(has.begin(), has.end(), false) == has.end());
     if (archive.n_places() > 0) {
-        ggml_context_ptr ctx(ggml_init({ archive.layout.layers.size() * ggml_tensor_overhead(), nullptr, true }));
         for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
-            const ggml_tensor * index = archive.index_tensor(ctx.get(), il);
+            const auto & layer = archive.layout.layers[il];
+            const auto * index = (const uint8_t *) archive.index_rows(il);
+            const size_t n     = archive.n_places() * layer.n_head_kv * layer.n_embd_k * sizeof(ggml_fp16_t);
             // AddressSanitizer shall see all of it
-            const bytes         copy((const uint8_t *) index->data, (const uint8_t *) index->data + ggml_nbytes(index));
+            const bytes  copy(index, index + n);
             CHECK(!copy.empty());
         }
     }
@@ -166,7 +167,7 @@ void check_reopens(const recipe & r, const morphkv_archive_header & held, const 
     CHECK(again->n_full() == held.n_full() && again->n_dropped() == (held.n_full() > 0 ? held.dropped : 0));
     for (int64_t i = again->n_dropped(); i < again->n_full(); ++i) {
         CHECK(again->hash_of(i) == hashes[i - held.dropped]);
-        CHECK(again->pos_of(i) == held.first + i * N_PAGE);
+        CHECK(again->serial_of(i) == held.first + i * N_PAGE);
     }
 }
 

@@ -3,8 +3,8 @@
 
 #include "tiny_context.h"
 
-#include "llama/memory.h"
 #include "llama/hybrid.h"
+#include "llama/memory.h"
 
 using bytes = std::vector<uint8_t>;
 
@@ -22,7 +22,7 @@ struct morphkv_recall_test {
         return *morphkv_find_cache((llama_memory_i *) memory(ctx))->archives;
     }
 
-    static void append_beside(const context_ptr & ctx, bool is_beside) { archives(ctx).is_beside = is_beside; }
+    static void append_beside(const context_ptr & ctx, bool is_beside) { archives(ctx).has_thread = is_beside; }
 };
 
 inline const morphkv_archive & archive_of(const context_ptr & ctx, llama_seq_id seq = 0) {

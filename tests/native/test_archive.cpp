@@ -70,12 +70,11 @@ static void append(morphkv_archive & archive, int32_t first, int32_t n, int32_t 
 
 // Every full page that is there has the right rows, and the index has their means.
 static void check_pages(const morphkv_archive & archive, int32_t text = 0) {
-    ggml_context_ptr ctx(ggml_init({ 4 * ggml_tensor_overhead(), nullptr, true }));
     for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
-        const size_t        nk      = archive.layout.k_bytes(il) / sizeof(float);
-        const size_t        nv      = archive.layout.v_bytes(il) / sizeof(float);
-        const ggml_tensor * index   = archive.n_places() > 0 ? archive.index_tensor(ctx.get(), il) : nullptr;
-        int64_t             n_found = 0;
+        const size_t nk      = archive.layout.k_bytes(il) / sizeof(float);
+        const size_t nv      = archive.layout.v_bytes(il) / sizeof(float);
+        const auto * index   = (const ggml_fp16_t *) (archive.n_places() > 0 ? archive.index_rows(il) : nullptr);
+        int64_t      n_found = 0;
         for (int64_t i_place = 0; i_place < archive.n_places(); ++i_place) {
             const int64_t i_page = archive.page_in(i_place);
             if (i_page < 0) {
@@ -88,12 +87,12 @@ static void check_pages(const morphkv_archive & archive, int32_t text = 0) {
             const auto * k = (const float *) (page->data() + archive.layout.layers[il].k_at);
             const auto * v = (const float *) (page->data() + archive.layout.layers[il].v_at);
             for (int32_t t = 0; t < N_PAGE; ++t) {
-                const int32_t pos = archive.pos_of(i_page) + t;
+                const int32_t pos = archive.serial_of(i_page) + t;
                 CHECK(k[t * nk + 3] == value_of(pos, il, true, 3, text));
                 CHECK(v[t * nv + nv - 1] == value_of(pos, il, false, nv - 1, text));
             }
-            const float mean = ggml_fp16_to_fp32(((const ggml_fp16_t *) index->data)[i_place * nk + 3]);
-            const float want = value_of(archive.pos_of(i_page), il, true, 3, text) + (N_PAGE - 1) / 2.0f;
+            const float mean = ggml_fp16_to_fp32(index[i_place * nk + 3]);
+            const float want = value_of(archive.serial_of(i_page), il, true, 3, text) + (N_PAGE - 1) / 2.0f;
             CHECK(want > 60000.0f || std::abs(mean - want) <= want / 1000.0f);
         }
         CHECK(n_found == archive.n_full() - archive.n_dropped());
@@ -161,7 +160,7 @@ static void test_a_copy_with_more_room() {
     CHECK(larger.n_places() == 200);
     check_pages(larger);
     // none of its pages is left
-    larger.truncate(larger.pos_of(larger.n_dropped()) + 3);
+    larger.truncate(larger.serial_of(larger.n_dropped()) + 3);
     CHECK(larger.n_places() == 0);
     archive.copy(larger);
     append(archive, archive.end(), 70 * N_PAGE);
@@ -446,15 +445,24 @@ private:
     std::unique_ptr<morphkv_page_store> pages = morphkv_page_store_ram();
 };
 
+// What the user is told.
+static std::string g_news;
+
 static morphkv_archives gated_archives(gate & gate, bool fails) {
     std::vector<std::unique_ptr<morphkv_archive>> all;
     all.push_back(std::make_unique<morphkv_archive>(small_layout(), std::make_unique<gated_store>(gate, fails), 0));
     all.push_back(std::make_unique<morphkv_archive>(small_layout(), morphkv_page_store_ram(), 0));
     const morphkv_staging staging(small_layout(), 100, GGML_TYPE_F32, GGML_TYPE_F32);
-    return morphkv_archives(std::move(all), staging, ggml_backend_cpu_buffer_type(), /*is_beside =*/true);
+    auto                  alloc = [](size_t n_bytes) {
+        return std::shared_ptr<char>(new char[n_bytes], std::default_delete<char[]>());
+    };
+    auto tell = [](int32_t, const std::string & news) {
+        g_news += news;
+    };
+    return morphkv_archives(std::move(all), staging, alloc, tell, /*has_thread =*/true);
 }
 
-static void hand_over(morphkv_archives & archives, llama_seq_id seq_id, int32_t first, int32_t n) {
+static void hand_over(morphkv_archives & archives, int32_t i_text, int32_t first, int32_t n) {
     const auto layout = small_layout();
     const auto rows   = rows_of(layout, first, n);
     char *     data   = archives.free_rows();
@@ -462,7 +470,7 @@ static void hand_over(morphkv_archives & archives, llama_seq_id seq_id, int32_t 
         memcpy(data + archives.staging.layers[il].k_at, rows.k[il].data(), rows.k[il].size());
         memcpy(data + archives.staging.layers[il].v_at, rows.v[il].data(), rows.v[il].size());
     }
-    archives.append(seq_id, first, n);
+    archives.append(i_text, first, n);
 }
 
 static void test_appended_beside() {
@@ -499,6 +507,7 @@ static void test_appended_beside_in_vain() {
     auto archives = gated_archives(gate, /*fails =*/true);
     hand_over(archives, 0, 0, 40);
     CHECK(archives.of(0).why_stopped() == "the disk is on fire");
+    CHECK(g_news == "it grows no more: the disk is on fire");
     const int32_t n_held = archives.of(0).n_held();
     hand_over(archives, 0, n_held, 40);
     hand_over(archives, 1, 0, 40);

@@ -4,8 +4,8 @@
 #include "fake_device.h"
 #include "tiny_context.h"
 
-#include "llama/memory.h"
 #include "device/backends.h"
+#include "llama/memory.h"
 
 #include <cstring>
 
@@ -88,7 +88,7 @@ static void test_side_tensors_live_with_their_layers_cache() {
     const auto model = devs.load();
     const auto ctx   = create(model.get(), rebased_params(), cache_type(GGML_TYPE_F16));
     for (const auto & layer : cache_of(ctx).get_side().layers) {
-        for (const ggml_tensor * t : { layer.k, layer.v, layer.ring, layer.pos, layer.score }) {
+        for (const ggml_tensor * t : { layer.k, layer.v, layer.ring, layer.serial, layer.score }) {
             CHECK(strcmp(device_of(t), layer.il < 2 ? "FakeA" : "FakeB") == 0);
         }
     }

@@ -134,9 +134,11 @@ static void test_an_aborted_prompt_keeps_its_beginning(llama_model * model) {
 
 // ggml would end the process at the graph's end.
 static void test_a_layer_with_more_tensors_than_expected_is_refused(llama_model * model) {
-    const auto     ctx   = create_due(model);
-    const auto &   layer = cache_of(ctx).get_side().layers[1];
-    morphkv_runner runner(ctx.get(), { &layer });
+    const auto             ctx   = create_due(model);
+    const auto &           layer = cache_of(ctx).get_side().layers[1];
+    morphkv_context_engine engine;
+    engine.set(ctx.get());
+    morphkv_runner runner(engine);
     auto           build = [](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
         ggml_tensor * t = morphkv_side::stream(inputs.ctx, layer.ring, 0);
         for (int i = 0; i < 9; ++i) {
@@ -146,8 +148,9 @@ static void test_a_layer_with_more_tensors_than_expected_is_refused(llama_model 
     };
     auto begin = [](morphkv_inputs &) {
     };
-    CHECK(runner.run(10, begin, build).empty());
-    CHECK(runner.run(9, begin, build) == "the graph of layer 1 has 10 tensors, and 9 at most were expected");
+    CHECK(runner.run({ &layer }, 10, begin, build).empty());
+    CHECK(runner.run({ &layer }, 9, begin, build) ==
+          "the graph of layer 1 has 10 tensors, and 9 at most were expected");
 }
 
 // Finally, as no smaller batch would be taken either (a host that hears 1 tries those), with a sentence that is logged once.

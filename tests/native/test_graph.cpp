@@ -135,7 +135,7 @@ static layer_content add_layer(ggml_context * ctx, const test_case & c) {
     t.k             = ggml_new_tensor_3d(ctx, c.type_k, n_embd, n_cells, 1);
     t.v             = c.has_v ? ggml_new_tensor_3d(ctx, c.type_v, n_embd, n_cells, 1) : nullptr;
     t.ring          = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, n_head * c.n_embd_head, s.n_votes + 3, 1);
-    t.pos           = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s.n_distant, c.n_head_kv, 1);
+    t.serial        = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s.n_distant, c.n_head_kv, 1);
     t.score = c.policy.decay > 0 ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s.n_distant, c.n_head_kv, 1) : nullptr;
     t.sinks = c.has_sinks ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head) : nullptr;
     return res;
@@ -159,7 +159,7 @@ static void fill_layer(layer_content & layer, const test_case & c, std::mt19937 
             layer.pos.push_back(i);
         }
     }
-    ggml_backend_tensor_set(t.pos, layer.pos.data(), 0, ggml_nbytes(t.pos));
+    ggml_backend_tensor_set(t.serial, layer.pos.data(), 0, ggml_nbytes(t.serial));
     if (t.score) {
         layer.last = random_floats(rng, ggml_nelements(t.score), 0.05f);
         for (float & x : layer.last) {
@@ -175,7 +175,7 @@ static void check_layer(const layer_content & layer, const test_case & c, const 
     const auto &         t = layer.tensors;
     const rows           k_new(t.k), v_new(t.v ? t.v : t.k);
     std::vector<int32_t> pos_new(layer.pos.size());
-    ggml_backend_tensor_get(t.pos, pos_new.data(), 0, ggml_nbytes(t.pos));
+    ggml_backend_tensor_get(t.serial, pos_new.data(), 0, ggml_nbytes(t.serial));
 
     const auto scores = plain_scores(c, k_old, layer.ring, vote_rows, scale, layer.last, layer.sinks);
     floats     score_new(t.score ? ggml_nelements(t.score) : 0);
@@ -292,10 +292,10 @@ static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers,
             return t;
         };
         morphkv_evict_inputs inp{};
-        inp.vote_rows  = input(GGML_TYPE_I32, s.n_votes, n, 1);
-        inp.grad_pos   = input(GGML_TYPE_F32, s.n_grad, c.n_head_kv, n);
-        inp.window_src = input(GGML_TYPE_I32, s.n_window, 1, n);
-        inp.window_dst = input(GGML_TYPE_I32, s.n_window, 1, n);
+        inp.vote_rows   = input(GGML_TYPE_I32, s.n_votes, n, 1);
+        inp.grad_serial = input(GGML_TYPE_F32, s.n_grad, c.n_head_kv, n);
+        inp.window_src  = input(GGML_TYPE_I32, s.n_window, 1, n);
+        inp.window_dst  = input(GGML_TYPE_I32, s.n_window, 1, n);
 
         const size_t n_before = ggml_used_mem(ctx.get());
         const auto   layer = morphkv_stack_layer(ctx.get(), stack, 0, how == votes::ON_CPU ? backend.get() : nullptr);
@@ -314,7 +314,7 @@ static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers,
             }
         };
         set(inp.vote_rows, repeat(vote_rows, n));
-        set(inp.grad_pos, repeat(grad_pos, c.n_head_kv * n));
+        set(inp.grad_serial, repeat(grad_pos, c.n_head_kv * n));
         set(inp.window_src, repeat(window_src, n));
         set(inp.window_dst, repeat(window_dst, n));
         CHECK(ggml_backend_graph_compute(backend.get(), gf) == GGML_STATUS_SUCCESS);

@@ -3,8 +3,10 @@
 
 #include "tiny_context.h"
 
-#include "llama/memory.h"
+#include "core/search.h"
+#include "device/graph-recall.h"
 #include "llama/hybrid.h"
+#include "llama/memory.h"
 
 #include <cstring>
 #include <numeric>
@@ -405,10 +407,10 @@ static void test_what_is_refused(llama_model * model) {
 
 // Access to the steps of a recall.
 struct morphkv_recall_test {
-    using layer_floats = morphkv_cache::layer_floats;
+    using layer_floats = morphkv_layer_floats;
 
     static void append_beside(const context_ptr & ctx, bool is_beside) {
-        cache_of(ctx).archives->is_beside = is_beside;
+        cache_of(ctx).archives->has_thread = is_beside;
     }
 
     static void wait(const context_ptr & ctx) { cache_of(ctx).archives->of(0); }
@@ -449,13 +451,13 @@ struct morphkv_recall_test {
 
     // The mean key of each page, (n_pages, n_head_kv*n_embd_k) by layer.
     static layer_floats mean_keys(const context_ptr & ctx) {
-        const auto &     archive = cache_of(ctx).archives->of(0);
-        layer_floats     res;
-        ggml_context_ptr ggml(ggml_init({ 16 * ggml_tensor_overhead(), nullptr, true }));
-        for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
-            const ggml_tensor * index = archive.index_tensor(ggml.get(), il);
-            floats              k(ggml_nelements(index));
-            morphkv_convert_rows(index->type, index->data, GGML_TYPE_F32, k.data(), index->ne[1], index->ne[0]);
+        const auto & archive = cache_of(ctx).archives->of(0);
+        layer_floats res;
+        for (const auto & layer : archive.layout.layers) {
+            const int64_t n_row = layer.n_head_kv * layer.n_embd_k;
+            floats        k(archive.n_places() * n_row);
+            morphkv_convert_rows(GGML_TYPE_F16, archive.index_rows(res.size()), GGML_TYPE_F32, k.data(),
+                                 archive.n_places(), n_row);
             res.push_back(k);
         }
         return res;
@@ -508,12 +510,13 @@ struct morphkv_recall_test {
 
     static std::vector<int64_t> choose(const context_ptr & ctx, const layer_floats & queries, size_t n_wanted,
                                        size_t n_look, int32_t n_keep = 0) {
-        const auto & cache = cache_of(ctx);
-        return cache.choose_pages(cache.archives->of(0), n_wanted, n_look, n_keep, queries);
+        auto &                cache = cache_of(ctx);
+        morphkv_device_scorer scorer(cache.engine, cache.side.layers, cache.archives->of(0), queries);
+        return morphkv_choose_pages(cache.archives->of(0), n_wanted, n_look, n_keep, scorer);
     }
 
     static void check_scores(const context_ptr & ctx, uint32_t seed) {
-        const auto &         cache    = cache_of(ctx);
+        auto &               cache    = cache_of(ctx);
         const auto &         archive  = cache.archives->of(0);
         const auto           queries  = random_queries(ctx, 5, 2.0f, seed);
         const int32_t        n_keep   = 3;
@@ -521,8 +524,9 @@ struct morphkv_recall_test {
         const auto           by_index = plain_scores(ctx, mean_keys(ctx), queries, 1, 0, 3);
         std::vector<int64_t> all(archive.n_full());
         std::iota(all.begin(), all.end(), 0);
-        const floats rows  = cache.score_by_rows(archive, all, n_keep, queries);
-        const floats index = cache.score_by_index(archive, queries);
+        morphkv_device_scorer scorer(cache.engine, cache.side.layers, archive, queries);
+        const floats          rows  = scorer.by_rows(all, n_keep);
+        const floats          index = scorer.by_index();
         CHECK(rows.size() == by_rows.size() && index.size() == by_index.size());
         for (size_t i = 0; i < all.size(); ++i) {
             CHECK(std::fabs(rows[i] - by_rows[i]) <= 1e-4 * by_rows[i] + 1e-9);

@@ -1,8 +1,8 @@
 // The self-test passes on devices that are right, names what a device lacks, and sees each kind of wrong result.
 
 #include "check.h"
-#include "fake_device.h"
 #include "device/selftest.h"
+#include "fake_device.h"
 #include "morphkv.h"
 
 #include "ggml-cpp.h"

@@ -2,17 +2,19 @@
 
 #include "tiny_context.h"
 
+#include "core/state-format.h"
 #include "llama/memory.h"
 
+#include <cstddef>
 #include <cstdio>
 #include <cstring>
 
 using bytes = std::vector<uint8_t>;
 
-// of the header, up to the counters of the first sequence; behind what llama.cpp writes first
+// of the header, and of the fixed part of a text with one run of positions; behind what llama.cpp writes first
 constexpr size_t N_LLAMA  = 8;
 constexpr size_t N_HEADER = 88;
-constexpr size_t N_STREAM = 80;
+constexpr size_t N_TEXT   = sizeof(morphkv_text_header) + sizeof(morphkv_group_header) + sizeof(morphkv_run);
 
 static bytes save(const context_ptr & ctx, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
     bytes res(llama_state_seq_get_size_ext(ctx.get(), seq, flags));
@@ -189,7 +191,7 @@ static void test_a_damaged_state_is_refused(llama_model * model) {
     decode_to_a_cut(ctx);
     const bytes state  = save(ctx);
     const auto  n_used = stats(ctx).n_used;
-    const auto  n_meta = N_LLAMA + N_HEADER + N_STREAM + (8 + 32) * 4 + n_used * 4 + 8;
+    const auto  n_meta = N_LLAMA + N_HEADER + N_TEXT + (8 + 32) * 4 + n_used * 4 + 8;
     const auto  before = future(ctx);
     CHECK(load(ctx, state));
 
@@ -255,11 +257,11 @@ static void test_nan_in_a_state_harms_nobody_else(llama_model * model, ggml_type
     bytes        state = save(ctx);
     // between the marks
     const auto & side  = dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx)).get_side();
-    size_t       n     = N_LLAMA + N_HEADER + N_STREAM + (8 + 32) * 4 + stats(ctx).n_used * 4 + 8;
-    side.for_each_slice(0, stats(ctx).n_used, [&](ggml_tensor *, size_t, size_t size) {
-        std::fill(state.begin() + n, state.begin() + n + size, 0xff);
-        n += size + 8;
-    });
+    size_t       n     = N_LLAMA + N_HEADER + N_TEXT + (8 + 32) * 4 + stats(ctx).n_used * 4 + 8;
+    for (const auto & slice : side.slices(0, stats(ctx).n_used)) {
+        std::fill(state.begin() + n, state.begin() + n + slice.size, 0xff);
+        n += slice.size + 8;
+    }
     CHECK(n == state.size());
 
     CHECK(load(ctx, state, 0));
@@ -324,46 +326,74 @@ static void test_all_or_nothing(llama_model * model) {
     refused(own, -1, 0, "architecture");
 }
 
-// States of the version before are read: their sequences' headers end earlier, and all checksums are others.
-static void test_the_version_before_is_read(llama_model * model) {
-    const auto ctx = create(model, small_params(), context_params());
-    CHECK(decode(ctx, some_tokens(200)) == 0);
-    const bytes    state  = save(ctx);
-    const uint32_t n_used = stats(ctx).n_used;
+// The state as versions 4 and 5 wrote it: another fixed part of the text, so that all checksums are others.
+static bytes as_version(const bytes & state, uint32_t version, const context_ptr & ctx) {
+    morphkv_text_header  text{};
+    morphkv_group_header group{};
+    const uint8_t *      from = state.data() + N_LLAMA + N_HEADER;
+    memcpy(&text, from, sizeof(text));
+    memcpy(&group, from + sizeof(text), sizeof(group));
 
-    auto as_version = [&](uint32_t version) {
-        bytes res = state;
-        memcpy(res.data() + N_LLAMA + 4, &version, sizeof(version));
-        size_t n = N_LLAMA + N_HEADER + N_STREAM + (8 + 32) * 4 + n_used * 4;
-        if (version < 5) {
-            const auto end = res.begin() + N_LLAMA + N_HEADER + N_STREAM;
-            res.erase(end - 8, end);
-            n -= 8;
-        }
-        uint64_t hash = 0xcbf29ce484222325;
-        for (size_t i = N_LLAMA; i < n; ++i) {
-            hash = (hash ^ res[i]) * 0x100000001b3;
-        }
-        auto put_mark = [&] {
-            CHECK(n + sizeof(hash) <= res.size());
-            memcpy(res.data() + n, &hash, sizeof(hash));
-            n += sizeof(hash);
-            hash++;
-        };
-        put_mark();
-        const auto & side = dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx)).get_side();
-        side.for_each_slice(0, n_used, [&](ggml_tensor *, size_t, size_t size) {
-            n += size;
-            put_mark();
-        });
-        CHECK(n == res.size());
-        return res;
+    morphkv_text_header_v5 old{};
+    old.n_evictions       = group.n_evictions;
+    old.n_evicted         = group.n_evicted;
+    old.n_rebases         = text.n_rebases;
+    old.n_recalls         = text.n_recalls;
+    old.n_recalled        = text.n_recalled;
+    old.decoded_since_cut = text.decoded_since_cut;
+    old.newest_of_prompt  = text.newest_of_prompt;
+    old.rotary_offset     = text.rotary_offset;
+    old.n_ranked          = group.n_ranked;
+    old.n_keep            = text.n_keep;
+    old.n_used            = stats(ctx).n_used;
+    old.first_recent      = stats(ctx).n_distant + group.n_evicted;
+    old.base              = group.base;
+    const size_t n_old    = version < 5 ? offsetof(morphkv_text_header_v5, base) : sizeof(old);
+
+    bytes res(state.begin(), state.begin() + N_LLAMA + N_HEADER);
+    memcpy(res.data() + N_LLAMA + offsetof(morphkv_state_header, version), &version, sizeof(version));
+    res.insert(res.end(), (const uint8_t *) &old, (const uint8_t *) &old + n_old);
+    size_t n = res.size() + ((8 + 32) + old.n_used + old.n_ranked) * 4;  // up to the checksum
+    res.insert(res.end(), from + N_TEXT, state.data() + state.size());
+
+    morphkv_byte_hash hash;
+    hash.add(res.data() + N_LLAMA, n - N_LLAMA);
+    auto put_mark = [&] {
+        CHECK(n + sizeof(hash.value) <= res.size());
+        memcpy(res.data() + n, &hash.value, sizeof(hash.value));
+        n += sizeof(hash.value);
+        hash.value++;
     };
-    CHECK(as_version(5) == state);
-    CHECK(decode(ctx, some_tokens(50)) == 0 && save(ctx) != state);
-    CHECK(load(ctx, as_version(4)) && save(ctx) == state);
-    refuse_and_change_nothing(ctx, as_version(3));
-    refuse_and_change_nothing(ctx, as_version(6));
+    put_mark();
+    const auto & side = dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx)).get_side();
+    for (const auto & slice : side.slices(0, old.n_used)) {
+        n += slice.size;
+        put_mark();
+    }
+    CHECK(n == res.size());
+    return res;
+}
+
+static void test_the_versions_before_are_read(llama_model * model) {
+    auto params       = small_params();
+    params.rope_limit = 150;
+    const auto ctx    = create(model, params, context_params());
+    CHECK(decode(ctx, some_tokens(200)) == 0 && stats(ctx).n_rebases > 0);
+    const bytes state = save(ctx);
+    const bytes four = as_version(state, 4, ctx), five = as_version(state, 5, ctx);
+    const bytes others[2] = { as_version(state, 3, ctx), as_version(state, 7, ctx) };
+    for (const bytes & old : { four, five }) {
+        CHECK(decode(ctx, some_tokens(50)) == 0 && save(ctx) != state);
+        CHECK(load(ctx, old) && save(ctx) == state);
+    }
+    refuse_and_change_nothing(ctx, others[0]);
+    refuse_and_change_nothing(ctx, others[1]);
+
+    // a text that began elsewhere: its positions are no serials
+    bytes elsewhere                                                                 = five;
+    elsewhere[N_LLAMA + N_HEADER + offsetof(morphkv_text_header_v5, first_distant)] = 1;
+    CHECK(!load(ctx, elsewhere) && strstr(morphkv_last_error(), "begins at position 0, got 1"));
+    refuse_and_change_nothing(ctx, elsewhere);
 }
 
 // A model file may say so; positions end before.
@@ -397,7 +427,7 @@ int main() {
     test_what_does_not_fit_is_refused(model.get());
     test_a_damaged_state_is_refused(model.get());
     test_all_or_nothing(model.get());
-    test_the_version_before_is_read(model.get());
+    test_the_versions_before_are_read(model.get());
     test_a_truncated_file_is_refused(model.get());
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
         test_nan_in_a_state_harms_nobody_else(model.get(), type);

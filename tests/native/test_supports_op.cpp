@@ -2,9 +2,9 @@
 // Vulkan, SYCL and CUDA backends say that they support: their own functions, copied from their sources when this test is
 // built, with stand-ins for what describes a device. None of these backends need be there.
 
+#include "device/selftest.h"
 #include "fake_device.h"
 #include "ggml-impl.h"
-#include "device/selftest.h"
 #include "tiny_context.h"
 
 #include <cstring>

@@ -4,8 +4,8 @@
 
 #include "tiny_context.h"
 
-#include "llama/memory.h"
 #include "llama/hybrid.h"
+#include "llama/memory.h"
 
 #include "ggml-cpu.h"
 

@@ -24,20 +24,19 @@ void morphkv_archive::reserve_places(size_t n) {
         new_at.push_back(n_bytes);
         n_bytes += GGML_PAD(n_new * n_embd(il) * sizeof(ggml_fp16_t), 64);
     }
-    ggml_backend_buffer_ptr grown(ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), n_bytes));
+    decltype(index) grown((char *) morphkv_malloc_aligned(n_bytes));
     if (!grown) {
         throw std::runtime_error("no memory for an index of " + std::to_string(n_bytes) + " bytes");
     }
     // attention over a place that is empty must not meet NaN
-    ggml_backend_buffer_clear(grown.get(), 0);
+    memset(grown.get(), 0, n_bytes);
     for (size_t il = 0; index && il < layout.layers.size(); ++il) {
-        memcpy((char *) ggml_backend_buffer_get_base(grown.get()) + new_at[il],
-               (char *) ggml_backend_buffer_get_base(index.get()) + index_at[il],
-               n_reserved * n_embd(il) * sizeof(ggml_fp16_t));
+        memcpy(grown.get() + new_at[il], index.get() + index_at[il], n_reserved * n_embd(il) * sizeof(ggml_fp16_t));
     }
-    index      = std::move(grown);
-    index_at   = std::move(new_at);
-    n_reserved = n_new;
+    index       = std::move(grown);
+    index_bytes = n_bytes;
+    index_at    = std::move(new_at);
+    n_reserved  = n_new;
 }
 
 void morphkv_archive::index_page(size_t i_place, const morphkv_page * page) {
@@ -54,16 +53,8 @@ void morphkv_archive::index_page(size_t i_place, const morphkv_page * page) {
                 mean[j] += keys[i * n_embd + j] / N_PAGE;
             }
         }
-        auto * base = (char *) ggml_backend_buffer_get_base(index.get()) + index_at[il];
-        ggml_fp32_to_fp16_row(mean.data(), (ggml_fp16_t *) base + i_place * n_embd, n_embd);
+        ggml_fp32_to_fp16_row(mean.data(), (ggml_fp16_t *) index_rows(il) + i_place * n_embd, n_embd);
     }
-}
-
-ggml_tensor * morphkv_archive::index_tensor(ggml_context * ctx, size_t i_layer) const {
-    const auto &  layer = layout.layers[i_layer];
-    ggml_tensor * res   = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, layer.n_head_kv * layer.n_embd_k, n_places(), 1);
-    ggml_backend_tensor_alloc(index.get(), res, (char *) ggml_backend_buffer_get_base(index.get()) + index_at[i_layer]);
-    return res;
 }
 
 int64_t morphkv_archive::n_places() const {

@@ -147,9 +147,10 @@ void morphkv_archive::note_damage(int64_t i_page, const char * why) const noexce
     damaged.insert(i_page);
     if (is_first) {
         std::lock_guard lock(mutex);
-        news += (news.empty() ? "" : "; ") +
-                ("tokens " + std::to_string(pos_of(i_page)) + " to " + std::to_string(pos_of(i_page) + N_PAGE - 1) +
-                 " cannot be read and are not recalled (of more like them the statistics tell): " + why);
+        news +=
+            (news.empty() ? "" : "; ") +
+            ("tokens " + std::to_string(serial_of(i_page)) + " to " + std::to_string(serial_of(i_page) + N_PAGE - 1) +
+             " cannot be read and are not recalled (of more like them the statistics tell): " + why);
     }
 }
 
@@ -231,11 +232,11 @@ void morphkv_archive::store_page(const saved_page & page) {
 // what is taken back
 //
 
-void morphkv_archive::truncate(int32_t pos) noexcept {
-    if (pos >= end()) {
+void morphkv_archive::truncate(int32_t serial) noexcept {
+    if (serial >= end()) {
         return;
     }
-    const int64_t n      = pos - held.first;
+    const int64_t n      = serial - held.first;
     const int64_t i_page = n / N_PAGE;
     if (n <= 0 || i_page < held.dropped) {
         clear();
@@ -301,7 +302,7 @@ bool morphkv_archive::go_back(const morphkv_archive_header & header, const morph
 }
 
 size_t morphkv_archive::n_bytes() const {
-    return n_places() * layout.page_bytes + (index ? ggml_backend_buffer_get_size(index.get()) : 0);
+    return n_places() * layout.page_bytes + index_bytes;
 }
 
 //

@@ -1,6 +1,6 @@
-// What has left the window of a sequence: K and V of each token and head, in the order of positions, on the host.
+// What has left the window of a text: K and V of each token and head, in the order of serials, on the host.
 //
-//   pages  of 16 tokens: for each layer their keys, then their values (morphkv-pages.h)
+//   pages  of 16 tokens: for each layer their keys, then their values (pages.h)
 //   tail   the page that is not full yet
 //   index  the mean key of each page, layer and KV head
 //
@@ -11,10 +11,8 @@
 // cannot be read is one that nobody recalls.
 #pragma once
 
+#include "core/aligned.h"
 #include "core/pages.h"
-
-#include "ggml-backend.h"
-#include "ggml-cpp.h"
 
 #include <cstdint>
 #include <memory>
@@ -33,27 +31,27 @@ public:
     // where the store holds pages that are damaged.
     morphkv_archive(const morphkv_page_layout & layout, std::unique_ptr<morphkv_page_store> store, uint64_t max_bytes);
 
-    // Tokens of consecutive positions, all layers, in the archive's types: (n, n_head_kv*n_embd) each.
+    // Tokens that follow each other, all layers, in the archive's types: (n, n_head_kv*n_embd) each.
     struct rows {
         std::vector<std::vector<uint8_t>> k, v;  // by layer
     };
     // Appends tokens behind the newest; an empty archive begins anywhere.
     void append(int32_t first, int32_t n, const rows & rows) noexcept;
 
-    // Forgets tokens from pos on.
-    void truncate(int32_t pos) noexcept;
+    // Forgets tokens from serial on.
+    void truncate(int32_t serial) noexcept;
     void clear() noexcept;
     // The same tokens.
     void copy(const morphkv_archive & other) noexcept;
 
-    // Position behind the newest token; -1 when empty.
+    // Serial behind the newest token; -1 when empty.
     int32_t end() const { return held.end(); }
 
     // Pages [n_dropped, n_full) are there. Of the others, those before had to make room, those behind are not full.
     int64_t n_full() const { return held.n_full(); }
     int64_t n_dropped() const { return held.dropped; }
     int64_t n_held() const { return held.n_tokens - held.dropped * N_PAGE; }
-    int32_t pos_of(int64_t i_page) const { return held.first + i_page * N_PAGE; }
+    int32_t serial_of(int64_t i_page) const { return held.first + i_page * N_PAGE; }  // of its first token
 
     // A page, its checksum right. Null where that cannot be had: then it is counted, and not tried again.
     page_ptr find_page(int64_t i_page) const noexcept;
@@ -61,10 +59,11 @@ public:
     int64_t  n_damaged() const { return damaged.size(); }  // of the pages that are there
 
     // The index of a layer: n_places() rows of (n_head_kv*n_embd_k) F16, of which those that hold no page have anything.
-    ggml_tensor * index_tensor(ggml_context * ctx, size_t i_layer) const;
-    int64_t       n_places() const;
+    // Aligned as tensors are; there until the archive changes.
+    void *  index_rows(size_t i_layer) const { return index.get() + index_at[i_layer]; }
+    int64_t n_places() const;
     // -1 where the place is empty
-    int64_t       page_in(int64_t i_place) const;
+    int64_t page_in(int64_t i_place) const;
 
     size_t n_bytes() const;  // of pages and index
 
@@ -117,16 +116,17 @@ private:
 
     morphkv_archive_header    held;
     morphkv_page_places       places;
-    bool                      is_committed = true;  // the store's header is that of what is held
+    bool                      is_committed = true;        // the store's header is that of what is held
     morphkv_page              tail;
-    std::vector<uint64_t>     hashes;               // (n_places)
-    mutable std::set<int64_t> damaged;              // pages
+    std::vector<uint64_t>     hashes;                     // (n_places)
+    mutable std::set<int64_t> damaged;                    // pages
 
-    ggml_backend_buffer_ptr index;                  // by layer: (n_reserved, n_head_kv*n_embd_k) F16
-    size_t                  n_reserved = 0;
-    std::vector<size_t>     index_at;               // by layer
+    std::unique_ptr<char[], morphkv_free_aligned> index;  // by layer: (n_reserved, n_head_kv*n_embd_k) F16
+    size_t                                        index_bytes = 0;
+    size_t                                        n_reserved  = 0;
+    std::vector<size_t>                           index_at;  // by layer
 
-    mutable std::mutex  mutex;                      // of what follows
+    mutable std::mutex  mutex;                               // of what follows
     std::string         stopped;
     mutable std::string news;
 };

@@ -1,7 +1,5 @@
 #include "core/archives.h"
 
-#include "llama-impl.h"
-
 #include <chrono>
 #include <stdexcept>
 
@@ -22,19 +20,20 @@ morphkv_staging::morphkv_staging(const morphkv_page_layout & layout, int32_t n_t
 }
 
 morphkv_archives::morphkv_archives(std::vector<std::unique_ptr<morphkv_archive>> all, const morphkv_staging & staging,
-                                   ggml_backend_buffer_type_t buft, bool is_beside)
+                                   alloc_fn alloc, tell_fn tell, bool has_thread)
     : staging(staging),
       all(std::move(all)),
-      buft(buft),
-      is_beside(is_beside) {}
+      alloc(std::move(alloc)),
+      tell_user(std::move(tell)),
+      has_thread(has_thread) {}
 
 morphkv_archives::~morphkv_archives() {
     wait();
 }
 
-morphkv_archive & morphkv_archives::of(llama_seq_id seq_id) const {
+morphkv_archive & morphkv_archives::of(int32_t i_text) const {
     wait();
-    return *all.at(seq_id);
+    return *all.at(i_text);
 }
 
 void morphkv_archives::wait() const {
@@ -48,25 +47,25 @@ void morphkv_archives::tell() const {
     for (size_t s = 0; s < all.size(); ++s) {
         const std::string news = all[s]->take_news();
         if (!news.empty()) {
-            LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d: %s\n", __func__, (int) s, news.c_str());
+            tell_user(s, news);
         }
     }
 }
 
-void morphkv_archives::stop(llama_seq_id seq_id, const std::string & why) {
-    of(seq_id).stop(why);
+void morphkv_archives::stop(int32_t i_text, const std::string & why) {
+    of(i_text).stop(why);
     tell();
 }
 
 char * morphkv_archives::free_rows() {
     auto & free = rows[i_free];
     if (!free) {
-        free.reset(ggml_backend_buft_alloc_buffer(buft, staging.n_bytes));
+        free = alloc(staging.n_bytes);
         if (!free) {
             throw std::runtime_error("no memory for " + std::to_string(staging.n_bytes) + " bytes on their way");
         }
     }
-    return (char *) ggml_backend_buffer_get_base(free.get());
+    return free.get();
 }
 
 // Into an archive that has not stopped.
@@ -90,8 +89,8 @@ static morphkv_archives::counts counts_of(const morphkv_archive & archive) {
     return { archive.n_held(), archive.n_dropped() * morphkv_archive::N_PAGE, archive.n_damaged(), archive.n_bytes() };
 }
 
-void morphkv_archives::append(llama_seq_id seq_id, int32_t first, int32_t n) noexcept {
-    auto & archive = of(seq_id);
+void morphkv_archives::append(int32_t i_text, int32_t first, int32_t n) noexcept {
+    auto & archive = of(i_text);
     if (!archive.why_stopped().empty()) {
         return;
     }
@@ -103,7 +102,7 @@ void morphkv_archives::append(llama_seq_id seq_id, int32_t first, int32_t n) noe
             archive.stop(err.what());
         }
     };
-    if (is_beside) {
+    if (has_thread) {
         try {
             before.clear();
             for (const auto & one : all) {
@@ -120,15 +119,15 @@ void morphkv_archives::append(llama_seq_id seq_id, int32_t first, int32_t n) noe
     tell();
 }
 
-morphkv_archives::counts morphkv_archives::count(llama_seq_id seq_id) const {
+morphkv_archives::counts morphkv_archives::count(int32_t i_text) const {
     if (running.valid()) {
         if (running.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
-            return before[seq_id];
+            return before[i_text];
         }
         wait();
     }
     tell();
-    return counts_of(*all.at(seq_id));
+    return counts_of(*all.at(i_text));
 }
 
 size_t morphkv_archives::n_bytes() const {
@@ -142,7 +141,7 @@ size_t morphkv_archives::n_bytes() const {
 size_t morphkv_archives::n_staged_bytes() const {
     size_t res = 0;
     for (const auto & buffer : rows) {
-        res += buffer ? ggml_backend_buffer_get_size(buffer.get()) : 0;
+        res += buffer ? staging.n_bytes : 0;
     }
     return res;
 }

@@ -1,15 +1,14 @@
-// The archives of a cache, one for each sequence, and the tokens that are on their way into one of them.
+// The archives of a cache, one for each text, and the tokens that are on their way into one of them.
 //
-// What a GPU or another machine computes leaves the cores of this one free: there tokens are appended beside the decode that
-// goes on, one append at a time. Whoever asks for an archive waits for it.
+// What a GPU or another machine computes leaves the cores of this one free: there tokens are appended in a thread beside the
+// decode that goes on, one append at a time. Whoever asks for an archive waits for it.
 #pragma once
 
 #include "core/archive.h"
 
-#include "llama.h"
-
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <future>
 #include <memory>
 #include <string>
@@ -34,24 +33,29 @@ struct morphkv_staging {
 
 class morphkv_archives {
 public:
-    // Of sequences 0, 1, ...; buft: of memory that the devices can write to. is_beside: appends have a thread of their own.
-    morphkv_archives(std::vector<std::unique_ptr<morphkv_archive>> all, const morphkv_staging & staging,
-                     ggml_backend_buffer_type_t buft, bool is_beside);
+    // Memory that devices can write to; null where there is none.
+    using alloc_fn = std::function<std::shared_ptr<char>(size_t n_bytes)>;
+    // What the user should be told of an archive.
+    using tell_fn  = std::function<void(int32_t i_text, const std::string & news)>;
+
+    // Of texts 0, 1, ...; has_thread: appends have a thread of their own.
+    morphkv_archives(std::vector<std::unique_ptr<morphkv_archive>> all, const morphkv_staging & staging, alloc_fn alloc,
+                     tell_fn tell, bool has_thread);
     morphkv_archives(morphkv_archives && other) = default;
     ~morphkv_archives();
 
     // Waits for what is being appended.
-    morphkv_archive & of(llama_seq_id seq_id) const;
+    morphkv_archive & of(int32_t i_text) const;
     // "" while it grows. Does not wait.
-    std::string       why_stopped(llama_seq_id seq_id) const { return all.at(seq_id)->why_stopped(); }
+    std::string       why_stopped(int32_t i_text) const { return all.at(i_text)->why_stopped(); }
 
     // Where the next tokens are to be put, staging.n_bytes. Throws std::runtime_error where there is no memory.
     char * free_rows();
-    // Appends the n tokens that are there.
-    void   append(llama_seq_id seq_id, int32_t first, int32_t n) noexcept;
-    void   stop(llama_seq_id seq_id, const std::string & why);
+    // Appends the n tokens that are there, the first of them with serial `first`.
+    void   append(int32_t i_text, int32_t first, int32_t n) noexcept;
+    void   stop(int32_t i_text, const std::string & why);
 
-    // Of what has happened to an archive the log tells, in the thread that next asks something of any.
+    // Of what has happened to an archive the user is told in the thread that next asks something of any.
     void tell() const;
 
     struct counts {
@@ -61,7 +65,7 @@ public:
         size_t  n_bytes;
     };
     // Does not wait: before an append ends, as it was when that began.
-    counts count(llama_seq_id seq_id) const;
+    counts count(int32_t i_text) const;
     size_t n_bytes() const;         // of all
     size_t n_staged_bytes() const;  // of tokens on their way
 
@@ -75,11 +79,12 @@ private:
     std::vector<std::unique_ptr<morphkv_archive>> all;
 
     // one is filled while the other is being appended
-    const ggml_backend_buffer_type_t       buft;
-    std::array<ggml_backend_buffer_ptr, 2> rows;
-    size_t                                 i_free = 0;
+    alloc_fn                             alloc;
+    tell_fn                              tell_user;
+    std::array<std::shared_ptr<char>, 2> rows;
+    size_t                               i_free = 0;
 
-    bool                      is_beside;
-    std::vector<counts>       before;   // by sequence, when the append began
+    bool                      has_thread;
+    std::vector<counts>       before;   // by text, when the append began
     mutable std::future<void> running;  // last: its end is waited for before anything is destroyed
 };

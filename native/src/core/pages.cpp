@@ -1,5 +1,7 @@
 #include "core/pages.h"
 
+#include "core/hash.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -25,30 +27,22 @@ size_t morphkv_page_layout::v_bytes(size_t i_layer) const {
     return ggml_row_size(type_v, layers[i_layer].n_embd_v) * layers[i_layer].n_head_kv;
 }
 
-static constexpr uint64_t HASH_OF_NOTHING = 0xcbf29ce484222325;
-
-// By words: pages are large.
-static uint64_t mix(uint64_t hash, uint64_t word) {
-    hash = (hash ^ word) * 0x9e3779b97f4a7c15;
-    return hash ^ hash >> 32;
-}
-
 uint64_t morphkv_page_layout::hash() const {
-    uint64_t res = mix(mix(HASH_OF_NOTHING, type_k), type_v);
+    morphkv_word_hash res;
+    res.add(type_k);
+    res.add(type_v);
     for (const auto & layer : layers) {
-        res = mix(mix(mix(res, layer.n_head_kv), layer.n_embd_k), layer.n_embd_v);
+        res.add(layer.n_head_kv);
+        res.add(layer.n_embd_k);
+        res.add(layer.n_embd_v);
     }
-    return res | 1;
+    return res.get();
 }
 
 uint64_t morphkv_hash_page(const morphkv_page & page) {
-    uint64_t res = HASH_OF_NOTHING;
-    for (size_t i = 0; i < page.size(); i += sizeof(uint64_t)) {
-        uint64_t word = 0;
-        memcpy(&word, page.data() + i, std::min(sizeof(word), page.size() - i));
-        res = mix(res, word);
-    }
-    return res | 1;
+    morphkv_word_hash res;
+    res.add(page.data(), page.size());
+    return res.get();
 }
 
 std::string morphkv_archive_header::why_not() const {

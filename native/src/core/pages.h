@@ -42,7 +42,7 @@ uint64_t morphkv_hash_page(const morphkv_page & page);
 
 // Which tokens there are: consecutive positions, in pages that are full but for the last.
 struct morphkv_archive_header {
-    int32_t  first    = -1;  // position of the first token that was archived, -1 = none was
+    int32_t  first    = -1;  // serial of the first token that was archived, -1 = none was
     int32_t  zero     = 0;
     int64_t  n_tokens = 0;
     int64_t  dropped  = 0;  // oldest pages that had to make room

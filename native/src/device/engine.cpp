@@ -46,47 +46,16 @@ void morphkv_inputs::use() const {
     }
 }
 
-// While our graphs run on a context's scheduler.
-class morphkv_run_guard {
-public:
-    // Nothing of a half changed sequence could be kept, and a run takes milliseconds: a host's abort waits for its end.
-    explicit morphkv_run_guard(llama_context * lctx)
-        : lctx(lctx),
-          callback(lctx->abort_callback),
-          data(lctx->abort_callback_data),
-          sizes(buffer_sizes()) {
-        set(nullptr, nullptr);
-    }
-    ~morphkv_run_guard() {
-        set(callback, data);
-        // the context would warn of buffers that have grown
-        const std::vector<size_t> now = buffer_sizes();
-        for (size_t i = 0; i < now.size(); ++i) {
-            lctx->backend_buf_exp_size[i] += now[i] - sizes[i];
-        }
-    }
+namespace {
 
-private:
-    void set(ggml_abort_callback new_callback, void * new_data) {
-        // it writes to the log
-        if (callback) {
-            lctx->set_abort_callback(new_callback, new_data);
-        }
-    }
+struct engine_guard {
+    explicit engine_guard(morphkv_engine & engine) : engine(engine) { engine.begin(); }
+    ~engine_guard() { engine.end(); }
 
-    std::vector<size_t> buffer_sizes() const {
-        std::vector<size_t> res;
-        for (ggml_backend_t backend : lctx->backend_ptrs) {
-            res.push_back(ggml_backend_sched_get_buffer_size(lctx->get_sched(), backend));
-        }
-        return res;
-    }
-
-    llama_context *           lctx;
-    const ggml_abort_callback callback;
-    void * const              data;
-    const std::vector<size_t> sizes;
+    morphkv_engine & engine;
 };
+
+}  // namespace
 
 static constexpr size_t N_SHARED = 16;  // tensors that the layers of a graph share, at most
 
@@ -95,21 +64,20 @@ static size_t n_tensors(ggml_context * ctx, size_t n_bytes) {
     return (ggml_used_mem(ctx) - n_bytes) / ggml_tensor_overhead();
 }
 
-std::string morphkv_runner::run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build) {
-    const morphkv_run_guard guard(lctx);
-    ggml_backend_sched_t    sched = lctx->get_sched();
+std::string morphkv_runner::run(const std::vector<const morphkv_side_layer *> & layers, size_t n_max_tensors,
+                                const begin_fn & begin, const layer_fn & build) {
+    const engine_guard   guard(engine);
+    ggml_backend_sched_t sched = engine.sched();
 
     // the compute buffer may still be read by the last decode
     ggml_backend_sched_synchronize(sched);
 
     size_t i_layer = 0;
     while (i_layer < layers.size()) {
-        auto *       res    = lctx->get_gf_res_reserve();
-        const size_t n      = std::max<size_t>(1, (res->get_max_nodes() - N_SHARED) / n_max_tensors);
-        const size_t i_last = std::min(i_layer + std::min(n, n_max_layers), layers.size());
-        res->reset();
-        ggml_cgraph *  gf = res->get_gf();
-        morphkv_inputs inputs(res->get_ctx());
+        const size_t   n      = std::max<size_t>(1, (engine.max_nodes() - N_SHARED) / n_max_tensors);
+        const size_t   i_last = std::min(i_layer + std::min(n, n_max_layers), layers.size());
+        ggml_cgraph *  gf     = engine.new_graph();
+        morphkv_inputs inputs(engine.graph_context());
         const size_t   n_bytes_before = ggml_used_mem(inputs.ctx);
         begin(inputs);
         GGML_ASSERT(n_tensors(inputs.ctx, n_bytes_before) <= N_SHARED);
@@ -159,18 +127,18 @@ static void place(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vecto
 }
 
 std::string morphkv_runner::reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
-    place(lctx->get_sched(), gf, backends);
-    const bool is_reserved = ggml_backend_sched_reserve(lctx->get_sched(), gf);
-    ggml_backend_sched_reset(lctx->get_sched());
+    place(engine.sched(), gf, backends);
+    const bool is_reserved = ggml_backend_sched_reserve(engine.sched(), gf);
+    ggml_backend_sched_reset(engine.sched());
     return is_reserved ? "" : ggml_status_to_string(GGML_STATUS_ALLOC_FAILED);
 }
 
 std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inputs,
                                     const std::vector<ggml_backend_t> & backends) {
-    ggml_backend_sched_t sched = lctx->get_sched();
+    ggml_backend_sched_t sched = engine.sched();
 
     if (measure) {
-        ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_buffer_get_type(layers[0]->k->buffer)));
+        ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backends[0])));
         size_t           n_bytes = 0;
         ggml_gallocr_reserve_n_size(galloc.get(), gf, nullptr, nullptr, &n_bytes);
         scratch_bytes = std::max(scratch_bytes, n_bytes);
@@ -190,7 +158,7 @@ std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inp
     inputs.set();
 
     has_changed        = true;
-    ggml_status status = lctx->graph_compute(gf, /*batched =*/true);
+    ggml_status status = engine.compute(gf);
     if (status == GGML_STATUS_SUCCESS) {
         inputs.get();
     }

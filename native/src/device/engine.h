@@ -1,10 +1,10 @@
-// Graphs that change a cache in place, layer by layer, on the context's own scheduler, each layer on its own device.
+// Graphs that change a cache in place, layer by layer, each layer on its own device.
 #pragma once
 
 #include "device/layers.h"
 
+#include "ggml-backend.h"
 #include "ggml.h"
-#include "llama-context.h"
 
 #include <cstdint>
 #include <functional>
@@ -67,6 +67,36 @@ private:
     std::vector<output> outputs;
 };
 
+// What graphs run on. Between begin() and end() it is ours.
+class morphkv_engine {
+public:
+    virtual ~morphkv_engine() = default;
+
+    virtual void                 begin()                   = 0;
+    virtual void                 end()                     = 0;
+    virtual ggml_backend_sched_t sched()                   = 0;
+    // An empty graph; the last one is gone.
+    virtual ggml_cgraph *        new_graph()               = 0;
+    virtual ggml_context *       graph_context()           = 0;  // of the last new_graph()
+    virtual size_t               max_nodes()               = 0;
+    // Begins; whoever reads results has to synchronize the scheduler.
+    virtual ggml_status          compute(ggml_cgraph * gf) = 0;
+};
+
+// The matrix that a cache multiplies quantized keys with, as an input of a graph; null where it has none.
+struct morphkv_k_rot {
+    std::function<ggml_tensor *(ggml_context *)> build;
+    std::function<void(ggml_tensor *)>           fill;
+
+    ggml_tensor * add_to(morphkv_inputs & inputs) const {
+        ggml_tensor * res = build ? build(inputs.ctx) : nullptr;
+        if (res) {
+            inputs.add(res, fill);
+        }
+        return res;
+    }
+};
+
 class morphkv_runner {
 public:
     enum class step { ALLOC, COMPUTE };
@@ -76,17 +106,13 @@ public:
     // Appends a layer to the graph, its nodes in the order in which they have to run.
     using layer_fn = std::function<void(morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer)>;
 
-    morphkv_runner(llama_context * lctx, std::vector<const morphkv_side_layer *> layers)
-        : lctx(lctx),
-          layers(std::move(layers)) {}
-
-    // What run() goes through, in place of the constructor's.
-    void set_layers(std::vector<const morphkv_side_layer *> new_layers) { layers = std::move(new_layers); }
+    explicit morphkv_runner(morphkv_engine & engine) : engine(engine) {}
 
     // As many layers at a time as the scheduler has nodes for. n_max_tensors: most that a layer needs, views included.
     // Why it failed, or "". A layer that needs more of them, or a node that the device of its layer's cache cannot run, is a
     // failure before anything of that graph is run.
-    std::string run(size_t n_max_tensors, const begin_fn & begin, const layer_fn & build);
+    std::string run(const std::vector<const morphkv_side_layer *> & layers, size_t n_max_tensors,
+                    const begin_fn & begin, const layer_fn & build);
 
     // Most layers in a graph: for graphs whose inputs and outputs are large.
     size_t n_max_layers = SIZE_MAX;
@@ -108,6 +134,5 @@ private:
     std::string reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends);
     std::string compute(ggml_cgraph * gf, const morphkv_inputs & inputs, const std::vector<ggml_backend_t> & backends);
 
-    llama_context *                         lctx;
-    std::vector<const morphkv_side_layer *> layers;
+    morphkv_engine & engine;
 };

@@ -166,15 +166,15 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
     const int64_t n_heads   = n_head_kv * n_layers;
     const int64_t n_distant = shape.n_distant;
 
-    ggml_tensor * pos_all = ggml_concat(ctx, layer.pos, inp.grad_pos, 0);  // (n_layers, n_head_kv, n_old)
+    ggml_tensor * serials = ggml_concat(ctx, layer.serial, inp.grad_serial, 0);  // (n_layers, n_head_kv, n_old)
 
-    ggml_tensor * scores = nullptr;                                        // (n_heads, n_old)
+    ggml_tensor * scores = nullptr;                                              // (n_heads, n_old)
     switch (policy.policy) {
         case MORPHKV_POLICY_MORPHKV:
             scores = morphkv_build_votes(ctx, layer, shape, policy, inp);
             break;
         case MORPHKV_POLICY_RECENCY: {
-            ggml_tensor * bits = ggml_view_2d(ctx, pos_all, shape.n_old(), n_heads, pos_all->nb[1], 0);
+            ggml_tensor * bits = ggml_view_2d(ctx, serials, shape.n_old(), n_heads, serials->nb[1], 0);
             bits->type         = GGML_TYPE_I32;
             scores             = ggml_cast(ctx, bits, GGML_TYPE_F32);
         } break;
@@ -207,8 +207,8 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
         return ggml_view_4d(ctx, t, 1, t->ne[0], n_head_kv, n_layers, t->nb[0], t->nb[1], t->nb[2], 0);
     };
 
-    ggml_build_forward_expand(gf,
-                              ggml_set_rows(ctx, as_rows(layer.pos), ggml_get_rows(ctx, as_rows(pos_all), src), dst));
+    ggml_build_forward_expand(
+        gf, ggml_set_rows(ctx, as_rows(layer.serial), ggml_get_rows(ctx, as_rows(serials), src), dst));
 
     if (layer.score) {
         scores = ggml_reshape_3d(ctx, scores, shape.n_old(), n_head_kv, n_layers);

@@ -15,7 +15,7 @@
 struct morphkv_evict_shape {
     int32_t n_keep;   // first slots, never evicted
     int32_t n_distant;
-    int32_t n_grad;   // recent cells older than the window, in position order
+    int32_t n_grad;   // recent cells older than the window, in the order of serials
     int32_t n_window;
     int32_t n_votes;  // voters; may be less than configured after a rollback, 0 only if policy is not MORPHKV
 
@@ -32,10 +32,11 @@ struct morphkv_evict_policy {
 
 // One layer of one sequence, or several that are alike (morphkv-stack.h), all on one device.
 struct morphkv_evict_layer {
-    ggml_tensor * k;      // (n_layers, n_cells, n_head_kv*n_embd_head_k), a stream of the cache
-    ggml_tensor * v;      // (n_layers, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K
-    ggml_tensor * ring;   // (n_layers, n_ring, n_head*n_embd_head_k) F16: the last queries, scaled by nothing
-    ggml_tensor * pos;    // (n_layers, n_head_kv, n_distant) the bits of an int32 in an F32: positions of the slots
+    ggml_tensor * k;     // (n_layers, n_cells, n_head_kv*n_embd_head_k), a stream of the cache
+    ggml_tensor * v;     // (n_layers, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K
+    ggml_tensor * ring;  // (n_layers, n_ring, n_head*n_embd_head_k) F16: the last queries, scaled by nothing
+    ggml_tensor *
+        serial;  // (n_layers, n_head_kv, n_distant) the bits of an int32 in an F32: which tokens are in the slots
     ggml_tensor * score;  // (n_layers, n_head_kv, n_distant) F32: scores at the last eviction; null when decay is 0
     ggml_tensor * sinks;  // (n_head) F32: a logit more in the softmax of each head, which gets no cell; null = none,
                           // as for several layers
@@ -50,11 +51,11 @@ struct morphkv_evict_layer {
 
 // Filled by the host before the graph is computed.
 struct morphkv_evict_inputs {
-    ggml_tensor * vote_rows;   // (n_layers, n_votes) I32: rows of the ring whose queries vote
-    ggml_tensor * grad_pos;    // (n_layers, n_head_kv, n_grad) int32 bits in F32: logical positions of the graduates
-    ggml_tensor * window_src;  // (n_layers, 1, n_window) I32: cells of the window
-    ggml_tensor * window_dst;  // (n_layers, 1, n_window) I32: the first cells of the recent region
-    ggml_tensor * noise;       // (n_layers*n_head_kv, n_old) F32: scores of MORPHKV_POLICY_RANDOM, else null
+    ggml_tensor * vote_rows;    // (n_layers, n_votes) I32: rows of the ring whose queries vote
+    ggml_tensor * grad_serial;  // (n_layers, n_head_kv, n_grad) int32 bits in F32: the graduates
+    ggml_tensor * window_src;   // (n_layers, 1, n_window) I32: cells of the window
+    ggml_tensor * window_dst;   // (n_layers, 1, n_window) I32: the first cells of the recent region
+    ggml_tensor * noise;        // (n_layers*n_head_kv, n_old) F32: scores of MORPHKV_POLICY_RANDOM, else null
 };
 
 // One score per older cell: (n_layers*n_head_kv, n_old) F32. Higher is kept.

@@ -1,7 +1,5 @@
 #include "device/graph-turn.h"
 
-#include "llama-impl.h"
-
 #include <cmath>
 #include <cstring>
 
@@ -88,7 +86,16 @@ morphkv_rope morphkv_find_rope(const ggml_tensor * k) {
 static ggml_tensor * build_multiply(ggml_context * ctx, ggml_tensor * heads, const morphkv_rope & rope,
                                     ggml_tensor * rot) {
     GGML_ASSERT(rot || !rope.is_multiplied);
-    return rope.is_multiplied ? llama_mul_mat_hadamard(ctx, heads, rot) : heads;
+    if (!rope.is_multiplied) {
+        return heads;
+    }
+    // as llama_mul_mat_hadamard()
+    const int64_t n   = rot->ne[0];
+    ggml_tensor * res = ggml_is_contiguous(heads) ? ggml_reshape_2d(ctx, heads, n, ggml_nelements(heads) / n)
+                                                  : ggml_cont_2d(ctx, heads, n, ggml_nelements(heads) / n);
+    res               = ggml_mul_mat(ctx, rot, res);
+    ggml_mul_mat_set_hint(res, GGML_HINT_SRC0_IS_HADAMARD);
+    return ggml_reshape_4d(ctx, res, heads->ne[0], heads->ne[1], heads->ne[2], heads->ne[3]);
 }
 
 // heads: (n_rows, n_heads, n_embd_head) F32, positions: (n_rows)

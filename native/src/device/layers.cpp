@@ -3,35 +3,12 @@
 #include "core/params.h"
 
 #include "ggml-alloc.h"
-#include "llama-hparams.h"
-#include "llama-kv-cache.h"
 
 #include <algorithm>
 
 bool morphkv_side_layer::is_on_cpu() const {
     ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(k->buffer));
     return !dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
-}
-
-std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams) {
-    // the one way from here to V
-    ggml_context_ptr ctx(
-        ggml_init({ ggml_tensor_overhead() * cache.get_layer_ids().size(), nullptr, /*.no_alloc =*/true }));
-
-    std::vector<morphkv_side_layer> res;
-    for (const uint32_t il : cache.get_layer_ids()) {
-        const llama_kv_cache::slot_info first_stream = { 0, 0, { 0 }, { { 0 } } };
-
-        morphkv_side_layer layer{};
-        layer.il        = il;
-        layer.n_head    = hparams.n_head(il);
-        layer.n_head_kv = hparams.n_head_kv(il);
-        layer.softcap   = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
-        layer.k         = cache.get_k_storage(il);
-        layer.v         = hparams.is_mla() ? nullptr : cache.get_v(ctx.get(), il, 1, first_stream)->view_src;
-        res.push_back(layer);
-    }
-    return res;
 }
 
 void morphkv_side::init(std::vector<morphkv_side_layer> layers_in, int32_t n_ring_in, int32_t n_distant_in,
@@ -53,13 +30,13 @@ void morphkv_side::init(std::vector<morphkv_side_layer> layers_in, int32_t n_rin
 
         const int64_t n_embd_q = layer.k->ne[0] / layer.n_head_kv * layer.n_head;
 
-        layer.ring = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, n_embd_q, n_ring, n_stream);
-        layer.pos  = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream);
+        layer.ring   = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, n_embd_q, n_ring, n_stream);
+        layer.serial = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream);
         layer.score =
             with_scores ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_distant, layer.n_head_kv, n_stream) : nullptr;
 
         ggml_format_name(layer.ring, "morphkv_ring_l%d", layer.il);
-        ggml_format_name(layer.pos, "morphkv_pos_l%d", layer.il);
+        ggml_format_name(layer.serial, "morphkv_serial_l%d", layer.il);
         if (layer.score) {
             ggml_format_name(layer.score, "morphkv_score_l%d", layer.il);
         }
@@ -90,40 +67,65 @@ ggml_tensor * morphkv_side::stream(ggml_context * ctx, ggml_tensor * t, uint32_t
     return t ? ggml_view_2d(ctx, t, t->ne[0], t->ne[1], t->nb[1], i_stream * t->nb[2]) : nullptr;
 }
 
-void morphkv_side::copy(uint32_t i_src, uint32_t i_dst, uint32_t n_used) {
-    ggml_init_params params = { 10 * layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
+std::vector<morphkv_slice> morphkv_side::slices(uint32_t i_stream, uint32_t n_used) const {
+    std::vector<morphkv_slice> res;
+    for (const auto & layer : layers) {
+        for (ggml_tensor * t : { layer.k, layer.v }) {
+            if (t) {
+                res.push_back({ t, i_stream * t->nb[2], n_used * t->nb[1] });
+            }
+        }
+        for (ggml_tensor * t : { layer.ring, layer.serial, layer.score }) {
+            if (t) {
+                res.push_back({ t, i_stream * t->nb[2], t->nb[2] });
+            }
+        }
+    }
+    return res;
+}
+
+void morphkv_copy_slices(const std::vector<morphkv_slice> & slices, uint32_t i_src, uint32_t i_dst) {
+    ggml_init_params params = { 2 * slices.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
     ggml_context_ptr ctx(ggml_init(params));
 
     // whole rows: a slice of a quantized tensor has no other shape
-    for_each_slice(i_src, n_used, [&](ggml_tensor * t, size_t, size_t size) {
-        if (size == 0) {
-            return;
+    for (const auto & slice : slices) {
+        ggml_tensor * t = slice.tensor;
+        if (slice.size == 0) {
+            continue;
         }
-        auto view = [&](uint32_t i_stream) {
-            ggml_tensor * res = ggml_view_2d(ctx.get(), t, t->ne[0], size / t->nb[1], t->nb[1], i_stream * t->nb[2]);
+        auto view = [&](size_t offset) {
+            ggml_tensor * res = ggml_view_2d(ctx.get(), t, t->ne[0], slice.size / t->nb[1], t->nb[1], offset);
             ggml_backend_view_init(res);
             return res;
         };
-        ggml_backend_tensor_copy(view(i_src), view(i_dst));
-    });
+        ggml_backend_tensor_copy(view(slice.offset), view(slice.offset - i_src * t->nb[2] + i_dst * t->nb[2]));
+    }
 }
 
-void morphkv_side::set_positions(uint32_t i_stream, const std::vector<int32_t> & pos) {
-    GGML_ASSERT((int32_t) pos.size() == n_distant);
+void morphkv_side::set_first_serials(uint32_t i_stream) {
     for (const auto & layer : layers) {
-        for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-            ggml_backend_tensor_set(layer.pos, pos.data(), i_stream * layer.pos->nb[2] + h * layer.pos->nb[1],
-                                    pos.size() * sizeof(int32_t));
+        std::vector<int32_t> serials(layer.n_head_kv * n_distant);
+        for (size_t i = 0; i < serials.size(); ++i) {
+            serials[i] = i % n_distant;
         }
+        set_serials(layer, i_stream, serials);
         if (layer.score) {
             ggml_backend_tensor_memset(layer.score, 0, i_stream * layer.score->nb[2], layer.score->nb[2]);
         }
     }
 }
 
-std::vector<int32_t> morphkv_side::get_positions(const morphkv_side_layer & layer, uint32_t i_stream) const {
+void morphkv_side::set_serials(const morphkv_side_layer & layer, uint32_t i_stream,
+                               const std::vector<int32_t> & serials) {
+    GGML_ASSERT((int64_t) serials.size() == layer.serial->ne[0] * layer.serial->ne[1]);
+    ggml_backend_tensor_set(layer.serial, serials.data(), i_stream * layer.serial->nb[2],
+                            serials.size() * sizeof(int32_t));
+}
+
+std::vector<int32_t> morphkv_side::get_serials(const morphkv_side_layer & layer, uint32_t i_stream) const {
     std::vector<int32_t> res(layer.n_head_kv * n_distant);
-    ggml_backend_tensor_get(layer.pos, res.data(), i_stream * layer.pos->nb[2], res.size() * sizeof(int32_t));
+    ggml_backend_tensor_get(layer.serial, res.data(), i_stream * layer.serial->nb[2], res.size() * sizeof(int32_t));
     return res;
 }
 
@@ -145,4 +147,12 @@ void morphkv_side::add_breakdown(std::map<ggml_backend_buffer_type_t, size_t> & 
     for (const auto & b : buffers) {
         sizes[b.buft] += b.n_bytes;
     }
+}
+
+std::vector<const morphkv_side_layer *> morphkv_refs(const std::vector<morphkv_side_layer> & layers) {
+    std::vector<const morphkv_side_layer *> res;
+    for (const auto & layer : layers) {
+        res.push_back(&layer);
+    }
+    return res;
 }

@@ -1,5 +1,5 @@
-// What MorphKV keeps beside K and V, per layer, on the layer's own device: the ring of the last queries, the logical
-// positions of the distant slots, and, with decay, their last scores.
+// What MorphKV keeps beside K and V, per layer, on the layer's own device: the ring of the last queries, which tokens are in
+// the distant slots, and, with decay, their last scores.
 #pragma once
 
 #include "device/graph-turn.h"
@@ -11,8 +11,15 @@
 #include <map>
 #include <vector>
 
-class llama_kv_cache;
-struct llama_hparams;
+// Whole rows of a tensor that has a stream as its slowest axis.
+struct morphkv_slice {
+    ggml_tensor * tensor;
+    size_t        offset;
+    size_t        size;
+};
+
+// The same rows of another stream get what these hold.
+void morphkv_copy_slices(const std::vector<morphkv_slice> & slices, uint32_t i_src, uint32_t i_dst);
 
 struct morphkv_side_layer {
     int32_t il;  // layer of the model
@@ -28,15 +35,12 @@ struct morphkv_side_layer {
     ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
     ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K (MLA)
 
-    ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F16, row = position % n_ring
-    ggml_tensor * pos;    // (n_stream, n_head_kv, n_distant) int32 bits in F32
-    ggml_tensor * score;  // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
+    ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F16, row = serial % n_ring
+    ggml_tensor * serial;  // (n_stream, n_head_kv, n_distant) int32 bits in F32
+    ggml_tensor * score;   // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
 
     bool is_on_cpu() const;
 };
-
-// The layers of a cache, without what is beside K and V.
-std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams);
 
 class morphkv_side {
 public:
@@ -47,31 +51,16 @@ public:
     // A stream's slice of one of the tensors above, in ctx.
     static ggml_tensor * stream(ggml_context * ctx, ggml_tensor * t, uint32_t i_stream);
 
-    // One stream to another: everything beside K and V, and n_used cells of those.
-    void copy(uint32_t i_src, uint32_t i_dst, uint32_t n_used);
-
-    // The tokens at positions pos (n_distant) become those of the slots, in every head.
-    void                 set_positions(uint32_t i_stream, const std::vector<int32_t> & pos);
+    // Tokens 0, 1, 2, ... become those of the slots, in every head.
+    void set_first_serials(uint32_t i_stream);
     // (n_head_kv, n_distant)
-    std::vector<int32_t> get_positions(const morphkv_side_layer & layer, uint32_t i_stream) const;
+    void set_serials(const morphkv_side_layer & layer, uint32_t i_stream, const std::vector<int32_t> & serials);
+    std::vector<int32_t> get_serials(const morphkv_side_layer & layer, uint32_t i_stream) const;
 
     void clear();
 
-    // f(tensor, offset, size) for a stream's slice of every tensor, always in the same order; of K and V n_used cells.
-    template <typename F> void for_each_slice(uint32_t i_stream, uint32_t n_used, F && f) const {
-        for (const auto & layer : layers) {
-            for (ggml_tensor * t : { layer.k, layer.v }) {
-                if (t) {
-                    f(t, i_stream * t->nb[2], n_used * t->nb[1]);
-                }
-            }
-            for (ggml_tensor * t : { layer.ring, layer.pos, layer.score }) {
-                if (t) {
-                    f(t, i_stream * t->nb[2], t->nb[2]);
-                }
-            }
-        }
-    }
+    // A stream's part of every tensor, always in the same order; of K and V n_used cells.
+    std::vector<morphkv_slice> slices(uint32_t i_stream, uint32_t n_used) const;
 
     size_t n_bytes() const;
     void   add_breakdown(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;
@@ -90,3 +79,5 @@ private:
     };
     std::vector<buffer> buffers;
 };
+
+std::vector<const morphkv_side_layer *> morphkv_refs(const std::vector<morphkv_side_layer> & layers);

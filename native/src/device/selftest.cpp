@@ -1,8 +1,8 @@
 #include "device/selftest.h"
 
-#include "device/devices.h"
 #include "core/params.h"
 #include "device/backends.h"
+#include "device/devices.h"
 #include "device/stack.h"
 #include "device/votes-cpu.h"
 
@@ -147,9 +147,9 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
         layer.v         = cache.both_streams(c.type, n_embd, GGML_PAD(n_cells, 256));
     }
     for (auto & layer : layers) {
-        layer.ring  = cache.both_streams(GGML_TYPE_F16, n_embd * c.n_group, n_ring);
-        layer.pos   = cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv);
-        layer.score = c.policy.decay > 0.0f ? cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
+        layer.ring   = cache.both_streams(GGML_TYPE_F16, n_embd * c.n_group, n_ring);
+        layer.serial = cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv);
+        layer.score  = c.policy.decay > 0.0f ? cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
     }
     cache.alloc(backend);
 
@@ -177,7 +177,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
         write_rows(layer.ring, GGML_TYPE_F16, n_ring, 1.5f);
         write_rows(layer.k, c.type, n_cells, 1.5f);
         write_rows(layer.v, c.type, n_cells, 1.0f);
-        ggml_backend_tensor_set(layer.pos, pos.data(), layer.pos->nb[2], layer.pos->nb[2]);
+        ggml_backend_tensor_set(layer.serial, pos.data(), layer.serial->nb[2], layer.serial->nb[2]);
         if (layer.score) {
             floats last = random_floats(rng, c.n_head_kv * s.n_distant, 0.05f);
             for (float & x : last) {
@@ -196,10 +196,10 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     const int64_t n_layers    = stack.size();
     auto          make_inputs = [&](graph & g) {
         morphkv_evict_inputs inp{};
-        inp.vote_rows  = g.input(GGML_TYPE_I32, s.n_votes, n_layers);
-        inp.grad_pos   = g.input(GGML_TYPE_F32, s.n_grad, c.n_head_kv, n_layers);
-        inp.window_src = g.input(GGML_TYPE_I32, s.n_window, 1, n_layers);
-        inp.window_dst = g.input(GGML_TYPE_I32, s.n_window, 1, n_layers);
+        inp.vote_rows   = g.input(GGML_TYPE_I32, s.n_votes, n_layers);
+        inp.grad_serial = g.input(GGML_TYPE_F32, s.n_grad, c.n_head_kv, n_layers);
+        inp.window_src  = g.input(GGML_TYPE_I32, s.n_window, 1, n_layers);
+        inp.window_dst  = g.input(GGML_TYPE_I32, s.n_window, 1, n_layers);
         return inp;
     };
     auto set_inputs = [&](const morphkv_evict_inputs & inp) {
@@ -211,7 +211,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
             write(t, all);
         };
         write_each(inp.vote_rows, vote_rows);
-        write_each(inp.grad_pos, grad_pos);
+        write_each(inp.grad_serial, grad_pos);
         write_each(inp.window_src, window_src);
         write_each(inp.window_dst, window_dst);
     };
@@ -262,7 +262,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
 
     res.k   = read_rows(tested.k, n_cells);
     res.v   = read_rows(tested.v, n_cells);
-    res.pos = read_words(tested.pos, 0);
+    res.pos = read_words(tested.serial, 0);
     if (tested.score) {
         res.score = read_words(tested.score, 0.0f);
     }

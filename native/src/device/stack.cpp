@@ -5,7 +5,7 @@
 namespace {
 
 ggml_tensor * morphkv_side_layer::* const TENSORS[] = { &morphkv_side_layer::k, &morphkv_side_layer::v,
-                                                        &morphkv_side_layer::ring, &morphkv_side_layer::pos,
+                                                        &morphkv_side_layer::ring, &morphkv_side_layer::serial,
                                                         &morphkv_side_layer::score };
 
 bool is_alike(const ggml_tensor * a, const ggml_tensor * b) {
@@ -15,7 +15,7 @@ bool is_alike(const ggml_tensor * a, const ggml_tensor * b) {
     return a->buffer == b->buffer && a->type == b->type && ggml_are_same_shape(a, b) && ggml_are_same_stride(a, b);
 }
 
-ptrdiff_t distance(const ggml_tensor * from, const ggml_tensor * to) {
+ptrdiff_t stride(const ggml_tensor * from, const ggml_tensor * to) {
     return from ? (const char *) to->data - (const char *) from->data : 0;
 }
 
@@ -30,12 +30,12 @@ bool goes_on(const morphkv_stack & stack, const morphkv_side_layer & b) {
         if (!is_alike(a.*t, b.*t)) {
             return false;
         }
-        const ptrdiff_t n_bytes = distance(a.*t, b.*t);
+        const ptrdiff_t n_bytes = stride(a.*t, b.*t);
         // strides are counted in blocks of a type
         if (a.*t && (n_bytes < (ptrdiff_t) ggml_nbytes(a.*t) || n_bytes % ggml_type_size((a.*t)->type) != 0)) {
             return false;
         }
-        if (stack.size() > 1 && n_bytes != distance(stack[0]->*t, stack[1]->*t)) {
+        if (stack.size() > 1 && n_bytes != stride(stack[0]->*t, stack[1]->*t)) {
             return false;
         }
     }
@@ -49,7 +49,7 @@ ggml_tensor * stream(ggml_context * ctx, const morphkv_stack & stack, ggml_tenso
     if (!first || stack.size() == 1) {
         return morphkv_side::stream(ctx, first, i_stream);
     }
-    const size_t  n_bytes = distance(first, stack[1]->*tensor);
+    const size_t  n_bytes = stride(first, stack[1]->*tensor);
     const int64_t n       = stack.size();
 
     // bytes: of quantized rows CUDA would clear what it takes for padding behind the last
@@ -86,7 +86,7 @@ morphkv_evict_layer morphkv_stack_layer(ggml_context * ctx, const morphkv_stack 
     res.k         = stream(ctx, stack, &morphkv_side_layer::k, i_stream);
     res.v         = stream(ctx, stack, &morphkv_side_layer::v, i_stream);
     res.ring      = stream(ctx, stack, &morphkv_side_layer::ring, i_stream);
-    res.pos       = stream(ctx, stack, &morphkv_side_layer::pos, i_stream);
+    res.serial    = stream(ctx, stack, &morphkv_side_layer::serial, i_stream);
     res.score     = stream(ctx, stack, &morphkv_side_layer::score, i_stream);
     res.sinks     = stack[0]->sinks;
     res.n_head    = stack[0]->n_head;

@@ -1,5 +1,5 @@
 // Layers that are evicted as one. An eviction is many small operations, and a device takes longer to start most of them
-// than to compute them; layers whose tensors are alike and lie at equal distances are one tensor with a dimension more.
+// than to compute them; layers whose tensors are alike and lie at equal strides are one tensor with a dimension more.
 #pragma once
 
 #include "device/graph-evict.h"

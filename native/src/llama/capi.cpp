@@ -1,10 +1,10 @@
 // The C API: check, call, catch all. No exception leaves it.
 
-#include "llama/memory.h"
-#include "device/devices.h"
-#include "llama/hybrid.h"
 #include "core/params.h"
+#include "device/devices.h"
 #include "device/selftest.h"
+#include "llama/hybrid.h"
+#include "llama/memory.h"
 #include "llama/state.h"
 
 #include "ggml-cpp.h"

@@ -2,6 +2,7 @@
 
 #include "llama-memory-hybrid-iswa.h"
 #include "llama-memory-hybrid.h"
+#include "llama/batch-context.h"
 #include "llama/recurrent.h"
 #include "llama/state.h"
 
@@ -104,7 +105,7 @@ bool morphkv_hybrid::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     const llama_seq_id n_seq = attn->get_n_stream();
     for (llama_seq_id s = std::max(seq_id, 0); s < (seq_id < 0 ? n_seq : std::min(seq_id + 1, n_seq)); ++s) {
         const auto removal = attn->plan_removal(s, p0, p1);
-        if (removal == morphkv_cache::removal::REFUSED || removal == morphkv_cache::removal::TAIL) {
+        if (removal == morphkv_removal::REFUSED || removal == morphkv_removal::TAIL) {
             return false;
         }
     }
@@ -160,7 +161,7 @@ void morphkv_hybrid::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama
         auto                   state = attn->read_state(io, seq_id, flags);
         std::vector<llama_pos> newest;
         for (const auto & sequence : state->sequences) {
-            newest.push_back(sequence.cells.pos.empty() ? -1 : sequence.cells.pos.back());
+            newest.push_back(sequence.text.text.positions.next() - 1);
         }
         const morphkv_recurrent_state recurrent(io, *recr, seq_id, flags, newest, /*has_end =*/state->version >= 5);
         morphkv_require_end(io);

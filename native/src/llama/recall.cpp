@@ -1,40 +1,35 @@
-// Recall: archived tokens come back when the newest queries ask for them.
+// Archive and recall: what a cut pushes out of the window goes to the host, and comes back when the newest queries ask for it.
 //
-// The pages that they ask for (morphkv-choose.cpp) go into distant slots of every head, in place of the tokens that the same
-// queries attend to least. The archive is asked as if all of it lay at one distance, and what is distant is placed at consecutive
-// positions before the recent tokens: a model answers about what lies within the distances that it has seen most.
+// The pages that they ask for (core/search.h) go into distant slots of every head, in place of the tokens that the same
+// queries attend to least. The archive is asked as if all of it lay at one rotary distance, and what is distant comes to stand at
+// consecutive positions before the recent tokens: a model answers about what lies within the distances that it has seen most.
 
-#include "llama/memory.h"
-
+#include "core/search.h"
+#include "core/types.h"
+#include "device/graph-archive.h"
+#include "device/graph-recall.h"
+#include "device/graph-turn.h"
 #include "llama-context.h"
 #include "llama-impl.h"
+#include "llama/memory.h"
 
 #include <algorithm>
-#include <unordered_map>
 
-namespace {
-
-constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
-constexpr int32_t N_VOTES   = 16;
-constexpr int32_t DISTANCE  = 256;
-constexpr size_t  N_LEAST   = 5;   // pages, where half of the slots have room for them
-constexpr size_t  N_TENSORS = 24;  // of a layer in the graphs below, votes apart
+static constexpr int32_t  N_PAGE   = morphkv_archive::N_PAGE;
+static constexpr int32_t  DISTANCE = 256;
+static constexpr uint32_t N_CHUNK  = 128;  // tokens that are archived by one graph
 
 // Of this many pages the rows of one are looked at, at least: the more there are, the more look like it by their mean.
-constexpr size_t N_TO_ONE = 20;
+static constexpr size_t N_TO_ONE = 20;
 
-// The k entries with the highest values, highest first; ties in their order.
-std::vector<int64_t> top(const std::vector<float> & values, std::vector<int64_t> ids, size_t k) {
-    k               = std::min(k, ids.size());
-    const auto less = [&](int64_t a, int64_t b) {
-        return values[a] != values[b] ? values[a] > values[b] : a < b;
-    };
-    std::partial_sort(ids.begin(), ids.begin() + k, ids.end(), less);
-    ids.resize(k);
-    return ids;
+morphkv_archive_params morphkv_archive_params_default(void) {
+    morphkv_archive_params res{};
+    res.size      = sizeof(res);
+    res.type_k    = -1;
+    res.type_v    = -1;
+    res.max_bytes = 2ull << 30;
+    return res;
 }
-
-}  // namespace
 
 morphkv_recall_params morphkv_recall_params_default(void) {
     morphkv_recall_params res{};
@@ -46,152 +41,177 @@ morphkv_recall_params morphkv_recall_params_default(void) {
     return res;
 }
 
-std::string morphkv_cache::read_votes(llama_seq_id seq_id, const std::vector<int32_t> & rows, int32_t distance,
-                                      layer_floats & queries, layer_floats & votes, morphkv_runner & runner) const {
-    morphkv_evict_shape shape{};
-    shape.n_distant = n_distant;
-    shape.n_votes   = rows.size();
-
-    std::vector<int32_t> turn;
-    for (const int32_t row : rows) {
-        turn.push_back(distance + streams[seq_id].rotary_offset - streams[seq_id].ring_pos[row]);
-    }
-    ggml_tensor * rot    = nullptr;
-    ggml_tensor * deltas = nullptr;
-    size_t        il     = 0;
-
-    morphkv_evict_inputs inp{};
-    auto                 begin = [&](morphkv_inputs & inputs) {
-        inp.vote_rows = inputs.add(GGML_TYPE_I32, rows.size(), 1, rows);
-        deltas        = inputs.add(GGML_TYPE_I32, rows.size(), 1, turn);
-        rot           = build_input_k_rot(inputs.ctx);
-        if (rot) {
-            inputs.add(rot, [this](ggml_tensor * t) { set_input_k_rot(t); });
-        }
-    };
-    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
-        ggml_context *            ctx = inputs.ctx;
-        const morphkv_evict_layer cur = morphkv_stack_layer(ctx, { &layer }, seq_id, inputs.backend);
-        ggml_tensor *             v   = morphkv_build_votes(ctx, cur, shape, vote_policy(), inp);
-        ggml_build_forward_expand(gf, v);
-        inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
-
-        const bool    turns = layer.rope.is == morphkv_rope::kind::ROTATED;
-        ggml_tensor * q     = ggml_get_rows(ctx, cur.ring, inp.vote_rows);
-        q                   = morphkv_build_unrotated(ctx, q, layer.n_head, turns ? deltas : nullptr, layer.rope, rot);
-        ggml_build_forward_expand(gf, q);
-        inputs.read(q, [&queries, i = il](const std::vector<float> & data) { queries[i] = data; });
-        il++;
-    };
-    queries.resize(side.layers.size());
-    votes.resize(side.layers.size());
-    return runner.run(n_max_vote_tensors(rows.size()) + N_TENSORS, begin, build);
+[[noreturn]] static void invalid(const std::string & what) {
+    throw morphkv_error(MORPHKV_STATUS_INVALID, what);
 }
 
-morphkv_slots morphkv_cache::plan_slots(llama_seq_id seq_id, size_t i_layer, const morphkv_pages & pages,
-                                        const std::vector<float> & votes) const {
-    const auto &  archive = archives->of(seq_id);
-    const int32_t n_keep  = streams[seq_id].n_keep;
+//
+// archive
+//
 
-    morphkv_slots res;
-    res.before = side.get_positions(side.layers[i_layer], seq_id);
-    res.after  = res.before;
-    for (int32_t h = 0; h < side.layers[i_layer].n_head_kv; ++h) {
-        int32_t *                            slots = res.after.data() + h * n_distant;
-        std::unordered_map<int32_t, int32_t> held;
-        for (uint32_t i = 0; i < n_distant; ++i) {
-            held[slots[i]] = i;
+morphkv_page_layout morphkv_cache::archive_layout(const morphkv_archive_params & p) const {
+    auto type_of = [&](int32_t type, ggml_type own, const char * name) {
+        if (type >= 0 && !morphkv_is_row_type((ggml_type) type)) {
+            invalid(std::string(name) + " must be one of " + morphkv_row_type_names() + ", got " +
+                    std::to_string(type));
         }
-        std::vector<bool>    stays(n_distant, false);
-        std::vector<int32_t> missing;
-        for (const auto & [page, _] : pages) {
-            for (int32_t j = 0; j < N_PAGE; ++j) {
-                const int32_t pos = archive.pos_of(page) + j;
-                const auto    it  = held.find(pos);
-                if (it != held.end()) {
-                    stays[it->second] = true;
-                } else {
-                    missing.push_back(pos);
-                }
-            }
+        return type < 0 ? own : (ggml_type) type;
+    };
+    morphkv_page_layout res(type_of(p.type_k, side.layers.front().k->type, "type_k"),
+                            type_of(p.type_v, side.layers.front().v->type, "type_v"));
+    for (const auto & layer : side.layers) {
+        const int64_t n_embd_k = layer.k->ne[0] / layer.n_head_kv, n_embd_v = layer.v->ne[0] / layer.n_head_kv;
+        if (n_embd_k % ggml_blck_size(res.type_k) != 0 || n_embd_v % ggml_blck_size(res.type_v) != 0) {
+            invalid("type_k and type_v must fit heads of " + std::to_string(n_embd_k) + " and " +
+                    std::to_string(n_embd_v) + " values, got " + ggml_type_name(res.type_k) + " and " +
+                    ggml_type_name(res.type_v));
         }
-        // the slots that the queries attend to least
-        std::vector<int64_t> free_slots;
-        std::vector<float>   loss(n_distant);
-        for (uint32_t i = n_keep; i < n_distant; ++i) {
-            loss[i] = -votes[h * n_distant + i];
-            if (!stays[i]) {
-                free_slots.push_back(i);
-            }
-        }
-        free_slots = top(loss, free_slots, missing.size());
-        for (size_t i = 0; i < free_slots.size(); ++i) {
-            slots[free_slots[i]] = missing[i];
-        }
+        res.add_layer(layer.n_head_kv, n_embd_k, n_embd_v);
     }
     return res;
 }
 
-// As many pages, of `share` of the slots that can be had.
-static size_t n_wanted_pages(float share, size_t n_slots) {
-    const size_t n_least = std::min(N_LEAST, std::max<size_t>(n_slots / 2 / N_PAGE, 1));
-    return std::min<size_t>(std::max<size_t>(share * n_slots / N_PAGE, n_least), n_slots / N_PAGE);
+static morphkv_archives::alloc_fn alloc_from(ggml_backend_buffer_type_t buft) {
+    return [buft](size_t n_bytes) -> std::shared_ptr<char> {
+        std::shared_ptr<ggml_backend_buffer> buffer(ggml_backend_buft_alloc_buffer(buft, n_bytes),
+                                                    ggml_backend_buffer_free);
+        return buffer ? std::shared_ptr<char>(buffer, (char *) ggml_backend_buffer_get_base(buffer.get())) : nullptr;
+    };
 }
 
-std::string morphkv_cache::why_not_recalled() const {
-    layer_floats   queries, votes;
-    morphkv_runner ask(lctx, layers());
-    ask.check_only  = true;
-    std::string why = read_votes(0, std::vector<int32_t>(std::min(N_VOTES, params.votes)), 0, queries, votes, ask);
-    if (!why.empty()) {
-        return why;
-    }
-    // a key comes from the archive, or is turned where that has lost it; with a rebase recent ones are turned too
-    for (const bool is_recall : { true, false }) {
-        const uint32_t n_recent = is_recall ? 0 : n_limit(params) - n_distant;
-        for (const uint32_t n_placed : sizes_up_to(n_distant)) {
-            why = why_not_moved(n_recent + n_distant - n_placed, n_placed, is_recall);
-            if (!why.empty()) {
-                return why;
-            }
+void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_params & p) {
+    engine.set(lctx);
+    for (llama_seq_id s = 0; s < (llama_seq_id) sequences.size(); ++s) {
+        if (n_used(s) > 0) {
+            invalid("an archive must be started before anything is decoded, but sequence " + std::to_string(s) +
+                    " holds " + std::to_string(n_used(s)) + " tokens");
         }
     }
-    return "";
+    if (archives) {
+        invalid("an archive can be started once");
+    }
+    if (rope_limit() == 0) {
+        const auto * layer = find_unknown_rope();
+        throw morphkv_error(
+            MORPHKV_STATUS_UNSUPPORTED,
+            "MorphKV cannot archive for this context: " +
+                (layer ? "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned back"
+                       : std::string("positions are not rebased (rope_limit)")));
+    }
+    if (!side.layers.front().v) {
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV cannot archive compressed keys (MLA)");
+    }
+    const morphkv_page_layout layout    = archive_layout(p);
+    const uint64_t            max_bytes = p.max_bytes > 0 ? std::max<uint64_t>(1, p.max_bytes / sequences.size()) : 0;
+
+    std::vector<std::unique_ptr<morphkv_archive>> all;
+    for (size_t s = 0; s < sequences.size(); ++s) {
+        const std::string path  = p.path ? p.path + (s > 0 ? "." + std::to_string(s) : std::string()) : std::string();
+        auto              store = p.path ? morphkv_page_store_file(path, layout) : morphkv_page_store_ram();
+        all.push_back(std::make_unique<morphkv_archive>(layout, std::move(store), max_bytes));
+    }
+    const auto elsewhere  = std::find_if(side.layers.begin(), side.layers.end(),
+                                         [](const morphkv_side_layer & layer) { return !layer.is_on_cpu(); });
+    const bool has_thread = elsewhere != side.layers.end();
+
+    ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type();
+    if (has_thread) {
+        ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(elsewhere->k->buffer));
+        if (ggml_backend_buffer_type_t for_device = ggml_backend_dev_host_buffer_type(dev)) {
+            buft = for_device;
+        }
+    }
+    auto tell = [](int32_t i_text, const std::string & news) {
+        LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d: %s\n", "tell", i_text, news.c_str());
+    };
+    // fewer bytes to read where the archive has no use for more
+    const ggml_type       type_k = layout.type_k == GGML_TYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_F32;
+    const morphkv_staging staging(layout, N_CHUNK, type_k, side.layers.front().v->type);
+    keeps_originals = p.path != nullptr;
+    archives        = std::make_unique<morphkv_archives>(std::move(all), staging, alloc_from(buft), tell, has_thread);
+    const std::string why = why_not_archived();
+    if (!why.empty()) {
+        archives.reset();
+        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV cannot archive for this context: " + why);
+    }
 }
 
-morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall_params & p) {
+void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
     const int64_t t_start_us = ggml_time_us();
-    auto          invalid    = [](const std::string & what) {
-        throw morphkv_error(MORPHKV_STATUS_INVALID, what);
-    };
-    if (!archives) {
-        invalid("a recall needs an archive, and none was started");
+    const auto &  text       = sequences[seq_id].text;
+    const auto &  group      = text.groups[GROUP];
+    auto &        archive    = archives->of(seq_id);
+    if (!group.has_evicted()) {
+        archive.clear();  // what another process left in its file is of another text
     }
-    if (p.votes < 0 || p.votes > params.votes) {
-        invalid("votes must be in 0.." + std::to_string(params.votes) + ", got " + std::to_string(p.votes));
+    if (!archive.why_stopped().empty()) {
+        return;
+    }
+    uint32_t    i = group.has_evicted() ? n_distant : 0;
+    std::string why;
+    if (archive.end() >= 0 && i < n_old && group.serial_in(i) != archive.end()) {
+        why = "tokens before position " + std::to_string(text.pos_of(group.serial_in(i))) + " are not in it";
+    }
+    for (; why.empty() && i < n_old; i += N_CHUNK) {
+        const uint32_t       n     = std::min(N_CHUNK, n_old - i);
+        const int32_t        first = group.serial_in(i);
+        std::vector<int32_t> turn;
+        for (uint32_t j = 0; j < n; ++j) {
+            turn.push_back(text.rotary_offset - text.pos_of(first + j));
+        }
+        try {
+            morphkv_runner runner(engine);
+            why = morphkv_read_cells(runner, side.layers, k_rot, seq_id, i, turn, archives->staging,
+                                     archives->free_rows());
+        } catch (const std::exception & err) {
+            why = err.what();
+        }
+        if (why.empty()) {
+            archives->append(seq_id, first, n);
+        }
+    }
+    if (!why.empty()) {
+        archives->stop(seq_id, why);
+    }
+    archive_ms += (ggml_time_us() - t_start_us) / 1000.0;
+}
+
+//
+// recall
+//
+
+static void check(const morphkv_recall_params & p, int32_t n_votes, int32_t rope_limit) {
+    if (p.votes < 0 || p.votes > n_votes) {
+        invalid("votes must be in 0.." + std::to_string(n_votes) + ", got " + std::to_string(p.votes));
     }
     if (!(p.share > 0.0f && p.share <= 1.0f)) {
         invalid("share must be in (0, 1], got " + std::to_string(p.share));
     }
-    if (p.distance < -1 || p.distance >= rope_limit()) {
-        invalid("distance must be in -1.." + std::to_string(rope_limit() - 1) + ", got " + std::to_string(p.distance));
+    if (p.distance < -1 || p.distance >= rope_limit) {
+        invalid("distance must be in -1.." + std::to_string(rope_limit - 1) + ", got " + std::to_string(p.distance));
     }
-
     if (p.look < 1) {
         invalid("look must be at least 1, got " + std::to_string(p.look));
     }
+}
+
+morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall_params & p) {
+    const int64_t t_start_us = ggml_time_us();
+    if (!archives) {
+        invalid("a recall needs an archive, and none was started");
+    }
+    check(p, params.votes, rope_limit());
 
     morphkv_recalled res{};
     res.size = sizeof(res);
 
-    auto &               stream   = streams[seq_id];
+    auto &               text     = sequences[seq_id].text;
     const auto &         archive  = archives->of(seq_id);
-    const size_t         n_slots  = n_distant - stream.n_keep;
-    const size_t         n_wanted = n_wanted_pages(p.share, n_slots);
-    const int32_t        n_ask    = p.votes > 0 ? p.votes : std::min(N_VOTES, params.votes);
-    std::vector<int32_t> rows     = vote_rows(seq_id);
-    rows.erase(rows.begin(), rows.end() - std::min<size_t>(n_ask, rows.size()));
-    if (!has_evicted(seq_id) || archive.n_full() == archive.n_dropped() || rows.empty() || n_wanted == 0) {
+    const size_t         n_wanted = morphkv_n_wanted_pages(p.share, n_distant - text.n_keep);
+    const int32_t        n_ask    = p.votes > 0 ? p.votes : std::min(MORPHKV_RECALL_VOTES, params.votes);
+    std::vector<int32_t> voters   = text.voters();
+    voters.erase(voters.begin(), voters.end() - std::min<size_t>(n_ask, voters.size()));
+    if (!text.has_evicted() || archive.n_full() == archive.n_dropped() || voters.empty() || n_wanted == 0) {
         return res;
     }
     res.n_archived = (archive.n_full() - archive.n_dropped()) * N_PAGE;
@@ -200,17 +220,23 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
         throw morphkv_error(MORPHKV_STATUS_FAILED,
                             "recall failed: " + why + "; sequence " + std::to_string(seq_id) + " is unchanged");
     };
-    layer_floats   queries, slot_votes;
-    morphkv_runner ask(lctx, layers());
-    const int32_t  distance = p.distance < 0 ? std::min(DISTANCE, rope_limit() - 1) : p.distance;
-    std::string    why      = read_votes(seq_id, rows, distance, queries, slot_votes, ask);
-    n_sched_uses++;
+    morphkv_layer_floats queries, votes;
+    std::vector<int32_t> rows, turn;
+    const int32_t        distance = p.distance < 0 ? std::min(DISTANCE, rope_limit() - 1) : p.distance;
+    for (const int32_t serial : voters) {
+        rows.push_back(text.query_row(serial));
+        turn.push_back(distance + text.rotary_offset - text.pos_of(serial));
+    }
+    morphkv_runner ask(engine);
+    std::string    why =
+        morphkv_read_votes(ask, side.layers, k_rot, seq_id, n_distant, vote_policy(), rows, turn, queries, votes);
     if (!why.empty()) {
         failed(why);
     }
-    const size_t  n_look = std::max<size_t>(n_wanted * p.look, (archive.n_full() - archive.n_dropped()) / N_TO_ONE);
-    morphkv_pages pages;
-    for (const int64_t page : choose_pages(archive, n_wanted, n_look, stream.n_keep, queries)) {
+    const size_t n_look = std::max<size_t>(n_wanted * p.look, (archive.n_full() - archive.n_dropped()) / N_TO_ONE);
+    morphkv_device_scorer scorer(engine, side.layers, archive, queries);
+    morphkv_pages         pages;
+    for (const int64_t page : morphkv_choose_pages(archive, n_wanted, n_look, text.n_keep, scorer)) {
         if (auto found = archive.find_page(page)) {
             pages.emplace_back(page, std::move(found));
         }
@@ -220,49 +246,44 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     }
     std::vector<morphkv_slots> slots;
     for (size_t il = 0; il < side.layers.size(); ++il) {
-        slots.push_back(plan_slots(seq_id, il, pages, slot_votes[il]));
+        const auto & layer = side.layers[il];
+        slots.push_back(morphkv_choose_slots(archive, pages, side.get_serials(layer, seq_id), votes[il],
+                                             layer.n_head_kv, text.n_keep));
     }
     res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
 
     // recent tokens stay where they are, and distant ones come to stand right before them
-    const llama_pos first_recent = get_cells(seq_id).pos_get(n_distant) - stream.rotary_offset;
-    move_plan       plan = plan_moves(seq_id, stream.rotary_offset, first_recent - (llama_pos) n_distant, slots, pages);
+    const int32_t     first_recent = text.pos_of(text.groups[GROUP].first_recent()) - text.rotary_offset;
+    morphkv_move_plan plan = plan_moves(seq_id, text.rotary_offset, first_recent - (int32_t) n_distant, slots, pages);
     for (const auto & move : plan.layers) {
         res.n_recalled += move.filled.size();
     }
 
     // what to go back to
+    const auto                        changing = side.slices(seq_id, n_distant);
     std::vector<std::vector<uint8_t>> before;
-    auto                              for_each_slice = [&](auto && f) {
-        side.for_each_slice(seq_id, n_distant, f);
-    };
-    for_each_slice([&](ggml_tensor * t, size_t offset, size_t size) {
-        before.emplace_back(size);
-        ggml_backend_tensor_get(t, before.back().data(), offset, size);
-    });
-    morphkv_runner runner(lctx, layers());
+    for (const auto & slice : changing) {
+        before.emplace_back(slice.size);
+        ggml_backend_tensor_get(slice.tensor, before.back().data(), slice.offset, slice.size);
+    }
+    morphkv_runner runner(engine);
     runner.inject_failure = inject_failure;
     try {
-        why = compute_moves(seq_id, plan.layers, /*query_delta =*/0, runner);
+        why = run_moves(seq_id, plan.layers, /*query_delta =*/0, runner);
     } catch (const std::exception & err) {
         why = err.what();
     }
-    n_sched_uses++;
     if (!why.empty()) {
-        size_t i = 0;
-        for_each_slice(
-            [&](ggml_tensor * t, size_t at, size_t size) { ggml_backend_tensor_set(t, before[i++].data(), at, size); });
+        for (size_t i = 0; i < changing.size(); ++i) {
+            ggml_backend_tensor_set(changing[i].tensor, before[i].data(), changing[i].offset, changing[i].size);
+        }
         failed(why);
     }
     for (size_t il = 0; il < side.layers.size(); ++il) {
-        const auto & layer = side.layers[il];
-        const auto & after = slots[il].after;
-        ggml_backend_tensor_set(layer.pos, after.data(), seq_id * layer.pos->nb[2], after.size() * sizeof(int32_t));
+        side.set_serials(side.layers[il], seq_id, slots[il].after);
     }
-    note_moves(seq_id, std::move(plan));
-    stream.n_recalls++;
-    stream.n_recalled += res.n_recalled;
+    text.note_recall(GROUP, plan.base, std::move(plan.ranked), res.n_recalled);
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
-    stream.recall_ms += res.took_ms;
+    sequences[seq_id].recall_ms += res.took_ms;
     return res;
 }

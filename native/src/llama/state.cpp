@@ -1,4 +1,4 @@
-// Saving: see morphkv-state.h.
+// Saving: see llama/state.h.
 
 #include "llama/state.h"
 
@@ -27,7 +27,7 @@ morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const m
     res.n_layer     = side.layers.size();
     res.n_seq       = n_seq;
 
-    morphkv_fnv_hash hash;
+    morphkv_byte_hash hash;
     for (const auto & layer : side.layers) {
         const int64_t shape[] = { layer.il,
                                   layer.n_head,
@@ -38,7 +38,7 @@ morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const m
                                   layer.v ? layer.v->ne[0] : 0,
                                   layer.ring->type,
                                   layer.ring->ne[1],
-                                  layer.pos->ne[0] };
+                                  layer.serial->ne[0] };
         hash.add(shape, sizeof(shape));
     }
     for (size_t i = 0; window && i < window->layers.size(); ++i) {
@@ -60,44 +60,31 @@ uint32_t morphkv_cache::n_rot() const {
     return rot ? rot->ne[0] : 0;
 }
 
-void morphkv_cache::write_stream(morphkv_hashed_writer & out, llama_seq_id seq_id) const {
-    const auto & stream = streams[seq_id];
-    const auto   cells  = get_cell_list(seq_id, 0);
-
-    morphkv_stream_header header{};
-    header.n_evictions   = stream.n_evictions;
-    header.n_evicted     = stream.n_evicted;
-    header.pos_exact     = stream.pos_exact;
-    header.pos_prompt    = stream.pos_prompt;
-    header.n_rebases     = stream.n_rebases;
-    header.n_recalls     = stream.n_recalls;
-    header.n_recalled    = stream.n_recalled;
-    header.rotary_offset = stream.rotary_offset;
-    header.rotary_base   = stream.rotary_base;
-    header.n_rebased     = stream.rebased.size();
-    header.n_keep        = stream.n_keep;
-    header.n_used        = cells.pos.size();
-    header.first_distant = cells.pos.empty() ? 0 : cells.pos[0];
-    header.first_recent  = cells.pos.size() > n_distant ? cells.pos[n_distant] : header.first_distant + n_distant;
-    out.write(&header, sizeof(header));
-    out.write(stream.ring_pos.data(), stream.ring_pos.size() * sizeof(llama_pos));
-    out.write(cells.token.data(), cells.token.size() * sizeof(llama_token));
-    out.write(stream.rebased.data(), stream.rebased.size() * sizeof(llama_pos));
+morphkv_saved_text morphkv_cache::saved_text(llama_seq_id seq_id) const {
+    const auto &       text = sequences[seq_id].text;
+    morphkv_saved_text res  = { text, { get_tokens(seq_id, 0) }, {}, {} };
     if (window) {
-        const auto                  run         = window->get_run(seq_id);
-        const morphkv_window_header with_window = { run.newest, run.i_newest, (uint32_t) run.tokens.size() };
-        out.write(&with_window, sizeof(with_window));
-        out.write(run.tokens.data(), run.tokens.size() * sizeof(llama_token));
+        res.windowed_tokens = window->get_tokens(seq_id, *text.windowed);
     }
     if (archives) {
-        const auto held = archives->of(seq_id).get_header();
-        out.write(&held, sizeof(held));
+        res.archive = archives->of(seq_id).get_header();
     }
+    return res;
+}
+
+std::vector<morphkv_slice> morphkv_cache::slices(llama_seq_id seq_id, const morphkv_text & text) const {
+    auto res = side.slices(seq_id, text.n_used(GROUP));
+    if (window) {
+        for (const auto & slice : window->slices(seq_id, *text.windowed)) {
+            res.push_back(slice);
+        }
+    }
+    return res;
 }
 
 // First and last sequence of a state; -1 is all.
 std::pair<llama_seq_id, llama_seq_id> morphkv_cache::saved_range(llama_seq_id seq_id) const {
-    const llama_seq_id n_seq = streams.size();
+    const llama_seq_id n_seq = sequences.size();
     if (seq_id >= n_seq) {
         throw std::runtime_error("seq_id must be below " + std::to_string(n_seq) + ", got " + std::to_string(seq_id));
     }
@@ -127,24 +114,21 @@ void morphkv_cache::write_state(llama_io_write_i & io, llama_seq_id seq_id, llam
     const auto         range = saved_range(seq_id);
     const llama_seq_id first = range.first, last = range.second;
 
-    morphkv_hashed_writer out(io);
+    morphkv_io_writer     bytes(io);
+    morphkv_hashed_writer out(bytes);
     const auto header = morphkv_make_state_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
                                                   archives ? &archives->of(first) : nullptr, flags);
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
-        write_stream(out, s);
+        morphkv_write_text(out, saved_text(s), archives != nullptr);
     }
     out.write_checksum();
 
     uint64_t n_marks = 0;
     for (llama_seq_id s = first; s <= last; ++s) {
-        auto write = [&](ggml_tensor * t, size_t offset, size_t size) {
-            io.write_tensor(t, offset, size);
+        for (const auto & slice : slices(s, sequences[s].text)) {
+            io.write_tensor(slice.tensor, slice.offset, slice.size);
             out.write_mark(++n_marks);
-        };
-        side.for_each_slice(s, n_used(s), write);
-        if (window) {
-            window->for_each_slice(s, window->get_run(s), write);
         }
         if (!archives) {
             continue;

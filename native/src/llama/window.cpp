@@ -1,5 +1,6 @@
 #include "llama/window.h"
 
+#include "device/graph-turn.h"
 #include "morphkv.h"
 
 #include "llama-batch.h"
@@ -14,8 +15,10 @@ morphkv_window::morphkv_window(const llama_model & model, const llama_hparams & 
                      n_seq_max, /*n_pad =*/1, hparams.n_swa, hparams.swa_type, /*mem_other =*/nullptr, filter, reuse,
                      /*share =*/nullptr),
       layers(morphkv_layers_of(*this, hparams)),
+      k_rot(morphkv_k_rot_of(*this)),
       n_swa(hparams.n_swa),
-      swa_type(hparams.swa_type) {}
+      swa_type(hparams.swa_type),
+      n_pos(hparams.n_pos_per_embd()) {}
 
 uint32_t morphkv_window::n_cells(const llama_hparams & hparams, uint32_t n_ubatch, bool is_full,
                                  uint32_t n_cells_base) {
@@ -23,79 +26,24 @@ uint32_t morphkv_window::n_cells(const llama_hparams & hparams, uint32_t n_ubatc
     return is_full ? std::max(res, n_cells_base) : res;
 }
 
-//
-// cells
-//
-
-uint32_t morphkv_window::newest_cell(llama_seq_id seq_id) const {
-    const auto &    cells  = get_cells(seq_id);
-    const llama_pos newest = cells.seq_pos_max(seq_id);
-
-    uint32_t res = 0;
-    while (cells.is_empty(res) || cells.pos_get(res) != newest) {
-        res++;
-    }
-    return res;
-}
-
-morphkv_window::cell_run morphkv_window::get_run(llama_seq_id seq_id) const {
-    const auto & cells = get_cells(seq_id);
-
-    cell_run res;
-    res.newest = cells.seq_pos_max(seq_id);
-    if (res.newest < 0) {
-        return res;
-    }
-    res.i_newest = newest_cell(seq_id);
-    res.tokens.resize(res.newest - cells.seq_pos_min(seq_id) + 1);
-    for (size_t i = 0; i < res.tokens.size(); ++i) {
-        res.tokens[res.tokens.size() - 1 - i] = cells.ext_get((res.i_newest + get_size() - i) % get_size()).tok;
-    }
-    return res;
-}
-
-void morphkv_window::set_run(llama_seq_id seq_id, const cell_run & run) {
-    const uint32_t n = run.tokens.size();
-    if (n == 0) {
-        return;
-    }
-    llama_batch_allocr balloc(1);
-    llama_ubatch       ubatch = balloc.ubatch_reserve(n, 1);
-    ubatch.seq_id_unq[0]      = seq_id;
-
-    slot_info sinfo = { (uint32_t) seq_id, (uint32_t) seq_id, { seq_id }, { {} } };
-    for (uint32_t i = 0; i < n; ++i) {
-        ubatch.pos[i]      = run.newest - (n - 1 - i);
-        ubatch.token[i]    = run.tokens[i];
-        ubatch.n_seq_id[i] = 1;
-        ubatch.seq_id[i]   = &seq_id;
-        sinfo.idxs[0].push_back((run.i_newest + get_size() - (n - 1 - i)) % get_size());
-    }
-    apply_ubatch(sinfo, ubatch);
-}
-
-llama_kv_cache::slot_info_vec_t morphkv_window::place(const std::vector<llama_ubatch> & ubatches) const {
-    // where each sequence's next token goes
-    std::vector<uint32_t> next;
-    for (llama_seq_id s = 0; s < (llama_seq_id) get_n_stream(); ++s) {
-        next.push_back(seq_pos_max(s) < 0 ? 0 : (newest_cell(s) + 1) % get_size());
-    }
-
+llama_kv_cache::slot_info_vec_t morphkv_window::assign_cells(std::vector<morphkv_ring_group>   rings,
+                                                             const std::vector<llama_ubatch> & ubatches) const {
     slot_info_vec_t res;
     for (const auto & ubatch : ubatches) {
         const uint32_t n_new = ubatch.n_tokens / ubatch.n_seqs_unq;
 
         slot_info sinfo = { LLAMA_MAX_SEQ, 0, {}, {} };
         for (uint32_t i = 0; i < ubatch.n_seqs_unq; ++i) {
-            const llama_seq_id s = ubatch.seq_id_unq[i];
+            const llama_seq_id s    = ubatch.seq_id_unq[i];
+            auto &             next = rings[s].i_next;
 
             sinfo.s0 = std::min<uint32_t>(sinfo.s0, s);
             sinfo.s1 = std::max<uint32_t>(sinfo.s1, s);
             sinfo.strm.push_back(s);
             sinfo.idxs.emplace_back();
             for (uint32_t j = 0; j < n_new; ++j) {
-                sinfo.idxs.back().push_back(next[s]);
-                next[s] = (next[s] + 1) % get_size();
+                sinfo.idxs.back().push_back(next);
+                next = (next + 1) % rings[s].n_cells;
             }
         }
         res.push_back(std::move(sinfo));
@@ -103,61 +51,47 @@ llama_kv_cache::slot_info_vec_t morphkv_window::place(const std::vector<llama_ub
     return res;
 }
 
-//
-// what can be taken back
-//
-
 bool morphkv_window::can_lose(llama_pos lost, llama_pos pos) const {
     return llama_hparams::is_masked_swa(n_swa, swa_type, lost, pos);
 }
 
-llama_pos morphkv_window::first_possible(llama_seq_id seq_id, llama_pos first) const {
-    const llama_pos oldest = seq_pos_min(seq_id);
-    if (oldest <= first) {
-        return std::max(first, 0);
+std::vector<llama_token> morphkv_window::get_tokens(llama_seq_id seq_id, const morphkv_ring_group & ring) const {
+    std::vector<llama_token> res;
+    for (int32_t i = ring.n_held - 1; i >= 0; --i) {
+        res.push_back(get_cells(seq_id).ext_get(ring.cell_of(i)).tok);
     }
-    llama_pos lo = oldest;
-    llama_pos hi = seq_pos_max(seq_id) + 1;
-    while (lo < hi) {
-        const llama_pos mid = lo + (hi - lo) / 2;
-        if (can_lose(oldest - 1, mid)) {
-            hi = mid;
-        } else {
-            lo = mid + 1;
-        }
-    }
-    return lo;
+    return res;
 }
 
-// While the ring is full, attention reads all of it. Where its last 256 cells have become free it reads less, and on several
-// threads it sums in another order.
-llama_pos morphkv_window::first_exact(llama_seq_id seq_id, llama_pos first) const {
-    const llama_pos possible = first_possible(seq_id, first);
-    const llama_pos oldest   = seq_pos_min(seq_id);
-    const llama_pos end      = oldest + get_size();  // behind the newest that there has been
-    return oldest <= first ? possible : std::min(std::max(possible, end - 256), seq_pos_max(seq_id) + 1);
+void morphkv_window::set_tokens(llama_seq_id seq_id, const morphkv_text & text,
+                                const std::vector<llama_token> & tokens) {
+    const auto &  ring = *text.windowed;
+    morphkv_cells cells;
+    for (int32_t i = 0; i < ring.n_held; ++i) {
+        const int32_t n_before_newest = ring.n_held - 1 - i;
+        cells.add(ring.cell_of(n_before_newest), text.n_tokens() - 1 - n_before_newest, tokens[i]);
+    }
+    morphkv_set_cells(*this, seq_id, cells, text.positions, n_pos);
 }
 
-void morphkv_window::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst) {
-    set_run(seq_id_dst, get_run(seq_id_src));
+std::vector<morphkv_slice> morphkv_window::slices(llama_seq_id seq_id, const morphkv_ring_group & ring) const {
+    const uint32_t n_after = std::min(ring.n_held, ring.n_held > 0 ? ring.cell_of(0) + 1 : 0);
+    const uint32_t n_end   = ring.n_held - n_after;  // those before lie at the ring's end
 
-    ggml_init_params params = { 4 * layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true };
-    ggml_context_ptr ctx(ggml_init(params));
+    std::vector<morphkv_slice> res;
     for (const auto & layer : layers) {
         for (ggml_tensor * t : { layer.k, layer.v }) {
-            auto view = [&](llama_seq_id s) {
-                ggml_tensor * res = ggml_view_2d(ctx.get(), t, t->ne[0], t->ne[1], t->nb[1], s * t->nb[2]);
-                ggml_backend_view_init(res);
-                return res;
+            auto rows = [&](uint32_t i_first, uint32_t n_rows) {
+                if (n_rows > 0) {
+                    res.push_back({ t, seq_id * t->nb[2] + i_first * t->nb[1], n_rows * t->nb[1] });
+                }
             };
-            ggml_backend_tensor_copy(view(seq_id_src), view(seq_id_dst));
+            rows(ring.n_cells - n_end, n_end);
+            rows(n_after > 0 ? ring.cell_of(0) + 1 - n_after : 0, n_after);
         }
     }
+    return res;
 }
-
-//
-// rotary positions
-//
 
 void morphkv_window::note_rope(const ggml_tensor * k, int32_t il) {
     for (auto & layer : layers) {
@@ -165,17 +99,6 @@ void morphkv_window::note_rope(const ggml_tensor * k, int32_t il) {
             layer.rope = morphkv_find_rope(k);
         }
     }
-}
-
-void morphkv_window::build_rotate(morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer,
-                                  llama_seq_id seq_id, int32_t delta, ggml_tensor * rot) const {
-    ggml_context * ctx  = inputs.ctx;
-    const int64_t  n    = get_cells(seq_id).used_max_p1();
-    ggml_tensor *  keys = ggml_view_2d(ctx, layer.k, layer.k->ne[0], n, layer.k->nb[1], seq_id * layer.k->nb[2]);
-
-    const std::vector<int32_t> deltas(n * layer.n_head_kv, delta);
-    ggml_tensor *              input = inputs.add(GGML_TYPE_I32, deltas.size(), 1, deltas);
-    ggml_build_forward_expand(gf, morphkv_build_rotate(ctx, keys, layer.n_head_kv, input, layer.rope, rot));
 }
 
 //

@@ -1,0 +1,100 @@
+#include "core/plan.h"
+
+#include <algorithm>
+
+morphkv_plan::morphkv_plan(std::vector<morphkv_text> texts_in, std::vector<morphkv_batch_part> parts_in,
+                           int32_t n_draft, int32_t limit)
+    : texts(std::move(texts_in)),
+      parts(std::move(parts_in)),
+      limit(limit) {
+    for (const auto & part : parts) {
+        const bool is_draft = part.n <= n_draft && part.n_logits == part.n;
+        n_steps.push_back(part.n == 1 || is_draft ? part.n : 0);
+        prompts.push_back(n_steps.back() == 0);
+    }
+}
+
+bool morphkv_plan::is_due(int32_t i_text, size_t i_group) const {
+    const auto &  text   = texts[i_text];
+    const auto &  shape  = text.groups[i_group].shape;
+    const int32_t n_used = text.n_used(i_group);
+    const int32_t n_step = n_steps[i_text];
+    if (n_used >= shape.n_limit) {
+        return true;
+    }
+    if (n_step == 0) {
+        return false;
+    }
+    if (n_used + n_step > shape.n_limit && n_used > shape.capacity) {
+        // before a draft rather than inside of it: what is in the cache now stays, a draft may be taken back
+        return true;
+    }
+    // While there are free cells the cut waits: for the first token behind a prompt, as that may be the prompt's own
+    // last one, and after a long rollback until enough tokens have come to vote.
+    return n_used >= shape.capacity + shape.interval && text.n_tokens() - 1 > text.newest_of_prompt &&
+           (int32_t) text.voters().size() == text.votes;
+}
+
+// A rebase falls before the token whose rotary position is the limit, however the tokens come.
+morphkv_text morphkv_plan::made_ready(int32_t i_text, std::vector<size_t> * cuts) const {
+    morphkv_text res = texts[i_text];
+    for (size_t i = 0; i < res.groups.size(); ++i) {
+        if (is_due(i_text, i)) {
+            res.note_cut(i);
+            if (cuts) {
+                cuts->push_back(i);
+            }
+        }
+    }
+    if (limit > 0 && !res.is_empty() && res.positions.next() - res.rotary_offset >= limit) {
+        res.rotary_offset = res.rebase_offset(limit);
+    }
+    return res;
+}
+
+int32_t morphkv_plan::n_room(int32_t i_text) const {
+    const morphkv_text text = made_ready(i_text, nullptr);
+
+    int32_t n_cells = INT32_MAX;
+    for (size_t i = 0; i < text.groups.size(); ++i) {
+        n_cells = std::min(n_cells, text.groups[i].shape.n_limit - text.n_used(i));
+    }
+    const int32_t next     = text.is_empty() ? parts[i_text].pos : text.positions.next();
+    const int32_t n_rotary = limit - (next - text.rotary_offset);
+    return limit > 0 && n_rotary > 0 ? std::min(n_cells, n_rotary) : n_cells;
+}
+
+int32_t morphkv_plan::n_most(int32_t n_ubatch, bool is_careful) const {
+    int64_t room     = INT32_MAX;
+    int64_t n_active = 0;
+    for (size_t i = 0; i < texts.size(); ++i) {
+        if (parts[i].n > 0) {
+            room = std::min<int64_t>(room, n_room(i));
+            n_active++;
+        }
+    }
+    return std::min<int64_t>(n_ubatch, is_careful ? room : room * n_active);
+}
+
+bool morphkv_plan::add(const std::vector<int32_t> & i_texts, int32_t n, std::vector<morphkv_planned_text> & planned) {
+    planned.clear();
+    for (const int32_t i_text : i_texts) {
+        if (n > n_room(i_text)) {
+            return false;
+        }
+        morphkv_planned_text cur{ i_text, {}, {} };
+        texts[i_text] = made_ready(i_text, &cur.cuts);
+
+        auto & text = texts[i_text];
+        auto & part = parts[i_text];
+        for (size_t i = 0; i < text.groups.size(); ++i) {
+            cur.first_cells.push_back(text.n_used(i));
+        }
+        text.append(text.is_empty() ? part.pos : text.positions.next(), n, prompts[i_text]);
+        part.n -= n;
+        part.pos += n;
+        n_steps[i_text] = 0;
+        planned.push_back(std::move(cur));
+    }
+    return true;
+}

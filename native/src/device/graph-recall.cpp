@@ -1,0 +1,140 @@
+#include "device/graph-recall.h"
+
+#include "core/params.h"
+#include "device/evict.h"
+#include "device/graph-turn.h"
+#include "device/stack.h"
+#include "device/votes-cpu.h"
+
+#include "ggml-alloc.h"
+#include "ggml-cpp.h"
+
+#include <cstring>
+
+static constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
+static constexpr size_t  N_BYTES   = 256u << 20;  // of rows in memory at once, where that is more than one layer's
+static constexpr size_t  N_TENSORS = 24;          // of a layer in a graph, votes apart
+static_assert(N_PAGE == MORPHKV_VOTES_PAGE);
+
+std::string morphkv_read_votes(morphkv_runner & runner, const std::vector<morphkv_side_layer> & layers,
+                               const morphkv_k_rot & k_rot, uint32_t i_stream, int32_t n_distant,
+                               const morphkv_evict_policy & policy, const std::vector<int32_t> & vote_rows,
+                               const std::vector<int32_t> & turn, morphkv_layer_floats & queries,
+                               morphkv_layer_floats & votes) {
+    morphkv_evict_shape shape{};
+    shape.n_distant = n_distant;
+    shape.n_votes   = vote_rows.size();
+
+    ggml_tensor * rot    = nullptr;
+    ggml_tensor * deltas = nullptr;
+    size_t        il     = 0;
+
+    morphkv_evict_inputs inp{};
+    auto                 begin = [&](morphkv_inputs & inputs) {
+        inp.vote_rows = inputs.add(GGML_TYPE_I32, vote_rows.size(), 1, vote_rows);
+        deltas        = inputs.add(GGML_TYPE_I32, vote_rows.size(), 1, turn);
+        rot           = k_rot.add_to(inputs);
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        ggml_context *            ctx = inputs.ctx;
+        const morphkv_evict_layer cur = morphkv_stack_layer(ctx, { &layer }, i_stream, inputs.backend);
+        ggml_tensor *             v   = morphkv_build_votes(ctx, cur, shape, policy, inp);
+        ggml_build_forward_expand(gf, v);
+        inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
+
+        const bool    rotates = layer.rope.is == morphkv_rope::kind::ROTATED;
+        ggml_tensor * q       = ggml_get_rows(ctx, cur.ring, inp.vote_rows);
+        q = morphkv_build_unrotated(ctx, q, layer.n_head, rotates ? deltas : nullptr, layer.rope, rot);
+        ggml_build_forward_expand(gf, q);
+        inputs.read(q, [&queries, i = il](const std::vector<float> & data) { queries[i] = data; });
+        il++;
+    };
+    queries.resize(layers.size());
+    votes.resize(layers.size());
+    return runner.run(morphkv_refs(layers), morphkv_max_vote_tensors(layers, vote_rows.size()) + N_TENSORS, begin,
+                      build);
+}
+
+[[noreturn]] static void fail(const std::string & why) {
+    throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: " + why);
+}
+
+void morphkv_device_scorer::score(const std::vector<morphkv_side_layer> & host, size_t i_first, int32_t n_page,
+                                  int32_t n_skip, std::vector<float> & scores) const {
+    size_t il    = i_first;
+    auto   begin = [](morphkv_inputs &) {
+    };
+    auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
+        const int64_t n_embd_q = layer.k->ne[0] / layer.n_head_kv * layer.n_head;
+        ggml_tensor * q        = inputs.add(GGML_TYPE_F32, n_embd_q, queries[il].size() / n_embd_q, queries[il]);
+        ggml_tensor * k        = morphkv_side::stream(inputs.ctx, layer.k, 0);
+
+        morphkv_votes_params params{};
+        params.n_old     = k->ne[1];
+        params.n_head_kv = layer.n_head_kv;
+        params.scale     = layer.kq_scale;
+        params.softcap   = layer.softcap;
+        params.n_page    = n_page;
+        params.n_skip    = n_skip;
+        ggml_tensor * s  = morphkv_build_page_scores(inputs.ctx, k, q, params);
+        ggml_build_forward_expand(gf, s);
+        inputs.read(s, [&scores](const std::vector<float> & data) {
+            for (size_t i = 0; i < data.size(); ++i) {
+                // a cache may hold NaN, which cannot be sorted
+                scores[i % scores.size()] += data[i] > 0.0f ? data[i] : 0.0f;
+            }
+        });
+        il++;
+    };
+    morphkv_runner    runner(engine);
+    const std::string why = runner.run(morphkv_refs(host), N_TENSORS, begin, build);
+    if (!why.empty()) {
+        fail(why);
+    }
+}
+
+std::vector<float> morphkv_device_scorer::by_index() {
+    ggml_context_ptr ctx(ggml_init({ layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+    std::vector<morphkv_side_layer>      host(layers.begin(), layers.begin() + queries.size());
+    std::vector<ggml_backend_buffer_ptr> buffers;
+    for (size_t il = 0; il < host.size(); ++il) {
+        host[il].k = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, host[il].k->ne[0], archive.n_places(), 1);
+        buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(archive.index_rows(il), ggml_nbytes(host[il].k)));
+        ggml_backend_tensor_alloc(buffers.back().get(), host[il].k, archive.index_rows(il));
+    }
+    std::vector<float> res(archive.n_places());
+    score(host, 0, 1, 0, res);
+    return res;
+}
+
+std::vector<float> morphkv_device_scorer::by_rows(const std::vector<int64_t> & pages, int32_t n_skip) {
+    std::vector<float> res(pages.size());
+    size_t             last = 0;
+    for (size_t first = 0; first < queries.size(); first = last) {
+        for (size_t n_bytes = 0; last < queries.size() && (last == first || n_bytes <= N_BYTES); ++last) {
+            n_bytes += pages.size() * N_PAGE * archive.layout.k_bytes(last);
+        }
+        ggml_context_ptr ctx(ggml_init({ (last - first) * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+        std::vector<morphkv_side_layer> host(layers.begin() + first, layers.begin() + last);
+        for (auto & layer : host) {
+            layer.k = ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.k->ne[0], pages.size() * N_PAGE, 1);
+        }
+        ggml_backend_buffer_ptr buffer(
+            ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
+        if (!buffer) {
+            fail("out of memory");
+        }
+        for (size_t i = 0; i < pages.size(); ++i) {
+            const auto page = archive.find_page(pages[i]);
+            if (!page) {
+                return {};
+            }
+            for (size_t il = first; il < last; ++il) {
+                const size_t n = N_PAGE * archive.layout.k_bytes(il);
+                memcpy((char *) host[il - first].k->data + i * n, page->data() + archive.layout.layers[il].k_at, n);
+            }
+        }
+        score(host, first, N_PAGE, n_skip, res);
+    }
+    return res;
+}

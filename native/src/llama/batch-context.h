@@ -1,0 +1,51 @@
+// Contexts of a batch: what llama.cpp goes through it with, and what its graphs find the caches in.
+#pragma once
+
+#include "llama/memory.h"
+
+// A batch context that has a MorphKV cache in it.
+class morphkv_context {
+public:
+    virtual ~morphkv_context() = default;
+
+    virtual morphkv_cache * get_cache() const = 0;
+};
+
+class morphkv_cache_context : public llama_kv_cache_context, public morphkv_context {
+public:
+    // the full cache, for worst-case graphs
+    explicit morphkv_cache_context(morphkv_cache * mkv);
+    morphkv_cache_context(morphkv_cache * mkv, morphkv_cache::batch_plan plan);
+
+    bool next() override;
+    bool apply() override;
+
+    morphkv_cache * get_cache() const override { return mkv; }
+
+private:
+    morphkv_cache * mkv;
+
+    std::vector<std::vector<llama_seq_id>> cuts;       // by micro-batch
+    std::vector<bool>                      is_prompt;  // by sequence
+    size_t                                 i_next = 0;
+};
+
+// The same for a model with sliding-window layers: what its graph takes the two caches from.
+class morphkv_iswa_context : public llama_kv_cache_iswa_context, public morphkv_context {
+public:
+    morphkv_iswa_context(std::vector<llama_ubatch> ubatches, std::unique_ptr<morphkv_cache_context> base,
+                         std::unique_ptr<morphkv_window_context> window);
+
+    // The windowed layers get no tokens that the others could not take.
+    bool apply() override;
+
+    morphkv_cache * get_cache() const override { return base->get_cache(); }
+
+private:
+    morphkv_iswa_context(std::vector<llama_ubatch> ubatches, morphkv_cache_context * base,
+                         morphkv_window_context * window);
+
+    // owned by the class that this is derived from
+    morphkv_cache_context *  base;
+    morphkv_window_context * window;
+};

@@ -1,0 +1,171 @@
+// A cut, and a rebase: what a text says is due, the device's part, and what llama.cpp's cells have to know of it afterwards.
+//
+// Rebase: callers' positions go on for ever, those that RoPE sees stay below a limit. When the next rotary position would reach
+// it, all keys and the queries in the ring are turned. The recent tokens and those that came up to n_near() before them keep
+// their distances; older ones come to stand at 0, 1, 2, ... in their order, head by head. Only then: closing gaps at every
+// eviction was measurably worse, and so was closing all of them, which puts the oldest tokens right before the recent ones
+// (native/README.md).
+
+#include "device/evict.h"
+#include "device/graph-turn.h"
+#include "device/moves.h"
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama/memory.h"
+
+#include <algorithm>
+
+// A sequence that is changed in part is cleared: no right state is left of it.
+bool morphkv_cache::fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed) {
+    if (has_changed) {
+        clear_sequence(seq_id);
+    }
+    const std::string sentence = std::string(what) + " failed: " + why + "; sequence " + std::to_string(seq_id) +
+                                 (has_changed ? " was half changed and has been cleared" : " is unchanged");
+    LLAMA_LOG_ERROR("%s: MorphKV: %s\n", __func__, sentence.c_str());
+    morphkv_error_set(MORPHKV_STATUS_FAILED, sentence.c_str());
+    return false;
+}
+
+morphkv_evict_policy morphkv_cache::vote_policy() const {
+    return { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, params.decay };
+}
+
+bool morphkv_cache::cut(llama_seq_id seq_id) {
+    const int64_t t_start_us = ggml_time_us();
+
+    for (const auto & layer : side.layers) {
+        if (layer.kq_scale == 0.0f) {
+            return fail("eviction", seq_id,
+                        "layer " + std::to_string(layer.il) +
+                            " attends without showing its queries, so this architecture cannot be served",
+                        false);
+        }
+    }
+
+    auto &       text  = sequences[seq_id].text;
+    const auto & group = text.groups[GROUP];
+
+    morphkv_eviction eviction{};
+    eviction.policy = vote_policy();
+    if (params.policy == MORPHKV_POLICY_MORPHKV) {
+        for (const int32_t serial : text.voters()) {
+            eviction.vote_rows.push_back(text.query_row(serial));
+        }
+    }
+    auto & shape    = eviction.shape;
+    shape.n_keep    = text.n_keep;
+    shape.n_distant = n_distant;
+    shape.n_grad    = text.n_used(GROUP) - params.capacity;
+    shape.n_window  = params.window;
+    shape.n_votes   = eviction.vote_rows.size();
+    GGML_ASSERT(shape.n_grad > 0);
+    for (int32_t i = 0; i < shape.n_grad; ++i) {
+        eviction.graduates.push_back(group.serial_in(n_distant + i));
+    }
+    eviction.seed       = params.seed;
+    eviction.i_eviction = group.n_evictions;
+
+    if (!group.has_evicted()) {
+        ggml_backend_sched_synchronize(engine.sched());
+        side.set_first_serials(seq_id);
+    }
+    const int32_t archive_end = archives ? archives->of(seq_id).end() : 0;
+    if (archives) {
+        archive_cells(seq_id, shape.n_old());
+    }
+
+    morphkv_runner runner(engine);
+    runner.inject_failure = inject_failure;
+    runner.measure        = shape.n_old() > n_old_measured;
+    const std::string why = morphkv_run_eviction(runner, side.layers, seq_id, eviction);
+    scratch_bytes         = std::max(scratch_bytes, runner.scratch_bytes);
+    const double took_ms  = (ggml_time_us() - t_start_us) / 1000.0;
+    evict_ms += took_ms;
+    seq_evict_ms[seq_id] += took_ms;
+
+    if (!why.empty()) {
+        if (archives) {
+            archives->of(seq_id).truncate(archive_end);
+        }
+        return fail("eviction", seq_id, why, runner.has_changed);
+    }
+    n_old_measured = std::max(n_old_measured, shape.n_old());
+
+    // the graduates' cells are free, the window's stand at the start of the recent region
+    const std::vector<llama_token> tokens = get_tokens(seq_id, n_used(seq_id) - params.window);
+    llama_kv_cache::seq_rm(seq_id, get_cells(seq_id).pos_get(n_distant), -1);
+    text.note_cut(GROUP);
+    set_tokens(seq_id, n_distant, tokens);
+    return true;
+}
+
+//
+// rebase
+//
+
+std::vector<morphkv_moved_layer> morphkv_cache::moved_layers() const {
+    std::vector<morphkv_moved_layer> res;
+    for (const auto & layer : side.layers) {
+        res.push_back({ layer.n_head_kv, layer.rope.is == morphkv_rope::kind::ROTATED });
+    }
+    return res;
+}
+
+static float bits_of(ggml_type type) {
+    return 8.0f * ggml_type_size(type) / ggml_blck_size(type);
+}
+
+morphkv_move_plan morphkv_cache::plan_moves(llama_seq_id seq_id, int32_t offset, int32_t base,
+                                            const std::vector<morphkv_slots> & slots, const morphkv_pages & pages) {
+    const morphkv_archive * archive  = archives ? &archives->of(seq_id) : nullptr;
+    const bool              is_exact = archive && bits_of(archive->layout.type_k) >= bits_of(side.layers[0].k->type);
+    return morphkv_plan_moves(sequences[seq_id].text, GROUP, moved_layers(), slots, pages, archive, is_exact,
+                              keeps_originals ? &sequences[seq_id].originals : nullptr, offset, base);
+}
+
+std::string morphkv_cache::run_moves(llama_seq_id seq_id, const std::vector<morphkv_move> & moves, int32_t query_delta,
+                                     morphkv_runner & runner) {
+    const morphkv_page_layout * layout = archives ? &archives->of(seq_id).layout : nullptr;
+    if (!window) {
+        return morphkv_run_moves(runner, side.layers, k_rot, nullptr, seq_id, moves, layout, query_delta);
+    }
+    const morphkv_turned_window turned = { window->layers, window->k_rot,
+                                           sequences[seq_id].text.windowed->n_spanned() };
+    return morphkv_run_moves(runner, side.layers, k_rot, &turned, seq_id, moves, layout, query_delta);
+}
+
+bool morphkv_cache::make_rotary_room(llama_seq_id seq_id, llama_pos pos) {
+    const llama_pos limit = rope_limit();
+    if (limit == 0 || pos - rotary_offset(seq_id) < limit || n_used(seq_id) == 0) {
+        return true;
+    }
+    return rebase(seq_id);
+}
+
+bool morphkv_cache::rebase(llama_seq_id seq_id) {
+    auto &        text   = sequences[seq_id].text;
+    const int32_t offset = text.rebase_offset(rope_limit());
+
+    ggml_backend_sched_synchronize(engine.sched());
+    std::vector<morphkv_slots> slots;
+    for (size_t il = 0; text.has_evicted() && il < side.layers.size(); ++il) {
+        const auto serials = side.get_serials(side.layers[il], seq_id);
+        slots.push_back({ serials, serials });
+    }
+    morphkv_runner runner(engine);
+    runner.inject_failure = inject_failure;
+    morphkv_move_plan plan;
+    std::string       why;
+    try {
+        plan = plan_moves(seq_id, offset, /*base =*/0, slots, {});
+        why  = run_moves(seq_id, plan.layers, text.rotary_offset - offset, runner);
+    } catch (const std::exception & err) {
+        why = err.what();
+    }
+    if (!why.empty()) {
+        return fail("rebase", seq_id, why, runner.has_changed);
+    }
+    text.note_rebase(offset, { std::move(plan.ranked) });
+    return true;
+}

@@ -1,0 +1,81 @@
+#include "llama/engine.h"
+
+#include "llama-context.h"
+
+#include <vector>
+
+// While our graphs run on a context's scheduler.
+class morphkv_run_guard {
+public:
+    // Nothing of a half changed sequence could be kept, and a run takes milliseconds: a host's abort waits for its end.
+    explicit morphkv_run_guard(llama_context * lctx)
+        : lctx(lctx),
+          callback(lctx->abort_callback),
+          data(lctx->abort_callback_data),
+          sizes(buffer_sizes()) {
+        set(nullptr, nullptr);
+    }
+    ~morphkv_run_guard() {
+        set(callback, data);
+        // the context would warn of buffers that have grown
+        const std::vector<size_t> now = buffer_sizes();
+        for (size_t i = 0; i < now.size(); ++i) {
+            lctx->backend_buf_exp_size[i] += now[i] - sizes[i];
+        }
+    }
+
+private:
+    void set(ggml_abort_callback new_callback, void * new_data) {
+        // it writes to the log
+        if (callback) {
+            lctx->set_abort_callback(new_callback, new_data);
+        }
+    }
+
+    std::vector<size_t> buffer_sizes() const {
+        std::vector<size_t> res;
+        for (ggml_backend_t backend : lctx->backend_ptrs) {
+            res.push_back(ggml_backend_sched_get_buffer_size(lctx->get_sched(), backend));
+        }
+        return res;
+    }
+
+    llama_context *           lctx;
+    const ggml_abort_callback callback;
+    void * const              data;
+    const std::vector<size_t> sizes;
+};
+
+morphkv_context_engine::morphkv_context_engine()  = default;
+morphkv_context_engine::~morphkv_context_engine() = default;
+
+void morphkv_context_engine::begin() {
+    guard = std::make_unique<morphkv_run_guard>(lctx);
+    n_uses++;
+}
+
+void morphkv_context_engine::end() {
+    guard.reset();
+}
+
+ggml_backend_sched_t morphkv_context_engine::sched() {
+    return lctx->get_sched();
+}
+
+ggml_cgraph * morphkv_context_engine::new_graph() {
+    auto * res = lctx->get_gf_res_reserve();
+    res->reset();
+    return res->get_gf();
+}
+
+ggml_context * morphkv_context_engine::graph_context() {
+    return lctx->get_gf_res_reserve()->get_ctx();
+}
+
+size_t morphkv_context_engine::max_nodes() {
+    return lctx->get_gf_res_reserve()->get_max_nodes();
+}
+
+ggml_status morphkv_context_engine::compute(ggml_cgraph * gf) {
+    return lctx->graph_compute(gf, /*batched =*/true);
+}

@@ -1,0 +1,118 @@
+// What hosts ask a cache.
+
+#include "llama/memory.h"
+
+std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() const {
+    auto res = kv_breakdown();
+    side.add_breakdown(res);
+    return res;
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::kv_breakdown() const {
+    auto res = llama_kv_cache::memory_breakdown();
+    if (window) {
+        for (const auto & [buft, n_bytes] : window->memory_breakdown()) {
+            res[buft] += n_bytes;
+        }
+    }
+    return res;
+}
+
+void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
+    const auto & sequence = sequences.at(seq_id);
+    const auto & text     = sequence.text;
+    const auto & group    = text.groups[GROUP];
+
+    out.capacity          = params.capacity;
+    out.keep              = text.n_keep;
+    out.n_cells           = get_size();
+    out.n_limit           = n_limit(params);
+    out.n_distant         = n_distant;
+    out.n_used            = n_used(seq_id);
+    out.n_seq_max         = sequences.size();
+    out.logical_pos       = seq_pos_max(seq_id);
+    out.complete_pos      = seq_pos_min(seq_id);
+    out.exact_pos         = text.pos_of(text.first_exact(can_lose()));
+    out.rope_limit        = rope_limit();
+    out.rotary_offset     = text.rotary_offset;
+    out.n_rebases         = text.n_rebases;
+    out.n_evictions       = group.n_evictions;
+    out.n_evicted         = group.n_evicted;
+    out.kv_bytes          = 0;
+    out.archive_bytes     = 0;
+    out.n_archived        = 0;
+    out.n_archive_lost    = 0;
+    out.n_archive_damaged = 0;
+    out.extra_bytes       = side.n_bytes();
+    for (const auto & s : sequences) {
+        const auto & ranked = s.text.groups[GROUP].ranked;
+        out.extra_bytes += ranked ? ranked->size() * sizeof(int32_t) : 0;
+        for (const auto & of_layer : s.originals) {
+            out.extra_bytes += of_layer.serial.size() * sizeof(int32_t) + of_layer.k.size();
+        }
+    }
+    out.scratch_bytes = scratch_bytes;
+    out.evict_ms      = evict_ms;
+    out.seq_evict_ms  = seq_evict_ms.at(seq_id);
+    for (const auto & [_, n_bytes] : kv_breakdown()) {
+        out.kv_bytes += n_bytes;
+    }
+    out.n_recalls  = text.n_recalls;
+    out.n_recalled = text.n_recalled;
+    out.recall_ms  = sequence.recall_ms;
+    out.archive_ms = archive_ms;
+    if (archives) {
+        const auto counts     = archives->count(seq_id);
+        out.n_archived        = counts.n_held;
+        out.n_archive_lost    = counts.n_lost;
+        out.n_archive_damaged = counts.n_damaged;
+        out.archive_bytes     = archives->n_bytes();
+        out.extra_bytes += archives->n_staged_bytes();
+    }
+}
+
+void morphkv_cache::set_keep(llama_seq_id seq_id, int32_t n_keep) {
+    const std::string got = ", got " + std::to_string(n_keep);
+    if (n_keep < 0 || n_keep >= (int32_t) n_distant) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID,
+                            "keep must be in 0.." + std::to_string(n_distant - 1) + " (below capacity - window)" + got);
+    }
+    auto & text = sequences.at(seq_id).text;
+    if (text.has_evicted() && n_keep > text.n_keep) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID, "keep must not exceed " + std::to_string(text.n_keep) +
+                                                        " after the sequence's first eviction" + got);
+    }
+    text.n_keep = n_keep;
+}
+
+const morphkv_side_layer & morphkv_cache::side_layer(int32_t il) const {
+    for (const auto & layer : side.layers) {
+        if (layer.il == il) {
+            return layer;
+        }
+    }
+    std::string got = ", got " + std::to_string(il);
+    for (const auto & layer : window ? window->layers : std::vector<morphkv_side_layer>()) {
+        if (layer.il == il) {
+            got += ", which has a sliding window and no distant tokens";
+        }
+    }
+    throw morphkv_error(MORPHKV_STATUS_INVALID, "layer must be one that has a KV cache" + got);
+}
+
+void morphkv_cache::get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const {
+    n_head_kv = side_layer(il).n_head_kv;
+    n_distant = this->n_distant;
+}
+
+std::vector<int32_t> morphkv_cache::get_retained(llama_seq_id seq_id, int32_t il) const {
+    const auto & layer = side_layer(il);
+    if (!has_evicted(seq_id)) {
+        return std::vector<int32_t>(layer.n_head_kv * n_distant, -1);
+    }
+    std::vector<int32_t> res = side.get_serials(layer, seq_id);
+    for (int32_t & token : res) {
+        token = sequences[seq_id].text.pos_of(token);
+    }
+    return res;
+}
