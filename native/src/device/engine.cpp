@@ -114,7 +114,7 @@ std::string morphkv_runner::run(const std::vector<const morphkv_side_layer *> & 
     return "";
 }
 
-static void place(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
+static void assign(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
     ggml_backend_sched_reset(sched);
     ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);
     for (size_t i = 0; i < backends.size(); ++i) {
@@ -127,7 +127,7 @@ static void place(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vecto
 }
 
 std::string morphkv_runner::reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
-    place(engine.sched(), gf, backends);
+    assign(engine.sched(), gf, backends);
     const bool is_reserved = ggml_backend_sched_reserve(engine.sched(), gf);
     ggml_backend_sched_reset(engine.sched());
     return is_reserved ? "" : ggml_status_to_string(GGML_STATUS_ALLOC_FAILED);
@@ -144,7 +144,7 @@ std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inp
         scratch_bytes = std::max(scratch_bytes, n_bytes);
     }
 
-    place(sched, gf, backends);
+    assign(sched, gf, backends);
     const morphkv_crossings crossings(gf);
     if (!ggml_backend_sched_alloc_graph(sched, gf) || (inject_failure && inject_failure(step::ALLOC))) {
         return ggml_status_to_string(GGML_STATUS_ALLOC_FAILED);
