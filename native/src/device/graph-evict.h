@@ -30,7 +30,7 @@ struct morphkv_evict_policy {
     float          decay;
 };
 
-// One layer of one sequence, or several that are alike (morphkv-stack.h), all on one device.
+// One layer of one sequence, or several that are alike (device/stack.h), all on one device.
 struct morphkv_evict_layer {
     ggml_tensor * k;     // (n_layers, n_cells, n_head_kv*n_embd_head_k), a stream of the cache
     ggml_tensor * v;     // (n_layers, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K

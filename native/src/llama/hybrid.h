@@ -35,7 +35,7 @@ public:
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // The cache's state, then the recurrent one in llama.cpp's format (morphkv-recurrent.h). All or nothing.
+    // The cache's state, then the recurrent one in llama.cpp's format (llama/recurrent.h). All or nothing.
     void state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const override;
     void state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) override;
 
