@@ -6,6 +6,8 @@
 
 #include <cstring>
 
+using bytes = std::vector<uint8_t>;
+
 static const morphkv_cache & cache_of(const context_ptr & ctx) {
     return dynamic_cast<const morphkv_cache &>(*(llama_memory_i *) memory(ctx));
 }
@@ -83,9 +85,34 @@ static void test_whether_keys_are_multiplied_is_read_from_the_graph() {
     }
 }
 
+// With M-RoPE a cell knows a row and a column besides, by which images are masked. Of words they are the position.
+static void test_cells_that_move_keep_their_row_and_column() {
+    tiny_shape shape;
+    shape.arch       = "qwen2vl";
+    shape.n_head     = 2;  // as wide as the embedding
+    shape.n_head_kv  = 1;
+    const auto model = tiny_model_load(shape);
+    const auto ctx   = create(model.get(), small_params(), context_params(2));
+    CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
+    decode_to_a_cut(ctx);
+    llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
+    bytes state(llama_state_seq_get_size(ctx.get(), 1));
+    CHECK(llama_state_seq_get_data(ctx.get(), state.data(), state.size(), 1) == state.size());
+    CHECK(morphkv_state_load(ctx.get(), 0, state.data(), state.size(), 0) == MORPHKV_STATUS_OK);
+    for (const llama_seq_id seq : { 0, 1 }) {
+        const auto & cells = cache_of(ctx).get_cells(seq);
+        CHECK((int32_t) cells.get_used() == stats(ctx, seq).n_used && stats(ctx, seq).n_evictions > 0);
+        for (int32_t i = 0; i < stats(ctx, seq).n_used; ++i) {
+            CHECK(cells.ext_get(i).x == cells.pos_get(i) && cells.ext_get(i).y == cells.pos_get(i));
+        }
+    }
+}
+
 int main() {
     log_errors_only();
     test_a_layer_without_heads_is_left_out();
     test_whether_keys_are_multiplied_is_read_from_the_graph();
+    test_cells_that_move_keep_their_row_and_column();
     return 0;
 }

@@ -97,6 +97,10 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
         gguf_set_arr_data(gguf.get(), (a + ".attention.sliding_window_pattern").c_str(), GGUF_TYPE_UINT32,
                           shape.is_windowed.data(), shape.is_windowed.size());
     }
+    if (a == "qwen2vl") {
+        const int32_t sections[] = { 6, 5, 5, 0 };  // pairs of dimensions that are rotated by t, h and w
+        gguf_set_arr_data(gguf.get(), (a + ".rope.dimension_sections").c_str(), GGUF_TYPE_INT32, sections, 4);
+    }
     if (a == "granite" || a == "granite_swa") {
         gguf_set_val_f32(gguf.get(), (a + ".logit_scale").c_str(), 1.0f);
     }

@@ -61,7 +61,7 @@ void lay_out_keys(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
             keys[j]            = (const char *) k->data + cell * k->nb[1] + h * k_bytes;
         }
         morphkv_votes_best_kernels().lay_out(k->type, keys, n_embd, rows.data(),
-                              (float *) ((char *) dst->data + h * dst->nb[2] + i_tile * dst->nb[1]));
+                                             (float *) ((char *) dst->data + h * dst->nb[2] + i_tile * dst->nb[1]));
     }
 }
 
@@ -86,16 +86,16 @@ void compute_votes(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
         const int64_t first = i % n_parts * n_part;
 
         const morphkv_votes_task t{ (const float *) tiles->data + h * tiles->ne[0] * n_tiles,
-                      queries.data(),
-                      sinks ? (const float *) sinks->data + h * n_group : nullptr,
-                      logits.data(),
-                      inv_sum.data(),
-                      (float *) dst->data + i * dst->ne[0],
-                      n_tiles,
-                      n_embd,
-                      std::min(n_part, n_votes - first),
-                      n_group,
-                      params_of(dst) };
+                                    queries.data(),
+                                    sinks ? (const float *) sinks->data + h * n_group : nullptr,
+                                    logits.data(),
+                                    inv_sum.data(),
+                                    (float *) dst->data + i * dst->ne[0],
+                                    n_tiles,
+                                    n_embd,
+                                    std::min(n_part, n_votes - first),
+                                    n_group,
+                                    params_of(dst) };
         for (int64_t j = 0; j < t.n_votes; ++j) {
             to_float(q->type, (const char *) q->data + (first + j) * q->nb[1] + h * n_group * q_bytes,
                      queries.data() + j * n_group * n_embd, n_group * n_embd);
