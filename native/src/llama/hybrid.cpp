@@ -68,8 +68,8 @@ llama_memory_context_ptr morphkv_hybrid::init_batch(llama_batch_allocr & balloc,
     auto split = [&](uint32_t n_max) {
         return embd_all ? balloc.split_seq(n_max) : balloc.split_equal(n_max, attn->get_n_stream() > 1, 0);
     };
-    for (const bool careful : { false, true }) {
-        auto plan = attn->plan_batch(balloc, n_ubatch, careful, split);
+    for (const bool is_careful : { false, true }) {
+        auto plan = attn->plan_batch(balloc, n_ubatch, is_careful, split);
         if (plan && recr->prepare(plan->ubatches)) {
             auto ubatches = plan->ubatches;
             auto ctx_recr = std::make_unique<llama_memory_recurrent_context>(recr.get(), ubatches);
