@@ -30,7 +30,7 @@ SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-slow test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
+.PHONY: help venv demo test test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -78,6 +78,9 @@ test: venv ## all tests: C++, Python, against an unpatched libllama
 
 test-slow: venv ## tests of the same claims at full length
 	$(BIN)/pytest tests -m slow $(PYTEST_ARGS)
+
+test-apply: venv ## llama.cpp without Python: native/apply.sh, and a plain CMake build of what it leaves
+	MORPHKV_PLAIN_BUILD=$(CURDIR)/build/plain $(BIN)/pytest tests/native/test_apply.py $(PYTEST_ARGS)
 
 # The package a second time, with Vulkan and without the tools, in a folder of its own before the venv's.
 SITE_VULKAN  := $(BUILD_VULKAN)/site

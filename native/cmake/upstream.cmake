@@ -1,15 +1,12 @@
-# Unpack and patch llama.cpp, set its options, add it. Sets MORPHKV_UPSTREAM_DIR and MORPHKV_UPSTREAM_VERSION.
+# Unpack and patch llama.cpp, set its options, add it. Sets MORPHKV_UPSTREAM_DIR.
 # Every option is a default only: -D on the command line, or CMAKE_ARGS with pip, wins.
 
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
 
-file(STRINGS UPSTREAM MORPHKV_UPSTREAM_VERSION REGEX "^VERSION=")
-string(REPLACE "VERSION=" "" MORPHKV_UPSTREAM_VERSION "${MORPHKV_UPSTREAM_VERSION}")
-
-# A changed pin, script or patch configures again, and configuring unpacks again.
+# A changed script or patch configures again, as does a changed pin (version.cmake), and configuring unpacks again.
 file(GLOB MORPHKV_PATCHES CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/patches/*.patch)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
-    UPSTREAM scripts/fetch_upstream.py scripts/unpack_upstream.py ${MORPHKV_PATCHES})
+    scripts/fetch_upstream.py scripts/unpack_upstream.py ${MORPHKV_PATCHES})
 
 # morphkv_unpack(<dest> [option of unpack_upstream.py ...])
 function(morphkv_unpack dest)
@@ -79,6 +76,9 @@ else()
 endif()
 set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)
 set(CMAKE_INSTALL_RPATH_USE_LINK_PATH ON)
+
+# The patched tree includes morphkv.cmake from there, and our sources join its targets.
+set(LLAMA_MORPHKV_DIR ${CMAKE_CURRENT_SOURCE_DIR})
 
 # Excluded: only the targets that install.cmake names are built, and upstream's install rules are not run.
 add_subdirectory(${MORPHKV_UPSTREAM_DIR} ${CMAKE_BINARY_DIR}/llama.cpp EXCLUDE_FROM_ALL)
