@@ -46,8 +46,12 @@ int main(int argc, char ** argv) {
     int n = 0;
     for (const auto & [name, run] : test_cases()) {
         if (argc < 2 || strstr(name, argv[1])) {
-            running = name;
-            run();
+            running                 = name;
+            const std::string error = error_of(run);
+            if (!error.empty()) {
+                fprintf(stderr, "thrown: %s\n", error.c_str());
+                return 1;
+            }
             n++;
         }
     }
