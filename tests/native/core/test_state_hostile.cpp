@@ -245,6 +245,17 @@ TEST_CASE(before_an_eviction_nothing_is_archived) {
               "left the window"));
 }
 
+TEST_CASE(what_another_group_has_evicted_is_not_archived) {
+    // the second group alone has evicted: the window of the first holds all 9 tokens
+    morphkv_text_shape shape = TWO_GROUPS;
+    std::swap(shape.groups[0], shape.groups[1]);
+    auto text             = saved(filled_text(shape, 12));
+    text.archive.first    = 0;
+    text.archive.n_tokens = 7;
+    CHECK(!text.text.groups[0].has_evicted() && text.text.groups[1].has_evicted());
+    CHECK(has(error_of([&] { read_back(written(text, true), shape, true); }), "left the window"));
+}
+
 TEST_CASE(an_archive_has_a_right_header) {
     CHECK(has(refusal([](saved_text & s) { s.archive.dropped = 3; }), "pages that were dropped"));
     CHECK(has(refusal([](saved_text & s) { s.archive.first = -1; }), "an archive begins"));
