@@ -1,6 +1,6 @@
 """Line coverage of native/src/core by its own tests: what gcov says of a build with MORPHKV_COVERAGE, summed by file.
 
-coverage.py BUILD_FOLDER LEAST fails where less than LEAST percent of all lines was run, and names the lines that were not.
+coverage.py BUILD_FOLDER LEAST names the lines that were not run, and fails where less than LEAST percent of all were.
 """
 
 from __future__ import annotations
