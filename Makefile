@@ -14,6 +14,7 @@ BIN          := $(VENV)/bin
 BUILD        := build/venv
 BUILD_SAN    := build/sanitize
 BUILD_TSAN   := build/tsan
+BUILD_COVER  := build/coverage-core
 BUILD_FUZZ   := build/fuzz
 BUILD_VULKAN := build/vulkan
 STOCK_LIB    := $(CURDIR)/$(BUILD)/stock
@@ -30,7 +31,7 @@ SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path
 SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
+.PHONY: help venv demo test test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -180,6 +181,15 @@ patchwork: ## build/patchwork: a git repository with one commit per patch, to ed
 refresh-patches: ## write native/patches from the commits in build/patchwork
 	$(PYTHON) native/scripts/refresh_patches.py
 
+COVERAGE_MIN ?= 95
+coverage-core: $(VENV)/.tools ## lines of native/src/core that its own tests run, by gcov; fails under COVERAGE_MIN=95 percent
+	cmake -S . -B $(BUILD_COVER) -G Ninja -DCMAKE_BUILD_TYPE=Debug -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	    -DMORPHKV_COVERAGE=ON -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON
+	cmake --build $(BUILD_COVER) --target morphkv-core-tests
+	find $(BUILD_COVER) -name '*.gcda' -delete
+	ctest --test-dir $(BUILD_COVER) --output-on-failure -L core
+	$(BIN)/python tests/native/core/coverage.py $(BUILD_COVER) $(COVERAGE_MIN)
+
 CONFIGURE_SAN = cmake -S . -B $(BUILD_SAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
     -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DMORPHKV_SANITIZE=ON -DMORPHKV_BUILD_TOOLS=OFF \
     -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
@@ -190,7 +200,7 @@ test-sanitize: $(VENV)/.tools ## the C++ tests under AddressSanitizer and Undefi
 	    ctest --test-dir $(BUILD_SAN) --output-on-failure
 
 # The tests of all that has a thread of its own.
-TESTS_TSAN   := test_archive test_devices test_recall test_threads
+TESTS_TSAN   := test_archive test_archive_file test_archives test_devices test_recall test_threads
 test-tsan: $(VENV)/.tools ## the archive's tests under ThreadSanitizer
 	cmake -S . -B $(BUILD_TSAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -DMORPHKV_SANITIZE=thread -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF

@@ -134,7 +134,8 @@ static void check_text(const morphkv_saved_text & saved, const morphkv_text_rule
         if (!why.empty()) {
             throw std::runtime_error("the state is damaged: " + why);
         }
-        const int32_t first_recent = text.has_evicted() ? text.groups[0].first_recent() : 0;
+        const auto &  first        = text.groups.front();
+        const int32_t first_recent = first.has_evicted() ? first.first_recent() : 0;
         require(saved.archive.end() <= first_recent, "archived tokens left the window", saved.archive.end());
     }
 }

@@ -1,0 +1,94 @@
+// Archives whose values tell where they belong, and a check that these are there.
+#pragma once
+
+#include "check.h"
+
+#include "core/archive.h"
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+constexpr int32_t N_PAGE = morphkv_archive::N_PAGE;
+
+// Two layers of other widths.
+inline morphkv_page_layout small_layout(ggml_type type = GGML_TYPE_F32) {
+    morphkv_page_layout res(type, type);
+    res.add_layer(2, 32, 32);
+    res.add_layer(1, 64, 32);
+    return res;
+}
+
+// What a page takes of max_bytes: its own bytes and its row of the index.
+inline uint64_t bytes_of_pages(uint64_t n) {
+    return n * (small_layout().page_bytes + 2 * (2 * 32 + 64));
+}
+
+inline morphkv_archive in_ram(uint64_t n_max_pages = 0) {
+    return morphkv_archive(small_layout(), morphkv_page_store_ram(), bytes_of_pages(n_max_pages));
+}
+
+inline morphkv_archive in_file(const std::string & path, uint64_t n_max_pages = 0) {
+    return morphkv_archive(small_layout(), morphkv_page_store_file(path, small_layout()), bytes_of_pages(n_max_pages));
+}
+
+// text: another one has other values.
+inline float value_of(int32_t serial, size_t il, bool is_k, size_t i, int32_t text = 0) {
+    return serial + 0.25f * il + 0.125f * is_k + i / 512.0f + text * 100000.0f;
+}
+
+inline morphkv_archive::rows rows_of(const morphkv_page_layout & layout, int32_t first, int32_t n, int32_t text = 0) {
+    morphkv_archive::rows res;
+    for (size_t il = 0; il < layout.layers.size(); ++il) {
+        auto make = [&](size_t n_values, bool is_k) {
+            std::vector<float> values;
+            for (int32_t t = 0; t < n; ++t) {
+                for (size_t i = 0; i < n_values; ++i) {
+                    values.push_back(value_of(first + t, il, is_k, i, text));
+                }
+            }
+            std::vector<uint8_t> bytes(values.size() * sizeof(float));
+            memcpy(bytes.data(), values.data(), bytes.size());
+            return bytes;
+        };
+        res.k.push_back(make(layout.k_bytes(il) / sizeof(float), true));
+        res.v.push_back(make(layout.v_bytes(il) / sizeof(float), false));
+    }
+    return res;
+}
+
+inline void append(morphkv_archive & archive, int32_t first, int32_t n, int32_t text = 0) {
+    archive.append(first, n, rows_of(archive.layout, first, n, text));
+}
+
+// Every full page that is there has the right rows, and the index has their means.
+inline void check_pages(const morphkv_archive & archive, int32_t text = 0) {
+    for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
+        const size_t nk      = archive.layout.k_bytes(il) / sizeof(float);
+        const size_t nv      = archive.layout.v_bytes(il) / sizeof(float);
+        const auto * index   = (const ggml_fp16_t *) (archive.n_places() > 0 ? archive.index_rows(il) : nullptr);
+        int64_t      n_found = 0;
+        for (int64_t i_place = 0; i_place < archive.n_places(); ++i_place) {
+            const int64_t i_page = archive.page_in(i_place);
+            if (i_page < 0) {
+                continue;
+            }
+            n_found++;
+            CHECK(i_page >= archive.n_dropped() && i_page < archive.n_full());
+            const auto page = archive.find_page(i_page);
+            CHECK(page && page->size() == archive.layout.page_bytes);
+            const auto * k = (const float *) (page->data() + archive.layout.layers[il].k_at);
+            const auto * v = (const float *) (page->data() + archive.layout.layers[il].v_at);
+            for (int32_t t = 0; t < N_PAGE; ++t) {
+                const int32_t serial = archive.serial_of(i_page) + t;
+                CHECK(k[t * nk + 3] == value_of(serial, il, true, 3, text));
+                CHECK(v[t * nv + nv - 1] == value_of(serial, il, false, nv - 1, text));
+            }
+            const float mean = ggml_fp16_to_fp32(index[i_place * nk + 3]);
+            const float want = value_of(archive.serial_of(i_page), il, true, 3, text) + (N_PAGE - 1) / 2.0f;
+            // half a unit of F16's 11 bits; beyond its numbers is infinity
+            CHECK(want > 60000.0f || std::abs(mean - want) <= want / 1000.0f);
+        }
+        CHECK(n_found == archive.n_full() - archive.n_dropped());
+    }
+}
