@@ -67,6 +67,17 @@ def test_a_file_without_a_state_leaves_the_slot_as_it_was(start, tmp_path):
     assert server.complete([*text, 260], 4)["timings"]["cache_n"] == len(text) - 1
 
 
+def test_a_state_that_is_cut_off_leaves_no_half_of_a_text(start, tmp_path):
+    server = start(1)
+    text = tokens(400)
+    expected = server.complete(text, 20)["tokens"]
+    assert server.slot_action(0, "save", filename="a.bin").status_code == 200
+    data = (tmp_path / "a.bin").read_bytes()
+    (tmp_path / "half.bin").write_bytes(data[: len(data) // 2])
+    assert server.slot_action(0, "restore", filename="half.bin").status_code == 400
+    assert server.complete(text, 20)["tokens"] == expected
+
+
 def test_a_restored_slot_drafts_for_its_own_text(start, tiny_llama):
     draft = ["--spec-draft-model", tiny_llama(), "--spec-type", "draft-simple", "--spec-draft-p-min", 0.0]
     server = start(1, *F32, *draft)
