@@ -4,6 +4,7 @@ Importing it loads the library and refuses, with a LibraryError, whatever does n
 """
 
 from .calls import (
+    Prompt,
     abi_version,
     check_params,
     default_params,
@@ -40,6 +41,7 @@ __all__ = [
     "MorphKVError",
     "NativeError",
     "NoMorphKVError",
+    "Prompt",
     "UnsupportedError",
     "abi_version",
     "as_reason",

@@ -136,13 +136,33 @@ def recall(context: int, seq_id: int = 0, **settings: float) -> dict[str, Any]:
 
     settings: fields of morphkv_recall_params; the library's own where they are not given.
     """
-    params = lib.morphkv_recall_params_default()
-    for field, value in settings.items():
-        setattr(params, field, value)
     out = _sized("morphkv_recalled")
-    pointer = ffi.new("morphkv_recall_params *", params)
-    _check(lib.morphkv_recall(_context(context), _int32("seq_id", seq_id), pointer, out))
+    _check(lib.morphkv_recall(_context(context), _int32("seq_id", seq_id), _recall_params(settings), out))
     return _fields(out[0])
+
+
+class Prompt:
+    """The reading of a prompt with an archive: all but its last token, its end again, its last token.
+
+    Counts are in tokens of the text up to the prompt's end, of which the sequence held the first n_past already; the
+    last n_redo at most are decoded again.
+    """
+
+    def __init__(self, n_past: int, n_tokens: int, n_redo: int) -> None:
+        prompt = lib.morphkv_prompt_begin(_int32("n_past", n_past), _int32("n_tokens", n_tokens))
+        prompt.n_redo = _int32("n_redo", n_redo)
+        self._prompt = ffi.new("morphkv_prompt *", prompt)
+
+    def next(self, context: int, n_held: int, **settings: float) -> tuple[int, int, dict[str, Any] | None]:
+        """What is next while the context's first sequence holds n_held tokens: how many to take back, how many it is to
+        hold then, and what a recall has just brought, if there was one. The prompt is read once it holds n_tokens.
+
+        settings: as of recall().
+        """
+        params = _recall_params(settings)
+        _check(lib.morphkv_prompt_next(_context(context), 0, params, self._prompt, _int32("n_held", n_held)))
+        recalled = _fields(self._prompt.recalled) if self._prompt.n_recalls else None
+        return self._prompt.n_back, self._prompt.n_end, recalled
 
 
 def kv_bytes(context: int) -> int:
@@ -222,6 +242,13 @@ def _int32(name: str, value: int) -> int:
     if not -(2**31) <= value < 2**31:
         refuse_argument(f"{name} must be a 32-bit integer, got {value}")
     return value
+
+
+def _recall_params(settings: Mapping[str, float]) -> Any:
+    params = lib.morphkv_recall_params_default()
+    for field, value in settings.items():
+        setattr(params, field, value)
+    return ffi.new("morphkv_recall_params *", params)
 
 
 def _sized(struct: str) -> Any:

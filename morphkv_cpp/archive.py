@@ -86,6 +86,13 @@ class Archive:
     def is_same_place(self, other: Archive) -> bool:
         return (self.place, self.type, self.max_bytes) == (other.place, other.type, other.max_bytes)
 
+    def recall_settings(self) -> dict[str, float]:
+        """Fields of morphkv_recall_params."""
+        settings: dict[str, float] = {"share": self.share, "votes": self.votes}
+        if self.distance != Archive.distance:
+            settings["distance"] = self.distance
+        return settings
+
     def start(self, context: int) -> None:
         """Give a context, of whose sequences none holds a token, this archive."""
         kind = -1 if self.type is None else CACHE_TYPES[self.type]
@@ -128,26 +135,18 @@ class Recall:
 
 
 def eval_prompt(llm: Llama, tokens: Sequence[int]) -> list[Recall]:
-    """Decode a prompt's new part; before its last token, recall what it asks for, decode it again, and recall again.
-
-    A question is understood only with what it is about at hand: the queries of the second reading find what those of
-    the first one do not.
+    """Decode a prompt's new part, as the native library says: before its last token, recall what it asks for, decode
+    its end again, and recall again.
     """
-    before, last = list(tokens[:-1]), tokens[-1:]
-    if before:
-        llm.decode(before)
-    recalls = [llm._recall()]
-    n_redo = min(len(before), llm.archive.redo, llm.n_tokens - 1 - llm.cache_stats().complete_pos)
-    if recalls[0].n_recalled > 0 and n_redo > 0:
-        llm.n_tokens -= n_redo
-        llm.decode(before[-n_redo:])
-        recalls.append(llm._recall())
-    llm.decode(last)
+    n_past = llm.n_tokens
+    n_tokens = n_past + len(tokens)
+    prompt = bridge.Prompt(n_past, n_tokens, min(llm.archive.redo, len(tokens)))
+    recalls, n_end = [], n_past
+    while n_end < n_tokens:
+        n_back, n_end, recalled = prompt.next(llm.ctx, llm.n_tokens, **llm.archive.recall_settings())
+        if recalled is not None:
+            recalls.append(llm._recalled(recalled))
+        llm.n_tokens -= n_back
+        if llm.n_tokens < n_end:
+            llm.decode(tokens[llm.n_tokens - n_past : n_end - n_past])
     return recalls
-
-
-def recall(llm: Llama, archive: Archive) -> Recall:
-    settings = {"share": archive.share, "votes": archive.votes}
-    if archive.distance != Archive.distance:
-        settings["distance"] = archive.distance
-    return Recall(**bridge.recall(llm.ctx, 0, **settings))

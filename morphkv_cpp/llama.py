@@ -17,7 +17,7 @@ from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge, saved_state
-from .archive import Archive, Recall, archive_of, recall
+from .archive import Archive, Recall, archive_of
 from .archive_watch import ArchiveWatch
 from .chat_keep import ChatKeep, Keep
 from .completion import complete
@@ -254,9 +254,11 @@ class Llama(llama_cpp.Llama):
         return self._recall()
 
     def _recall(self) -> Recall:
-        done = recall(self, self._archive)
+        return self._recalled(bridge.recall(self.ctx, 0, **self._archive.recall_settings()))
+
+    def _recalled(self, fields: dict[str, Any]) -> Recall:
         self._archive_watch.look_closely(self.ctx)
-        return done
+        return Recall(**fields)
 
     def n_ctx(self) -> int:
         """Most tokens of prompt plus answer; 2**31 - 1 is no limit."""

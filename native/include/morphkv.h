@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 7
+#define MORPHKV_ABI_VERSION 8
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -200,6 +200,36 @@ MORPHKV_API morphkv_recall_params morphkv_recall_params_default(void);
 // first eviction. On failure the sequence is as it was.
 MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id,
                                           const morphkv_recall_params * params, morphkv_recalled * out);
+
+// The reading of a prompt with an archive. A question is understood only with what it is about at hand: all but its last token
+// is decoded and asks the archive, its end is decoded again on what came back and asks once more, its last token is decoded
+// alone. Hosts decode, in batches of their own; morphkv_prompt_next() recalls and says what is next.
+typedef enum morphkv_prompt_stage {
+    MORPHKV_PROMPT_STAGE_FIRST = 0,
+    MORPHKV_PROMPT_STAGE_AGAIN = 1,  // its end is decoded again
+    MORPHKV_PROMPT_STAGE_LAST  = 2,  // nothing more is recalled
+} morphkv_prompt_stage;
+
+typedef struct morphkv_prompt {
+    size_t           size;       // sizeof(morphkv_prompt)
+    int32_t          n_past;     // first tokens that the sequence held already: they are not decoded again
+    int32_t          n_tokens;   // of the text up to the prompt's end
+    int32_t          n_redo;     // most tokens at its end that are decoded again; 0 = none
+    int32_t          stage;      // morphkv_prompt_stage
+    int32_t          n_back;     // next: take back so many of the newest tokens,
+    int32_t          n_end;      // then decode until the sequence holds so many; n_tokens = that is all
+    int32_t          n_recalls;  // that the last call did: 0 or 1
+    morphkv_recalled recalled;   // by it
+} morphkv_prompt;
+
+// A reading that has not begun. n_redo is 128.
+MORPHKV_API morphkv_prompt morphkv_prompt_begin(int32_t n_past, int32_t n_tokens);
+
+// While the sequence holds the first n_held tokens, all decoded: what is next. Where a recall fails, the prompt says how to go
+// on without.
+MORPHKV_API morphkv_status morphkv_prompt_next(struct llama_context * ctx, int32_t seq_id,
+                                               const morphkv_recall_params * params, morphkv_prompt * prompt,
+                                               int32_t n_held);
 
 // Bytes of the K and V tensors of a context, with or without MorphKV; 0 when it has no KV cache.
 MORPHKV_API uint64_t morphkv_kv_bytes(struct llama_context * ctx);

@@ -1,138 +1,118 @@
-// MorphKV in llama-server. What patches of tools/server call; without --morphkv each function returns before it touches
-// anything.
+// MorphKV in llama-server: an observer of its slots. Patches of tools/server call it and decide nothing; without --morphkv
+// each call returns what it was given.
 //
-// A slot is a sequence; its text has no end but -c. What clients may see of it is read from the context while nothing is
-// decoded and kept here, since llama-server answers /slots and /metrics also while it decodes.
+// A slot is a sequence; its text has no end but -c.
 #pragma once
 
-#include "morphkv-counts.h"
-#include "morphkv.h"
+#include "morphkv-keep.h"
+#include "morphkv-view.h"
 
-#include <exception>
-#include <string>
+#include <algorithm>
+#include <limits>
 #include <vector>
 
 struct common_params;
-struct llama_context;
+struct llama_vocab;
+struct server_chat_params;
+struct server_task;
 
-// Before a model is loaded: slots and limits as MorphKV has them. False, after a log line, if they contradict.
-bool morphkv_server_prepare(common_params & params);
-
-// A request whose body is no JSON, or JSON of other types than expected: llama-server calls that its own error (500).
-bool morphkv_server_is_bad_request(const std::exception & error);
-
-// How many first tokens a request wants never to be evicted.
-struct morphkv_keep {
-    int32_t n_keep;    // as in the request: 0 = --keep, -1 = the prompt that the slot begins with
-    int32_t n_tokens;  // of the prompt
-    int32_t n_system;  // of these, tokens of the system prompt; 0 without --morphkv-keep-system
-};
-
-class morphkv_server {
+// Templates: llama-server's slots are a type of its own source.
+class morphkv_observer {
 public:
-    // False, after a log line, if this context cannot be served.
-    bool init(const common_params & params, llama_context * ctx_tgt);
+    // Before a model is loaded: slots and limits as MorphKV has them, and what routes say. False, after a log line, if they
+    // contradict.
+    bool prepare(common_params & params, server_routes & routes);
 
-    // The context will be freed; what was counted stays.
-    void stop() { ctx = nullptr; }
+    // Once a context is there, also when the server wakes. False, after a log line, if it cannot be served.
+    // n_swa: llama-server makes and uses context checkpoints for sliding windows. To it, this cache is one with a window of
+    // one token: a text goes on from any place that is complete, and from before by a checkpoint.
+    bool init(const common_params & params, llama_context * ctx_tgt, int32_t & n_swa);
 
     // Most tokens of a slot, in place of the context's.
     int32_t n_ctx_slot(int32_t n_ctx) const { return is_on() ? n_ctx_max : n_ctx; }
 
-    // llama-server makes and uses context checkpoints for sliding windows. To it, this cache is one with a window of one
-    // token: a text goes on from any place that is complete, and from before by a checkpoint.
-    int32_t n_swa(int32_t n_swa) const { return is_on() ? 1 : n_swa; }
+    // A request becomes a task. Throws what it wants and cannot have.
+    void accept(server_task & task, const server_chat_params & chat, const common_json & request,
+                const llama_vocab * vocab) const;
 
-    // A task that names a busy slot waits; llama-server would first swap the slot's prompt, under the running task.
-    bool must_wait(bool is_processing) const { return is_on() && is_processing; }
-
-    // llama-server wakes one waiting task when a slot becomes free. Where that one needs another slot it waits again, and
-    // the others would wait for ever once all slots are idle. So any idle slot wakes one.
-    bool wakes(bool is_processing, size_t n_waiting) const { return is_on() && !is_processing && n_waiting > 0; }
-
-    bool keeps_system() const { return is_on() && keep_system; }
-
-    // Why a request's n_keep cannot be kept, or an empty string.
-    std::string why_not(const morphkv_keep & keep) const;
+    // is_decoding: the context cannot be read.
+    void before_task(const server_task & task, bool is_decoding);
 
     // Before a prompt is decoded behind the n_past tokens of it that are in the cache. Returns n_past, or 0, and the slot is
-    // empty, where more tokens are to be kept than the slot is sure to have. A system prompt that is too long to be kept is
-    // answered, with a warning in the timings.
-    int32_t begin_prompt(int32_t id_slot, const morphkv_keep & keep, int32_t n_past);
+    // empty, where more tokens are to be kept than the slot is sure to have.
+    template <typename slot_type> int32_t begin(const slot_type & slot, int32_t n_past) {
+        // tokens before an adapter's invocation are decoded without it, and not again
+        return is_on() ? begin_prompt(slot.id, *slot.task, n_past, slot.alora_invocation_start - 1) : n_past;
+    }
 
-    // A prompt is decoded up to its last token; then what it asks for is recalled from the slot's archive, its end is
-    // decoded again, and it asks once more.
+    // Before tokens of a prompt join a batch, while all that is in the slot has been decoded: up to how many tokens. May take
+    // back the newest, to be decoded again; they have their checkpoints.
+    template <typename slot_type> int32_t read(slot_type & slot, bool & do_checkpoint) {
+        if (!is_on()) {
+            return slot.task->n_tokens();
+        }
+        const morphkv_prompt & prompt = read_prompt(slot.id, slot.prompt.n_tokens());
+        if (prompt.n_back > 0) {
+            slot.prompt.tokens.keep_first(slot.prompt.n_tokens() - prompt.n_back);
+            slot.mem.seq_rm(slot.id, slot.prompt.tokens.pos_next(), -1);
+            slot.stats.n_prompt_processed -= prompt.n_back;
+        }
+        do_checkpoint = do_checkpoint && prompt.stage != MORPHKV_PROMPT_STAGE_AGAIN;
+        return prompt.n_end;
+    }
 
-    // While all that is in the slot has been decoded: how many of its n_prompt tokens are to be decoded again. n_task: of the
-    // whole prompt.
-    int32_t recall(int32_t id_slot, int32_t n_prompt, int32_t n_task);
-    // Whether the next token must wait for a recall.
-    bool    waits_for_recall(int32_t id_slot, int32_t n_prompt, int32_t n_task) const;
-    // Whether the slot decodes a prompt's end again, which has its checkpoints.
-    bool    decodes_again(int32_t id_slot) const;
+    // Before a written token joins a batch. The longest draft that can be verified with it, and taken back, in one step: it ends
+    // where an eviction falls due, so that evictions fall between the same tokens as without drafts.
+    template <typename slot_type> int32_t before_token(const slot_type & slot) {
+        return is_on() ? write_token(slot.id, *slot.task) : std::numeric_limits<int32_t>::max();
+    }
 
-    // The longest draft that can be verified, and taken back, in one step. It ends where an eviction falls due, so that
-    // evictions fall between the same tokens as without drafts.
-    int32_t n_draft_max(int32_t id_slot, int32_t n_max) const;
+    // After a decode that succeeded: what it has cost goes to the slots' timings.
+    template <typename slots_type> void after(slots_type & slots) {
+        for (auto & slot : slots) {
+            if (is_on() && slot.is_processing()) {
+                slot.stats.morphkv.add(cost(slot.id, *slot.task));
+            }
+        }
+    }
 
-    // A slot was read from a file: a draft model's sequence has nothing to do with it.
-    void forget_draft(llama_context * ctx_dft, int32_t id_slot) const;
-
-    // Whether the slot still holds its text of n_prompt tokens after a file was not restored: a refused state changes nothing.
-    // n_read: what llama_state_seq_load_file() returned; if not 0 the state was loaded, and its tokens were refused.
-    bool keeps_text(int32_t id_slot, int32_t n_prompt, size_t n_read) const;
-
-    // Around a decode that succeeds; then what it has cost a slot that was decoded.
-    void           before_decode();
-    morphkv_counts after_decode(int32_t id_slot);
-
-    // Before a task, which may be a look at the slots. may_wait: nothing has happened since the last look, or something is
-    // being decoded, and the context cannot be read.
-    void before_task(bool may_wait);
-
-    // null when off
-    common_json props() const;
-    void        add_to_slot(common_json & slot, int32_t id_slot) const;
-
-    morphkv_metrics metrics() const;
+    // Whether the slot still holds its text after a file was not restored: a refused state changes nothing. n_read: what
+    // llama_state_seq_load_file() returned; if not 0 the state was loaded, and its tokens were refused.
+    template <typename slot_type> bool keeps_text(const slot_type & slot, size_t n_read) const {
+        return is_on() && n_read == 0 && holds(slot.id, slot.prompt.n_tokens());
+    }
 
 private:
-    // How far a slot is with its prompt.
-    struct reading {
-        enum { FIRST, AGAIN, DONE } stage = DONE;
-
-        int32_t n_past          = 0;  // tokens of the prompt that were there already
-        int32_t next_recall_pos = 0;  // while the answer is written
+    // What a slot is at.
+    struct state {
+        int32_t        id_task = -1;         // of its prompt, or of the tokens that it writes
+        morphkv_prompt prompt{};
+        int32_t        next_recall_pos = 0;  // while the answer is written
+        morphkv_counts pending;              // since the last decode: recalls, a warning
     };
 
-    bool    is_on() const { return ctx != nullptr; }
-    void    look_at(int32_t id_slot);
-    void    look_at_all();
-    bool    start_archive(const struct morphkv_common_params & params);
-    int64_t recall_now(int32_t id_slot);
-    void    recall_while_writing();
-    void    warn_of_system(int32_t id_slot, const morphkv_keep & keep);
-    int32_t keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past);
-    int32_t n_wanted(const morphkv_keep & keep) const;
-    int32_t n_keep_max() const { return params.capacity - params.window - 1; }
+    bool is_on() const { return ctx != nullptr; }
 
-    llama_context * ctx = nullptr;
+    bool                   start_archive() const;
+    int32_t                begin_prompt(int32_t id_slot, const server_task & task, int32_t n_past, int32_t n_fixed);
+    int32_t                keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) const;
+    const morphkv_prompt & read_prompt(int32_t id_slot, int32_t n_held);
+    int32_t                write_token(int32_t id_slot, const server_task & task);
+    bool                   holds(int32_t id_slot, int32_t n_tokens) const;
+    morphkv_counts         cost(int32_t id_slot, const server_task & task);
+    morphkv_recall_params  recall_params() const;
+    void                   recalled(int32_t id_slot, morphkv_status status, const morphkv_recalled & brought);
 
-    morphkv_params params{};
-    bool           has_archive = false;
-    bool           recalls     = false;
-    int32_t        n_between   = 0;          // tokens between recalls while an answer is written, 0 = none then
-    float          share       = 0.0f;
-    std::string    archive;                  // "ram" or its path
-    int64_t        archive_max_mib = 0;      // of all slots, 0 = no limit
-    bool           keep_system     = false;
-    bool           has_warned      = false;  // of a system prompt that is too long
-    int32_t        n_ctx_max       = 0;      // of a slot
-    int32_t        n_bos           = 0;      // tokens that the tokenizer puts before a prompt
+    llama_context *       ctx = nullptr;
+    morphkv_common_params given;
+    int32_t               n_between  = 0;      // tokens between recalls while an answer is written, 0 = none then
+    int32_t               n_ctx_max  = 0;      // of a slot
+    bool                  has_warned = false;  // of a system prompt that is too long
 
-    std::vector<std::string>    stopped;     // (n_slots), why the archive grows no more, or empty
-    std::vector<morphkv_stats>  stats;       // (n_slots)
-    std::vector<morphkv_counts> pending;     // (n_slots), since the last decode: recalls, a warning
-    std::vector<reading>        reads;       // (n_slots)
-    morphkv_counts              total;       // of all decodes
+    std::vector<state> states;                 // (n_slots)
+    morphkv_keeper     keeper;
+    morphkv_view       view;
 };
+
+// llama-server has one model in a process.
+extern morphkv_observer g_morphkv;

@@ -1,50 +1,67 @@
 #include "morphkv-system.h"
 
-#include "chat.h"
 #include "common.h"
 #include "log.h"
+#include "server-common.h"
 
 #include <exception>
+#include <set>
+#include <string>
 
-static const char * const KEY = "__morphkv_other_question";
-
-void morphkv_system_render(const common_chat_templates * templates, const common_chat_templates_inputs & inputs,
-                           common_json & request) {
-    common_chat_templates_inputs other = inputs;
-    other.add_generation_prompt        = false;
-    other.continue_final_message       = COMMON_CHAT_CONTINUATION_NONE;
-
-    other.messages.clear();
+// The chat with its system prompt and another question alone; null where it has neither system prompt nor tools.
+static common_json with_another_question(const common_json & request) {
+    common_json system = common_json::array();
     std::string question;
-    for (const auto & message : inputs.messages) {
-        if (message.role != "system" && message.role != "developer") {
-            question = message.content;
+    for (const auto & message : request.at("messages")) {
+        const std::string role = json_value(message, "role", std::string());
+        if (role != "system" && role != "developer") {
+            if (message.contains("content") && message.at("content").is_string()) {
+                question = message.at("content").get<std::string>();
+            }
             break;
         }
-        other.messages.push_back(message);
+        system.push_back(message);
     }
-    if (other.messages.empty() && inputs.tools.empty()) {
-        return;
+    const auto tools = json_value(request, "tools", common_json());
+    if (system.empty() && !(tools.is_array() && !tools.empty())) {
+        return nullptr;
     }
-    common_chat_msg user;
-    user.role    = "user";
-    user.content = question.rfind("a", 0) == 0 ? "b" : "a";
-    other.messages.push_back(user);
+    system.push_back({ { "role", "user" }, { "content", question.rfind("a", 0) == 0 ? "b" : "a" } });
 
+    // all that may reach the template; a grammar was made from other fields of these, and refuses them beside itself
+    static const std::set<std::string> other = { "messages", "prompt",      "grammar", "continue_final_message",
+                                                 "logprobs", "top_logprobs" };
+    common_json                        res   = common_json::object();
+    for (const auto & item : request.items()) {
+        if (other.count(item.key()) == 0) {
+            res[item.key()] = item.value();
+        }
+    }
+    res["messages"]              = system;
+    res["add_generation_prompt"] = false;
+    return res;
+}
+
+int32_t morphkv_system_count(const llama_vocab * vocab, const server_chat_params & chat, const common_json & request,
+                             const std::vector<llama_token> & tokens) {
+    // a raw prompt has no format of a chat
+    if (!request.contains("chat_format") || !request.contains("messages")) {
+        return 0;
+    }
+    std::vector<llama_token> other;
     try {
-        request[KEY] = common_chat_templates_apply(templates, other).prompt;
+        common_json body = with_another_question(request);
+        if (body.is_null()) {
+            return 0;
+        }
+        std::vector<raw_buffer> files;
+        const auto              parsed = oaicompat_chat_params_parse(body, chat, files);
+        other                          = common_tokenize(vocab, parsed.at("prompt").get<std::string>(), true, true);
     } catch (const std::exception & error) {
         LOG_WRN("MorphKV: the system prompt of a chat is not kept, its template refuses another question: %s\n",
                 error.what());
-    }
-}
-
-int32_t morphkv_system_count(const llama_vocab * vocab, const common_json & request,
-                             const std::vector<llama_token> & tokens) {
-    if (!request.contains(KEY)) {
         return 0;
     }
-    const auto other = common_tokenize(vocab, request.at(KEY).get<std::string>(), true, true);
 
     size_t n = 0;
     while (n < tokens.size() && n < other.size() && tokens[n] == other[n]) {

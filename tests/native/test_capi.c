@@ -99,6 +99,15 @@ static void test_devices_of_servers_need_names(void) {
     refused(morphkv_rpc_devices("a:1", NULL), MORPHKV_STATUS_INVALID, "devices");
 }
 
+static void test_a_prompt_is_checked(void) {
+    morphkv_recall_params params = morphkv_recall_params_default();
+    morphkv_prompt        prompt = morphkv_prompt_begin(3, 8);
+    CHECK(prompt.size == sizeof(prompt) && prompt.recalled.size == sizeof(prompt.recalled));
+    CHECK(prompt.n_past == 3 && prompt.n_tokens == 8 && prompt.n_redo == 128);
+    CHECK(prompt.stage == MORPHKV_PROMPT_STAGE_FIRST);
+    refused(morphkv_prompt_next(NULL, 0, &params, &prompt, 3), MORPHKV_STATUS_INVALID, "ctx must not be NULL");
+}
+
 int main(void) {
     test_versions();
     test_defaults_are_valid();
@@ -106,6 +115,7 @@ int main(void) {
     test_params_outside_of_their_range_are_refused();
     test_cells_are_known_before_a_context_is();
     test_null_is_refused();
+    test_a_prompt_is_checked();
     test_devices();
     return 0;
 }

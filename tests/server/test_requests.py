@@ -3,7 +3,6 @@
 import json
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import gguf
@@ -212,19 +211,6 @@ class TestDrafts:
         one, two = plain.complete(text, 200), drafting.complete(text, 200)
         assert two["tokens"] == one["tokens"]
 
-    def test_a_restored_slot_drafts_again(self, start_server, tiny_llama, tmp_path):
-        draft = ["--spec-draft-model", tiny_llama(), "--spec-type", "draft-simple", "--spec-draft-p-min", 0.0]
-        server = start_server(tiny_llama(), *self.TIGHT, *draft, "--slot-save-path", tmp_path)
-        text = tokens(400)
-        text = text + server.complete(text, 60)["tokens"]
-        assert server.slot_action(0, "save", filename="a.bin").status_code == 200
-        expected = server.complete([*text, 263], 60)["tokens"]
-        server.complete(tokens(200, seed=3), 30)
-        assert server.slot_action(0, "restore", filename="a.bin").status_code == 200
-        again = server.complete([*text, 263], 60)
-        assert again["tokens"] == expected
-        assert again["timings"]["cache_n"] >= len(text) - 1
-
 
 class TestStopping:
     def test_a_closed_connection_frees_the_slot(self, start_server, tiny_llama):
@@ -236,26 +222,6 @@ class TestStopping:
                 next(events)
             events.close()
         assert server.complete(tokens(300), 40, cache_prompt=False)["tokens"] == expected
-
-    def test_all_that_wait_for_a_slot_are_woken(self, start_server, tiny_llama, tmp_path):
-        server = start_server(tiny_llama(), *TIGHT, "-np", 1, "--slot-save-path", tmp_path)
-        events = server.stream("/completion", {"prompt": tokens(300), "n_predict": 600, "ignore_eos": True})
-        next(events)
-        with ThreadPoolExecutor(4) as pool:
-            saves = [pool.submit(server.slot_action, 0, "save", filename=f"{i}.bin") for i in range(4)]
-            assert len(list(events)) > 100
-            assert [save.result().status_code for save in saves] == [200] * 4
-
-    def test_a_task_for_a_busy_slot_waits(self, start_server, tiny_llama):
-        server = start_server(tiny_llama(), *TIGHT, "-np", 2)
-        body = {"prompt": tokens(300), "n_predict": 300, "ignore_eos": True, "temperature": 0, "id_slot": 0}
-        expected = server.complete(tokens(300), 300, id_slot=0)["content"]
-        events = server.stream("/completion", body)
-        text = json.loads(next(events))["content"]
-        other = server.complete(tokens(50, seed=9), 4, id_slot=0)
-        text += "".join(json.loads(event)["content"] for event in events)
-        assert text == expected
-        assert len(other["tokens"]) == 4
 
 
 MALFORMED = [

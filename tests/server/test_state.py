@@ -169,6 +169,28 @@ class TestSystemPrompt:
         assert n_system - 1 <= kept[0] <= n_system
         assert kept == kept[:1] * 3
 
+    def test_however_it_is_asked_for(self, start_server, tiny_llama):
+        server = start_server(tiny_llama(), *TIGHT, "-np", 1, "--morphkv-keep-system")
+        messages = self.messages(self.SYSTEM, "hello")
+        server.chat(messages, 2)
+        kept = server.slot()["morphkv"]["keep"]
+        schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
+        limits = {"temperature": 0, "max_tokens": 2}
+        asked = [
+            ("/v1/chat/completions", {"messages": messages, "grammar": 'root ::= "a"+'}),
+            ("/v1/chat/completions", {"messages": messages, "response_format": schema}),
+            ("/v1/chat/completions", {"messages": messages, "logprobs": True, "top_logprobs": 2}),
+            ("/v1/chat/completions", {"messages": [*messages, {"role": "assistant", "content": "well"}]}),
+            ("/v1/messages", {"system": self.SYSTEM, "messages": messages[1:]}),
+            ("/v1/responses", {"instructions": self.SYSTEM, "input": "hello"}),
+        ]
+        for path, body in asked:
+            server.complete(tokens(20), 2, cache_prompt=False)
+            assert server.slot()["morphkv"]["keep"] < kept
+            answer = server.post(path, {**body, **limits})
+            assert answer.status_code == 200, answer.text
+            assert server.slot()["morphkv"]["keep"] == kept, (path, body)
+
     def test_one_that_does_not_fit_is_answered_with_a_warning(self, start_server, tiny_llama):
         server = start_server(tiny_llama(), *TIGHT, "-np", 2, "--morphkv-keep-system")
         long = self.messages("x" * 200, "hello")

@@ -1,6 +1,7 @@
 // The C API: check, call, catch all. No exception leaves it.
 
 #include "core/params.h"
+#include "core/prompt.h"
 #include "device/devices.h"
 #include "device/selftest.h"
 #include "llama/hybrid.h"
@@ -235,6 +236,47 @@ morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id, const 
         require_size(out, "out");
         ctx->synchronize();
         *out = cache.recall(seq_id, *params);
+    });
+}
+
+morphkv_prompt morphkv_prompt_begin(int32_t n_past, int32_t n_tokens) {
+    morphkv_prompt res{};
+    res.size          = sizeof(res);
+    res.n_past        = n_past;
+    res.n_tokens      = n_tokens;
+    res.n_redo        = 128;
+    res.recalled.size = sizeof(res.recalled);
+    return res;
+}
+
+morphkv_status morphkv_prompt_next(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,
+                                   morphkv_prompt * prompt, int32_t n_held) {
+    return guarded([&] {
+        cache_of(ctx, seq_id);
+        require_size(params, "params");
+        require_size(prompt, "prompt");
+        require(prompt->stage >= MORPHKV_PROMPT_STAGE_FIRST && prompt->stage <= MORPHKV_PROMPT_STAGE_LAST,
+                "prompt.stage must be in 0..2, got " + std::to_string(prompt->stage));
+        require(n_held >= 0 && n_held <= prompt->n_tokens,
+                "n_held must be in 0.." + std::to_string(prompt->n_tokens) + ", got " + std::to_string(n_held));
+        auto ok = [](morphkv_status status) {
+            if (status != MORPHKV_STATUS_OK) {
+                throw morphkv_error(status, morphkv_last_error());
+            }
+        };
+        auto recall = [&] {
+            morphkv_recalled res{};
+            res.size = sizeof(res);
+            ok(morphkv_recall(ctx, seq_id, params, &res));
+            return res;
+        };
+        auto n_removable = [&] {
+            morphkv_stats stats{};
+            stats.size = sizeof(stats);
+            ok(morphkv_stats_get(ctx, seq_id, &stats));
+            return stats.logical_pos - stats.complete_pos;
+        };
+        morphkv_prompt_step(*prompt, n_held, recall, n_removable);
     });
 }
 

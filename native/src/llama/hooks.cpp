@@ -1,4 +1,4 @@
-#include "morphkv-hooks.h"
+#include "llama/hooks.h"
 
 #include "core/types.h"
 #include "llama/batch-context.h"

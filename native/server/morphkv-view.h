@@ -1,0 +1,44 @@
+// What clients see of MorphKV: in /props, /slots and /metrics. The server's thread writes it while nothing is decoded, since
+// llama-server answers also while it decodes; threads of HTTP read it.
+#pragma once
+
+#include "morphkv-common.h"
+#include "morphkv-counts.h"
+
+#include <mutex>
+#include <ostream>
+#include <string>
+#include <vector>
+
+struct llama_context;
+struct server_routes;
+
+class morphkv_view {
+public:
+    // Once a context is there; what was counted before it stays.
+    void start(const morphkv_common_params & given, llama_context * ctx, int32_t n_slots);
+
+    void look_at(int32_t id_slot);
+    void look_at_all();
+
+    // As it was at the last look. For the server's thread.
+    const morphkv_stats & of(int32_t id_slot) const { return stats.at(id_slot); }
+
+    void count(const morphkv_counts & cost);
+
+    // Adds it to the answers of these routes.
+    void join(server_routes & routes);
+
+private:
+    void add_to_props(common_json & props) const;
+    void add_to_slot(common_json & slot) const;
+    void write_metrics(std::ostream & out) const;
+
+    mutable std::mutex    mutex;
+    llama_context *       ctx = nullptr;
+    morphkv_common_params given;
+
+    std::vector<morphkv_stats> stats;    // (n_slots)
+    std::vector<std::string>   stopped;  // (n_slots), why the archive grows no more, or empty
+    morphkv_counts             total;    // of all decodes
+};
