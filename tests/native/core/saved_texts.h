@@ -35,12 +35,16 @@ struct bytes_reader : morphkv_byte_reader {
 };
 
 // 4 and 7 distant slots; two heads in the first group, three in the second
-const morphkv_text_shape TWO_GROUPS = { { { 8, 4, 2, 10 }, { 12, 5, 4, 20 } }, /*n_ring_cells =*/9, /*votes =*/2,
+const morphkv_text_shape TWO_GROUPS = { { { 8, 4, 2, 10 }, { 12, 5, 4, 20 } },
+                                        /*n_ring_cells =*/9,
+                                        /*votes =*/2,
                                         /*n_query_rows =*/4 };
 const morphkv_text_shape ONE_GROUP  = { { { 8, 4, 2, 10 } }, 0, 2, 4 };
 
 inline morphkv_text_rules rules_of(const morphkv_text_shape & shape, bool has_archive) {
-    morphkv_text_rules res{ shape, /*n_keep =*/2, {}, has_archive, [](int32_t lost, int32_t pos) { return pos - lost >= 4; } };
+    morphkv_text_rules res{ shape, /*n_keep =*/2, {}, has_archive, [](int32_t lost, int32_t pos) {
+                               return pos - lost >= 4;
+                           } };
     for (size_t i = 0; i < shape.groups.size(); ++i) {
         res.n_slots.push_back(shape.groups[i].n_distant() * (2 + i));
     }
