@@ -5,7 +5,7 @@
 
 #include "core/archive.h"
 
-#include <cstring>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -47,9 +47,8 @@ inline morphkv_archive::rows rows_of(const morphkv_page_layout & layout, int32_t
                     values.push_back(value_of(first + t, il, is_k, i, text));
                 }
             }
-            std::vector<uint8_t> bytes(values.size() * sizeof(float));
-            memcpy(bytes.data(), values.data(), bytes.size());
-            return bytes;
+            const auto * begin = (const uint8_t *) values.data();
+            return std::vector<uint8_t>(begin, begin + values.size() * sizeof(float));
         };
         res.k.push_back(make(layout.k_bytes(il) / sizeof(float), true));
         res.v.push_back(make(layout.v_bytes(il) / sizeof(float), false));

@@ -27,9 +27,8 @@ inline morphkv_page_layout layout_of(const std::vector<morphkv_moved_layer> & la
 inline void append_tokens(morphkv_archive & archive, int32_t first, int32_t n) {
     morphkv_archive::rows rows;
     auto                  bytes_of = [](const std::vector<float> & values) {
-        std::vector<uint8_t> res(values.size() * sizeof(float));
-        memcpy(res.data(), values.data(), res.size());
-        return res;
+        const auto * begin = (const uint8_t *) values.data();
+        return std::vector<uint8_t>(begin, begin + values.size() * sizeof(float));
     };
     for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
         std::vector<float> k, v;
@@ -47,6 +46,8 @@ inline void append_tokens(morphkv_archive & archive, int32_t first, int32_t n) {
 
 inline std::vector<float> floats_of(const std::vector<uint8_t> & bytes) {
     std::vector<float> res(bytes.size() / sizeof(float));
-    memcpy(res.data(), bytes.data(), bytes.size());
+    if (!res.empty()) {
+        memcpy(res.data(), bytes.data(), bytes.size());
+    }
     return res;
 }
