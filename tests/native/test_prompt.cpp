@@ -1,7 +1,7 @@
 // The reading of a prompt: which tokens are decoded, taken back and decoded again, and when the archive is asked.
 
 #include "archived_context.h"
-#include "morphkv-prompt.h"
+#include "core/prompt.h"
 
 #include <cstring>
 #include <stdexcept>
