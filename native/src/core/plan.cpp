@@ -92,7 +92,6 @@ bool morphkv_plan::add(const std::vector<int32_t> & i_texts, int32_t n, std::vec
         }
         text.append(text.is_empty() ? part.pos : text.positions.next(), n, prompts[i_text]);
         part.n -= n;
-        part.pos += n;
         n_steps[i_text] = 0;
         planned.push_back(std::move(cur));
     }

@@ -11,7 +11,7 @@
 struct morphkv_batch_part {
     int32_t n        = 0;
     int32_t n_logits = 0;  // of these, tokens whose logits are wanted
-    int32_t pos      = 0;  // of the first; the others follow
+    int32_t pos      = 0;  // of the first, where a text begins; the others follow
 };
 
 // A micro-batch is due.
@@ -44,7 +44,7 @@ private:
     int32_t      n_room(int32_t i_text) const;
 
     std::vector<morphkv_text>       texts;
-    std::vector<morphkv_batch_part> parts;    // what is left of them
+    std::vector<morphkv_batch_part> parts;    // n: what is left of them
     std::vector<bool>               prompts;
     std::vector<int32_t>            n_steps;  // tokens of the batch, if they are no prompt and in no micro-batch yet
     int32_t                         limit;

@@ -312,6 +312,15 @@ TEST_CASE(it_does_not_go_back_behind_pages_that_made_room) {
     CHECK(!archive.go_back(header, tail) && archive.end() == -1);
 }
 
+TEST_CASE(it_does_not_go_back_to_a_page_that_was_not_full_and_made_room) {
+    auto archive = in_ram(2);
+    append(archive, 0, 5);
+    const auto header = archive.get_header();
+    const auto tail   = archive.get_tail();
+    append(archive, 5, 5 * N_PAGE);
+    CHECK(!archive.go_back(header, tail) && archive.end() == -1);
+}
+
 TEST_CASE(a_checkpoint_further_than_the_pages_is_not_known) {
     auto archive = in_ram();
     append(archive, 0, 5 * N_PAGE);

@@ -280,6 +280,12 @@ TEST_CASE(a_file_of_another_layout_is_refused) {
     temporary_file file;
     fill(file, 100);
     CHECK(has(error_of([&] { morphkv_page_store_file(file.path, small_layout(GGML_TYPE_F16)); }), "another"));
+    // of as many bytes
+    morphkv_page_layout other(GGML_TYPE_F32, GGML_TYPE_F32);
+    other.add_layer(1, 64, 32);
+    other.add_layer(2, 32, 32);
+    CHECK(other.page_bytes == small_layout().page_bytes);
+    CHECK(has(error_of([&] { morphkv_page_store_file(file.path, other); }), "another"));
 }
 
 TEST_CASE(a_file_with_an_impossible_header_is_refused) {
@@ -345,6 +351,18 @@ TEST_CASE(any_flipped_bit_of_a_file_is_refused_or_harmless) {
         }
     }
     CHECK(n_loaded > 0 && refusal(file).empty());
+}
+
+TEST_CASE(a_place_gives_only_the_page_that_was_put_there) {
+    temporary_file file;
+    auto           store = morphkv_page_store_file(file.path, small_layout());
+    const auto     page  = std::make_shared<const morphkv_page>(small_layout().page_bytes);
+    const uint64_t hash  = morphkv_hash_page(*page);
+    store->put(2, 7, hash, page);
+    CHECK(*store->get(2, 7, hash) == *page && store->record_in(2).i_page == 7);
+    CHECK(has(error_of([&] { store->get(2, 12, hash); }), "checksum of page 12"));
+    CHECK(has(error_of([&] { store->get(2, 7, hash + 2); }), "checksum of page 7"));
+    CHECK(store->record_in(0).i_page != 7 && store->record_in(9).i_page == -1);
 }
 
 //

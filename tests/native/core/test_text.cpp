@@ -103,6 +103,14 @@ TEST_CASE(what_was_decoded_before_a_cut_is_not_exact) {
     CHECK(text.first_exact(never_windowed) == 10);
 }
 
+TEST_CASE(what_is_taken_back_behind_a_cut_comes_anew) {
+    auto text = text_of({ SMALL });
+    text.append(0, 10, true);
+    text.note_cut(0);
+    text.remove_from(8);
+    CHECK(text.first_exact(never_windowed) == 8);
+}
+
 TEST_CASE(a_copy_goes_on_alone) {
     auto text = text_of({ SMALL });
     text.append(0, 10, true);
