@@ -1,7 +1,7 @@
 #include "fuzz_archive_context.h"
 
 #include "llama/memory.h"
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include <cstring>
 

@@ -8,7 +8,7 @@
 #include "fuzz_target.h"
 
 #include "llama/hybrid.h"
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "llama-io.h"
 #include "llama-model.h"

@@ -10,7 +10,7 @@
 #include "fuzz_target.h"
 
 #include "llama/memory.h"
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include <cstring>
 

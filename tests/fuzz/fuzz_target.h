@@ -1,7 +1,7 @@
 // What all targets share: the input's way in, its corpus, and how often what became of inputs.
 #pragma once
 
-#include "check.h"
+#include "support/check.h"
 
 #include <cstdint>
 #include <cstdio>

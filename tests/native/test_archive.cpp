@@ -1,6 +1,6 @@
 // An archive on its own: what is appended is there, bounded, in memory or in a file that survives its process.
 
-#include "check.h"
+#include "support/check.h"
 
 #include "core/archives.h"
 

@@ -1,7 +1,7 @@
 // The header is C11, and bad arguments come back as a status with the rule and the value.
 
-#include "check.h"
 #include "morphkv.h"
+#include "support/check.h"
 
 #include <math.h>
 #include <stdbool.h>

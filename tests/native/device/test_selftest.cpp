@@ -1,9 +1,9 @@
 // The self-test passes on devices that are right, names what a device lacks, and sees each kind of wrong result.
 
-#include "check.h"
 #include "device/selftest.h"
-#include "fake_device.h"
 #include "morphkv.h"
+#include "support/check.h"
+#include "support/fake_device.h"
 
 #include "ggml-cpp.h"
 

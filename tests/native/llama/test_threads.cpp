@@ -1,6 +1,6 @@
 // One model, a context in each of several threads: each does what it does alone. One context is never used by two.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include <thread>
 

@@ -1,7 +1,7 @@
 // A model whose layers are in part windowed: those that attend to all are cut as in any model, the others stay as
 // llama.cpp has them, and both go forth and back together.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "llama/memory.h"
 

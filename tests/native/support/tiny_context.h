@@ -2,7 +2,7 @@
 #pragma once
 
 #include "morphkv.h"
-#include "tiny_model.h"
+#include "support/tiny_model.h"
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 // Turning cached rows on: as if they had been rotated to the new position at once, for every rope that models use.
 
-#include "check.h"
+#include "support/check.h"
 
 #include "device/graph-turn.h"
 

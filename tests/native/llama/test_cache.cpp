@@ -1,6 +1,6 @@
 // The cache inside a context: it stays constant, and what cannot be honoured is refused.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include <cstring>
 #include <set>

@@ -1,6 +1,6 @@
 // Models whose layers are not those of a plain llama: without heads, or with compressed keys.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "llama/memory.h"
 

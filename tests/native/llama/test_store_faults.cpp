@@ -1,8 +1,8 @@
 // A store that fails: whatever an archive is asked for, and whichever of its calls fails, with whichever error, nothing ends
 // the process, no text is lost, no answer changes, and something says why.
 
-#include "archived_context.h"
 #include "morphkv-testing.h"
+#include "support/archived_context.h"
 
 #include <cerrno>
 #include <cstring>

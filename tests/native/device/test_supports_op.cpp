@@ -3,9 +3,9 @@
 // built, with stand-ins for what describes a device. None of these backends need be there.
 
 #include "device/selftest.h"
-#include "fake_device.h"
 #include "ggml-impl.h"
-#include "tiny_context.h"
+#include "support/fake_device.h"
+#include "support/tiny_context.h"
 
 #include <cstring>
 

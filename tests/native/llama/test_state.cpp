@@ -1,6 +1,6 @@
 // Save and load: what is restored goes on the same, and whatever else is handed in is refused and harms nothing.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "core/state-format.h"
 #include "llama/memory.h"

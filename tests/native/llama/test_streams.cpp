@@ -1,7 +1,7 @@
 // Several sequences in one context: an eviction of one costs what it costs where there is but one, and so does a token.
 
-#include "fake_device.h"
-#include "tiny_context.h"
+#include "support/fake_device.h"
+#include "support/tiny_context.h"
 
 #include "llama-graph.h"
 #include "llama/memory.h"

@@ -2,7 +2,7 @@
 //
 // With a model and a text as arguments: a table for each K type of that model, with the perplexity of what comes next.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "llama/hybrid.h"
 #include "llama/memory.h"

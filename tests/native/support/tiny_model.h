@@ -1,7 +1,7 @@
 // A llama of random F32 weights without a vocabulary, written to a file and loaded: small enough for sanitizers.
 #pragma once
 
-#include "check.h"
+#include "support/check.h"
 
 #include "ggml-cpp.h"
 #include "gguf.h"

@@ -1,7 +1,7 @@
 // An archive's file that somebody changes under a living text: what cannot be read is not recalled, counted, and told once;
 // the text goes on and can be saved.
 
-#include "archived_context.h"
+#include "support/archived_context.h"
 
 #include <cstring>
 #include <fstream>

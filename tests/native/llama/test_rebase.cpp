@@ -1,6 +1,6 @@
 // Rotary rebase inside a context: one sequence at a time, layers without rotation left alone, and failures that are clean.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "llama/memory.h"
 

@@ -1,9 +1,9 @@
 // The eviction graph of one layer against plain C++: rows that move are byte-identical for every K/V type, they go where
 // the positions say, the window follows, and what is kept is what the votes rank highest.
 
-#include "check.h"
 #include "device/graph-evict.h"
 #include "device/stack.h"
+#include "support/check.h"
 
 #include "ggml-alloc.h"
 #include "ggml-backend.h"

@@ -1,8 +1,8 @@
 // Layers split over devices whose memory is not the host's: each eviction and rebase runs where the layer's cache is, and
 // nothing of the cache leaves it; what a device cannot run is refused by name.
 
-#include "fake_device.h"
-#include "tiny_context.h"
+#include "support/fake_device.h"
+#include "support/tiny_context.h"
 
 #include "device/backends.h"
 #include "llama/memory.h"

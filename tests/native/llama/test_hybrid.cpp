@@ -1,6 +1,6 @@
 // A model whose layers are in part recurrent: those that attend are cut, and all layers hold the same text.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "llama-model.h"
 #include "llama/hybrid.h"

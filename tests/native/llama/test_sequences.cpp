@@ -1,6 +1,6 @@
 // What hosts do to sequences: batches of several, rollback, drafts, copies, removal.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include <cstring>
 

@@ -1,7 +1,7 @@
 // A tiny model's context with an archive, in memory or in a file, and what tests do with it.
 #pragma once
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "llama/hybrid.h"
 #include "llama/memory.h"

@@ -1,6 +1,6 @@
 // What fails, fails cleanly: the sequence is as before the call, or it is empty and the error says so.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "llama/memory.h"
 

@@ -1,7 +1,7 @@
 // Archive and recall inside a context: what comes back is what left, a failure changes nothing, and states, forks and
 // rollbacks carry the archive.
 
-#include "tiny_context.h"
+#include "support/tiny_context.h"
 
 #include "core/search.h"
 #include "device/graph-recall.h"
