@@ -187,7 +187,7 @@ test-sanitize: $(VENV)/.tools ## the C++ tests under AddressSanitizer and Undefi
 	    ctest --test-dir $(BUILD_SAN) --output-on-failure
 
 # The tests of all that has a thread of its own.
-TESTS_TSAN   := test_archive test_devices test_recall test_threads
+TESTS_TSAN   := test_archive test_archived_states test_devices test_recall test_threads
 test-tsan: $(VENV)/.tools ## the archive's tests under ThreadSanitizer
 	cmake -S . -B $(BUILD_TSAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -DMORPHKV_SANITIZE=thread -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF

@@ -1,19 +1,14 @@
 // Layers split over devices whose memory is not the host's: each eviction and rebase runs where the layer's cache is, and
 // nothing of the cache leaves it; what a device cannot run is refused by name.
 
+#include "support/archived_context.h"
 #include "support/fake_device.h"
-#include "support/tiny_context.h"
 
 #include "device/backends.h"
-#include "llama/memory.h"
 
 #include <cstring>
 
 constexpr int32_t N_LAYER = 4;
-
-static morphkv_cache & cache_of(const context_ptr & ctx) {
-    return dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
-}
 
 struct devices {
     fake_device a{ "FakeA" };
@@ -73,12 +68,6 @@ static llama_context_params cache_type(ggml_type type, bool offload = true) {
     return res;
 }
 
-static std::vector<uint8_t> save(const context_ptr & ctx, llama_seq_id seq) {
-    std::vector<uint8_t> res(llama_state_seq_get_size(ctx.get(), seq));
-    CHECK(llama_state_seq_get_data(ctx.get(), res.data(), res.size(), seq) == res.size());
-    return res;
-}
-
 static const char * device_of(const ggml_tensor * t) {
     return ggml_backend_buft_name(ggml_backend_buffer_get_type(t->buffer));
 }
@@ -135,7 +124,7 @@ static void same_as_on_the_cpu(devices & devs, ggml_type type, bool offload, int
     const auto state = save(there, 1);
     CHECK(state == save(there, 1));
     both([&](const context_ptr & ctx) {
-        CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0) == state.size());
+        CHECK(load(ctx, state));
         decode_singly(ctx, some_tokens(150, 5), { 0 });
     });
     compare(0);
@@ -361,22 +350,17 @@ static void test_an_op_that_is_gone_stops_the_eviction() {
 static void test_archives_and_recalls(ggml_type type) {
     devices    devs;
     const auto model_there = devs.load(), model_here = tiny_model_load({ 6, 2, 32, "llama", N_LAYER });
-    auto       params    = rebased_params(400);
-    params.capacity      = 100;
-    const auto there     = create(model_there.get(), params, cache_type(type));
-    const auto here      = create(model_here.get(), params, cache_type(type));
-    auto       all_slots = morphkv_recall_params_default();
-    all_slots.share      = 1.0f;
+    auto       params = rebased_params(400);
+    params.capacity   = 100;
+    const auto there  = create(model_there.get(), params, cache_type(type));
+    const auto here   = create(model_here.get(), params, cache_type(type));
 
     std::vector<morphkv_recalled> got;
     for (const auto * ctx : { &here, &there }) {
-        const auto archive = morphkv_archive_params_default();
-        CHECK(morphkv_archive_start(ctx->get(), &archive) == MORPHKV_STATUS_OK);
+        CHECK(start_archive(*ctx, {}));
         CHECK(decode(*ctx, some_tokens(500)) == 0);
         decode_singly(*ctx, some_tokens(100, 2));
-        got.push_back({});
-        got.back().size = sizeof(morphkv_recalled);
-        CHECK(morphkv_recall(ctx->get(), 0, &all_slots, &got.back()) == MORPHKV_STATUS_OK);
+        got.push_back(recall(*ctx));
         decode_singly(*ctx, some_tokens(30, 3));
     }
     CHECK(got[0].n_recalled == got[1].n_recalled && got[0].n_archived == got[1].n_archived && got[0].n_recalled > 0);
@@ -424,9 +408,8 @@ static void test_archiving_takes_no_memory_later() {
     params.votes               = 1;
     cparams.n_ubatch           = 4;
     const auto ctx             = create(model.get(), params, cparams);
-    const auto archive         = morphkv_archive_params_default();
     const int  n_without       = dev.n_buffers;
-    CHECK(morphkv_archive_start(ctx.get(), &archive) == MORPHKV_STATUS_OK);
+    CHECK(start_archive(ctx, {}));
     const int n_before = dev.n_buffers;
     CHECK(n_before > n_without);
     CHECK(decode(ctx, some_tokens(500)) == 0 && stats(ctx).n_evictions > 1);

@@ -64,10 +64,9 @@ static void test_a_sequence_can_keep_more_than_others(llama_model * model) {
     // with a copy and a saved state; forgotten when the sequence is emptied
     llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
     CHECK(stats(ctx, 1).keep == 10);
-    std::vector<uint8_t> state(llama_state_seq_get_size(ctx.get(), 0));
-    llama_state_seq_get_data(ctx.get(), state.data(), state.size(), 0);
+    const auto state = save(ctx);
     CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1) && stats(ctx, 0).keep == 3);
-    CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0) == state.size());
+    CHECK(load(ctx, state));
     CHECK(stats(ctx, 0).keep == 10);
 }
 

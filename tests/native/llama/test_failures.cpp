@@ -1,16 +1,10 @@
 // What fails, fails cleanly: the sequence is as before the call, or it is empty and the error says so.
 
-#include "support/tiny_context.h"
-
-#include "llama/memory.h"
+#include "support/inside.h"
 
 #include <cstring>
 
 using step = morphkv_runner::step;
-
-static morphkv_cache & cache_of(const context_ptr & ctx) {
-    return dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
-}
 
 // Two sequences, the first of which is due for a cut at its next token.
 static context_ptr create_due(llama_model * model) {
@@ -21,12 +15,6 @@ static context_ptr create_due(llama_model * model) {
     decode_singly(ctx, some_tokens(5, 3), { 0 });
     CHECK(stats(ctx, 0).n_used == 46);
     return ctx;
-}
-
-static std::vector<uint8_t> save(const context_ptr & ctx, llama_seq_id seq) {
-    std::vector<uint8_t> res(llama_state_seq_get_size(ctx.get(), seq));
-    CHECK(llama_state_seq_get_data(ctx.get(), res.data(), res.size(), seq) == res.size());
-    return res;
 }
 
 static void test_an_eviction_that_cannot_be_allocated_changes_nothing(llama_model * model) {

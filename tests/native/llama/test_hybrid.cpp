@@ -1,9 +1,8 @@
 // A model whose layers are in part recurrent: those that attend are cut, and all layers hold the same text.
 
-#include "support/tiny_context.h"
+#include "support/inside.h"
 
 #include "llama-model.h"
-#include "llama/hybrid.h"
 
 #include <cstring>
 #include <filesystem>
@@ -32,17 +31,6 @@ static model_ptr windowed_model() {
 
 static morphkv_hybrid & hybrid_of(const context_ptr & ctx) {
     return dynamic_cast<morphkv_hybrid &>(*(llama_memory_i *) memory(ctx));
-}
-
-static std::vector<uint8_t> save(const context_ptr & ctx, llama_seq_id seq = 0) {
-    std::vector<uint8_t> res(llama_state_seq_get_size(ctx.get(), seq));
-    CHECK(llama_state_seq_get_data(ctx.get(), res.data(), res.size(), seq) == res.size());
-    memset(res.data() + 4, 0, 4);  // llama.cpp notes the sequence's id here
-    return res;
-}
-
-static size_t load(const context_ptr & ctx, const std::vector<uint8_t> & state, llama_seq_id seq = 0) {
-    return llama_state_seq_set_data(ctx.get(), state.data(), state.size(), seq);
 }
 
 static void test_bit_equal_to_stock_until_the_first_eviction(llama_model * model) {
@@ -131,17 +119,17 @@ static void test_copies_and_states_go_on_the_same(llama_model * model) {
     llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
     const auto state = save(ctx, 0);
     CHECK(save(ctx, 1) == state);
-    CHECK(load(ctx, state, 2) == state.size());
+    CHECK(load(ctx, state, 2));
 
     const auto other = create(model, small_params(), context_params(3));
-    CHECK(load(other, state, 2) == state.size());
+    CHECK(load(other, state, 2));
     for (const llama_token token : some_tokens(60, 5)) {
         decode_singly(ctx, { token }, { 0, 1, 2 });
         CHECK(logits(ctx, 0) == logits(ctx, 1) && logits(ctx, 0) == logits(ctx, 2));
     }
     // alone in a batch, the matrices are multiplied in another order
     const auto again = create(model, small_params(), context_params(3));
-    CHECK(load(again, state, 0) == state.size());
+    CHECK(load(again, state, 0));
     for (const llama_token token : some_tokens(60, 5)) {
         decode_singly(other, { token }, { 2 });
         decode_singly(again, { token }, { 0 });
@@ -149,9 +137,7 @@ static void test_copies_and_states_go_on_the_same(llama_model * model) {
     }
     CHECK(save(other, 2) == save(again, 0));
 
-    std::vector<uint8_t> whole(llama_state_get_size(ctx.get()));
-    CHECK(llama_state_get_data(ctx.get(), whole.data(), whole.size()) == whole.size());
-    CHECK(llama_state_set_data(again.get(), whole.data(), whole.size()) == whole.size());
+    CHECK(load_all(again, save_all(ctx)));
     decode_singly(ctx, { 3 }, { 0, 1, 2 });
     decode_singly(again, { 3 }, { 0, 1, 2 });
     CHECK(logits(ctx, 1) == logits(again, 1));
@@ -173,9 +159,9 @@ static void test_a_refused_state_changes_nothing(llama_model * model) {
     CHECK(decode(ctx, some_tokens(100), { 0 }) == 0);
     CHECK(decode(ctx, some_tokens(99), { 1 }) == 0);
     const auto state = save(ctx, 0), shorter = save(ctx, 1);
-    auto       check_refused = [&](const std::vector<uint8_t> & damaged) {
+    auto       check_refused = [&](const bytes & damaged) {
         for (const llama_seq_id seq : { 0, 1 }) {
-            CHECK(load(ctx, damaged, seq) == 0);
+            CHECK(!load(ctx, damaged, seq));
             CHECK(save(ctx, 0) == state && save(ctx, 1) == shorter);
         }
     };
@@ -202,13 +188,13 @@ static void test_a_refused_state_changes_nothing(llama_model * model) {
     twice.insert(twice.begin() + at + 4, state.begin() + at + 4, state.begin() + at + 12);
     check_refused(twice);
     for (const size_t n : { 1, 7, 8, 9, 100, 1000, 2000 }) {
-        check_refused(std::vector<uint8_t>(state.begin(), state.end() - n));
+        check_refused(bytes(state.begin(), state.end() - n));
     }
     // a recurrent part of another text
     auto mixed = state;
     std::copy(shorter.end() - N_RECURRENT, shorter.end(), mixed.end() - N_RECURRENT);
     check_refused(mixed);
-    CHECK(load(ctx, state, 1) == state.size() && save(ctx, 1) == state);
+    CHECK(load(ctx, state, 1) && save(ctx, 1) == state);
 }
 
 static void test_a_refused_state_of_all_sequences_changes_nothing(llama_model * model) {
@@ -216,15 +202,7 @@ static void test_a_refused_state_of_all_sequences_changes_nothing(llama_model * 
     CHECK(decode(ctx, some_tokens(100), { 0 }) == 0);
     llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
     CHECK(decode(ctx, some_tokens(30), { 2 }) == 0);
-    auto save_whole = [&] {
-        std::vector<uint8_t> res(llama_state_get_size(ctx.get()));
-        CHECK(llama_state_get_data(ctx.get(), res.data(), res.size()) == res.size());
-        return res;
-    };
-    const auto whole      = save_whole();
-    auto       load_whole = [&](const std::vector<uint8_t> & state) {
-        return llama_state_set_data(ctx.get(), state.data(), state.size());
-    };
+    const auto   whole       = save_all(ctx);
     // two cells, one of them of two sequences, whose ids follow the position
     const size_t n_recurrent = N_RECURRENT + 8 + 3 * 4 + 2 * N_ROW;
     const size_t at          = whole.size() - n_recurrent;
@@ -238,10 +216,10 @@ static void test_a_refused_state_of_all_sequences_changes_nothing(llama_model * 
             }
             auto damaged = whole;
             memcpy(&damaged[at + 4 * i], &value, sizeof(value));
-            CHECK(load_whole(damaged) == 0 && save_whole() == whole);
+            CHECK(!load_all(ctx, damaged) && save_all(ctx) == whole);
         }
     }
-    CHECK(load_whole(whole) == whole.size() && save_whole() == whole);
+    CHECK(load_all(ctx, whole) && save_all(ctx) == whole);
 }
 
 // llama.cpp's reader of files gives less than was asked for without a word.
@@ -288,7 +266,7 @@ static void test_a_failed_eviction_leaves_all_in_step(llama_model * model) {
     CHECK(save(ctx, 1) == bystander);
 
     cache.inject_failure = nullptr;
-    CHECK(load(ctx, before) == before.size());
+    CHECK(load(ctx, before));
     decode_singly(ctx, some_tokens(30, 4), { 0, 1 });
     CHECK(all_finite(logits(ctx, 0)) && all_finite(logits(ctx, 1)));
 }

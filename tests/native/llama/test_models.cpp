@@ -1,14 +1,8 @@
 // Models whose layers are not those of a plain llama: without heads, or with compressed keys.
 
-#include "support/tiny_context.h"
-
-#include "llama/memory.h"
+#include "support/inside.h"
 
 #include <cstring>
-
-static const morphkv_cache & cache_of(const context_ptr & ctx) {
-    return dynamic_cast<const morphkv_cache &>(*(llama_memory_i *) memory(ctx));
-}
 
 // Attention in the first and the last of three layers.
 static model_ptr headless_model() {

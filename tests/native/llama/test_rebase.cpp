@@ -1,14 +1,8 @@
 // Rotary rebase inside a context: one sequence at a time, layers without rotation left alone, and failures that are clean.
 
-#include "support/tiny_context.h"
-
-#include "llama/memory.h"
+#include "support/inside.h"
 
 using step = morphkv_runner::step;
-
-static morphkv_cache & cache_of(const context_ptr & ctx) {
-    return dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
-}
 
 static morphkv_params rebasing_params() {
     auto res       = small_params();
@@ -17,14 +11,6 @@ static morphkv_params rebasing_params() {
 }
 
 constexpr int32_t N_NEAR = 15;  // half of what the limit leaves beside the cells
-
-// The bytes of the used keys of a layer.
-static std::vector<uint8_t> keys(const context_ptr & ctx, size_t i_layer, llama_seq_id seq = 0) {
-    const ggml_tensor *  k = cache_of(ctx).get_side().layers[i_layer].k;
-    std::vector<uint8_t> res(stats(ctx, seq).n_used * k->nb[1]);
-    ggml_backend_tensor_get(k, res.data(), seq * k->nb[2], res.size());
-    return res;
-}
 
 // Decodes until the next token is due for a rebase, and not for a cut.
 static void decode_to_the_limit(const context_ptr & ctx, llama_seq_id seq = 0) {
@@ -39,12 +25,12 @@ static void test_sequences_are_rebased_one_by_one(llama_model * model) {
     CHECK(decode(ctx, some_tokens(90), { 0 }) == 0);
     CHECK(decode(ctx, some_tokens(50, 2), { 1 }) == 0);
     decode_to_the_limit(ctx);
-    const auto one = keys(ctx, 0, 1);
+    const auto one = keys_of(ctx, 0, 1);
     decode_singly(ctx, { 1 }, { 0 });
     const auto s = stats(ctx, 0);
     CHECK(s.n_rebases == 1 && s.logical_pos == 100 && s.logical_pos - s.rotary_offset + 1 == s.n_used + N_NEAR);
     CHECK(s.exact_pos == 100);
-    CHECK(stats(ctx, 1).n_rebases == 0 && stats(ctx, 1).rotary_offset == 0 && keys(ctx, 0, 1) == one);
+    CHECK(stats(ctx, 1).n_rebases == 0 && stats(ctx, 1).rotary_offset == 0 && keys_of(ctx, 0, 1) == one);
     // together from now on, each at its time
     decode_singly(ctx, some_tokens(300, 3), { 0, 1 });
     CHECK(stats(ctx, 0).n_rebases >= 4 && stats(ctx, 1).n_rebases >= 4);
@@ -60,16 +46,16 @@ static void test_layers_without_rotation_are_left_alone() {
     const auto ctx   = create(model.get(), rebasing_params(), context_params());
     CHECK(decode(ctx, some_tokens(90)) == 0);
     decode_to_the_limit(ctx);
-    std::vector<std::vector<uint8_t>> before;
+    std::vector<bytes> before;
     for (size_t il = 0; il < 4; ++il) {
-        before.push_back(keys(ctx, il));
+        before.push_back(keys_of(ctx, il));
         const auto is = cache_of(ctx).get_side().layers[il].rope.is;
         CHECK(is == (il == 3 ? morphkv_rope::kind::NONE : morphkv_rope::kind::ROTATED));
     }
     decode_singly(ctx, { 1 });
     CHECK(stats(ctx).n_rebases == 1);
     for (size_t il = 0; il < 4; ++il) {
-        auto after = keys(ctx, il);
+        auto after = keys_of(ctx, il);
         after.resize(before[il].size());
         CHECK((after == before[il]) == (il == 3));
     }
@@ -81,7 +67,7 @@ static void test_a_rebase_that_fails_is_clean(llama_model * model) {
         CHECK(decode(ctx, some_tokens(20), { 1 }) == 0);
         CHECK(decode(ctx, some_tokens(90), { 0 }) == 0);
         decode_to_the_limit(ctx);
-        const auto before = keys(ctx, 0), other = keys(ctx, 0, 1);
+        const auto before = keys_of(ctx, 0), other = keys_of(ctx, 0, 1);
 
         cache_of(ctx).inject_failure = [=](step s) {
             return s == which;
@@ -89,9 +75,9 @@ static void test_a_rebase_that_fails_is_clean(llama_model * model) {
         CHECK(decode(ctx, { 1 }, { 0, 1 }) == -3);
         const std::string error      = morphkv_last_error();
         cache_of(ctx).inject_failure = nullptr;
-        CHECK(keys(ctx, 0, 1) == other && error.find("rebase failed") == 0);
+        CHECK(keys_of(ctx, 0, 1) == other && error.find("rebase failed") == 0);
         if (which == step::ALLOC) {
-            CHECK(keys(ctx, 0) == before && stats(ctx).n_rebases == 0 &&
+            CHECK(keys_of(ctx, 0) == before && stats(ctx).n_rebases == 0 &&
                   error.find("is unchanged") != std::string::npos);
         } else {
             CHECK(stats(ctx).n_used == 0 && error.find("has been cleared") != std::string::npos);

@@ -87,18 +87,14 @@ static void test_a_replay_is_exact_back_to_the_last_cut(llama_model * model) {
     const llama_pos exact_pos = stats(ctx).exact_pos;
     CHECK(exact_pos == stats(ctx).logical_pos);
 
-    const auto state = [&] {
-        std::vector<uint8_t> res(llama_state_seq_get_size(ctx.get(), 0));
-        llama_state_seq_get_data(ctx.get(), res.data(), res.size(), 0);
-        return res;
-    }();
+    const auto   state    = save(ctx);
     const tokens next     = some_tokens(200, 7);
     const auto   expected = logits_of(ctx, next);
     const auto   kept     = retained(ctx, 0, 1);
     CHECK(stats(ctx).n_evictions >= 5);
 
     for (const int32_t n : { 1, 2, 31, 32, 33, 50, 56 }) {
-        CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0) == state.size());
+        CHECK(load(ctx, state));
         logits_of(ctx, tokens(next.begin(), next.begin() + 56));
         CHECK(stats(ctx).exact_pos == exact_pos);
         CHECK(llama_memory_seq_rm(memory(ctx), 0, exact_pos + 57 - n, -1));
@@ -237,17 +233,11 @@ static void test_a_copy_does_not_wait(llama_model * model) {
     const auto ctx = create(model, small_params(), context_params(3));
     CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
     CHECK(decode(ctx, some_tokens(100, 2), { 2 }) == 0);
-    auto state = [&](llama_seq_id seq) {
-        std::vector<uint8_t> res(llama_state_seq_get_size(ctx.get(), seq));
-        CHECK(llama_state_seq_get_data(ctx.get(), res.data(), res.size(), seq) == res.size());
-        memset(res.data() + 4, 0, 4);  // llama.cpp notes the sequence's id here
-        return res;
-    };
-    const auto first = state(0), other = state(2);
+    const auto first = save(ctx, 0), other = save(ctx, 2);
     llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
-    CHECK(state(1) == first);
-    CHECK(llama_state_seq_set_data(ctx.get(), other.data(), other.size(), 1) == other.size());
-    CHECK(state(1) == other);
+    CHECK(save(ctx, 1) == first);
+    CHECK(load(ctx, other, 1));
+    CHECK(save(ctx, 1) == other);
     decode_singly(ctx, { 3 }, { 1, 2 });
     CHECK(logits(ctx, 0) == logits(ctx, 1));
     CHECK(stats(ctx, 1).logical_pos == 100);

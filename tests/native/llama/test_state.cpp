@@ -1,32 +1,15 @@
 // Save and load: what is restored goes on the same, and whatever else is handed in is refused and harms nothing.
 
-#include "support/tiny_context.h"
-
-#include "core/state-format.h"
-#include "llama/memory.h"
+#include "support/state_parts.h"
 
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
 
-using bytes = std::vector<uint8_t>;
-
 // of the header, and of the fixed part of a text with one run of positions; behind what llama.cpp writes first
 constexpr size_t N_LLAMA  = 8;
-constexpr size_t N_HEADER = 88;
+constexpr size_t N_HEADER = sizeof(morphkv_state_header);
 constexpr size_t N_TEXT   = sizeof(morphkv_text_header) + sizeof(morphkv_group_header) + sizeof(morphkv_run);
-
-static bytes save(const context_ptr & ctx, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
-    bytes res(llama_state_seq_get_size_ext(ctx.get(), seq, flags));
-    CHECK(llama_state_seq_get_data_ext(ctx.get(), res.data(), res.size(), seq, flags) == res.size());
-    return res;
-}
-
-static bool load(const context_ptr & ctx, const bytes & state, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
-    const size_t n = llama_state_seq_set_data_ext(ctx.get(), state.data(), state.size(), seq, flags);
-    CHECK(n == 0 || n == state.size());
-    return n > 0;
-}
 
 // What a saved sequence does next, to compare with what the restored one does.
 class future {
@@ -60,9 +43,7 @@ static void test_a_restored_state_goes_on_the_same(llama_model * model, ggml_typ
     CHECK(decode(ctx, some_tokens(200), { 1 }) == 0);
     decode_singly(ctx, some_tokens(53, 2), { 1 });
 
-    const bytes state = save(ctx, 1), checkpoint = save(ctx, 1, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
-    bytes       whole(llama_state_get_size(ctx.get()));
-    CHECK(llama_state_get_data(ctx.get(), whole.data(), whole.size()) == whole.size());
+    const bytes  state = save(ctx, 1), checkpoint = save(ctx, 1, CHECKPOINT), whole = save_all(ctx);
     const tokens noted = some_tokens(4);
     CHECK(llama_state_save_file(ctx.get(), "whole.state", noted.data(), noted.size()));
     CHECK(llama_state_seq_save_file(ctx.get(), "seq.state", 1, noted.data(), noted.size()) > 0);
@@ -73,13 +54,13 @@ static void test_a_restored_state_goes_on_the_same(llama_model * model, ggml_typ
     CHECK(decode(other, some_tokens(90, 6), { 0 }) == 0);
     CHECK(load(other, state, 0));
     expected.check(other, 0);
-    CHECK(load(other, checkpoint, 1, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY));
+    CHECK(load(other, checkpoint, 1, CHECKPOINT));
     expected.check(other, 1);
     CHECK(load(ctx, state, 1));
     expected.check(ctx, 1);
 
     const auto third = create(model, params, cparams);
-    CHECK(llama_state_set_data(third.get(), whole.data(), whole.size()) == whole.size());
+    CHECK(load_all(third, whole));
     CHECK(stats(third, 0).n_used == 0);
     expected.check(third, 1);
 
@@ -97,19 +78,18 @@ static void test_a_restored_state_goes_on_the_same(llama_model * model, ggml_typ
 
 // As llama-server: a checkpoint, more tokens and evictions, back to the checkpoint, its tail removed.
 static void test_a_checkpoint_undoes_evictions(llama_model * model) {
-    const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
-    const auto ctx   = create(model, small_params(), context_params());
+    const auto ctx = create(model, small_params(), context_params());
     CHECK(decode(ctx, some_tokens(200)) == 0);
     decode_to_a_cut(ctx);
     decode_singly(ctx, some_tokens(4, 2));
     const llama_pos newest     = stats(ctx).logical_pos;
-    const bytes     checkpoint = save(ctx, 0, flags);
+    const bytes     checkpoint = save(ctx, 0, CHECKPOINT);
     CHECK(llama_memory_seq_rm(memory(ctx), 0, newest - 1, -1));
     const future expected(ctx);
 
     CHECK(decode(ctx, some_tokens(150, 8)) == 0);
     CHECK(!llama_memory_seq_rm(memory(ctx), 0, newest - 1, -1));
-    CHECK(load(ctx, checkpoint, 0, flags));
+    CHECK(load(ctx, checkpoint, 0, CHECKPOINT));
     CHECK(llama_memory_seq_pos_max(memory(ctx), 0) == newest);
     CHECK(llama_memory_seq_rm(memory(ctx), 0, newest - 1, -1));
     expected.check(ctx);
@@ -172,16 +152,13 @@ static void test_what_does_not_fit_is_refused(llama_model * model) {
     }
     // with and without MorphKV, both ways
     const context_ptr stock(llama_init_from_model(model, context_params()));
-    CHECK(llama_state_seq_set_data(stock.get(), state.data(), state.size(), 0) == 0);
+    CHECK(!load(stock, state));
     CHECK(decode(stock, some_tokens(100)) == 0);
     refuse_and_change_nothing(ctx, save(stock));
     // another number of sequences
-    bytes whole(llama_state_get_size(ctx.get()));
-    llama_state_get_data(ctx.get(), whole.data(), whole.size());
-    const auto one = create(model, params, context_params(1));
-    CHECK(llama_state_set_data(one.get(), whole.data(), whole.size()) == 0);
+    CHECK(!load_all(create(model, params, context_params(1)), save_all(ctx)));
     // a sequence that the context has not
-    CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 2) == 0);
+    CHECK(!load(ctx, state, 2));
     CHECK(llama_state_seq_get_size(ctx.get(), 2) == 0);
 }
 
@@ -254,17 +231,13 @@ static void test_nan_in_a_state_harms_nobody_else(llama_model * model, ggml_type
     cparams.type_k = cparams.type_v = type;
     const auto ctx                  = create(model, params, cparams);
     CHECK(decode(ctx, some_tokens(200), { 0, 1 }) == 0);
-    bytes        state = save(ctx);
-    // between the marks
-    const auto & side  = dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx)).get_side();
-    size_t       n     = N_LLAMA + N_HEADER + N_TEXT + (8 + 32) * 4 + stats(ctx).n_used * 4 + 8;
-    for (const auto & slice : side.slices(0, stats(ctx).n_used)) {
-        std::fill(state.begin() + n, state.begin() + n + slice.size, 0xff);
-        n += slice.size + 8;
+    const bytes state = save(ctx);
+    auto        parts = take_apart(ctx, state.data() + N_LLAMA, state.size() - N_LLAMA);
+    for (auto & part : parts.tensors) {
+        std::fill(part.data.begin(), part.data.end(), 0xff);
     }
-    CHECK(n == state.size());
-
-    CHECK(load(ctx, state, 0));
+    const bytes prefix(state.begin(), state.begin() + N_LLAMA);
+    CHECK(load(ctx, put_together(prefix, parts.header, texts_as_bytes(parts), parts.tensors)));
     for (int i = 0; i < 5; ++i) {
         CHECK(decode(ctx, some_tokens(100, i), { 0 }) == 0);
         CHECK(decode(ctx, some_tokens(20, i), { 0 }, want::ALL) == 0);
@@ -282,10 +255,7 @@ static void test_nan_in_a_state_harms_nobody_else(llama_model * model, ggml_type
 static void test_all_or_nothing(llama_model * model) {
     const auto ctx = create(model, small_params(), context_params(2));
     CHECK(decode(ctx, some_tokens(200), { 0 }) == 0 && decode(ctx, some_tokens(90, 2), { 1 }) == 0);
-    const auto  flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
-    const bytes own = save(ctx), checkpoint = save(ctx, 0, flags);
-    bytes       whole(llama_state_get_size(ctx.get()));
-    CHECK(llama_state_get_data(ctx.get(), whole.data(), whole.size()) == whole.size());
+    const bytes own = save(ctx), checkpoint = save(ctx, 0, CHECKPOINT), whole = save_all(ctx);
     CHECK(decode(ctx, some_tokens(70, 3), { 0, 1 }) == 0);
     const bytes now[2] = { save(ctx, 0), save(ctx, 1) };
 
@@ -300,7 +270,7 @@ static void test_all_or_nothing(llama_model * model) {
         uint32_t      flags;
     };
     for (const auto & k :
-         { kind{ own, 0, 0 }, kind{ own, 1, 0 }, kind{ checkpoint, 0, flags }, kind{ whole, -1, 0 } }) {
+         { kind{ own, 0, 0 }, kind{ own, 1, 0 }, kind{ checkpoint, 0, CHECKPOINT }, kind{ whole, -1, 0 } }) {
         bytes longer = k.state;
         longer.push_back(0);
         refused(longer, k.seq, k.flags, "bytes, got");
@@ -321,57 +291,17 @@ static void test_all_or_nothing(llama_model * model) {
     refused(own, 2, 0, "seq_id must be in 0..1, got 2");
     refused(own, -2, 0, "seq_id must be at least -1");
     refused(own, 0, LLAMA_STATE_SEQ_FLAGS_ON_DEVICE, "on a device");
-    refused(whole, -1, flags, "flags are for a sequence");
+    refused(whole, -1, CHECKPOINT, "flags are for a sequence");
     refused(whole, 0, 0, "no state of a sequence");
     refused(own, -1, 0, "architecture");
 }
 
-// The state as versions 4 and 5 wrote it: another fixed part of the text, so that all checksums are others.
+// The state as another version wrote it.
 static bytes as_version(const bytes & state, uint32_t version, const context_ptr & ctx) {
-    morphkv_text_header  text{};
-    morphkv_group_header group{};
-    const uint8_t *      from = state.data() + N_LLAMA + N_HEADER;
-    memcpy(&text, from, sizeof(text));
-    memcpy(&group, from + sizeof(text), sizeof(group));
-
-    morphkv_text_header_v5 old{};
-    old.n_evictions       = group.n_evictions;
-    old.n_evicted         = group.n_evicted;
-    old.n_rebases         = text.n_rebases;
-    old.n_recalls         = text.n_recalls;
-    old.n_recalled        = text.n_recalled;
-    old.decoded_since_cut = text.decoded_since_cut;
-    old.newest_of_prompt  = text.newest_of_prompt;
-    old.rotary_offset     = text.rotary_offset;
-    old.n_ranked          = group.n_ranked;
-    old.n_keep            = text.n_keep;
-    old.n_used            = stats(ctx).n_used;
-    old.first_recent      = stats(ctx).n_distant + group.n_evicted;
-    old.base              = group.base;
-    const size_t n_old    = version < 5 ? offsetof(morphkv_text_header_v5, base) : sizeof(old);
-
-    bytes res(state.begin(), state.begin() + N_LLAMA + N_HEADER);
-    memcpy(res.data() + N_LLAMA + offsetof(morphkv_state_header, version), &version, sizeof(version));
-    res.insert(res.end(), (const uint8_t *) &old, (const uint8_t *) &old + n_old);
-    size_t n = res.size() + ((8 + 32) + old.n_used + old.n_ranked) * 4;  // up to the checksum
-    res.insert(res.end(), from + N_TEXT, state.data() + state.size());
-
-    morphkv_byte_hash hash;
-    hash.add(res.data() + N_LLAMA, n - N_LLAMA);
-    auto put_mark = [&] {
-        CHECK(n + sizeof(hash.value) <= res.size());
-        memcpy(res.data() + n, &hash.value, sizeof(hash.value));
-        n += sizeof(hash.value);
-        hash.value++;
-    };
-    put_mark();
-    const auto & side = dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx)).get_side();
-    for (const auto & slice : side.slices(0, old.n_used)) {
-        n += slice.size;
-        put_mark();
-    }
-    CHECK(n == res.size());
-    return res;
+    auto parts           = take_apart(ctx, state.data() + N_LLAMA, state.size() - N_LLAMA);
+    parts.header.version = version;
+    const bytes prefix(state.begin(), state.begin() + N_LLAMA);
+    return put_together(prefix, parts.header, texts_as_bytes(parts), parts.tensors);
 }
 
 static void test_the_versions_before_are_read(llama_model * model) {

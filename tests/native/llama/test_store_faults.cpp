@@ -67,25 +67,30 @@ static std::vector<operation> operations() {
         { "save", with([](ctx_ref ctx, own_ref t) { CHECK(save(ctx).size() == t.own.size()); }) },
         { "save all", with([](ctx_ref ctx, own_ref t) { CHECK(save_all(ctx).size() == t.both.size()); }) },
         { "save a checkpoint", with([](ctx_ref ctx, own_ref t) { CHECK(save(ctx, 0, CHECKPOINT) == t.checkpoint); }) },
-        { "load its own", [](ctx_ref ctx, own_ref t) { return load(ctx, t.own); } },
-        { "load another", [](ctx_ref ctx, own_ref t) { return load(ctx, t.other); } },
-        { "load all", [](ctx_ref ctx, own_ref t) { return load(ctx, t.both, -1); } },
+        { "load its own", [](ctx_ref ctx, own_ref t) { return load_strictly(ctx, t.own); } },
+        { "load another", [](ctx_ref ctx, own_ref t) { return load_strictly(ctx, t.other); } },
+        { "load all", [](ctx_ref ctx, own_ref t) { return load_strictly(ctx, t.both, -1); } },
         { "go back",
           [](ctx_ref ctx, own_ref t) {
               CHECK(decode(ctx, some_tokens(80, 4), { 0 }) == 0);
-              return load(ctx, t.checkpoint, 0, CHECKPOINT);
+              return load_strictly(ctx, t.checkpoint, 0, CHECKPOINT);
           } },
         { "go back from another text",
           [](ctx_ref ctx, own_ref t) {
-              CHECK(load(ctx, t.other));
-              return load(ctx, t.checkpoint, 0, CHECKPOINT);
+              CHECK(load_strictly(ctx, t.other));
+              return load_strictly(ctx, t.checkpoint, 0, CHECKPOINT);
           } },
         { "switch texts",
           [](ctx_ref ctx, own_ref t) {
               const bytes now = save(ctx);
-              return load(ctx, t.other) && load(ctx, now);
+              return load_strictly(ctx, t.other) && load_strictly(ctx, now);
           } },
-        { "recall", [](ctx_ref ctx, own_ref) { return recall(ctx); }, true },
+        { "recall",
+          [](ctx_ref ctx, own_ref) {
+              morphkv_recalled out{};
+              return try_recall(ctx, out) == MORPHKV_STATUS_OK;
+          },
+          true },
     };
 }
 
@@ -114,7 +119,7 @@ struct outcome {
 static outcome run(const context_ptr & ctx, const texts & texts, const operation & op, int64_t n, int error) {
     morphkv_testing_fail_store(0, 0);
     llama_memory_clear(memory(ctx), true);
-    CHECK(load(ctx, texts.own) && load(ctx, texts.other, 1));
+    CHECK(load_strictly(ctx, texts.own) && load_strictly(ctx, texts.other, 1));
     CHECK(!*morphkv_archive_why_stopped(ctx.get(), 0) && !*morphkv_archive_why_stopped(ctx.get(), 1));
     g_log.clear();
 
@@ -157,9 +162,9 @@ static float largest_difference(const std::vector<floats> & a, const std::vector
     return res;
 }
 
-static void test_every_call_of_every_operation(llama_model * model, const place & place, totals & all) {
-    remove_files(place);
-    const auto ctx   = create_archived(model, place, CAPACITY);
+static void test_every_call_of_every_operation(llama_model * model, const archived_setup & setup, totals & all) {
+    remove_files(setup);
+    const auto ctx   = create_archived(model, setup);
     const auto texts = make_texts(ctx);
     for (const auto & op : operations()) {
         const auto expected = run(ctx, texts, op, 0, 0);
@@ -168,7 +173,7 @@ static void test_every_call_of_every_operation(llama_model * model, const place 
         const auto without  = op.recalls ? run(ctx, texts, nothing, 0, 0) : outcome();
         const auto n_before = all.n_cases;
         for (int64_t n = 1; n <= expected.n_calls; ++n) {
-            for (const int error : place.is_beside ? std::vector<int>{ EIO, ENOMEM } : ERRORS) {
+            for (const int error : setup.is_beside ? std::vector<int>{ EIO, ENOMEM } : ERRORS) {
                 const auto got = run(ctx, texts, op, n, error);
                 if (!says(got.why, error)) {
                     fprintf(stderr, "%s, call %d, %s: nobody says why: %s\n", op.name, (int) n, strerror(error),
@@ -193,34 +198,34 @@ static void test_every_call_of_every_operation(llama_model * model, const place 
         }
         printf("  %-24s %4d calls, %4d cases\n", op.name, (int) expected.n_calls, (int) (all.n_cases - n_before));
     }
-    remove_files(place);
+    remove_files(setup);
 }
 
 // An archive that cannot be opened: the context is as if it had never been asked for one.
-static void test_every_call_of_opening(llama_model * model, const place & place, totals & all) {
-    remove_files(place);
-    const auto plain = create_plain(model, CAPACITY);
+static void test_every_call_of_opening(llama_model * model, const archived_setup & setup, totals & all) {
+    remove_files(setup);
+    const auto plain = create_plain(model, setup);
     CHECK(decode(plain, some_tokens(90), { 0, 1 }) == 0);
     const auto expected = answers(plain);
     for (const bool is_there : { false, true }) {
         auto open = [&](int64_t n, int error) {
             morphkv_testing_fail_store(0, 0);
             if (is_there) {
-                const auto before = create_archived(model, place, CAPACITY);
+                const auto before = create_archived(model, setup);
                 CHECK(decode(before, some_tokens(150), { 0, 1 }) == 0);
             } else {
-                remove_files(place);
+                remove_files(setup);
             }
-            const auto ctx = create_plain(model, CAPACITY);
+            const auto ctx = create_plain(model, setup);
             morphkv_testing_fail_store(n, error);
-            const bool    is_done = start_archive(ctx, place);
+            const bool    is_done = start_archive(ctx, setup);
             const int64_t n_calls = morphkv_testing_n_store_calls();
             morphkv_testing_fail_store(0, 0);
             CHECK(is_done == (n == 0));
             CHECK(n == 0 || says(morphkv_last_error(), error));
             if (n > 0) {
                 // nor is anything half done
-                CHECK(n % 2 == 0 || start_archive(ctx, place));
+                CHECK(n % 2 == 0 || start_archive(ctx, setup));
                 CHECK(decode(ctx, some_tokens(90), { 0, 1 }) == 0);
                 CHECK(answers(ctx) == expected);
             }
@@ -237,7 +242,7 @@ static void test_every_call_of_opening(llama_model * model, const place & place,
         printf("  %-24s %4d calls, %4d cases\n", is_there ? "open one that is there" : "open a new one", (int) n_calls,
                (int) (n_calls * ERRORS.size()));
     }
-    remove_files(place);
+    remove_files(setup);
 }
 
 int main() {
@@ -246,16 +251,21 @@ int main() {
     const auto model = tiny_model_load();
     totals     all;
 #ifndef _WIN32
-    const char * path     = "test_store_faults.tmp";
-    const place  places[] = { { nullptr, false }, { path, false }, { nullptr, true }, { path, true } };
+    const std::vector<const char *> paths = { nullptr, "test_store_faults.tmp" };
 #else
-    const place places[] = { { nullptr, false }, { nullptr, true } };
+    const std::vector<const char *> paths = { nullptr };
 #endif
-    for (const auto & place : places) {
-        printf("%s%s\n", place.path ? "in a file" : "in memory", place.is_beside ? ", appended to beside" : "");
-        test_every_call_of_every_operation(model.get(), place, all);
-        if (place.path && !place.is_beside) {
-            test_every_call_of_opening(model.get(), place, all);
+    std::vector<archived_setup> setups;
+    for (const bool is_beside : { false, true }) {
+        for (const char * path : paths) {
+            setups.push_back({ path, is_beside, CAPACITY });
+        }
+    }
+    for (const auto & setup : setups) {
+        printf("%s%s\n", setup.path ? "in a file" : "in memory", setup.is_beside ? ", appended to beside" : "");
+        test_every_call_of_every_operation(model.get(), setup, all);
+        if (setup.path && !setup.is_beside) {
+            test_every_call_of_opening(model.get(), setup, all);
         }
     }
     printf("%d cases: in %d an archive stopped, in %d pages were lost, %d were refused\n", (int) all.n_cases,

@@ -1,16 +1,11 @@
 // Several sequences in one context: an eviction of one costs what it costs where there is but one, and so does a token.
 
 #include "support/fake_device.h"
-#include "support/tiny_context.h"
+#include "support/inside.h"
 
 #include "llama-graph.h"
-#include "llama/memory.h"
 
 constexpr int32_t N_LAYER = 4;
-
-static morphkv_cache & cache_of(const context_ptr & ctx) {
-    return dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
-}
 
 // Rows of a stream are 6 MiB in a layer: those of all layers are within the 48 MiB of a stack, those of all streams too are not.
 static void test_layers_are_stacked_by_the_rows_of_one_stream() {

@@ -25,9 +25,7 @@ struct work {
         CHECK(decode(ctx, some_tokens(200, seed)) == 0);
         logits = logits_of(ctx, some_tokens(100, seed + 1));
 
-        std::vector<uint8_t> state(llama_state_seq_get_size(ctx.get(), 0));
-        CHECK(llama_state_seq_get_data(ctx.get(), state.data(), state.size(), 0) == state.size());
-        CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0) == state.size());
+        CHECK(load(ctx, save(ctx)));
         CHECK(llama_memory_seq_rm(memory(ctx), 0, stats(ctx).exact_pos, -1));
         logits_of(ctx, some_tokens(100, seed + 2));
         kept = retained(ctx, 0, 1);

@@ -2,10 +2,7 @@
 //
 // With a model and a text as arguments: a table for each K type of that model, with the perplexity of what comes next.
 
-#include "support/tiny_context.h"
-
-#include "llama/hybrid.h"
-#include "llama/memory.h"
+#include "support/archived_context.h"
 
 #include "ggml-cpu.h"
 
@@ -28,10 +25,6 @@ struct wear_setup {
     int32_t       rope_limit;
 };
 
-static morphkv_cache & cache_of(const context_ptr & ctx) {
-    return *morphkv_find_cache((llama_memory_i *) memory(ctx));
-}
-
 static context_ptr create_for(const wear_setup & setup, ggml_type type, int32_t capacity) {
     auto cparams    = context_params();
     cparams.n_ctx   = 8192;
@@ -48,20 +41,16 @@ static context_ptr create_for(const wear_setup & setup, ggml_type type, int32_t 
     return create(setup.model, params, cparams);
 }
 
-static context_ptr create_archived(const wear_setup & setup, ggml_type type, const char * path = nullptr) {
-    auto ctx    = create_for(setup, type, setup.capacity);
-    auto params = morphkv_archive_params_default();
-    params.path = path;
-    CHECK(morphkv_archive_start(ctx.get(), &params) == MORPHKV_STATUS_OK);
+static context_ptr create_with_archive(const wear_setup & setup, ggml_type type, const char * path = nullptr) {
+    auto           ctx = create_for(setup, type, setup.capacity);
+    archived_setup archive;
+    archive.path = path;
+    CHECK(start_archive(ctx, archive));
     return ctx;
 }
 
-static morphkv_recalled recall(const context_ptr & ctx) {
-    const auto       params = morphkv_recall_params_default();
-    morphkv_recalled res{};
-    res.size = sizeof(res);
-    CHECK(morphkv_recall(ctx.get(), 0, &params, &res) == MORPHKV_STATUS_OK);
-    return res;
+static morphkv_recalled recall_by_default(const context_ptr & ctx) {
+    return recall(ctx, 0, morphkv_recall_params_default());
 }
 
 static tokens part(const tokens & text, int32_t first, int32_t n) {
@@ -182,7 +171,7 @@ static worn wear(const wear_setup & setup, const context_ptr & ctx, int32_t n_re
     for (int32_t i = 0; i < N_RECALLS; ++i) {
         decode_all(ctx, part(setup.text, setup.n_first + i * setup.n_step, setup.n_step));
         if (i >= N_RECALLS - n_recalls) {
-            CHECK(recall(ctx).n_archived > 0);
+            CHECK(recall_by_default(ctx).n_archived > 0);
         }
     }
     CHECK(stats(ctx).n_recalls == n_recalls);
@@ -201,7 +190,7 @@ static void test_keys_do_not_wear(llama_model * model, ggml_type type) {
     const auto       of_text = keys_of_text(setup);
     double           errors[2];
     for (const int32_t n : { 1, N_RECALLS }) {
-        const auto ctx = create_archived(setup, type);
+        const auto ctx = create_with_archive(setup, type);
         decode_all(ctx, part(setup.text, 0, setup.n_first));
         errors[n > 1] = wear(setup, ctx, n, of_text).error;
     }
@@ -210,21 +199,11 @@ static void test_keys_do_not_wear(llama_model * model, ggml_type type) {
     CHECK(errors[1] <= 1.5 * errors[0]);
 }
 
-static std::vector<uint8_t> bytes_of_keys(const context_ptr & ctx, int32_t il) {
-    const auto *         k = cache_of(ctx).get_side().layers[il].k;
-    std::vector<uint8_t> res(stats(ctx).n_used * k->nb[1]);
-    ggml_backend_tensor_get(k, res.data(), 0, res.size());
-    return res;
-}
-
 // What a recall leaves where it is keeps its bytes: recent tokens, and all of them where it brings nothing.
 static void test_what_stands_right_is_not_touched(llama_model * model, ggml_type type) {
     const wear_setup setup{ model, some_tokens(700), 400, 20, 0, 200, TINY_N_VOCAB, 1000 };
-    const auto       ctx = create_archived(setup, type);
+    const auto       ctx = create_with_archive(setup, type);
     decode_all(ctx, part(setup.text, 0, 400));
-    auto keys = [&](int32_t il) {
-        return bytes_of_keys(ctx, il);
-    };
     auto ring = [&] {
         const auto *         t = cache_of(ctx).get_side().layers[1].ring;
         std::vector<uint8_t> res(ggml_nbytes(t));
@@ -234,12 +213,12 @@ static void test_what_stands_right_is_not_touched(llama_model * model, ggml_type
     for (int32_t i = 0; i < 15; ++i) {
         decode_all(ctx, part(setup.text, 400 + i * 20, 20));
         const size_t n_distant = stats(ctx).n_distant * cache_of(ctx).get_side().layers[1].k->nb[1];
-        const auto   before = keys(1), queries = ring();
-        CHECK(recall(ctx).n_recalled > 0);
-        const auto after = keys(1);
+        const auto   before = keys_of(ctx, 1), queries = ring();
+        CHECK(recall_by_default(ctx).n_recalled > 0);
+        const auto after = keys_of(ctx, 1);
         CHECK(before != after && queries == ring());
         CHECK(std::equal(before.begin() + n_distant, before.end(), after.begin() + n_distant));
-        CHECK(recall(ctx).n_recalled == 0 && keys(1) == after && queries == ring());
+        CHECK(recall_by_default(ctx).n_recalled == 0 && keys_of(ctx, 1) == after && queries == ring());
     }
 }
 
@@ -247,7 +226,7 @@ static void test_what_stands_right_is_not_touched(llama_model * model, ggml_type
 static void test_a_file_gives_the_same_keys(llama_model * model, ggml_type type) {
     const std::string path = "test-wear-" + std::to_string(std::random_device()()) + ".archive";
     const wear_setup  setup{ model, some_tokens(2000), 400, 40, 0, 200, TINY_N_VOCAB, 1000 };
-    const auto        in_ram = create_archived(setup, type), in_file = create_archived(setup, type, path.c_str());
+    const auto in_ram = create_with_archive(setup, type), in_file = create_with_archive(setup, type, path.c_str());
     std::remove(path.c_str());
     const auto extra_before = stats(in_file).extra_bytes;
     for (const auto * ctx : { &in_ram, &in_file }) {
@@ -256,11 +235,11 @@ static void test_a_file_gives_the_same_keys(llama_model * model, ggml_type type)
     for (int32_t i = 0; i < 40; ++i) {
         for (const auto * ctx : { &in_ram, &in_file }) {
             decode_all(*ctx, part(setup.text, 400 + i * 40, 40));
-            CHECK(i % 3 == 0 || recall(*ctx).n_recalled > 0);
+            CHECK(i % 3 == 0 || recall_by_default(*ctx).n_recalled > 0);
         }
         CHECK(stats(in_ram).extra_bytes < stats(in_file).extra_bytes || i == 0);
         for (const int32_t il : { 0, 1 }) {
-            CHECK(bytes_of_keys(in_ram, il) == bytes_of_keys(in_file, il));
+            CHECK(keys_of(in_ram, il) == keys_of(in_file, il));
         }
     }
     CHECK(stats(in_file).n_rebases > 0 && stats(in_file).extra_bytes > extra_before);
@@ -293,13 +272,12 @@ static int print_table(const char * model_path, const char * text_path) {
 
     printf("type recalls key_error perplexity to_one_recall standard_error\n");
     for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_0, GGML_TYPE_Q4_0 }) {
-        const auto ctx = create_archived(setup, type);
+        const auto ctx = create_with_archive(setup, type);
         decode_all(ctx, part(setup.text, 0, setup.n_first));
-        std::vector<uint8_t> state(llama_state_seq_get_size(ctx.get(), 0));
-        CHECK(llama_state_seq_get_data(ctx.get(), state.data(), state.size(), 0) == state.size());
+        const auto          state = save(ctx);
         std::vector<double> one;
         for (const int32_t n_recalls : { 1, 0, N_RECALLS }) {
-            CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0) == state.size());
+            CHECK(load(ctx, state));
             const auto res = wear(setup, ctx, n_recalls, of_text);
             one            = n_recalls == 1 ? res.surprises : one;
             std::vector<double> more, squares;

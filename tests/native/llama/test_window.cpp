@@ -1,9 +1,7 @@
 // A model whose layers are in part windowed: those that attend to all are cut as in any model, the others stay as
 // llama.cpp has them, and both go forth and back together.
 
-#include "support/tiny_context.h"
-
-#include "llama/memory.h"
+#include "support/inside.h"
 
 #include <cstring>
 
@@ -21,21 +19,6 @@ static llama_context_params window_params(uint32_t n_seq_max = 1) {
     auto res     = context_params(n_seq_max);
     res.swa_full = false;
     return res;
-}
-
-static morphkv_cache & cache_of(const context_ptr & ctx) {
-    return dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
-}
-
-static std::vector<uint8_t> save(const context_ptr & ctx, llama_seq_id seq = 0) {
-    std::vector<uint8_t> res(llama_state_seq_get_size(ctx.get(), seq));
-    CHECK(llama_state_seq_get_data(ctx.get(), res.data(), res.size(), seq) == res.size());
-    memset(res.data() + 4, 0, 4);  // llama.cpp notes the sequence's id here
-    return res;
-}
-
-static void load(const context_ptr & ctx, const std::vector<uint8_t> & state, llama_seq_id seq = 0) {
-    CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), seq) == state.size());
 }
 
 // The windowed layers' cells go around once before the first eviction.
@@ -181,7 +164,7 @@ static void test_a_restored_sequence_goes_on_the_same(llama_model * model) {
 
     const auto other = create(model, small_params(), window_params(2));
     CHECK(decode(other, some_tokens(40, 7), { 0, 1 }) == 0);
-    load(other, state, 1);
+    CHECK(load(other, state, 1));
     CHECK(save(other, 1) == state);
     for (const llama_token token : some_tokens(300, 3)) {
         decode_singly(ctx, { token });
@@ -221,13 +204,13 @@ static void test_a_damaged_state_is_refused(llama_model * model) {
     for (size_t i = 12; i < 1200; i += 3) {
         auto damaged = state;
         damaged[i] ^= 0x41;
-        if (llama_state_seq_set_data(ctx.get(), damaged.data(), damaged.size(), 0) == 0) {
+        if (!load(ctx, damaged)) {
             CHECK(save(ctx) == state);
             n_kept++;
         }
     }
     CHECK(n_kept > 390);
-    CHECK(llama_state_seq_set_data(ctx.get(), state.data(), state.size() - 100, 0) == 0);
+    CHECK(!load(ctx, bytes(state.begin(), state.end() - 100)));
     CHECK(save(ctx) == state);
 
     // a state of the same layers without windows, and of another size of window cells
@@ -238,8 +221,8 @@ static void test_a_damaged_state_is_refused(llama_model * model) {
     const auto alien  = create(other.get(), small_params(), window_params());
     CHECK(decode(alien, some_tokens(300)) == 0);
     const auto foreign = save(alien);
-    CHECK(llama_state_seq_set_data(ctx.get(), foreign.data(), foreign.size(), 0) == 0);
-    CHECK(llama_state_seq_set_data(alien.get(), state.data(), state.size(), 0) == 0);
+    CHECK(!load(ctx, foreign));
+    CHECK(!load(alien, state));
     CHECK(save(ctx) == state && save(alien) == foreign);
 }
 
@@ -264,7 +247,7 @@ static void test_a_failed_eviction_leaves_both_in_step(llama_model * model) {
     CHECK(save(ctx, 1) == bystander);
 
     cache_of(ctx).inject_failure = nullptr;
-    load(ctx, before);
+    CHECK(load(ctx, before));
     decode_singly(ctx, some_tokens(30, 4), { 0, 1 });
     CHECK(all_finite(logits(ctx, 0)) && all_finite(logits(ctx, 1)));
 }

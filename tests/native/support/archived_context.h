@@ -1,92 +1,94 @@
 // A tiny model's context with an archive, in memory or in a file, and what tests do with it.
 #pragma once
 
-#include "support/tiny_context.h"
+#include "support/inside.h"
 
-#include "llama/hybrid.h"
-#include "llama/memory.h"
-
-using bytes = std::vector<uint8_t>;
-
-constexpr auto CHECKPOINT = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
-
-// How an archive lies.
-struct place {
-    const char * path;  // null: in memory
-    bool         is_beside = false;
+struct archived_setup {
+    const char * path      = nullptr;  // null: in memory
+    bool         is_beside = false;    // appended to by a thread of its own, as where a GPU computes
+    int32_t      capacity  = 100;      // slots: capacity - 8
+    uint32_t     n_seq     = 2;
+    ggml_type    type      = GGML_TYPE_F16;
+    uint64_t     max_bytes = 2ull << 30;  // as by default; 0 = no limit
 };
 
-// Access to the archives.
-struct morphkv_recall_test {
-    static morphkv_archives & archives(const context_ptr & ctx) {
-        return *morphkv_find_cache((llama_memory_i *) memory(ctx))->archives;
-    }
-
-    static void append_beside(const context_ptr & ctx, bool is_beside) { archives(ctx).has_thread = is_beside; }
-};
-
-inline const morphkv_archive & archive_of(const context_ptr & ctx, llama_seq_id seq = 0) {
-    return morphkv_recall_test::archives(ctx).of(seq);
+// Of one sequence, without a limit.
+inline archived_setup alone(bool is_beside, ggml_type type = GGML_TYPE_F16, uint64_t max_bytes = 0) {
+    archived_setup res;
+    res.is_beside = is_beside;
+    res.n_seq     = 1;
+    res.type      = type;
+    res.max_bytes = max_bytes;
+    return res;
 }
 
-// Slots: capacity - 8.
-inline context_ptr create_plain(llama_model * model, int32_t capacity = 100) {
+inline context_ptr create_plain(llama_model * model, const archived_setup & setup) {
     auto params       = small_params();
-    params.capacity   = capacity;
+    params.capacity   = setup.capacity;
     params.rope_limit = 400;
-    auto cparams      = context_params(2);
+    auto cparams      = context_params(setup.n_seq);
     cparams.n_batch   = 1024;
+    cparams.type_k = cparams.type_v = setup.type;
     return create(model, params, cparams);
 }
 
-inline bool start_archive(const context_ptr & ctx, const place & place) {
-    auto params = morphkv_archive_params_default();
-    params.path = place.path;
+// False: it failed, and morphkv_last_error() says why.
+inline bool start_archive(const context_ptr & ctx, const archived_setup & setup) {
+    auto params      = morphkv_archive_params_default();
+    params.path      = setup.path;
+    params.max_bytes = setup.max_bytes;
     if (morphkv_archive_start(ctx.get(), &params) != MORPHKV_STATUS_OK) {
         return false;
     }
-    morphkv_recall_test::append_beside(ctx, place.is_beside);
+    morphkv_inside::append_beside(ctx, setup.is_beside);
     return true;
 }
 
-inline context_ptr create_archived(llama_model * model, const place & place, int32_t capacity = 100) {
-    auto res = create_plain(model, capacity);
-    CHECK(start_archive(res, place));
+inline context_ptr create_archived(llama_model * model, const archived_setup & setup = {}) {
+    auto res = create_plain(model, setup);
+    CHECK(start_archive(res, setup));
     return res;
 }
 
-// False: it failed, and morphkv_last_error() says why.
-inline bool recall(const context_ptr & ctx, llama_seq_id seq = 0, morphkv_recalled * out = nullptr) {
-    auto             params = morphkv_recall_params_default();
-    morphkv_recalled mine{};
-    params.share = 1.0f;
-    out          = out ? out : &mine;
-    out->size    = sizeof(*out);
-    return morphkv_recall(ctx.get(), seq, &params, out) == MORPHKV_STATUS_OK;
+// Once all is archived that is on its way.
+inline morphkv_stats settled(const context_ptr & ctx, llama_seq_id seq = 0) {
+    archive_of(ctx, seq);
+    CHECK(morphkv_archive_why_stopped(ctx.get(), seq)[0] == 0);
+    return stats(ctx, seq);
 }
 
-inline bytes save(const context_ptr & ctx, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
-    bytes res(llama_state_seq_get_size_ext(ctx.get(), seq, flags));
-    CHECK(!res.empty());
-    CHECK(llama_state_seq_get_data_ext(ctx.get(), res.data(), res.size(), seq, flags) == res.size());
+inline morphkv_recall_params all_slots() {
+    auto res  = morphkv_recall_params_default();
+    res.share = 1.0f;
     return res;
 }
 
-inline bytes save_all(const context_ptr & ctx) {
-    bytes res(llama_state_get_size(ctx.get()));
-    CHECK(!res.empty());
-    CHECK(llama_state_get_data(ctx.get(), res.data(), res.size()) == res.size());
+inline morphkv_status try_recall(const context_ptr & ctx, morphkv_recalled & out, llama_seq_id seq = 0,
+                                 const morphkv_recall_params & params = all_slots()) {
+    out.size = sizeof(out);
+    return morphkv_recall(ctx.get(), seq, &params, &out);
+}
+
+inline morphkv_recalled recall(const context_ptr & ctx, llama_seq_id seq = 0,
+                               const morphkv_recall_params & params = all_slots()) {
+    morphkv_recalled res{};
+    if (try_recall(ctx, res, seq, params) != MORPHKV_STATUS_OK) {
+        fprintf(stderr, "%s\n", morphkv_last_error());
+        CHECK(false);
+    }
     return res;
 }
 
-inline bool load(const context_ptr & ctx, const bytes & state, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
+// All bytes or nothing. False: it was refused, and morphkv_last_error() says why.
+inline bool load_strictly(const context_ptr & ctx, const bytes & state, llama_seq_id seq = 0,
+                          llama_state_seq_flags flags = 0) {
     return morphkv_state_load(ctx.get(), seq, state.data(), state.size(), flags) == MORPHKV_STATUS_OK;
 }
 
-inline void remove_files(const place & place) {
-    if (place.path) {
-        std::remove(place.path);
-        std::remove((std::string(place.path) + ".1").c_str());
+inline void remove_files(const archived_setup & setup) {
+    if (setup.path) {
+        std::remove(setup.path);
+        std::remove((std::string(setup.path) + ".1").c_str());
     }
 }
 

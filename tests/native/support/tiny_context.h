@@ -5,9 +5,13 @@
 #include "support/tiny_model.h"
 
 #include <algorithm>
+#include <cstring>
 
 using tokens = std::vector<llama_token>;
 using floats = std::vector<float>;
+using bytes  = std::vector<uint8_t>;
+
+constexpr auto CHECKPOINT = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
 
 inline llama_context_params context_params(uint32_t n_seq_max = 1) {
     auto res            = llama_context_default_params();
@@ -124,6 +128,50 @@ inline void decode_to_a_cut(const context_ptr & ctx, llama_seq_id seq = 0) {
     while (stats(ctx, seq).n_evictions == n_evictions) {
         decode_singly(ctx, { 5 }, { seq });
     }
+}
+
+// The same text gives the same bytes, whichever sequence it is in.
+inline bytes save(const context_ptr & ctx, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
+    constexpr size_t AT_SEQ_ID = 4;  // where llama.cpp notes it, and does not read it
+    bytes            res(llama_state_seq_get_size_ext(ctx.get(), seq, flags));
+    CHECK(res.size() > AT_SEQ_ID + sizeof(seq));
+    CHECK(llama_state_seq_get_data_ext(ctx.get(), res.data(), res.size(), seq, flags) == res.size());
+    memset(res.data() + AT_SEQ_ID, 0, sizeof(seq));
+    return res;
+}
+
+inline bytes save_all(const context_ptr & ctx) {
+    bytes res(llama_state_get_size(ctx.get()));
+    CHECK(!res.empty());
+    CHECK(llama_state_get_data(ctx.get(), res.data(), res.size()) == res.size());
+    return res;
+}
+
+// A state that more bytes may follow: how many it has, 0 = it was refused.
+inline size_t load_some(const context_ptr & ctx, const bytes & state, llama_seq_id seq = 0,
+                        llama_state_seq_flags flags = 0) {
+    const size_t res = llama_state_seq_set_data_ext(ctx.get(), state.data(), state.size(), seq, flags);
+    CHECK(res <= state.size());
+    return res;
+}
+
+inline size_t load_some_of_all(const context_ptr & ctx, const bytes & state) {
+    const size_t res = llama_state_set_data(ctx.get(), state.data(), state.size());
+    CHECK(res <= state.size());
+    return res;
+}
+
+// False: it was refused.
+inline bool load(const context_ptr & ctx, const bytes & state, llama_seq_id seq = 0, llama_state_seq_flags flags = 0) {
+    const size_t n = load_some(ctx, state, seq, flags);
+    CHECK(n == 0 || n == state.size());
+    return n > 0;
+}
+
+inline bool load_all(const context_ptr & ctx, const bytes & state) {
+    const size_t n = load_some_of_all(ctx, state);
+    CHECK(n == 0 || n == state.size());
+    return n > 0;
 }
 
 inline void log_errors_only() {
