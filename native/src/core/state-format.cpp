@@ -122,8 +122,10 @@ static void check_text(const morphkv_saved_text & saved, const morphkv_text_rule
     // each moves the offset, so its bound is a bound for the counter too
     require(text.n_rebases >= 0 && text.n_rebases <= std::max(0, text.rotary_offset), "rebases are counted",
             text.n_rebases);
-    require(text.n_recalls >= 0 && text.n_recalled >= 0 && (text.has_evicted() || text.n_recalls == 0),
+    constexpr int64_t MANY = std::numeric_limits<int64_t>::max() / 2;  // with room to go on
+    require(text.n_recalls >= 0 && text.n_recalls <= MANY && (text.has_evicted() || text.n_recalls == 0),
             "recalls bring back what was evicted", text.n_recalls);
+    require(text.n_recalled >= 0 && text.n_recalled <= MANY, "recalled tokens are counted", text.n_recalled);
     for (size_t i = 0; i < text.queries.size(); ++i) {
         const int32_t serial = text.queries[i];
         require(serial == -1 || (serial >= 0 && serial < n && text.query_row(serial) == (int32_t) i),
