@@ -95,11 +95,12 @@ static void check_group(const morphkv_text & text, size_t i_group, size_t n_slot
         require(serial > (i % n_distant == 0 ? -1 : (*group.ranked)[i - 1]) && serial < group.first_recent(),
                 "distant tokens are in order and older than recent ones", serial);
     }
-    // recent tokens stand at rotary positions behind the distant slots' number, without an eviction from 0 on
+    // Once they are rebased, recent tokens stand at rotary positions behind the distant slots' number, without an eviction from
+    // 0 on. Before that they may stand nearer to 0, as the tokens of an image share their time.
     const int64_t first = text.is_empty()       ? 0
                           : group.has_evicted() ? (int64_t) text.pos_of(group.first_recent()) - n_distant
                                                 : text.pos_of(0);
-    require(text.rotary_offset >= 0 && (text.rotary_offset == 0 || text.n_rebases > 0) && text.rotary_offset <= first,
+    require(text.rotary_offset == 0 || (text.rotary_offset > 0 && text.n_rebases > 0 && text.rotary_offset <= first),
             "rotary positions are not negative", text.rotary_offset);
 
     require(n_ranked == 0 || text.n_rebases > 0 || text.n_recalls > 0,
