@@ -150,13 +150,15 @@ static void read_tokens(morphkv_hashed_reader & in, size_t n, std::vector<int32_
     }
 }
 
-static void read_positions(const std::vector<morphkv_run> & runs, morphkv_text & text) {
+static void read_positions(const std::vector<morphkv_run> & runs, bool has_images, morphkv_text & text) {
     // with room to go on: llama.cpp adds to positions
     constexpr int32_t END = std::numeric_limits<int32_t>::max() / 2;
     const char *      why = nullptr;
     if (!morphkv_positions::are_right(runs, END, &why)) {
         throw std::runtime_error("the state is damaged: " + std::string(why));
     }
+    require(has_images || runs.empty() || (runs.size() == 1 && runs[0].n_column == 0),
+            "words follow each other where there are no images", runs.size());
     text.positions.set(runs);
 }
 
@@ -261,7 +263,7 @@ static void read_v6(morphkv_hashed_reader & in, const morphkv_text_rules & rules
     }
     std::vector<morphkv_run> runs(header.n_runs);
     in.read_all(runs);
-    read_positions(runs, text);
+    read_positions(runs, rules.has_images, text);
     in.read_all(text.queries);
     for (size_t i = 0; i < text.groups.size(); ++i) {
         const int64_t n_used = (int64_t) text.n_tokens() - text.groups[i].n_evicted;
