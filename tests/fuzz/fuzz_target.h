@@ -15,6 +15,9 @@ inline void append(bytes & out, const void * data, size_t size) {
     out.insert(out.end(), (const uint8_t *) data, (const uint8_t *) data + size);
 }
 
+// Bytes before an input's content. Behind them numbers are aligned.
+extern const size_t fuzz_n_recipe;
+
 // libFuzzer's main() calls this alone.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size);
 
