@@ -218,10 +218,10 @@ FUZZ_CXX      = $(firstword $(wildcard $(foreach d,$(subst :, ,$(PATH)),$(d)/cla
 FUZZ_CC       = $(dir $(FUZZ_CXX))$(subst clang++,clang,$(notdir $(FUZZ_CXX)))
 
 FUZZ_LIMIT    = $(if $(FUZZ_RUNS),--runs=$(FUZZ_RUNS),--seconds=$(FUZZ_SECONDS))
-FUZZ_NATIVE   = $(filter-out session,$(if $(filter all,$(FUZZ_TARGET)),state archive hybrid,$(FUZZ_TARGET)))
+FUZZ_NATIVE   = $(filter-out session,$(if $(filter all,$(FUZZ_TARGET)),text state archive hybrid,$(FUZZ_TARGET)))
 
 # New inputs go to build/fuzz/corpus, what fails to build/fuzz/artifacts. RSS holds AddressSanitizer's own memory too.
-# FUZZ_TARGET=state, archive, hybrid, session or all
+# FUZZ_TARGET=text, state, archive, hybrid, session or all
 fuzz: $(if $(FUZZ_NATIVE),fuzz-native) $(if $(filter all session,$(FUZZ_TARGET)),fuzz-session) ## hostile files and states under sanitizers: FUZZ_TARGET=all, FUZZ_SECONDS=60 each, or FUZZ_RUNS=1000000
 
 fuzz-native: $(VENV)/.tools
