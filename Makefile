@@ -200,7 +200,7 @@ test-sanitize: $(VENV)/.tools ## the C++ tests under AddressSanitizer and Undefi
 	    ctest --test-dir $(BUILD_SAN) --output-on-failure
 
 # The tests of all that has a thread of its own.
-TESTS_TSAN   := test_archive test_archive_file test_archives test_devices test_recall test_threads
+TESTS_TSAN   := test_archive test_archive_file test_archived_states test_archives test_devices test_recall test_threads
 test-tsan: $(VENV)/.tools ## the archive's tests under ThreadSanitizer
 	cmake -S . -B $(BUILD_TSAN) -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	    -DMORPHKV_SANITIZE=thread -DMORPHKV_BUILD_TOOLS=OFF -DMORPHKV_BUILD_TESTS=ON -DGGML_OPENMP=OFF
@@ -231,10 +231,10 @@ FUZZ_CXX      = $(firstword $(wildcard $(foreach d,$(subst :, ,$(PATH)),$(d)/cla
 FUZZ_CC       = $(dir $(FUZZ_CXX))$(subst clang++,clang,$(notdir $(FUZZ_CXX)))
 
 FUZZ_LIMIT    = $(if $(FUZZ_RUNS),--runs=$(FUZZ_RUNS),--seconds=$(FUZZ_SECONDS))
-FUZZ_NATIVE   = $(filter-out session,$(if $(filter all,$(FUZZ_TARGET)),state archive hybrid,$(FUZZ_TARGET)))
+FUZZ_NATIVE   = $(filter-out session,$(if $(filter all,$(FUZZ_TARGET)),text state archive hybrid,$(FUZZ_TARGET)))
 
 # New inputs go to build/fuzz/corpus, what fails to build/fuzz/artifacts. RSS holds AddressSanitizer's own memory too.
-# FUZZ_TARGET=state, archive, hybrid, session or all
+# FUZZ_TARGET=text, state, archive, hybrid, session or all
 fuzz: $(if $(FUZZ_NATIVE),fuzz-native) $(if $(filter all session,$(FUZZ_TARGET)),fuzz-session) ## hostile files and states under sanitizers: FUZZ_TARGET=all, FUZZ_SECONDS=60 each, or FUZZ_RUNS=1000000
 
 fuzz-native: $(VENV)/.tools

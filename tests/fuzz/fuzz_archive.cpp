@@ -16,6 +16,8 @@
 #include <cstring>
 #include <random>
 
+const size_t fuzz_n_recipe = 2;
+
 namespace {
 
 constexpr int32_t N_PAGE = morphkv_archive::N_PAGE;

@@ -1,7 +1,6 @@
 #include "fuzz_archive_context.h"
 
-#include "llama/memory.h"
-#include "tiny_context.h"
+#include "support/archived_context.h"
 
 #include <cstring>
 
@@ -29,8 +28,7 @@ morphkv_params context_settings() {
 const morphkv_page_layout & context_layout(const context_ptr & ctx) {
     static const morphkv_page_layout res = [&] {
         morphkv_page_layout layout(GGML_TYPE_Q4_0, GGML_TYPE_Q4_0);
-        const auto &        cache = dynamic_cast<morphkv_cache &>(*(llama_memory_i *) memory(ctx));
-        for (const auto & layer : cache.get_side().layers) {
+        for (const auto & layer : cache_of(ctx).get_side().layers) {
             layout.add_layer(layer.n_head_kv, layer.k->ne[0] / layer.n_head_kv, layer.v->ne[0] / layer.n_head_kv);
         }
         return layout;
@@ -39,7 +37,7 @@ const morphkv_page_layout & context_layout(const context_ptr & ctx) {
 }
 
 context_ptr make_context() {
-    // never freed, as in fuzz_state.cpp
+    // never freed, as in fuzz_state_context.cpp
     static llama_model * const model = [] {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
         return tiny_model_load({ 2, 1, 32, "llama", 2 }).release();
@@ -47,20 +45,13 @@ context_ptr make_context() {
     return create(model, context_settings(), context_params());
 }
 
-morphkv_status start_archive(const context_ptr & ctx, uint64_t max_bytes) {
+morphkv_status open_archive(const context_ptr & ctx, uint64_t max_bytes) {
     auto params      = morphkv_archive_params_default();
     params.type_k    = GGML_TYPE_Q4_0;
     params.type_v    = GGML_TYPE_Q4_0;
     params.max_bytes = max_bytes;
     params.path      = fuzz_file().path.c_str();
     return morphkv_archive_start(ctx.get(), &params);
-}
-
-bytes save_checkpoint(const context_ptr & ctx) {
-    constexpr auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
-    bytes          res(llama_state_seq_get_size_ext(ctx.get(), 0, flags));
-    CHECK(llama_state_seq_get_data_ext(ctx.get(), res.data(), res.size(), 0, flags) == res.size());
-    return res;
 }
 
 const left & left_behind(int i_limit) {
@@ -71,11 +62,11 @@ const left & left_behind(int i_limit) {
             // 0, 2, 4 and 8 pages
             const uint64_t max_bytes = i == 0 ? 0 : fuzz_page_bytes(context_layout(ctx)) << i;
             fuzz_file().write({});
-            CHECK(start_archive(ctx, max_bytes) == MORPHKV_STATUS_OK);
+            CHECK(open_archive(ctx, max_bytes) == MORPHKV_STATUS_OK);
             CHECK(decode(ctx, some_tokens(150)) == 0);
             decode_to_a_cut(ctx);
             CHECK(stats(ctx).n_archived > 0);
-            bytes checkpoint = save_checkpoint(ctx);
+            bytes checkpoint = save(ctx, 0, CHECKPOINT);
             res.push_back({ max_bytes, fuzz_file().read(), std::move(checkpoint) });
         }
         return res;
@@ -116,33 +107,27 @@ void fuzz_run_context(fuzz_form form, int i_limit, bool is_damaged, int32_t n, c
     change(file, data, size);
     fuzz_mend_file(form, context_layout(ctx), file);
     fuzz_file().write(file);
-    if (start_archive(ctx, base.max_bytes) != MORPHKV_STATUS_OK) {
+    if (open_archive(ctx, base.max_bytes) != MORPHKV_STATUS_OK) {
         CHECK(strlen(morphkv_last_error()) > 0);
         g_fuzz_counts["refused by a context"]++;
         return;
     }
     g_fuzz_counts["loaded"]++;
     g_fuzz_counts["below a context"]++;
-    CHECK(llama_state_seq_set_data_ext(ctx.get(), base.checkpoint.data(), base.checkpoint.size(), 0,
-                                       LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == base.checkpoint.size());
+    CHECK(load(ctx, base.checkpoint, 0, CHECKPOINT));
 
-    auto params  = morphkv_recall_params_default();
-    params.share = 1.0f;
-    auto recall  = [&] {
-        morphkv_recalled out{};
-        out.size = sizeof(out);
-        CHECK(morphkv_recall(ctx.get(), 0, &params, &out) == MORPHKV_STATUS_OK);
-        g_fuzz_counts["tokens recalled"] += out.n_recalled;
+    auto recall_all = [&] {
+        g_fuzz_counts["tokens recalled"] += recall(ctx).n_recalled;
     };
-    recall();
+    recall_all();
     decode_singly(ctx, some_tokens(2, n));
     if (is_damaged) {
         fuzz_file().damage(n);
     }
-    recall();
+    recall_all();
     CHECK(decode(ctx, some_tokens(1 + n, n)) == 0);
     llama_memory_seq_rm(memory(ctx), 0, llama_memory_seq_pos_max(memory(ctx), 0) - 1, -1);
-    recall();
+    recall_all();
     decode_singly(ctx, some_tokens(1, n));
     // rows that no context has written are not recalled, or they have a checksum that was put right here
     CHECK(form >= fuzz_form::HASHED || all_finite(logits(ctx)));

@@ -9,7 +9,7 @@
 
 namespace {
 
-// The layout of morphkv-pages-file.cpp.
+// The layout of core/pages-file.cpp.
 constexpr size_t PADDED  = 4096;  // bytes of the header
 constexpr char   MAGIC[] = "MKVARCH1";
 

@@ -7,13 +7,14 @@
 
 #include "fuzz_target.h"
 
-#include "llama/hybrid.h"
-#include "tiny_context.h"
+#include "support/inside.h"
 
 #include "llama-io.h"
 #include "llama-model.h"
 
 #include <cstring>
+
+const size_t fuzz_n_recipe = 2;
 
 namespace {
 
@@ -77,18 +78,6 @@ struct cache {
     size_t              n_others_whole;
     std::vector<size_t> row_bytes;        // in the order of a state
 };
-
-bytes save(const cache & c, llama_seq_id seq) {
-    bytes res(llama_state_seq_get_size(c.ctx.get(), seq));
-    CHECK(llama_state_seq_get_data(c.ctx.get(), res.data(), res.size(), seq) == res.size());
-    return res;
-}
-
-bytes save_whole(const cache & c) {
-    bytes res(llama_state_get_size(c.ctx.get()));
-    CHECK(llama_state_get_data(c.ctx.get(), res.data(), res.size()) == res.size());
-    return res;
-}
 
 size_t count_others(const cache & c, llama_seq_id seq) {
     struct counter : llama_io_write_i {
@@ -163,7 +152,7 @@ bytes with_rows(const cache & c, const bytes & numbers) {
 
 void load_base(const cache & c) {
     llama_memory_clear(memory(c.ctx), true);
-    CHECK(llama_state_set_data(c.ctx.get(), c.whole.data(), c.whole.size()) == c.whole.size());
+    CHECK(load_all(c.ctx, c.whole));
 }
 
 // The second one has a window in one layer, and its sequences share a recurrent state.
@@ -208,13 +197,13 @@ cache make_cache(int i_cache) {
         }
     }
     for (llama_seq_id s = 0; s < N_SEQ; ++s) {
-        res.base[s]     = save(res, s);
+        res.base[s]     = save(res.ctx, s);
         res.n_others[s] = count_others(res, s);
     }
-    res.whole          = save_whole(res);
+    res.whole          = save_all(res.ctx);
     res.n_others_whole = count_others(res, -1);
     load_base(res);
-    CHECK(save_whole(res) == res.whole);
+    CHECK(save_all(res.ctx) == res.whole);
     return res;
 }
 
@@ -255,15 +244,15 @@ bytes make_state(const cache & c, const recipe & r, const bytes & input) {
     return res;
 }
 
-size_t load(const cache & c, const recipe & r, bytes state) {
+// How many bytes; 0 = it was refused.
+size_t try_to_load(const cache & c, const recipe & r, const bytes & state) {
     switch (r.load) {
         case way::SEQUENCE:
-            return llama_state_seq_set_data(c.ctx.get(), state.data(), state.size(), r.seq);
+            return load_some(c.ctx, state, r.seq);
         case way::CHECKPOINT:
-            return llama_state_seq_set_data_ext(c.ctx.get(), state.data(), state.size(), r.seq,
-                                                LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
+            return load_some(c.ctx, state, r.seq, CHECKPOINT);
         case way::WHOLE:
-            return llama_state_set_data(c.ctx.get(), state.data(), state.size());
+            return load_some_of_all(c.ctx, state);
         case way::FILE: {
             static const std::string path = "fuzz-hybrid-" + std::to_string(std::random_device()()) + ".tmp";
 
@@ -323,28 +312,29 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
     const recipe  r = read_recipe(data);
     const cache & c = get_cache(r.i_cache);
 
-    const bytes  state = make_state(c, r, bytes(data + 2, data + size));
-    const size_t n     = load(c, r, state);
+    const bytes  state    = make_state(c, r, bytes(data + 2, data + size));
+    const size_t n        = try_to_load(c, r, state);
+    const bool   has_load = n > 0;
     CHECK(n <= state.size());
     check_is_sound(c);
-    if (n == 0) {
+    if (!has_load) {
         g_fuzz_counts["refused"]++;
-        CHECK(save_whole(c) == c.whole);
+        CHECK(save_all(c.ctx) == c.whole);
     } else {
         g_fuzz_counts["loaded"]++;
-        const bytes saved = r.load == way::WHOLE ? save_whole(c) : save(c, r.seq);
+        const bytes saved = r.load == way::WHOLE ? save_all(c.ctx) : save(c.ctx, r.seq);
         CHECK(saved.size() == n && std::equal(saved.begin() + N_PREFIX, saved.end(), state.begin() + N_PREFIX));
-        CHECK(r.load == way::WHOLE || save(c, 1 - r.seq) == c.base[1 - r.seq]);
+        CHECK(r.load == way::WHOLE || save(c.ctx, 1 - r.seq) == c.base[1 - r.seq]);
     }
 
     // The slowest part: seldom, and more so where nothing has changed.
-    const bool goes_on = r.then != next::NOTHING && r.n % (n > 0 ? 4 : 32) == 0;
+    const bool goes_on = r.then != next::NOTHING && r.n % (has_load ? 4 : 32) == 0;
     if (goes_on) {
         go_on(c, r);
         check_is_sound(c);
         g_fuzz_counts["went on with tokens"]++;
     }
-    if (goes_on || n > 0) {
+    if (goes_on || has_load) {
         load_base(c);
     }
     return 0;

@@ -1,7 +1,7 @@
 // What all targets share: the input's way in, its corpus, and how often what became of inputs.
 #pragma once
 
-#include "check.h"
+#include "support/check.h"
 
 #include <cstdint>
 #include <cstdio>
@@ -14,6 +14,9 @@ using bytes = std::vector<uint8_t>;
 inline void append(bytes & out, const void * data, size_t size) {
     out.insert(out.end(), (const uint8_t *) data, (const uint8_t *) data + size);
 }
+
+// Bytes before an input's content. Behind them numbers are aligned.
+extern const size_t fuzz_n_recipe;
 
 // libFuzzer's main() calls this alone.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size);

@@ -49,8 +49,8 @@ private:
             } break;
             case 4: {  // an integer: any, or one that is near to what is there
                 const size_t size  = below(2) ? 4 : 8;
-                // behind the two bytes of the recipe fields are aligned
-                const size_t i     = x.size() < size + 2 ? 0 : 2 + below((x.size() - size - 2) / 4 + 1) * 4;
+                const size_t first = fuzz_n_recipe;
+                const size_t i     = x.size() < size + first ? 0 : first + below((x.size() - size - first) / 4 + 1) * 4;
                 int64_t      value = integers[below(std::size(integers))];
                 if (below(2)) {
                     memcpy(&value, &x[i], size);
@@ -59,7 +59,7 @@ private:
                 memcpy(&x[i], &value, std::min(size, x.size() - i));
             } break;
             case 5:  // what is done with it
-                x[below(2)] = rng();
+                x[below(fuzz_n_recipe)] = rng();
                 break;
         }
     }

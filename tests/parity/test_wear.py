@@ -1,6 +1,6 @@
 """Sixty recalls leave keys, and perplexity behind them, where one leaves them: the table of native/README.md.
 
-tests/native/test_wear.cpp makes it, from the demo model and 3,361 tokens of Alice; it takes some ten minutes.
+tests/native/llama/test_wear.cpp makes it, from the demo model and 3,361 tokens of Alice; it takes some ten minutes.
 """
 
 from __future__ import annotations

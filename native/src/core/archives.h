@@ -72,7 +72,7 @@ public:
     const morphkv_staging staging;
 
 private:
-    friend struct morphkv_recall_test;
+    friend struct morphkv_inside;  // of tests
 
     void wait() const;
 

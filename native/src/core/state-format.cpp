@@ -95,11 +95,12 @@ static void check_group(const morphkv_text & text, size_t i_group, size_t n_slot
         require(serial > (i % n_distant == 0 ? -1 : (*group.ranked)[i - 1]) && serial < group.first_recent(),
                 "distant tokens are in order and older than recent ones", serial);
     }
-    // recent tokens stand at rotary positions behind the distant slots' number, without an eviction from 0 on
+    // Once they are rebased, recent tokens stand at rotary positions behind the distant slots' number, without an eviction from
+    // 0 on. Before that they may stand nearer to 0, as the tokens of an image share their time.
     const int64_t first = text.is_empty()       ? 0
                           : group.has_evicted() ? (int64_t) text.pos_of(group.first_recent()) - n_distant
                                                 : text.pos_of(0);
-    require(text.rotary_offset >= 0 && (text.rotary_offset == 0 || text.n_rebases > 0) && text.rotary_offset <= first,
+    require(text.rotary_offset == 0 || (text.rotary_offset > 0 && text.n_rebases > 0 && text.rotary_offset <= first),
             "rotary positions are not negative", text.rotary_offset);
 
     require(n_ranked == 0 || text.n_rebases > 0 || text.n_recalls > 0,
@@ -122,8 +123,10 @@ static void check_text(const morphkv_saved_text & saved, const morphkv_text_rule
     // each moves the offset, so its bound is a bound for the counter too
     require(text.n_rebases >= 0 && text.n_rebases <= std::max(0, text.rotary_offset), "rebases are counted",
             text.n_rebases);
-    require(text.n_recalls >= 0 && text.n_recalled >= 0 && (text.has_evicted() || text.n_recalls == 0),
+    constexpr int64_t MANY = std::numeric_limits<int64_t>::max() / 2;  // with room to go on
+    require(text.n_recalls >= 0 && text.n_recalls <= MANY && (text.has_evicted() || text.n_recalls == 0),
             "recalls bring back what was evicted", text.n_recalls);
+    require(text.n_recalled >= 0 && text.n_recalled <= MANY, "recalled tokens are counted", text.n_recalled);
     for (size_t i = 0; i < text.queries.size(); ++i) {
         const int32_t serial = text.queries[i];
         require(serial == -1 || (serial >= 0 && serial < n && text.query_row(serial) == (int32_t) i),
@@ -148,13 +151,15 @@ static void read_tokens(morphkv_hashed_reader & in, size_t n, std::vector<int32_
     }
 }
 
-static void read_positions(const std::vector<morphkv_run> & runs, morphkv_text & text) {
+static void read_positions(const std::vector<morphkv_run> & runs, bool has_images, morphkv_text & text) {
     // with room to go on: llama.cpp adds to positions
     constexpr int32_t END = std::numeric_limits<int32_t>::max() / 2;
     const char *      why = nullptr;
     if (!morphkv_positions::are_right(runs, END, &why)) {
         throw std::runtime_error("the state is damaged: " + std::string(why));
     }
+    require(has_images || runs.empty() || (runs.size() == 1 && runs[0].n_column == 0),
+            "words follow each other where there are no images", runs.size());
     text.positions.set(runs);
 }
 
@@ -259,7 +264,7 @@ static void read_v6(morphkv_hashed_reader & in, const morphkv_text_rules & rules
     }
     std::vector<morphkv_run> runs(header.n_runs);
     in.read_all(runs);
-    read_positions(runs, text);
+    read_positions(runs, rules.has_images, text);
     in.read_all(text.queries);
     for (size_t i = 0; i < text.groups.size(); ++i) {
         const int64_t n_used = (int64_t) text.n_tokens() - text.groups[i].n_evicted;

@@ -158,6 +158,7 @@ struct morphkv_text_rules {
     std::vector<size_t> n_slots;  // by group, of all its layers and heads
     bool                has_archive;
     morphkv_can_lose    can_lose;
+    bool                has_images = true;  // positions may be other than those of words that follow each other
 };
 
 // Throws std::runtime_error that says what is wrong.

@@ -92,16 +92,23 @@ std::vector<int32_t> morphkv_text::voters() const {
     return res;
 }
 
+// Where a token comes once those from serial on have been taken back.
+static int32_t pos_behind(const morphkv_positions & positions, int32_t serial) {
+    morphkv_positions left = positions;
+    left.truncate(serial);
+    return left.next();
+}
+
 int32_t morphkv_text::first_possible(const morphkv_can_lose & can_lose) const {
     const int32_t oldest = windowed ? n_tokens() - windowed->n_held : 0;
     if (oldest <= 0) {
         return 0;
     }
-    int32_t lo = oldest;
+    int32_t lo = oldest + 1;  // one that is there stays
     int32_t hi = n_tokens();
     while (lo < hi) {
         const int32_t mid = lo + (hi - lo) / 2;
-        if (can_lose(pos_of(oldest - 1), pos_of(mid))) {
+        if (can_lose(pos_of(oldest - 1), pos_behind(positions, mid))) {
             hi = mid;
         } else {
             lo = mid + 1;

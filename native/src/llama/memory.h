@@ -187,7 +187,7 @@ public:
 
 private:
     friend class morphkv_cache_context;
-    friend struct morphkv_recall_test;
+    friend struct morphkv_inside;  // of tests
 
     // The layers that are cut are the one group of the texts of this cache.
     static constexpr size_t GROUP = 0;

@@ -55,7 +55,7 @@ morphkv_text_rules morphkv_cache::text_rules() const {
     for (const auto & layer : side.layers) {
         n_slots += layer.n_head_kv * n_distant;
     }
-    return { text_shape(), params.keep, { n_slots }, archives != nullptr, can_lose() };
+    return { text_shape(), params.keep, { n_slots }, archives != nullptr, can_lose(), /*has_images =*/n_pos > 1 };
 }
 
 std::unique_ptr<morphkv_loaded_state> morphkv_cache::read_state(llama_io_read_i & io, llama_seq_id seq_id,

@@ -1,0 +1,41 @@
+// What is inside of a context.
+#pragma once
+
+#include "support/tiny_context.h"
+
+#include "llama/hybrid.h"
+#include "llama/memory.h"
+#include "llama/state.h"
+
+inline morphkv_cache & cache_of(const context_ptr & ctx) {
+    return *morphkv_find_cache((llama_memory_i *) memory(ctx));
+}
+
+// A friend of the cache and of its archives.
+struct morphkv_inside {
+    static morphkv_archives & archives(const context_ptr & ctx) { return *cache_of(ctx).archives; }
+
+    static void append_beside(const context_ptr & ctx, bool is_beside) { archives(ctx).has_thread = is_beside; }
+
+    static morphkv_text_rules text_rules(const context_ptr & ctx) { return cache_of(ctx).text_rules(); }
+
+    // of the first sequence, if that had this text
+    static std::vector<morphkv_slice> slices(const context_ptr & ctx, const morphkv_text & text) {
+        return cache_of(ctx).slices(0, text);
+    }
+
+    static morphkv_context_engine & engine(const context_ptr & ctx) { return cache_of(ctx).engine; }
+};
+
+// Once all is appended that is on its way.
+inline morphkv_archive & archive_of(const context_ptr & ctx, llama_seq_id seq = 0) {
+    return morphkv_inside::archives(ctx).of(seq);
+}
+
+// The bytes of a layer's used keys.
+inline bytes keys_of(const context_ptr & ctx, size_t i_layer, llama_seq_id seq = 0) {
+    const ggml_tensor * k = cache_of(ctx).get_side().layers[i_layer].k;
+    bytes               res(stats(ctx, seq).n_used * k->nb[1]);
+    ggml_backend_tensor_get(k, res.data(), seq * k->nb[2], res.size());
+    return res;
+}
