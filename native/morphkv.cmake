@@ -10,14 +10,16 @@ function(morphkv_join target folder)
     set(root ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${folder})
     file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${root}/*.h ${root}/*.cpp)
     target_sources(${target} PRIVATE ${sources})
-    set_source_files_properties(${sources} TARGET_DIRECTORY ${target} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+    set_source_files_properties(${sources} TARGET_DIRECTORY ${target} PROPERTIES
+        SKIP_UNITY_BUILD_INCLUSION ON
+        INCLUDE_DIRECTORIES ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/src)
     set_property(TARGET ${target} PROPERTY MORPHKV_SOURCES ${sources})
 endfunction()
 
 morphkv_join(llama src)
 target_include_directories(llama
     PUBLIC  $<BUILD_INTERFACE:${CMAKE_CURRENT_LIST_DIR}/include>
-    PRIVATE ${CMAKE_CURRENT_LIST_DIR}/src)
+    PRIVATE ${CMAKE_CURRENT_LIST_DIR}/src)  # for the patches
 
 get_target_property(morphkv_sources llama MORPHKV_SOURCES)
 # Defined for ours alone: a new version must not recompile llama.cpp.

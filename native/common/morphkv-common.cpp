@@ -2,6 +2,7 @@
 
 #include "arg.h"
 #include "common.h"
+#include "core/types.h"
 #include "log.h"
 #include "speculative.h"
 
@@ -210,17 +211,15 @@ static void check_speculative(const common_params_speculative & speculative) {
 }
 
 int32_t morphkv_common_archive_type(const morphkv_common_params & morphkv) {
-    static const std::vector<ggml_type> types = { GGML_TYPE_F32,  GGML_TYPE_F16,  GGML_TYPE_BF16,
-                                                  GGML_TYPE_Q8_0, GGML_TYPE_Q5_0, GGML_TYPE_Q4_0 };
     if (morphkv.archive_type.empty()) {
         return -1;
     }
-    for (const ggml_type type : types) {
+    for (const ggml_type type : MORPHKV_ROW_TYPES) {
         if (morphkv.archive_type == ggml_type_name(type)) {
             return type;
         }
     }
-    throw refusal("MorphKV: --morphkv-archive-type must be f32, f16, bf16, q8_0, q5_0 or q4_0, got " +
+    throw refusal("MorphKV: --morphkv-archive-type must be one of " + morphkv_row_type_names() + ", got " +
                   morphkv.archive_type);
 }
 

@@ -235,13 +235,8 @@ static void read_rest(morphkv_hashed_reader & in, const morphkv_text_rules & rul
     }
 }
 
-static void read_v6(morphkv_hashed_reader & in, const morphkv_text_rules & rules, morphkv_saved_text & res) {
-    constexpr uint32_t  N_RUNS_MAX = 1 << 20;
-    auto &              text       = res.text;
-    morphkv_text_header header{};
-    in.read(&header, sizeof(header));
-    require(header.n_groups == text.groups.size(), "a text has the groups of this cache", header.n_groups);
-    require(header.n_runs <= N_RUNS_MAX, "a text has few runs of positions", header.n_runs);
+// What all versions have.
+template <typename header_type> static void set_counters(const header_type & header, morphkv_text & text) {
     text.n_rebases         = header.n_rebases;
     text.n_recalls         = header.n_recalls;
     text.n_recalled        = header.n_recalled;
@@ -249,6 +244,16 @@ static void read_v6(morphkv_hashed_reader & in, const morphkv_text_rules & rules
     text.newest_of_prompt  = header.newest_of_prompt;
     text.rotary_offset     = header.rotary_offset;
     text.n_keep            = header.n_keep;
+}
+
+static void read_v6(morphkv_hashed_reader & in, const morphkv_text_rules & rules, morphkv_saved_text & res) {
+    constexpr uint32_t  N_RUNS_MAX = 1 << 20;
+    auto &              text       = res.text;
+    morphkv_text_header header{};
+    in.read(&header, sizeof(header));
+    require(header.n_groups == text.groups.size(), "a text has the groups of this cache", header.n_groups);
+    require(header.n_runs <= N_RUNS_MAX, "a text has few runs of positions", header.n_runs);
+    set_counters(header, text);
 
     std::vector<uint32_t> n_ranked;
     for (size_t i = 0; i < text.groups.size(); ++i) {
@@ -290,16 +295,10 @@ static void read_v5(morphkv_hashed_reader & in, uint32_t version, const morphkv_
             "evicted tokens are those between the runs", header.n_evicted);
     require(header.n_ranked == 0 || header.n_ranked == rules.n_slots[0], "a rebase places all distant tokens",
             header.n_ranked);
-    text.n_rebases         = header.n_rebases;
-    text.n_recalls         = header.n_recalls;
-    text.n_recalled        = header.n_recalled;
-    text.decoded_since_cut = header.decoded_since_cut;
-    text.newest_of_prompt  = header.newest_of_prompt;
-    text.rotary_offset     = header.rotary_offset;
-    text.n_keep            = header.n_keep;
-    group.n_evictions      = header.n_evictions;
-    group.n_evicted        = header.n_evicted;
-    group.base             = header.base;
+    set_counters(header, text);
+    group.n_evictions = header.n_evictions;
+    group.n_evicted   = header.n_evicted;
+    group.base        = header.base;
 
     const int64_t n = header.n_used + header.n_evicted;
     require(n <= std::numeric_limits<int32_t>::max() / 2, "positions fit 30 bits", n);
