@@ -2,6 +2,16 @@
 
 #include <algorithm>
 
+morphkv_prompt morphkv_prompt_begin(int32_t n_past, int32_t n_tokens) {
+    morphkv_prompt res{};
+    res.size          = sizeof(res);
+    res.n_past        = n_past;
+    res.n_tokens      = n_tokens;
+    res.n_redo        = 128;
+    res.recalled.size = sizeof(res.recalled);
+    return res;
+}
+
 void morphkv_prompt_step(morphkv_prompt & prompt, int32_t n_held, const std::function<morphkv_recalled()> & recall,
                          const std::function<int32_t()> & n_removable) {
     prompt.n_back    = 0;

@@ -239,16 +239,6 @@ morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id, const 
     });
 }
 
-morphkv_prompt morphkv_prompt_begin(int32_t n_past, int32_t n_tokens) {
-    morphkv_prompt res{};
-    res.size          = sizeof(res);
-    res.n_past        = n_past;
-    res.n_tokens      = n_tokens;
-    res.n_redo        = 128;
-    res.recalled.size = sizeof(res.recalled);
-    return res;
-}
-
 morphkv_status morphkv_prompt_next(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,
                                    morphkv_prompt * prompt, int32_t n_held) {
     return guarded([&] {
