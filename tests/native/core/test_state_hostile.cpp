@@ -81,7 +81,7 @@ TEST_CASE(rebases_and_recalls_are_counted) {
     CHECK(has(refusal([](saved_text & s) { s.text.n_rebases = -1; }), "rotary positions"));
     CHECK(has(refusal([](saved_text & s) { s.text.n_rebases = -1; }, poor_text()), "rebases are counted"));
     CHECK(has(refusal([](saved_text & s) { s.text.n_recalls = -1; }), "recalled tokens stand"));
-    CHECK(has(refusal([](saved_text & s) { s.text.n_recalled = -1; }), "recalls bring back"));
+    CHECK(has(refusal([](saved_text & s) { s.text.n_recalled = -1; }), "recalled tokens are counted"));
     CHECK(has(refusal([](saved_text & s) { s.text.n_recalls = 1; }, poor_text()), "recalls bring back"));
 }
 

@@ -264,7 +264,8 @@ TEST_CASE(windows_are_measured_in_positions) {
     auto text = text_of({ SMALL }, 4);
     text.append(0, 2, true);
     text.append(50, 4, true);  // 50 to 53 are there, and 1 is lost
-    CHECK(text.first_possible(window_of_4) == 2);
+    // with all four taken back the text would go on at position 2, and attend to 1
+    CHECK(text.first_possible(window_of_4) == 3);
 }
 
 TEST_CASE(the_most_demanding_of_groups_and_windows_says_what_is_complete) {
@@ -337,7 +338,7 @@ static void check_same(const morphkv_text & text, const listed_text & list,
         }
         first_complete = std::max(first_complete, list.evicted[i] ? list.recent[i][0] : 0);
     }
-    // windowed layers: what is decoded next, at s, attends to the 3 before it
+    // windowed layers: what is decoded behind token s - 1 attends to the 3 positions before its own
     int32_t n_held = 0;
     for (int32_t before_newest = 0; before_newest < n; ++before_newest) {
         const int32_t cell = text.windowed->cell_of(before_newest);
@@ -349,14 +350,14 @@ static void check_same(const morphkv_text & text, const listed_text & list,
     CHECK(text.windowed->n_held == n_held);
     auto can_come = [&](int32_t s) {
         for (int32_t i = 0; i < n - n_held; ++i) {
-            if (list.pos[s] - list.pos[i] < 4) {
+            if (list.pos[s - 1] + 1 - list.pos[i] < 4) {
                 return false;
             }
         }
         return true;
     };
     int32_t first = n;
-    while (first > n - n_held && can_come(first - 1)) {
+    while (first > n - n_held + 1 && can_come(first - 1)) {  // one that is there stays
         first--;
     }
     CHECK(text.first_possible(window_of_4) == (n_held == n ? 0 : first));
