@@ -132,80 +132,6 @@ static void test_a_draft_taken_back_leaves_no_trace(llama_model * model) {
     CHECK(n_cuts >= 4 && retained(plain, 0, 1) == retained(drafting, 0, 1));
 }
 
-// A cut falls before a draft, not inside of it: what has been chosen votes, and a rejected tail can be taken back.
-static void test_a_draft_is_not_cut_inside(llama_model * model) {
-    const auto ctx = create(model, small_params(), context_params());
-    CHECK(decode(ctx, some_tokens(200)) == 0);
-    decode_to_a_cut(ctx);
-    decode_singly(ctx, some_tokens(4, 2));
-    CHECK(stats(ctx).n_used == 45);
-
-    // more cells than interval, fewer than the room: no cut yet
-    auto n_evictions = stats(ctx).n_evictions;
-    CHECK(decode(ctx, some_tokens(20, 3), { 0 }, want::ALL) == 0);
-    CHECK(stats(ctx).n_evictions == n_evictions && stats(ctx).n_used == 65);
-    CHECK(llama_memory_seq_rm(memory(ctx), 0, stats(ctx).logical_pos - 14, -1));
-    CHECK(stats(ctx).n_used == 50);
-
-    // due: cut before it, then none of it can be lost
-    CHECK(decode(ctx, some_tokens(20, 4), { 0 }, want::ALL) == 0);
-    CHECK(stats(ctx).n_evictions == n_evictions + 1 && stats(ctx).n_used == 60);
-    CHECK(stats(ctx).exact_pos == stats(ctx).logical_pos - 19);
-    CHECK(llama_memory_seq_rm(memory(ctx), 0, stats(ctx).exact_pos, -1));
-    CHECK(stats(ctx).n_used == 40);
-
-    // no room for it: an early cut
-    decode_singly(ctx, some_tokens(3, 5));
-    n_evictions = stats(ctx).n_evictions;
-    CHECK(decode(ctx, some_tokens(28, 6), { 0 }, want::ALL) == 0);
-    CHECK(stats(ctx).n_evictions == n_evictions + 1 && stats(ctx).n_used == 68);
-
-    // a prompt, by its length or as it wants the last logits only: cut when no cell is free
-    for (const int32_t n : { 33, 20 }) {
-        const auto same = create(model, small_params(), context_params());
-        CHECK(decode(same, some_tokens(200)) == 0);
-        decode_to_a_cut(same);
-        decode_singly(same, some_tokens(5, 2));
-        CHECK(stats(same).n_used == 46);
-        n_evictions = stats(same).n_evictions;
-        CHECK(decode(same, some_tokens(n, 3), { 0 }, n > 32 ? want::ALL : want::LAST) == 0);
-        CHECK(stats(same).n_evictions == n_evictions + (n > 24) && stats(same).n_used == (n > 24 ? 49 : 66));
-    }
-}
-
-// The token behind a prompt may be the prompt's own last one: only the next is cut before.
-static void test_the_token_behind_a_prompt_passes(llama_model * model) {
-    const auto ctx = create(model, small_params(), context_params());
-    CHECK(decode(ctx, some_tokens(60)) == 0);
-    decode_singly(ctx, { 1 });
-    CHECK(stats(ctx).n_evictions == 0);
-    // replayed, as hosts do to have logits
-    CHECK(llama_memory_seq_rm(memory(ctx), 0, 60, -1));
-    decode_singly(ctx, { 1 });
-    CHECK(stats(ctx).n_evictions == 0 && stats(ctx).n_used == 61);
-    decode_singly(ctx, { 2 });
-    CHECK(stats(ctx).n_evictions == 1 && stats(ctx).n_used == 41);
-    // no cell is free: it does not wait
-    CHECK(decode(ctx, some_tokens(29, 2)) == 0);
-    CHECK(stats(ctx).n_evictions == 1 && stats(ctx).n_used == 70);
-    decode_singly(ctx, { 3 });
-    CHECK(stats(ctx).n_evictions == 2 && stats(ctx).n_used == 41);
-}
-
-// Behind a rollback that took voters away, the next cut waits until there are enough again.
-static void test_a_long_rollback_delays_the_cut(llama_model * model) {
-    auto params        = small_params();
-    params.prompt_room = 100;
-    const auto ctx     = create(model, params, context_params());
-    CHECK(decode(ctx, some_tokens(120)) == 0);
-    // the ring holds the queries of 80..119: those of 75..79 are gone, and vote no more
-    CHECK(llama_memory_seq_rm(memory(ctx), 0, 83, -1));
-    decode_singly(ctx, some_tokens(5, 2));
-    CHECK(stats(ctx).n_evictions == 0);
-    decode_singly(ctx, some_tokens(1, 3));
-    CHECK(stats(ctx).n_evictions == 1);
-}
-
 static void test_a_copied_sequence_goes_on_the_same(llama_model * model) {
     const auto ctx = create(model, small_params(), context_params(2));
     CHECK(decode(ctx, some_tokens(200), { 0 }) == 0);
@@ -265,9 +191,6 @@ int main() {
     test_a_tail_is_removed_and_decoded_again(model.get());
     test_a_replay_is_exact_back_to_the_last_cut(model.get());
     test_a_draft_taken_back_leaves_no_trace(model.get());
-    test_a_draft_is_not_cut_inside(model.get());
-    test_the_token_behind_a_prompt_passes(model.get());
-    test_a_long_rollback_delays_the_cut(model.get());
     test_a_copied_sequence_goes_on_the_same(model.get());
     test_a_copy_does_not_wait(model.get());
     test_keeping_one_removes_the_others(model.get());

@@ -172,11 +172,12 @@ static void test_a_damaged_state_is_refused(llama_model * model) {
     const auto  before = future(ctx);
     CHECK(load(ctx, state));
 
-    // every bit of all before the tensors; llama.cpp does not look at the id of the saved sequence
+    // a bit of each byte before the tensors (every bit: core/test_state_hostile.cpp); llama.cpp does not look at the id of the
+    // saved sequence
     for (size_t i = 0; i < n_meta; ++i) {
-        for (int bit = 0; bit < 8 && (i < 4 || i >= N_LLAMA); ++bit) {
+        if (i < 4 || i >= N_LLAMA) {
             bytes damaged = state;
-            damaged[i] ^= 1 << bit;
+            damaged[i] ^= 1 << i % 8;
             CHECK(!load(ctx, damaged));
         }
     }
