@@ -256,10 +256,10 @@ private:
     const int32_t  pos_end;  // of learned positions, else 0
     const uint32_t n_distant;
 
-    morphkv_side                   side;
-    const morphkv_k_rot            k_rot;
-    std::vector<sequence>          sequences;
-    mutable morphkv_context_engine engine;
+    morphkv_side           side;
+    const morphkv_k_rot    k_rot;
+    std::vector<sequence>  sequences;
+    morphkv_context_engine engine;
 
     std::unique_ptr<morphkv_archives> archives;                 // null when off
     bool                              keeps_originals = false;  // they are in a file
