@@ -2,37 +2,12 @@
 #pragma once
 
 #include "case.h"
+#include "support/text_io.h"
 
 #include "core/state-format.h"
 
 #include <cstring>
 #include <stdexcept>
-
-struct bytes_writer : morphkv_byte_writer {
-    void write(const void * data, size_t n) override {
-        CHECK(data && n > 0);
-        bytes.insert(bytes.end(), (const uint8_t *) data, (const uint8_t *) data + n);
-    }
-
-    template <typename T> void add(const T & value) { write(&value, sizeof(value)); }
-
-    std::vector<uint8_t> bytes;
-};
-
-struct bytes_reader : morphkv_byte_reader {
-    explicit bytes_reader(std::vector<uint8_t> bytes) : bytes(std::move(bytes)) {}
-
-    void read(void * data, size_t n) override {
-        if (n > bytes.size() - at) {
-            throw std::runtime_error("there is no more");
-        }
-        memcpy(data, bytes.data() + at, n);
-        at += n;
-    }
-
-    std::vector<uint8_t> bytes;
-    size_t               at = 0;
-};
 
 // 4 and 7 distant slots; two heads in the first group, three in the second
 const morphkv_text_shape TWO_GROUPS = { { { 8, 4, 2, 10 }, { 12, 5, 4, 20 } },
@@ -95,7 +70,7 @@ inline std::vector<uint8_t> written(const morphkv_saved_text & text, bool has_ar
     morphkv_hashed_writer out(bytes);
     morphkv_write_text(out, text, has_archive);
     out.write_checksum();
-    return bytes.bytes;
+    return bytes.data;
 }
 
 inline morphkv_saved_text read_back(const std::vector<uint8_t> & bytes, const morphkv_text_shape & shape,
@@ -104,7 +79,7 @@ inline morphkv_saved_text read_back(const std::vector<uint8_t> & bytes, const mo
     morphkv_hashed_reader in(reader);
     auto                  res = morphkv_read_text(in, version, rules_of(shape, has_archive));
     in.read_checksum();
-    if (reader.at != bytes.size()) {
+    if (reader.n_left() > 0) {
         throw std::runtime_error("there is more");
     }
     return res;

@@ -44,8 +44,8 @@ TEST_CASE(bytes_come_back_with_their_checksum) {
     morphkv_hashed_writer out(bytes);
     out.write_all(numbers({ 1, 2, 3 }));
     out.write_checksum();
-    CHECK(bytes.bytes.size() == 12 + 8);
-    bytes_reader          reader(bytes.bytes);
+    CHECK(bytes.data.size() == 12 + 8);
+    bytes_reader          reader(bytes.data);
     morphkv_hashed_reader in(reader);
     numbers               back(3);
     in.read_all(back);
@@ -57,8 +57,8 @@ TEST_CASE(nothing_is_written_of_an_empty_vector) {
     bytes_writer          bytes;  // refuses a null pointer
     morphkv_hashed_writer out(bytes);
     out.write_all(numbers());
-    CHECK(bytes.bytes.empty());
-    bytes_reader          reader({});
+    CHECK(bytes.data.empty());
+    bytes_reader          reader(nullptr, 0);
     morphkv_hashed_reader in(reader);
     numbers               none;
     in.read_all(none);
@@ -69,8 +69,8 @@ TEST_CASE(a_flipped_bit_breaks_the_checksum) {
     morphkv_hashed_writer out(bytes);
     out.write_all(numbers({ 1, 2, 3 }));
     out.write_checksum();
-    for (size_t bit = 0; bit < 8 * bytes.bytes.size(); ++bit) {
-        auto broken = bytes.bytes;
+    for (size_t bit = 0; bit < 8 * bytes.data.size(); ++bit) {
+        auto broken = bytes.data;
         broken[bit / 8] ^= 1 << bit % 8;
         bytes_reader          reader(broken);
         morphkv_hashed_reader in(reader);
@@ -85,7 +85,7 @@ TEST_CASE(no_two_marks_are_alike) {
     morphkv_hashed_writer out(bytes);
     out.write_mark(1);
     out.write_mark(2);
-    bytes_reader          reader(bytes.bytes);
+    bytes_reader          reader(bytes.data);
     morphkv_hashed_reader in(reader);
     CHECK(!in.read_mark(1));
     CHECK(has(error_of([&] { in.read_mark(1); }), "a checksum is wrong"));
@@ -96,7 +96,7 @@ TEST_CASE(a_mark_says_that_a_page_is_lost_where_one_may_be) {
     morphkv_hashed_writer out(bytes);
     out.write_mark(1, /*is_lost =*/true);
     out.write_mark(2);
-    bytes_reader          reader(bytes.bytes), again(bytes.bytes);
+    bytes_reader          reader(bytes.data), again(bytes.data);
     morphkv_hashed_reader in(reader), strict(again);
     CHECK(in.read_mark(1, /*may_be_lost =*/true) && !in.read_mark(2, true));
     CHECK(has(error_of([&] { strict.read_mark(1); }), "a checksum is wrong"));
@@ -247,7 +247,7 @@ TEST_CASE(texts_follow_each_other) {
     morphkv_write_text(out, a, false);
     morphkv_write_text(out, b, false);
     out.write_checksum();
-    bytes_reader          reader(bytes.bytes);
+    bytes_reader          reader(bytes.data);
     morphkv_hashed_reader in(reader);
     const auto            rules = rules_of(ONE_GROUP, false);
     CHECK(is_same(morphkv_read_text(in, MORPHKV_STATE_VERSION, rules).text, a.text));
@@ -263,44 +263,11 @@ TEST_CASE(texts_follow_each_other) {
 static std::vector<uint8_t> written_v5(
     const morphkv_saved_text & saved, uint32_t version, bool has_archive = false,
     const std::function<void(morphkv_text_header_v5 &)> & change = [](auto &) {}) {
-    const auto &           text  = saved.text;
-    const auto &           group = text.groups[0];
-    morphkv_text_header_v5 header{};
-    header.n_evictions       = group.n_evictions;
-    header.n_evicted         = group.n_evicted;
-    header.n_rebases         = text.n_rebases;
-    header.n_recalls         = text.n_recalls;
-    header.n_recalled        = text.n_recalled;
-    header.decoded_since_cut = text.decoded_since_cut;
-    header.newest_of_prompt  = text.newest_of_prompt;
-    header.rotary_offset     = text.rotary_offset;
-    header.n_ranked          = group.ranked ? group.ranked->size() : 0;
-    header.n_keep            = text.n_keep;
-    header.n_used            = text.n_used(0);
-    header.first_recent      = group.first_recent();
-    header.base              = group.base;
-    change(header);
-
     bytes_writer          bytes;
     morphkv_hashed_writer out(bytes);
-    // a text of version 4 has no base
-    out.write(&header, version == 5 ? 80 : 72);
-    out.write_all(text.queries);
-    out.write_all(saved.tokens[0]);
-    if (group.ranked) {
-        out.write_all(*group.ranked);
-    }
-    if (text.windowed) {
-        const morphkv_ring_header ring = { text.n_tokens() - 1, (uint32_t) text.windowed->cell_of(0),
-                                           (uint32_t) text.windowed->n_held };
-        out.write(&ring, sizeof(ring));
-        out.write_all(saved.windowed_tokens);
-    }
-    if (has_archive) {
-        out.write(&saved.archive, sizeof(saved.archive));
-    }
+    write_text(out, saved, has_archive, version, change);
     out.write_checksum();
-    return bytes.bytes;
+    return bytes.data;
 }
 
 static const morphkv_text_shape WINDOWED = { ONE_GROUP.groups, 9, 2, 4 };

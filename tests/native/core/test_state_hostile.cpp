@@ -211,7 +211,7 @@ static std::string with_ring(const morphkv_saved_text & text, const morphkv_ring
     out.write(&ring, sizeof(ring));
     out.write_all(text.windowed_tokens);
     out.write_checksum();
-    return error_of([&] { read_back(bytes.bytes, TWO_GROUPS); });
+    return error_of([&] { read_back(bytes.data, TWO_GROUPS); });
 }
 
 TEST_CASE(a_ring_has_the_texts_newest_token_in_a_cell) {

@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <functional>
 #include <stdexcept>
 #include <vector>
 
 class bytes_writer : public morphkv_byte_writer {
 public:
     void write(const void * from, size_t n) override {
+        CHECK(from && n > 0);
         data.insert(data.end(), (const uint8_t *) from, (const uint8_t *) from + n);
     }
 
@@ -22,6 +24,7 @@ public:
 class bytes_reader : public morphkv_byte_reader {
 public:
     bytes_reader(const uint8_t * data, size_t size) : data(data), size(size) {}
+    explicit bytes_reader(const std::vector<uint8_t> & bytes) : bytes_reader(bytes.data(), bytes.size()) {}
 
     void read(void * to, size_t n) override {
         if (n > n_left()) {
@@ -45,8 +48,10 @@ private:
     size_t          size;
 };
 
-inline void write_text(morphkv_hashed_writer & out, const morphkv_saved_text & saved, bool has_archive,
-                       uint32_t version) {
+// change: of the fixed part, before version 6.
+inline void write_text(
+    morphkv_hashed_writer & out, const morphkv_saved_text & saved, bool has_archive, uint32_t version,
+    const std::function<void(morphkv_text_header_v5 &)> & change = [](morphkv_text_header_v5 &) {}) {
     if (version >= 6) {
         morphkv_write_text(out, saved, has_archive);
         return;
@@ -69,6 +74,7 @@ inline void write_text(morphkv_hashed_writer & out, const morphkv_saved_text & s
     header.n_used            = text.n_used(0);
     header.first_recent      = group.first_recent();
     header.base              = group.base;
+    change(header);
     out.write(&header, version >= 5 ? sizeof(header) : offsetof(morphkv_text_header_v5, base));
     out.write_all(text.queries);
     out.write_all(saved.tokens[0]);
