@@ -14,7 +14,7 @@ struct morphkv_batch_part {
     int32_t pos      = 0;  // of the first, where a text begins; the others follow
 };
 
-// A micro-batch is due.
+// What a micro-batch is for one of its texts.
 struct morphkv_planned_text {
     int32_t              i_text;
     std::vector<int32_t> first_cells;  // by group, of its tokens

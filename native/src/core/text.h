@@ -40,7 +40,7 @@ struct morphkv_text_shape {
     int32_t                        n_query_rows;  // more than votes by as many as a draft may have
 };
 
-// Of a token that is n positions before the end: whether windowed layers do without the one at `lost` when they come to `pos`.
+// Whether a token at position pos attends, in windowed layers, to none that is at `lost` or before.
 using morphkv_can_lose = std::function<bool(int32_t lost, int32_t pos)>;
 
 struct morphkv_cut_group {
@@ -84,7 +84,7 @@ public:
     void remove_from(int32_t serial);
     // Keys and queries have been turned. ranked: of each group; empty where it has not evicted.
     void note_rebase(int32_t offset, std::vector<std::vector<int32_t>> ranked);
-    void note_recall(size_t i_group, int32_t base, std::vector<int32_t> ranked, int64_t n_tokens);
+    void note_recall(size_t i_group, int32_t base, std::vector<int32_t> ranked, int64_t n_brought);
 
     bool    is_empty() const { return positions.n_tokens() == 0; }
     int32_t n_tokens() const { return positions.n_tokens(); }
