@@ -16,15 +16,15 @@ if not (Path(__file__).parent / "bridge").is_dir():
     )
 
 from . import bridge  # first: it says which libllama is loaded
-from .archive import Archive, Recall
 from .bridge import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
+from .cache.archive import Archive, Recall
+from .cache.one_thread import ClosedError, ThreadError
+from .cache.reuse import PromptReuse
+from .cache.stats import CacheStats
+from .chat.session import Session, Turn
 from .config import MorphKV
 from .info import Device, Info, info
 from .llama import Llama
-from .one_thread import ClosedError, ThreadError
-from .reuse import PromptReuse
-from .session import Session, Turn
-from .stats import CacheStats
 
 __version__ = bridge.version()
 

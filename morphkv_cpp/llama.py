@@ -16,22 +16,23 @@ from llama_cpp._internals import LlamaContext, LlamaModel
 from llama_cpp.llama_speculative import LlamaDraftModel
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
-from . import bridge, saved_state
-from .archive import Archive, Recall, archive_of
-from .archive_watch import ArchiveWatch
-from .chat_keep import ChatKeep, Keep
-from .completion import complete
+from . import bridge
+from .cache import saved_state
+from .cache.archive import Archive, Recall, archive_of
+from .cache.archive_watch import ArchiveWatch
+from .cache.draft import DraftUpToEviction
+from .cache.evals import Evals
+from .cache.live_text import LiveText
+from .cache.one_thread import OneThread, Turn, guarded
+from .cache.reuse import PromptReuse, prompt_reuse
+from .cache.stats import CacheStats
+from .chat.keep import ChatKeep, Keep
+from .chat.session import Session
+from .chat.session_load import load_session
 from .config import MorphKV
-from .draft import DraftUpToEviction
-from .evals import Evals
-from .live_text import LiveText
-from .one_thread import OneThread, Turn, guarded
-from .reuse import PromptReuse, prompt_reuse
 from .rpc import answering_servers
-from .session import Session
-from .session_load import load_session
-from .stats import CacheStats
-from .utf8 import require_utf8
+from .text.completion import complete
+from .text.utf8 import require_utf8
 
 # Logical limit of a context with MorphKV unless another is given: positions are 32-bit integers.
 N_CTX_MAX = 2**31 - 1

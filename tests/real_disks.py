@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from morphkv_cpp import Llama, MorphKV
-from morphkv_cpp.stream import BanTokens, end_tokens
+from morphkv_cpp.text.stream import BanTokens, end_tokens
 
 # isort: split
 from llama_cpp import LogitsProcessorList

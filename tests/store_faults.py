@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from morphkv_cpp import Llama, MorphKV, Session, bridge
-from morphkv_cpp.stream import BanTokens, end_tokens
+from morphkv_cpp.text.stream import BanTokens, end_tokens
 
 # isort: split
 from llama_cpp import LogitsProcessorList

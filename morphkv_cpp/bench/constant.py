@@ -11,17 +11,7 @@ from llama_cpp import LlamaState
 
 from morphkv_cpp import Llama, bridge
 
-from .decode import (
-    Lane,
-    Ratio,
-    SecondsOf,
-    decode_seconds,
-    endless_tokens,
-    fill,
-    prompt_seconds,
-    ratio,
-    run_in_turns,
-)
+from .decode import Lane, Ratio, SecondsOf, decode_seconds, endless_tokens, fill, prompt_seconds, ratio, run_in_turns
 
 N_EARLY = 2000  # tokens after which nothing may grow any more
 N_EARLY_SOAK = 5000  # the same where prompts and single tokens take turns

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from morphkv_cpp import MorphKV
-from morphkv_cpp.cli_serve import server_command
+from morphkv_cpp.cli.serve import server_command
 from morphkv_cpp.eval import prose_sections
 
 from .decode import Ratio, ratio, run_in_turns

@@ -25,7 +25,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from morphkv_cpp import Llama, MorphKV, live_text, session, session_file
+from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp.cache import live_text
+from morphkv_cpp.chat import session, session_file
 from morphkv_cpp.models.synthetic import write_tiny_llama
 
 # isort: split

@@ -11,7 +11,7 @@ from rpc_process import RpcServer
 from server_process import TIGHT, ServerProcess, free_port, program
 
 from morphkv_cpp import Llama, MorphKV, UnsupportedError
-from morphkv_cpp.cli import main
+from morphkv_cpp.cli.app import main
 from morphkv_cpp.rpc import answering_servers
 
 SMALL = MorphKV(capacity=40, window=8, interval=7, prompt_room=16)
@@ -138,7 +138,7 @@ def test_llama_server_takes_them_too(tiny_llama, names, tmp_path):
 
 
 def test_the_command_is_the_packaged_server(tiny_llama, tmp_path, rpc_servers):
-    server = RpcServer(tmp_path / "log", [sys.executable, "-m", "morphkv_cpp.cli", "rpc-server"])
+    server = RpcServer(tmp_path / "log", [sys.executable, "-m", "morphkv_cpp.cli.app", "rpc-server"])
     try:
         with closing(Llama(tiny_llama(), morphkv=SMALL, rpc_servers=server.name, **OPTIONS)) as llm:
             assert np.isfinite(logits(llm)).all()

@@ -5,7 +5,7 @@ from server_process import program
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.bench import server as bench
-from morphkv_cpp.cli import main
+from morphkv_cpp.cli.app import main
 
 pytestmark = pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
 TIGHT = MorphKV(capacity=64, window=8, interval=16, prompt_room=0)

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from morphkv_cpp import Archive, Llama, MorphKV
-from morphkv_cpp.cli import main
+from morphkv_cpp.cli.app import main
 from morphkv_cpp.eval import facts
 from morphkv_cpp.eval.remember import (
     N_FACT_TOKENS,

@@ -1,0 +1,1 @@
+"""What a `Llama` and its cache are asked: decode, take back, save, recall."""

@@ -1,0 +1,152 @@
+"""An archive beside the constant cache, and recalls: what left the window comes back when a prompt asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gguf import GGMLQuantizationType
+
+from .. import bridge
+from ..config import plain_float, plain_int, plain_str
+
+if TYPE_CHECKING:
+    from ..llama import Llama
+
+RAM = "ram"
+CACHE_TYPES = {name: int(GGMLQuantizationType[name.upper()]) for name in ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")}
+
+# Fields of Archive, and what Llama calls them.
+KEYWORDS = {
+    "type": "archive_type",
+    "max_bytes": "archive_max_bytes",
+    "recall": "recall",
+    "share": "recall_share",
+    "redo": "recall_redo",
+    "votes": "recall_votes",
+    "distance": "recall_distance",
+}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where the tokens that leave the window are kept, and when they are recalled. Counts are in tokens.
+
+    place: "ram", or the path of a file. A file that an earlier process left is opened; one that is no archive of this
+        model and type, is truncated or in use is refused.
+    type: of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0; None: as in the cache.
+    max_bytes: of tokens and index, all sequences together; the oldest pages make room. 0: no limit.
+    recall: "prompt": when the new part of a prompt has been decoded; a number: then, and also whenever so many
+        evictions' intervals have been written; "off": by Llama.recall() alone.
+    share: of the distant slots, (0, 1]: most that a recall fills, the same pages of 16 tokens in every head; 5 pages
+        where they are no more than half. The others stay MorphKV's choice. More pages bring more that is alike: a
+        small model then takes one thing for another.
+    redo: most tokens at a prompt's end that are decoded again on what was recalled, before a second recall.
+    votes: how many of the newest queries ask, at most those of the cache; 0: 16, or those if fewer.
+    distance: the archive is asked as if each of its tokens lay so many positions back, below the limit of rotary
+        positions. The default is as much as that allows where it is less.
+
+    Raises TypeError for a value of another type and ValueError for one that breaks a rule.
+    Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).
+    """
+
+    place: str = RAM
+    type: str | None = None
+    max_bytes: int = 2 * 2**30
+    recall: str | int = "prompt"
+    share: float = 0.2
+    redo: int = 128
+    votes: int = 0
+    distance: int = 256
+
+    def __post_init__(self):
+        if not isinstance(self.place, (str, os.PathLike)):
+            raise TypeError(f'archive must be "{RAM}", a path or an Archive, got {self.place!r}')
+        object.__setattr__(self, "place", os.fsdecode(self.place))
+        if not self.place or "\0" in self.place:
+            raise ValueError(f'archive must be "{RAM}" or a path, got {self.place!r}')
+        if self.type is not None and plain_str("archive_type", self.type) not in CACHE_TYPES:
+            raise ValueError(f"archive_type must be one of {', '.join(CACHE_TYPES)}, got {self.type!r}")
+        for field in ("max_bytes", "redo", "votes", "distance"):
+            name = KEYWORDS[field]
+            value = plain_int(name, getattr(self, field))
+            if value < 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
+            object.__setattr__(self, field, value)
+        if not isinstance(self.recall, str):
+            object.__setattr__(self, "recall", plain_int("recall", self.recall))
+        if self.recall not in ("off", "prompt") and not (isinstance(self.recall, int) and self.recall > 0):
+            raise ValueError(f'recall must be "off", "prompt" or a number above 0, got {self.recall!r}')
+        object.__setattr__(self, "share", plain_float("recall_share", self.share))
+        if not 0 < self.share <= 1:
+            raise ValueError(f"recall_share must be in (0, 1], got {self.share}")
+
+    def is_same_place(self, other: Archive) -> bool:
+        return (self.place, self.type, self.max_bytes) == (other.place, other.type, other.max_bytes)
+
+    def recall_settings(self) -> dict[str, float]:
+        """Fields of morphkv_recall_params."""
+        settings: dict[str, float] = {"share": self.share, "votes": self.votes}
+        if self.distance != Archive.distance:
+            settings["distance"] = self.distance
+        return settings
+
+    def start(self, context: int) -> None:
+        """Give a context, of whose sequences none holds a token, this archive."""
+        kind = -1 if self.type is None else CACHE_TYPES[self.type]
+        path = None if self.place == RAM else self.place
+        limit = bridge.stats(context)["rope_limit"]
+        if self.distance != Archive.distance and self.distance >= limit > 0:
+            raise ValueError(f"recall_distance must be below rope_limit ({limit}), got {self.distance}")
+        bridge.start_archive(context, path=path, type_k=kind, type_v=kind, max_bytes=self.max_bytes)
+
+
+def archive_of(archive: Archive | str | os.PathLike[str] | None, **settings: Any) -> Archive | None:
+    """What the keywords of Llama ask for: settings are fields of Archive, None where they are not given.
+
+    Raises ValueError for settings that nothing would heed, and as Archive does.
+    """
+    given = {field: value for field, value in settings.items() if value is not None}
+    if isinstance(archive, Archive):
+        if given:
+            raise ValueError(f"{_keywords(given)}: beside an Archive its fields say it, got {archive}")
+        return archive
+    if archive is None:
+        if given:
+            raise ValueError(f'{_keywords(given)}: needs an archive, archive="{RAM}" or a path')
+        return None
+    return Archive(archive, **given)
+
+
+def _keywords(given: dict[str, Any]) -> str:
+    return ", ".join(f"{KEYWORDS[field]}={value!r}" for field, value in given.items())
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a recall brought back. Counts are in tokens."""
+
+    n_archived: int  # that were asked
+    n_recalled: int  # brought back, summed over layers and KV heads; those that were there already do not count
+    ask_ms: float  # time to choose
+    took_ms: float  # time of all
+
+
+def eval_prompt(llm: Llama, tokens: Sequence[int]) -> list[Recall]:
+    """Decode a prompt's new part, as the native library says: before its last token, recall what it asks for, decode
+    its end again, and recall again.
+    """
+    n_past = llm.n_tokens
+    n_tokens = n_past + len(tokens)
+    prompt = bridge.Prompt(n_past, n_tokens, min(llm.archive.redo, len(tokens)))
+    recalls, n_end = [], n_past
+    while n_end < n_tokens:
+        n_back, n_end, recalled = prompt.next(llm.ctx, llm.n_tokens, **llm.archive.recall_settings())
+        if recalled is not None:
+            recalls.append(llm._recalled(recalled))
+        llm.n_tokens -= n_back
+        if llm.n_tokens < n_end:
+            llm.decode(tokens[llm.n_tokens - n_past : n_end - n_past])
+    return recalls

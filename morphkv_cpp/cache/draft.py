@@ -1,0 +1,33 @@
+"""Speculative decoding on a cache that evicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp.llama_speculative import LlamaDraftModel
+
+if TYPE_CHECKING:
+    from ..llama import Llama
+
+
+class DraftUpToEviction(LlamaDraftModel):
+    """A draft model whose drafts end where the next eviction falls due.
+
+    So evictions fall between the same tokens as without a draft: tokens that may be taken back never vote, and the
+    greedy text is the same.
+    """
+
+    def __init__(self, llm: Llama, draft_model: LlamaDraftModel):
+        self._llm = llm
+        self._draft_model = draft_model
+
+    def __call__(self, input_ids: npt.NDArray[np.intc], /, **kwargs: Any) -> npt.NDArray[np.intc]:
+        stats = self._llm.cache_stats()
+        # The draft goes into one batch with the token before it. Where an eviction is due already, that token comes
+        # alone, as the eviction may wait for it.
+        n_free = stats.capacity + self._llm.morphkv.interval - stats.n_used - 1
+        if n_free <= 0:
+            return np.empty(0, dtype=np.intc)
+        return self._draft_model(input_ids, **kwargs)[:n_free]

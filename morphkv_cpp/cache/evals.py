@@ -1,0 +1,62 @@
+"""What Llama.eval makes of tokens with MorphKV: where a prompt begins, and when the archive is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import llama_cpp
+
+from .archive import eval_prompt
+
+if TYPE_CHECKING:
+    from ..llama import Llama
+
+
+class Evals:
+    """What one Llama remembers between two evals."""
+
+    def __init__(self) -> None:
+        self.prompt_comes = False  # the next tokens are a prompt's
+        self._drawn: tuple[int, int] | None = None  # position and id of the token that was sampled last
+
+    def drew(self, position: int, token: int) -> None:
+        self._drawn = (position, token)
+
+    def eval(self, llm: Llama, tokens: Sequence[int]) -> None:
+        """Decode tokens; before the last of a prompt, recall what it asks for.
+
+        An answer's last token is left to be decoded with what comes next, unless Ctrl-C came late. So it is decoded
+        alone in any case: evictions and recalls then come where they would have come, had the answer gone on.
+        """
+        if not self.prompt_comes or len(tokens) == 0:
+            self._write(llm, tokens)
+            return
+        self.prompt_comes = False
+        if len(tokens) > 1 and self._begins_with_answer(llm, tokens):
+            self._write(llm, tokens[:1])
+            tokens = tokens[1:]
+        if llm.archive is None or llm.archive.recall == "off":
+            llm.decode(tokens)
+        else:
+            llm.last_recalls = eval_prompt(llm, tokens)
+
+    def _begins_with_answer(self, llm: Llama, tokens: Sequence[int]) -> bool:
+        is_drawn = self._drawn == (llm.n_tokens, tokens[0])
+        return is_drawn and not llama_cpp.llama_vocab_is_eog(llm._model.vocab, tokens[0])
+
+    def _write(self, llm: Llama, tokens: Sequence[int]) -> None:
+        n_before = llm.n_tokens
+        try:
+            llm.decode(tokens)
+        finally:
+            # Ctrl-C may have come behind the decoding: what was to follow it does.
+            if llm.n_tokens == n_before + len(tokens) and self._asks_between(llm, n_before):
+                llm._recall()
+
+    def _asks_between(self, llm: Llama, n_before: int) -> bool:
+        """By positions alone, so that it does not matter how the text came to be."""
+        if llm.archive is None or isinstance(llm.archive.recall, str):
+            return False
+        n_period = llm.archive.recall * llm.morphkv.interval
+        return n_before // n_period < llm.n_tokens // n_period

@@ -1,0 +1,162 @@
+"""One Llama is for one thread at a time: another one gets a sentence at once, where llama.cpp would crash.
+
+Methods are guarded by name, those that come from llama_cpp too. Nothing waits for a lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Generator
+from typing import Any
+
+from ..bridge import MorphKVError
+
+RULE = "one Llama is for one thread at a time"
+
+
+class ThreadError(MorphKVError, RuntimeError):
+    """Another thread is using this Llama."""
+
+
+class ClosedError(MorphKVError, RuntimeError, ValueError):
+    """This Llama is closed."""
+
+
+class Turn:
+    """A text that is being written in steps. Between two of them no other thread may change the cache."""
+
+    thread = 0  # that took the last step
+
+
+ANYBODY = Turn()
+
+
+def _nobody() -> None:
+    return None
+
+
+def _anybody() -> Turn:
+    return ANYBODY
+
+
+class OneThread:
+    """Who is using a Llama. Its thread may come in again, e.g. from a logits processor."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._readers: list[int] = []  # threads that use the model beside the one that uses the context
+        # weak: a generator that Ctrl-C ends while it ends has no turn either
+        self._turn: Callable[[], Turn | None] = _nobody
+        self._is_closed = False
+
+    def run(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Call what touches the context."""
+        try:
+            if not self._lock.acquire(blocking=False):
+                raise ThreadError(f"{RULE}: another one is in the middle of a call")
+            return call(*args, **kwargs)
+        finally:
+            # No flag tells whether the lock was taken: Ctrl-C can come between the two.
+            try:
+                self._lock.release()
+            except RuntimeError:
+                pass  # it is another thread's
+
+    def turn(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Call what changes the text in the cache."""
+        return self.run(self._in_turn, call, *args, **kwargs)
+
+    def use(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        """As `run`, of an open Llama."""
+        return self.run(self._open, call, *args, **kwargs)
+
+    def change(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        """As `turn`, of an open Llama."""
+        return self.run(self._open, self._in_turn, call, *args, **kwargs)
+
+    def read(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Call what uses the model alone, from any thread, of an open Llama."""
+        thread = threading.get_ident()
+        self._readers.append(thread)  # before the look at _is_closed: close() does it the other way around
+        try:
+            return self._open(call, *args, **kwargs)
+        finally:
+            self._readers.remove(thread)
+
+    def restored(self) -> None:
+        """A saved state is in the cache, so the text that it was of can go on, whichever that is."""
+        self._turn = _anybody
+
+    def close(self, call: Callable) -> None:
+        """Call what frees the context and the model."""
+        self.run(self._close, call)
+
+    def steps(self, steps: Generator, turn: Turn | None = None) -> Generator:
+        """The same generator, each of whose steps is a call of `use`, the first with a turn one of `change`.
+
+        Raises RuntimeError at the next step where another turn has begun since, unless a state was restored behind it.
+        """
+        sent, begins = None, turn is not None
+        try:
+            while True:
+                try:
+                    item = (self.change if begins else self.use)(self._step, steps, sent, turn, begins)
+                except StopIteration:
+                    return
+                begins = False
+                sent = yield item
+        finally:
+            if turn is not None and self._turn() is turn:
+                self._turn = _nobody
+            steps.close()
+
+    def _step(self, steps: Generator, sent: Any, turn: Turn | None, begins: bool) -> Any:
+        if turn is not None:
+            if not begins and self._turn() not in (turn, ANYBODY):
+                raise RuntimeError("this text cannot go on: another one has begun since on the same Llama")
+            turn.thread = threading.get_ident()
+            self._turn = weakref.ref(turn)
+        return steps.send(sent)
+
+    def _in_turn(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        turn = self._turn()
+        if turn not in (None, ANYBODY) and turn.thread != threading.get_ident():
+            raise ThreadError(f"{RULE}: another one writes a text, which has to be read to its end or closed first")
+        return call(*args, **kwargs)
+
+    def _open(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        if self._is_closed:
+            raise ClosedError("this Llama is closed")
+        return call(*args, **kwargs)
+
+    def _close(self, call: Callable) -> None:
+        was_closed, self._is_closed = self._is_closed, True
+        if set(self._readers) - {threading.get_ident()}:
+            self._is_closed = was_closed
+            raise ThreadError(f"{RULE} that closes it: another one is in the middle of a call")
+        call()
+
+
+def guarded(**names: str) -> Callable[[type], type]:
+    """Let methods of a class, inherited ones too, run as a method of its objects' OneThread, `_one_thread`.
+
+    names: of the methods, separated by spaces, by the OneThread's method: change="eval reset".
+    """
+
+    def decorate(cls: type) -> type:
+        for way, methods in names.items():
+            for name in methods.split():
+                setattr(cls, name, _guarded(getattr(cls, name), way))
+        return cls
+
+    return decorate
+
+
+def _guarded(method: Callable, way: str) -> Callable:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._one_thread, way)(method, self, *args, **kwargs)
+
+    return call

@@ -1,0 +1,52 @@
+"""How much of a prompt a cache holds already: the rule for histories that come back as text.
+
+A history that is tokenized anew may differ from the tokens that were sampled. What counts is the longest common prefix:
+where it ends among the recent tokens, the cache is rolled back to it and goes on; else all is evaluated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ..llama import Llama
+
+
+@dataclass(frozen=True)
+class PromptReuse:
+    """What became of a prompt. Counts are in tokens."""
+
+    n_prompt: int
+    n_common: int  # at its start, the same as in the cache
+    n_cached: int  # of these, not evaluated again; the others of the prompt are
+
+    @property
+    def n_evaluated(self) -> int:
+        return self.n_prompt - self.n_cached
+
+    @property
+    def reprocessed(self) -> bool:
+        """The cache knew the prompt's start, but had evicted some of it: all was evaluated again."""
+        return self.n_cached == 0 and min(self.n_common, self.n_prompt - 1) > 0
+
+
+def prompt_reuse(llm: Llama, prompt: Sequence[int]) -> PromptReuse:
+    """What llm.generate(prompt) will make of the cache as it is. Nothing changes."""
+    n_prompt, n_common = len(prompt), common_prefix(llm._input_ids, prompt)
+    if n_common == n_prompt == llm.n_tokens and not llm._requires_eval:
+        return PromptReuse(n_prompt, n_common, n_cached=n_prompt)
+    # of a prompt that is known to its end, the last token is decoded again, for its logits
+    n_cached = min(n_common, n_prompt - 1)
+    can_roll_back = n_cached > max(llm.cache_stats().complete_pos, 0)
+    return PromptReuse(n_prompt, n_common, n_cached if can_roll_back else 0)
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(differ[0]) if len(differ) else n

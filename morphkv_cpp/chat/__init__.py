@@ -1,0 +1,1 @@
+"""Chats: sessions, templates, files."""

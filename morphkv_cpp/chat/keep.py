@@ -1,0 +1,114 @@
+"""What create_chat_completion never evicts: the system prompt of each chat."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+import jinja2
+
+from .. import bridge
+from ..cache.reuse import PromptReuse, common_prefix
+from .template import ChatTemplate, Message
+
+if TYPE_CHECKING:
+    from ..config import MorphKV
+    from ..llama import Llama
+
+Keep = Union[Literal["system"], int, None]
+
+# Keywords of create_chat_completion that templates put before the first question.
+SHOWN = ("functions", "function_call", "tools", "tool_choice")
+
+
+class ChatKeep:
+    """Finds the tokens before a chat's first question, and has the cache keep them before the prompt is decoded.
+
+    Streams are read later than they are asked for, so each takes its tokens along.
+    """
+
+    def __init__(self, keep: Keep, config: MorphKV):
+        is_number = isinstance(keep, int) and not isinstance(keep, bool)
+        if not is_number and keep not in ("system", None):
+            raise ValueError(f'keep must be "system", a number of tokens or None, got {keep!r}')
+        if is_number and not 0 <= keep < config.capacity - config.window:
+            raise ValueError(
+                f"keep must be in 0..capacity - window - 1, got {keep} with {config.capacity} - {config.window}"
+            )
+        self.keep = keep
+        self._config = config
+        self._start: Sequence[int] | None = None  # of the chat that is being asked
+        self._due: Sequence[int] | None = None  # of the completion whose prompt comes next
+        self._told: set[str] = set()
+
+    @contextlib.contextmanager
+    def asked(self, llm: Llama, messages: Sequence[Message], options: dict[str, Any]) -> Iterator[None]:
+        """Completions that are begun in here are answers in this chat."""
+        outer, self._start = self._start, None if self.keep is None else self._first_tokens(llm, messages, options)
+        try:
+            yield
+        finally:
+            self._start = outer
+
+    def take_along(self, chunks: Iterator[Any]) -> Iterator[Any]:
+        return chunks if self._start is None else self._read(self._start, chunks)
+
+    def _read(self, start: Sequence[int], chunks: Iterator[Any]) -> Iterator[Any]:
+        self._due = start
+        try:
+            yield from chunks
+        finally:
+            if self._due is start:
+                self._due = None
+
+    def apply(self, llm: Llama, prompt: Sequence[int]) -> bool:
+        """Before a prompt, whose llm.last_prompt is known, is decoded; whether the cache was emptied for it."""
+        start, self._due = self._due, None
+        if start is None:
+            return False
+        n_keep = self.keep if self.keep != "system" else max(self._config.keep, common_prefix(start, prompt))
+        if n_keep >= self._config.capacity - self._config.window:
+            self._tell_no_room(n_keep)
+            return False
+        stats, reuse = llm.cache_stats(), llm.last_prompt
+        # what is to be kept may be gone
+        emptied = reuse.n_cached == 0 or (stats.n_evictions > 0 and n_keep > stats.keep)
+        if emptied:
+            llm.reset()
+            llm._ctx.kv_cache_seq_rm(-1, 0, -1)
+            llm.last_prompt = PromptReuse(reuse.n_prompt, reuse.n_common, 0)
+        if emptied or n_keep != stats.keep:
+            bridge.set_keep(llm.ctx, 0, n_keep)
+        return emptied
+
+    def _first_tokens(self, llm: Llama, messages: Sequence[Message], options: dict[str, Any]) -> list[int]:
+        if self.keep != "system":
+            return []
+        n_system = next((i for i, message in enumerate(messages) if message.get("role") != "system"), len(messages))
+        shown = {name: options[name] for name in SHOWN if options.get(name) is not None}
+        try:
+            rendered = ChatTemplate.of(llm).before_first(messages[:n_system], **shown)
+        except (ValueError, TypeError, LookupError, jinja2.TemplateError) as error:
+            self._tell(
+                "handler",
+                f"how much of this chat is its system prompt cannot be told, and only keep={self._config.keep} first "
+                f"tokens stay: {error}",
+            )
+            return []
+        return llm.tokenize(rendered.text.encode(), add_bos=rendered.add_bos, special=True)
+
+    def _tell_no_room(self, n_keep: int) -> None:
+        config = self._config
+        self._tell(
+            "room",
+            f"the system prompt has {n_keep} tokens, which must be less than capacity - window to be kept, got "
+            f"{config.capacity} - {config.window}: only keep={config.keep} first tokens stay. "
+            f"MorphKV(capacity={config.capacity + n_keep - config.keep}) would keep it all",
+        )
+
+    def _tell(self, what: str, sentence: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(sentence, RuntimeWarning, stacklevel=5)

@@ -1,0 +1,335 @@
+"""Chats without end: each turn adds its own tokens to a live cache, and what was said before is never read again."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import llama_cpp
+import numpy as np
+
+from ..bridge import NoMorphKVError
+from ..cache.live_text import LiveText
+from ..cache.one_thread import OneThread, guarded
+from ..cache.reuse import PromptReuse
+from ..cache.stats import CacheStats
+from ..text.reply import Reply
+from ..text.stream import Answer
+from . import session_file
+from .keep import Keep
+from .template import ChatTemplate, Message, Rendered
+
+if TYPE_CHECKING:
+    from ..llama import Llama
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one question and its answer took. Counts are in tokens."""
+
+    prompt_tokens: int  # evaluated before the answer: the end of the answer before, the question, the template's words
+    cached_tokens: int  # of a session's first prompt, what the cache held already
+    completion_tokens: int
+    finish_reason: str  # "stop", "length" (max_tokens, or n_ctx is full) or "interrupted"
+    n_evicted: int  # per KV head, during the turn
+    reprocessed: bool  # the cache knew the start of a session's first prompt but had evicted some: all was evaluated
+    seconds: float
+    rate_tok_s: float  # of the answer behind its first token; 0 where there is none
+    n_recalled: int = 0  # tokens that came back from the archive for the question, summed over layers and KV heads
+    recall_ms: float = 0.0  # time that took
+
+
+@guarded(turn="say", run="cache_stats close fork retained save")
+class Session:
+    """A chat whose cache goes on from turn to turn. Made by Llama.session and Llama.load_session.
+
+    >>> with llm.session(system="You are brief.") as chat:
+    ...     for piece in chat.say("Why is the sky blue?"):
+    ...         print(piece, end="", flush=True)
+
+    system: said once, at the start. None: what the chat template puts there, if anything.
+    keep: which tokens are never evicted. "system": all before the first question, and at least the settings' `keep`;
+        a number: so many first tokens; None: the settings' `keep`.
+    messages: a chat so far, as create_chat_completion takes it, up to an answer. What the cache holds of its start is
+        not evaluated again if that ends among the recent tokens; else all is, and `last.reprocessed` says so.
+
+    A turn costs its own tokens: the template's text for this question alone, behind the tokens that were really
+    sampled. `last` is the last turn's account. The session keeps no text.
+
+    A Llama has one live cache. Of several sessions the one that speaks has it, the states of the others, each as large
+    as the cache, wait in memory. It is the same when the Llama is used for something else between two turns (generate,
+    eval, load_state, and all that is made of them): the session goes on as if nothing had happened. Only what goes
+    around the Llama's methods to its context is not noticed. One thread at a time, as for the Llama.
+
+    Raises NoMorphKVError for a Llama without MorphKV, and ValueError for a `keep` that leaves no room, for messages
+    that do not end with an answer, and for a chat handler that does not render text.
+    """
+
+    def __init__(
+        self, llm: Llama, system: str | None = None, *, keep: Keep = "system", messages: Sequence[Message] | None = None
+    ):
+        if llm.morphkv is None:
+            raise NoMorphKVError("a session needs MorphKV: open the model with Llama(..., morphkv=True)")
+        self._llm = llm
+        self._text = LiveText(llm)
+        self._text.refuse_ended()
+        self._template = ChatTemplate.of(llm)
+        self._opening = _opening(system, messages)  # said together with the first question
+        has_system = bool(self._opening) and self._opening[0]["role"] == "system"
+        self.system: str | None = self._opening[0]["content"] if has_system else None
+        self._n_keep = self._count_keep(keep)
+        self._answering: weakref.ref[Reply] | None = None
+        self._answers = False
+        self.last: Turn | None = None
+        self.n_turns = 0
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session and free its state. The cache stays as it is."""
+        self._stop_answering()
+        self._text.end("it is closed")
+
+    @property
+    def _one_thread(self) -> OneThread:
+        return self._llm._one_thread
+
+    @property
+    def n_tokens(self) -> int:
+        """Length of the chat so far."""
+        return self._text.n_tokens
+
+    def cache_stats(self) -> CacheStats:
+        """State of the session's cache."""
+        self._text.refuse_ended()
+        self._refuse_silent()
+        return self._text.stats()
+
+    def retained(self, layer: int) -> np.ndarray:
+        """As Llama.retained, of the session's cache, which becomes the live one."""
+        self._refuse_silent()
+        self._text.take()
+        return self._llm.retained(layer)
+
+    def say(
+        self,
+        text: str,
+        *,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        temperature: float = 0.2,
+        seed: int | None = None,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Ask, and yield the answer in pieces of whole characters. Nothing is asked before the first piece is read.
+
+        max_tokens: most tokens of the answer; None: until the model ends it.
+        stop: strings that end the answer; they are no part of it.
+        seed: None: the next one in a series that the Llama's seed starts, as in create_completion.
+        sampling: other keywords of Llama.generate, such as top_k, top_p, min_p, repeat_penalty, grammar,
+            logits_processor.
+
+        An answer that is left early (break, close, Ctrl-C) stays in the chat as far as it came; the next question ends
+        it. Raises ValueError where the chat would exceed n_ctx, RuntimeError where the session cannot go on, and what
+        decoding raises: before the answer's first token the question is then taken back, and the same one can be asked
+        again; behind it, and where the question has evicted what was before it, all stays as far as it came.
+        """
+        self._stop_answering()
+        self._text.refuse_ended()
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, got {text!r}")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1 or None, got {max_tokens}")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        options = {"temp": temperature, **sampling}
+        pieces = self._one_thread.steps(self._answer(text, max_tokens, stops, seed, options))
+        answering = Reply(pieces, text)
+        # weak, so that an answer that nobody reads on is at an end
+        self._answering = weakref.ref(answering)
+        return answering
+
+    def fork(self) -> Session:
+        """A copy that goes on by itself; the same question with the same seed gives the same answer."""
+        self._refuse_answering("forked")
+        self._text.refuse_ended()
+        copy = Session.__new__(Session)
+        copy.__dict__.update(self.__dict__, _text=self._text.copy(), _answering=None)
+        return copy
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the session to a file, for Llama.load_session. An older file is replaced whole or not at all.
+
+        It holds the cache, `system`, and token ids for no more than the cache's cells: its size is bounded, however
+        long the chat, but for an archive. Raises OSError where it cannot be written, ValueError for a path that is no
+        regular file, RuntimeError for a cache that cannot be read.
+        """
+        self._refuse_answering("saved")
+        self._text.refuse_ended()
+        self._refuse_silent()
+        state = self._text.state()
+        n_ids = min(state.n_tokens, self._text.stats().n_limit)
+        header = {
+            **identity(self._llm, self._template),
+            "system": self.system,
+            "keep": self._n_keep,
+            "n_turns": self.n_turns,
+            "n_tokens": state.n_tokens,
+            "ahead": self._text.ahead,
+            "seed": state.seed,
+        }
+        ids = np.asarray(state.input_ids[state.n_tokens - n_ids : state.n_tokens])
+        session_file.write(path, session_file.Contents(header, ids, state.llama_state))
+
+    def _answer(
+        self, question: str, max_tokens: int | None, stop: list[str], seed: int | None, sampling: dict[str, Any]
+    ) -> Iterator[str]:
+        llm, text, start_s = self._llm, self._text, time.perf_counter()
+        text.take()
+        before, seed_before = text.mark(), llm._seed
+        rendered, reuse = self._ask(question)
+        n_evicted = llm.cache_stats().n_evicted
+        llm.set_seed(random.Random(llm._seed).randrange(2**32) if seed is None else seed)
+        n_room = llm.n_ctx() - text.n_tokens
+        answer = Answer(llm, [*stop, *rendered.stop], n_room if max_tokens is None else min(max_tokens, n_room))
+        tokens = llm.generate(text.ahead.copy(), reset=False, **sampling)
+        self._answers, is_undone = True, False
+        try:
+            while answer.finish_reason is None:
+                if not text.is_live:
+                    raise RuntimeError("the cache was used for something else while an answer was being written")
+                with text.at_work():
+                    token = next(tokens, None)
+                if token is None or llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+                    answer.end("stop")
+                else:
+                    text.ahead.append(token)
+                    answer.add(token)
+                if piece := answer.take_piece():
+                    yield piece
+        except Exception:
+            if answer.n_tokens == 0 and not text.is_orphan:
+                tokens.close()
+                is_undone = text.go_back(before)
+            raise
+        finally:
+            tokens.close()
+            self._answers = False
+            if is_undone:
+                llm.set_seed(seed_before)
+            else:
+                text.take_back(answer.n_behind_stop)
+                self.n_turns += 1
+                self.last = Turn(
+                    prompt_tokens=reuse.n_evaluated,
+                    cached_tokens=reuse.n_cached,
+                    completion_tokens=answer.n_tokens,
+                    finish_reason=answer.finish_reason or "interrupted",
+                    n_evicted=0 if text.is_orphan else text.stats().n_evicted - n_evicted,
+                    reprocessed=reuse.reprocessed,
+                    seconds=time.perf_counter() - start_s,
+                    rate_tok_s=answer.rate_tok_s,
+                    n_recalled=sum(recall.n_recalled for recall in llm.last_recalls),
+                    recall_ms=sum(recall.took_ms for recall in llm.last_recalls),
+                )
+
+    def _ask(self, question: str) -> tuple[Rendered, PromptReuse]:
+        """Put the question behind the text, with the words that the template has around it."""
+        llm, text = self._llm, self._text
+        if text.begun:
+            rendered = self._template.turn(question)
+            tokens = _tokens_behind(llm, rendered.text)
+            self._refuse_full(text.n_tokens + len(tokens))
+            if len(text.ahead) == 1:
+                llm._evals.drew(text.n_held, text.ahead[0])  # other texts may have been written since
+            text.ahead += tokens
+            return rendered, PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0)
+        rendered = self._template.opening(self._opening, question)
+        prompt = _tokens(llm, rendered)
+        self._refuse_full(len(prompt))
+        reuse = text.begin(prompt, self._n_keep)
+        if llm.verbose:
+            words = ", whose start was known but is evicted in part" if reuse.reprocessed else ""
+            print(f"Session: {reuse.n_cached} of {reuse.n_prompt} tokens known{words}", file=sys.stderr)
+        return rendered, reuse
+
+    def _count_keep(self, keep: Keep) -> int:
+        config = self._llm.morphkv
+        if keep is None:
+            n_keep = config.keep
+        elif keep == "system":
+            n_keep = max(config.keep, len(_tokens(self._llm, self._template.before_question(self.system))))
+        elif isinstance(keep, int) and not isinstance(keep, bool):
+            n_keep = keep
+        else:
+            raise ValueError(f'keep must be "system", a number of tokens or None, got {keep!r}')
+        if not 0 <= n_keep < config.capacity - config.window:
+            what = "the system prompt" if keep == "system" else "keep"
+            raise ValueError(
+                f"{what} must have less than capacity - window tokens to be kept, got {n_keep} with "
+                f"{config.capacity} - {config.window}"
+            )
+        return n_keep
+
+    def _refuse_full(self, n_tokens: int) -> None:
+        if n_tokens >= self._llm.n_ctx():
+            raise ValueError(f"the chat must stay below n_ctx={self._llm.n_ctx()} tokens, got {n_tokens}")
+
+    def _refuse_silent(self) -> None:
+        if not self._text.begun:
+            raise RuntimeError("nothing has been said in this session yet")
+
+    def _refuse_answering(self, what: str) -> None:
+        if self._answers:
+            raise RuntimeError(f"a session cannot be {what} while it answers: read the answer to its end or close it")
+
+    def _stop_answering(self) -> None:
+        answering = self._answering and self._answering()
+        if answering is not None:
+            answering.leave()
+        self._answering = None
+
+
+def _opening(system: str | None, messages: Sequence[Message] | None) -> list[Message]:
+    """The messages that a session begins with."""
+    messages = [dict(message) for message in messages or ()]
+    if system is not None:
+        if messages and messages[0]["role"] == "system":
+            raise ValueError("system must be given once, got it as system= and as the first message")
+        messages.insert(0, {"role": "system", "content": system})
+    if messages and messages[-1]["role"] not in ("system", "assistant"):
+        raise ValueError(f"messages must end with an answer (role assistant), got {messages[-1]['role']!r}")
+    if messages and messages[0]["role"] == "system" and not isinstance(messages[0]["content"], str):
+        raise ValueError(f"the system text must be a str, got {messages[0]['content']!r}")
+    return messages
+
+
+def identity(llm: Llama, template: ChatTemplate) -> dict[str, Any]:
+    """What a saved session must have in common with the Llama that goes on with it."""
+    return {
+        "model": session_file.model_fingerprint(llm.model_path),
+        "settings": asdict(llm.morphkv),
+        "chat template": template.turn("").text,
+    }
+
+
+def _tokens(llm: Llama, rendered: Rendered) -> list[int]:
+    return llm.tokenize(rendered.text.encode(), add_bos=rendered.add_bos, special=True)
+
+
+def _tokens_behind(llm: Llama, text: str) -> list[int]:
+    """Tokens of a text behind another: without the space that some vocabularies put before a text's first word."""
+    anchor = llm.tokenize(b"\n", add_bos=False, special=True)
+    tokens = llm.tokenize(b"\n" + text.encode(), add_bos=False, special=True)
+    if tokens[: len(anchor)] == anchor:
+        return tokens[len(anchor) :]
+    return llm.tokenize(text.encode(), add_bos=False, special=True)

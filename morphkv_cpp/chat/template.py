@@ -1,0 +1,126 @@
+"""A model's chat template, turn by turn: what create_chat_completion would write, without writing the history again.
+
+A turn is rendered behind a stand-in history of one question and one answer, so that it costs the same at any depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+from llama_cpp.llama_chat_format import LlamaChatCompletionHandler, get_chat_completion_handler
+
+if TYPE_CHECKING:
+    from ..llama import Llama
+
+Message = dict[str, Any]  # {"role": ..., "content": ...}, as create_chat_completion takes it
+
+# No blanks at the ends, which templates trim, and nothing that a template looks for.
+SYSTEM, QUESTION, ANSWER = "stand-in-system", "stand-in-question", "stand-in-answer"
+
+
+class Rendered(NamedTuple):
+    text: str
+    add_bos: bool  # whether the tokenizer is to put a BOS in front
+    stop: tuple[str, ...]  # strings that end an answer, where a token does not
+
+
+class ChatTemplate:
+    """What a chat handler of llama_cpp writes: a whole conversation's start, or one later turn of it.
+
+    handler: anything that create_chat_completion accepts and that renders text.
+    name: of the handler, for errors.
+
+    A system text is said once, at the start; templates that know no system role get it in front of the first question.
+    """
+
+    def __init__(self, handler: LlamaChatCompletionHandler, name: str = "chat handler"):
+        self._handler = handler
+        self._name = name
+        self._has_system_role = self._knows_system_role()
+
+    @classmethod
+    def of(cls, llm: Llama) -> ChatTemplate:
+        """The one that llm.create_chat_completion uses."""
+        # the expression of create_chat_completion
+        handler = (
+            llm.chat_handler or llm._chat_handlers.get(llm.chat_format) or get_chat_completion_handler(llm.chat_format)
+        )
+        return cls(handler, "chat_handler" if llm.chat_handler else f"chat_format {llm.chat_format!r}")
+
+    def opening(self, messages: Sequence[Message], question: str, **options: Any) -> Rendered:
+        """The messages, the question, and the start of its answer. A system text is the first message, if any."""
+        return self._render(self._with_system([*messages, {"role": "user", "content": question}]), **options)
+
+    def before_question(self, system: str | None) -> Rendered:
+        """What precedes the first question: the system text, or the default that the template puts in its place."""
+        return self.before_first([] if system is None else [{"role": "system", "content": system}])
+
+    def before_first(self, messages: Sequence[Message], **options: Any) -> Rendered:
+        """What precedes the question behind these messages; options: of the handler, e.g. tools."""
+        rendered = self.opening(messages, QUESTION, **options)
+        # the last one: the system text may hold anything
+        return rendered._replace(text=rendered.text[: self._find(QUESTION, rendered.text.rfind(QUESTION))])
+
+    def turn(self, question: str) -> Rendered:
+        """What follows an answer: its end, the question, and the start of the next answer."""
+        history = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+        rendered = self._render([*history, {"role": "user", "content": question}])
+        start = self._find(ANSWER, rendered.text.find(ANSWER)) + len(ANSWER)
+        return rendered._replace(text=rendered.text[start:])
+
+    def _with_system(self, messages: list[Message]) -> list[Message]:
+        if self._has_system_role or messages[0]["role"] != "system":
+            return messages
+        system, first, *others = messages
+        return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
+
+    def _knows_system_role(self) -> bool:
+        try:
+            text = self._render([{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]).text
+        except (ValueError, TypeError, jinja2.TemplateError):
+            return False
+        # some drop it without a word
+        return SYSTEM in text
+
+    def _find(self, what: str, position: int) -> int:
+        if position < 0:
+            raise ValueError(f"{self._name} must write every message as it is; it leaves out {what!r}")
+        return position
+
+    def _render(self, messages: list[Message], **options: Any) -> Rendered:
+        recorder = _Recorder()
+        try:
+            self._handler(llama=recorder, messages=messages, **options)
+        except _Recorded:
+            return Rendered(recorder.text, recorder.add_bos, recorder.stop)
+        except AttributeError as error:
+            raise ValueError(
+                f"{self._name} does more than render text, which a session cannot follow: {error}"
+            ) from error
+        raise ValueError(f"{self._name} must end in a completion")
+
+
+class _Recorded(Exception):
+    pass
+
+
+class _Recorder:
+    """Stands in for the Llama that a chat handler completes with: records the text, and goes no further."""
+
+    verbose = False
+    text = ""
+    add_bos = True
+    stop: tuple[str, ...] = ()
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        self.text, self.add_bos = text.decode(), add_bos
+        return []
+
+    def create_completion(self, prompt: list[int] | str, stop: str | list[str] | None = None, **_: Any) -> None:
+        # a text is tokenized by create_completion itself, with a BOS
+        if isinstance(prompt, str):
+            self.text = prompt
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        raise _Recorded

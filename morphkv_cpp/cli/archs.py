@@ -1,0 +1,43 @@
+"""The command `morphkv archs`."""
+
+from typing import Optional
+
+import typer
+
+from ..architectures import Architecture, architectures
+
+TITLES = {
+    "all": "Every layer with a KV cache is cut",
+    "part": "Some layers are cut",
+    "refused": "Refused",
+    "no cache": "Without a KV cache to cut",
+    "not run": "Not tested",
+}
+
+
+def archs(
+    name: Optional[str] = typer.Argument(None, help="Only architectures whose name contains this."),
+) -> None:
+    """List what MorphKV does for each model architecture of llama.cpp, as found by running it.
+
+    The architecture of a GGUF file is its key `general.architecture`.
+    """
+    chosen = [each for each in architectures() if name is None or name in each.name]
+    if not chosen:
+        raise ValueError(f"the name of an architecture must contain {name!r}: `morphkv archs` lists all")
+    for support, title in TITLES.items():
+        group = [each for each in chosen if each.support == support]
+        if group:
+            print(f"{title} ({len(group)}):")
+            for each in group:
+                print(f"  {each.name:18} {describe(each)}".rstrip())
+            print()
+
+
+def describe(each: Architecture) -> str:
+    limits = [text for text in (each.variant and f"[{each.variant}]", each.why) if text]
+    if each.goes_back == "no":
+        limits.append("tokens cannot be taken back")
+    if each.is_rebased == "no":
+        limits.append("positions are not rebased")
+    return "; ".join(limits)

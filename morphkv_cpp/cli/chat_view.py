@@ -1,0 +1,60 @@
+"""What a chat shows of its cache: a status line, numbers, and which old tokens are still there."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..cache.stats import CacheStats
+from ..chat.session import Session, Turn
+from .show import mebibytes
+
+LEVELS = " .:-=+*#"  # none to all of the tokens at a place
+N_PLACES = 64
+# All but newline and tab: what a model writes must not steer the terminal.
+CONTROLS = {code: None for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    return text.translate(CONTROLS)
+
+
+def status_line(stats: CacheStats | None, last: Turn | None) -> str:
+    if stats is None:
+        return "nothing said yet"
+    parts = [f"{stats.n_used}/{stats.n_limit} cells", f"position {stats.logical_pos:,}"]
+    if last is not None and last.rate_tok_s:
+        parts.append(f"{last.rate_tok_s:.1f} tok/s")
+    return " | ".join([*parts, f"{stats.n_evictions:,} evictions"])
+
+
+def stats_rows(chat: Session) -> list[tuple[str, str]]:
+    stats, last = chat.cache_stats(), chat.last
+    rows = [
+        ("turns", f"{chat.n_turns:,}"),
+        ("tokens so far", f"{chat.n_tokens:,}"),
+        ("cells in use", f"{stats.n_used:,} of {stats.n_limit:,}"),
+        ("first tokens that stay", f"{stats.keep:,}"),
+        ("evictions", f"{stats.n_evictions:,}"),
+        ("tokens evicted, per KV head", f"{stats.n_evicted:,}"),
+        ("K and V", mebibytes(stats.kv_bytes)),
+        ("beside them", mebibytes(stats.extra_bytes)),
+    ]
+    if last is not None:
+        rows += [
+            ("last turn: prompt tokens", f"{last.prompt_tokens:,}"),
+            ("last turn: tokens written", f"{last.completion_tokens:,} ({last.finish_reason})"),
+            ("last turn: tokens evicted", f"{last.n_evicted:,}"),
+            ("last turn: time", f"{last.seconds:.2f} s, {last.rate_tok_s:.1f} tok/s"),
+        ]
+    return rows
+
+
+def pictures(positions: np.ndarray, n_tokens: int) -> list[str]:
+    """Of each head, how dense its tokens are from the first of the text to the last; positions as of Llama.retained."""
+    edges = np.linspace(0, n_tokens, N_PLACES + 1)
+    lines = []
+    for head in positions:
+        share = np.histogram(head[head >= 0], edges)[0] / np.diff(edges)
+        levels = np.ceil(np.minimum(share, 1) * (len(LEVELS) - 1)).astype(int)
+        lines.append("".join(LEVELS[level] for level in levels))
+    return lines

@@ -1,0 +1,104 @@
+"""Options of an archive and its recalls, for the commands that have one."""
+
+import warnings
+from typing import Annotated, Optional
+
+from ..cache.archive import CACHE_TYPES, Archive, archive_of
+from .options import morphkv_flag
+
+
+def archive_options(
+    archive: Annotated[
+        Optional[str],
+        morphkv_flag(
+            "keep what leaves the window in memory, or in a file, and recall what a prompt asks for",
+            "--archive",
+            metavar="ram|PATH",
+            show_default=False,
+        ),
+    ] = None,
+    archive_type: Annotated[
+        Optional[str],
+        morphkv_flag(
+            f"data type of archived K and V: {', '.join(CACHE_TYPES)} (default: as in the cache)",
+            "--archive-type",
+            metavar="TYPE",
+            show_default=False,
+        ),
+    ] = None,
+    archive_max: Annotated[
+        Optional[int],
+        morphkv_flag(
+            "most MiB of the archive, the oldest tokens make room "
+            f"(default: {Archive.max_bytes // 2**20}, 0 = no limit)",
+            "--archive-max",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    archive_max_bytes: Annotated[
+        Optional[int], morphkv_flag("the same in bytes, as it was", "--archive-max-bytes", metavar="N", hidden=True)
+    ] = None,
+    recall: Annotated[
+        Optional[str],
+        morphkv_flag(
+            "when to recall: off, prompt, or N: then, and each N intervals of evictions while writing "
+            f"(default: {Archive.recall})",
+            "--recall",
+            metavar="{off,prompt,N}",
+            show_default=False,
+        ),
+    ] = None,
+    recall_share: Annotated[
+        Optional[float],
+        morphkv_flag(
+            f"most that a recall fills of the distant slots, in (0, 1] (default: {Archive.share})",
+            "--recall-share",
+            metavar="X",
+            show_default=False,
+        ),
+    ] = None,
+    recall_redo: Annotated[
+        Optional[int],
+        morphkv_flag(
+            f"most tokens of a prompt's end that are decoded again after a recall (default: {Archive.redo})",
+            "--recall-redo",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    recall_votes: Annotated[
+        Optional[int],
+        morphkv_flag(
+            "how many of the newest queries ask (default: 0 = 16, or the votes if fewer)",
+            "--recall-votes",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    recall_distance: Annotated[
+        Optional[int],
+        morphkv_flag(
+            f"the archive is asked as if it lay N positions back (default: {Archive.distance})",
+            "--recall-distance",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+) -> Optional[Archive]:
+    if archive_max_bytes is not None:
+        warnings.warn("--archive-max-bytes is now --archive-max, in MiB", DeprecationWarning, stacklevel=2)
+        if archive_max is not None:
+            raise ValueError(f"--archive-max says it, got --archive-max-bytes {archive_max_bytes} too")
+    elif archive_max is not None:
+        archive_max_bytes = archive_max * 2**20
+    return archive_of(
+        archive,
+        type=archive_type,
+        max_bytes=archive_max_bytes,
+        recall=int(recall) if recall is not None and recall.isdecimal() else recall,
+        share=recall_share,
+        redo=recall_redo,
+        votes=recall_votes,
+        distance=recall_distance,
+    )

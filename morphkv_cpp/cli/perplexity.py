@@ -1,0 +1,158 @@
+"""`morphkv perplexity`: of texts that stream through the cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import numpy as np
+import typer
+
+from .. import Llama, MorphKV
+from ..eval.arms import FULL, Arm, parse_arms
+from ..eval.compare import (
+    by_position,
+    differences,
+    exceeded,
+    parse_bounds,
+    parse_orderings,
+    reference_arm,
+    run_arm,
+    unmet,
+)
+from ..eval.perplexity import Estimate, buckets
+from ..eval.perplexity import perplexity as perplexity_of
+from ..text.utf8 import require_utf8
+from .options import Model, llama_options, morphkv_options, with_options
+from .show import find_model, print_table, progress_bar, report_bars
+
+
+@with_options({"prompt_room": 0, "interval": 64}, morphkv=morphkv_options, llama=llama_options)
+def perplexity(
+    model: Model,
+    files: Annotated[list[Path], typer.Argument(help="texts, UTF-8; see `morphkv texts`")],
+    morphkv: MorphKV,
+    llama: dict[str, Any],
+    stock: Annotated[bool, typer.Option("--stock", help="stock llama.cpp's full cache instead of MorphKV")] = False,
+    compare: Annotated[
+        Optional[str],
+        typer.Option(
+            "--compare",
+            metavar="ARMS",
+            help="several caches on the same texts, in pairs, e.g. 'full,morphkv,recency,morphkv:window=128'",
+        ),
+    ] = None,
+    tokens: Annotated[
+        Optional[int], typer.Option("--tokens", "-n", metavar="N", help="tokens of each text (default: all)")
+    ] = None,
+    skip: Annotated[
+        int, typer.Option("--skip", metavar="N", help="first tokens that do not count in means over a text")
+    ] = 0,
+    bucket: Annotated[int, typer.Option("--bucket", metavar="N", help="positions in a row of the table")] = 1000,
+    positions: Annotated[
+        bool, typer.Option("--by-position", help="with --compare: a row for each --bucket too")
+    ] = False,
+    require: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--require", metavar="A<B", help="with --compare: exit with 1 if A is not better than B beyond the noise"
+        ),
+    ] = None,
+    require_each: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--require-each",
+            metavar="A<X*B",
+            help="with --compare: exit with 1 if A is not below X times B in each --bucket after --skip",
+        ),
+    ] = None,
+) -> None:
+    """Measure perplexity by position, while each text streams through the cache in chunks of --interval tokens."""
+    if bucket < 1 or skip < 0:
+        raise ValueError(f"--bucket must be at least 1 and --skip at least 0, got {bucket} and {skip}")
+    if compare and stock:
+        raise ValueError(f"--stock goes without --compare, where it is called {FULL}")
+    arms = parse_arms(compare, morphkv) if compare else [Arm(FULL, None) if stock else Arm(morphkv.policy, morphkv)]
+    orderings = parse_orderings(require or [], arms)
+    bounds = parse_bounds(require_each or [], arms)
+    path = find_model(model)
+    texts = tokenize(path, files, tokens, skip, llama)
+    values = {}
+    with progress_bar(len(arms) * sum(len(text) - 1 for text in texts), "perplexity") as advance:
+        for arm in arms:
+
+            def show(n: int, name: str = arm.name) -> None:
+                advance(n, name)
+
+            values[arm.name] = run_arm(path, arm, texts, morphkv.interval, show, **llama)
+    if not compare:
+        print_positions(files, values[arms[0].name], bucket, skip)
+        return
+    rows = by_position(values, bucket)
+    if positions:
+        print_by_position(rows)
+    print_arms(files, values, skip)
+    print_differences(values, reference_arm(arms).name, skip)
+    report_bars([*unmet(orderings, values, skip), *exceeded(bounds, rows, skip)], len(orderings) + len(bounds))
+
+
+def tokenize(
+    model: Path, files: Sequence[Path], n_tokens: Optional[int], n_skip: int, llama: dict[str, Any]
+) -> list[list[int]]:
+    """Tokens of each file; refuses what is no text, and texts that are shorter than asked for."""
+    n_least = max(n_tokens or 0, n_skip + 2)
+    llm = Llama(model, n_ctx=256, verbose=llama["verbose"])  # the smallest that there is
+    try:
+        texts = [llm.tokenize(require_utf8(file.read_bytes(), str(file))) for file in files]
+    finally:
+        llm.close()
+    for file, text in zip(files, texts):
+        if len(text) < n_least:
+            raise ValueError(f"a text must have at least {n_least} tokens, but {file} has {len(text)}")
+    return [text[:n_tokens] for text in texts]
+
+
+def plus_minus(estimate: Estimate) -> str:
+    return f"{estimate.mean:.3f} +- {estimate.error:.3f}"
+
+
+def print_positions(files: Sequence[Path], values: Sequence[np.ndarray], n_bucket: int, n_skip: int) -> None:
+    for file, nll in zip(files, values):
+        rows = [(f"{first}..{end - 1}", plus_minus(ppl)) for first, end, ppl in buckets(nll, n_bucket)]
+        title = f"all after {n_skip}" if n_skip else "all"
+        rows.append((title, plus_minus(perplexity_of(nll[n_skip:]))))
+        print_table(str(file), ("positions", "perplexity +- standard error"), rows)
+
+
+def print_by_position(rows: Sequence[tuple[int, int, dict[str, float]]]) -> None:
+    print_table(
+        "Perplexity by position, all texts",
+        ("positions", *rows[0][2]),
+        [(f"{first}..{end - 1}", *(f"{ppl:.2f}" for ppl in of_arms.values())) for first, end, of_arms in rows],
+    )
+
+
+def print_arms(files: Sequence[Path], values: dict[str, list[np.ndarray]], n_skip: int) -> None:
+    """The last column is the exponential of the mean over texts, each of the same weight."""
+    print_table(
+        f"Perplexity +- standard error, after the first {n_skip} tokens",
+        ("cache", *(file.stem for file in files), "all"),
+        [
+            (
+                name,
+                *(plus_minus(perplexity_of(nll[n_skip:])) for nll in of_texts),
+                f"{np.exp(np.mean([nll[n_skip:].mean() for nll in of_texts])):.3f}",
+            )
+            for name, of_texts in values.items()
+        ],
+    )
+
+
+def print_differences(values: dict[str, list[np.ndarray]], reference: str, n_skip: int) -> None:
+    print_table(
+        f"Mean -log p less that of {reference}, token by token; positive is worse",
+        ("cache", "difference", "error over blocks", "error over texts", "in errors"),
+        [
+            (name, f"{d.mean:+.4f}", f"{d.block_error:.4f}", f"{d.text_error:.4f}", f"{d.in_errors:+.1f}")
+            for name, d in differences(values, reference, n_skip).items()
+        ],
+    )

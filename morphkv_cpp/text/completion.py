@@ -1,0 +1,302 @@
+"""Completions whose work per token does not grow with the answer.
+
+Source: llama_cpp.Llama._create_completion of llama-cpp-python 0.3.36, which turns the whole answer into text at every
+token and looks for stop texts in all of it. For the same tokens the results are the same here, chunk by chunk, except
+where llama_cpp loses text or breaks:
+- Tokens of more than 32 bytes, as long rows of dashes or spaces are, have no text there.
+- In a stream, characters whose bytes are spread over tokens are lost there where it ends, and always with logprobs.
+  After bytes that are no UTF-8 it shows nothing until it ends; here they are left out, as in an answer at once.
+  An answer to an empty prompt begins with a space there, and with logprobs it repeats a token or ends in an IndexError.
+- In an answer at once, a stop text that came while a character was awaited stays there if nothing follows it. An answer
+  ended by a stopping criterion that does not hold a second time is empty there.
+- Logprobs of an answer to an empty prompt, and of an echoed prompt without BOS, are there those of the next position;
+  in a stream's last chunks text_offset counts bytes there.
+- While each token leaves a character open, neither max_tokens nor stop texts nor a full n_ctx end the answer there.
+- Of logit_bias together with a logits_processor neither is applied there.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import uuid
+import warnings
+from array import array
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import llama_cpp
+import numpy as np
+
+from .answer import AnswerText, TokenQueue, utf8_decoder
+from .logprobs import TokenLogprobs, as_completion, token_logprobs, token_text
+
+if TYPE_CHECKING:
+    from ..llama import Llama
+
+# llama_cpp has a model's prefix, suffix and middle tokens all be this one.
+INFILL_TOKEN = 0
+
+
+def complete(
+    llm: Llama,
+    *,
+    prompt: str | list[int],
+    suffix: str | None,
+    max_tokens: int,
+    temperature: float,
+    logprobs: int | None,
+    echo: bool,
+    stop: str | list[str] | None,
+    stream: bool,
+    seed: int | None,
+    model: str | None,
+    stopping_criteria: Callable | None,
+    logits_processor: list[Callable] | None,
+    logit_bias: dict[int, float] | None,
+    **sampling: Any,
+) -> Iterator[dict[str, Any]]:
+    """The chunks of a stream, or the whole answer as the only item; keywords of llama_cpp.Llama.create_completion()."""
+    prompt_tokens = _tokenize(llm, prompt, suffix)
+    n_prompt = len(prompt_tokens)
+    if llm.verbose:
+        llm._ctx.reset_timings()
+    if n_prompt >= llm._n_ctx:
+        raise ValueError(f"Requested tokens ({n_prompt}) exceed context window of {llm._n_ctx}")
+    n_most = llm._n_ctx - n_prompt if max_tokens <= 0 else min(max_tokens, llm._n_ctx - n_prompt)
+    stops = stop if isinstance(stop, list) else [stop] if isinstance(stop, str) else []
+    answer = _Answer(llm, n_prompt, [text.encode("utf-8") for text in stops], logprobs, stream)
+    if len(prompt) == 0:
+        answer.begin_with_bos()
+    if logprobs is not None and not llm._logits_all:
+        raise ValueError("logprobs is not supported for models created with logits_all=False")
+    _load_from_cache(llm, prompt_tokens)
+    llm.set_seed(random.Random(llm._seed).randint(0, 2**32) if seed is None else seed)
+
+    head = {
+        "id": f"cmpl-{uuid.uuid4()}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": llm.model_path if model is None else model,
+    }
+
+    def chunk(text: str, note: TokenLogprobs | None, finish_reason: str | None = None) -> dict[str, Any]:
+        return {**head, "choices": [_choice(text, as_completion([note], len(prompt)) if note else None, finish_reason)]}
+
+    finish_reason = "length"
+    for token in llm.generate(
+        prompt_tokens,
+        temp=temperature,
+        stopping_criteria=stopping_criteria,
+        logits_processor=_processors(logits_processor, logit_bias),
+        **sampling,
+    ):
+        if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+            finish_reason = "stop"
+            break
+        answer.add(token)
+        if answer.waits() and llm.n_tokens + 1 < llm._n_ctx:
+            continue
+        if answer.has_stop():
+            finish_reason = "stop"
+            break
+        for text, note in answer.show():
+            yield chunk(text, note)
+        if len(answer.tokens) >= n_most:
+            break
+    answer.has_stop()  # those that waited have not been asked yet
+    if stopping_criteria is not None and stopping_criteria(llm._input_ids, llm._scores[-1, :]):
+        finish_reason = "stop"
+    if llm.verbose:
+        llm._ctx.print_timings()
+
+    if stream:
+        for text, note in answer.show_rest():
+            yield chunk(text, note)
+        yield chunk("", None, finish_reason)
+    if llm.cache:
+        _tell(llm, "cache save")
+        llm.cache[[*prompt_tokens, *answer.tokens]] = llm.save_state()
+    if stream:
+        return
+    text = answer.whole()
+    of_tokens = None
+    if logprobs is not None:
+        of_tokens = answer.logprobs_with(prompt_tokens) if echo else as_completion(answer.notes, len(prompt))
+    yield {
+        **head,
+        "choices": [_choice(prompt + text if echo else text, of_tokens, finish_reason)],
+        "usage": _usage(llm, n_prompt, len(answer.tokens)),
+    }
+
+
+def _usage(llm: Llama, n_prompt: int, n_answer: int) -> dict[str, Any]:
+    """As llama_cpp's, and as OpenAI's and llama-server's how much of the prompt was in the cache already."""
+    usage = {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}
+    if llm.last_prompt is None:
+        return usage
+    return {**usage, "prompt_tokens_details": {"cached_tokens": llm.last_prompt.n_cached}}
+
+
+class _Answer:
+    """The tokens so far, their text and, with logprobs, a note on each but BOS.
+
+    n_top: how many of the likeliest tokens logprobs name, None without logprobs.
+    """
+
+    def __init__(self, llm: Llama, n_prompt: int, stops: list[bytes], n_top: int | None, stream: bool):
+        self.tokens = array("i")
+        self.notes: list[TokenLogprobs] = []
+        self._llm = llm
+        self._n_top = n_top
+        self._bos = llm.token_bos()
+        self._i_first = n_prompt  # position of the first token in the context
+        self._text = AnswerText(stops)
+        self._queue = TokenQueue(each_alone=n_top is not None) if stream else None
+        self._end: int | None = None  # where a stop text ends the answer, in bytes
+        self._drops_space = False
+        self._decoder = utf8_decoder()
+        self._n_chars = 0
+
+    def begin_with_bos(self) -> None:
+        """Takes the space off the first word, which has none before it; as in llama_cpp BOS then counts as a token."""
+        self._i_first -= 1
+        self.add(self._bos)
+
+    def add(self, token: int) -> None:
+        piece = self._piece(token)
+        note = self._note(token)
+        self._n_chars += len(self._decoder.decode(piece))
+        self.tokens.append(token)
+        self._text.add(piece)
+        if self._queue is not None and (note is not None or self._n_top is None):
+            self._queue.add(piece, note)
+
+    def _piece(self, token: int) -> bytes:
+        piece = self._llm._piece(token)
+        if not self.tokens:
+            self._drops_space = token == self._bos
+        elif piece and self._drops_space:
+            self._drops_space = False
+            return piece[1:] if piece.startswith(b" ") else piece
+        return piece
+
+    def _note(self, token: int) -> TokenLogprobs | None:
+        if self._n_top is None or token == self._bos:
+            return None
+        logits = self._llm.scores[self._i_first + len(self.tokens) - 1]
+        self.notes.append(token_logprobs(self._llm, token, logits, self._n_chars, self._n_top))
+        return self.notes[-1]
+
+    def waits(self) -> bool:
+        return self._text.waits()
+
+    def has_stop(self) -> bool:
+        found = self._text.find_stops()
+        if found and self._end is None:
+            # As in llama_cpp, of several that come with one token: the earliest of a stream, else the one given first.
+            self._end = found[0] if self._queue is None else min(found)
+        return bool(found)
+
+    def show(self) -> Iterator[tuple[str, TokenLogprobs | None]]:
+        """Text and note of each chunk that a stream can show now."""
+        if self._queue is None:
+            return iter(())
+        return self._queue.take(self._text.n_bytes - self._text.n_held(self._queue.n_shown))
+
+    def show_rest(self) -> Iterator[tuple[str, TokenLogprobs | None]]:
+        return self._queue.rest(self._text.n_bytes if self._end is None else self._end)
+
+    def whole(self) -> str:
+        return self._text.decode(self._end)
+
+    def logprobs_with(self, prompt_tokens: list[int]) -> dict[str, list[Any]]:
+        """Of the prompt but BOS, then of the answer. The first token's are None, as OpenAI's are."""
+        notes, decoder, n_chars = [], utf8_decoder(), 0
+        for i, token in enumerate(prompt_tokens):
+            if token == self._bos:
+                continue
+            if notes:
+                notes.append(token_logprobs(self._llm, token, self._llm.scores[i - 1], n_chars, self._n_top))
+            else:
+                notes.append(TokenLogprobs(token_text(self._llm, token), 0, None, None))
+            n_chars += len(decoder.decode(self._llm._piece(token)))
+        notes += [note._replace(offset=n_chars + note.offset) for note in self.notes]
+        if notes:
+            notes[0] = notes[0]._replace(logprob=None, top=None)
+        return as_completion(notes, 0)
+
+
+def _choice(text: str, logprobs: dict[str, list[Any]] | None, finish_reason: str | None) -> dict[str, Any]:
+    return {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _tokenize(llm: Llama, prompt: str | list[int], suffix: str | None) -> list[int]:
+    """The tokens to complete, with what the model's vocabulary wants before and behind them."""
+    if not isinstance(suffix, (str, type(None))):
+        raise TypeError(f"suffix must be a str or None, got {suffix!r}")
+    bos, separator = llm.token_bos(), llm._model.token_sep()
+    tokens = prompt
+    if isinstance(prompt, str):
+        tokens = llm.tokenize(prompt.encode("utf-8"), add_bos=False, special=suffix is None) if prompt else []
+    if suffix is not None:
+        before, after = [INFILL_TOKEN, *tokens], [INFILL_TOKEN, *_suffix_tokens(llm, suffix)]
+        tokens = [*(after + before if llm.spm_infill else before + after), INFILL_TOKEN]
+    if suffix is not None or isinstance(prompt, str):
+        first = [bos] if llm._model.add_bos_token() and bos != -1 else []
+        ends = llm._model.add_eos_token() or separator != -1
+        tokens = first + tokens + ([separator if separator != -1 else llm.token_eos()] if ends else [])
+    if tokens[:2] == [bos] * 2:
+        warnings.warn(
+            f'Detected duplicate leading "{llm._model.token_get_text(bos)}" in prompt, this will likely reduce '
+            "response quality, consider removing it...",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return list(tokens)
+
+
+def _suffix_tokens(llm: Llama, suffix: str) -> list[int]:
+    if suffix and llm.metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true":
+        # The vocabulary puts a space before the first word: behind a sign of two tokens, which go.
+        return llm.tokenize(f"\N{WHITE SMILING FACE}{suffix}".encode(), add_bos=False, special=False)[2:]
+    return llm.tokenize(suffix.encode("utf-8"), add_bos=False, special=False) if suffix else []
+
+
+def _processors(given: list[Callable] | None, logit_bias: dict[int, float] | None) -> list[Callable] | None:
+    if logit_bias is None:
+        return given
+    tokens = np.array([int(token) for token in logit_bias], dtype=np.intp)
+    biases = np.array([float(bias) for bias in logit_bias.values()], dtype=np.single)
+
+    def add_bias(input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        scores[tokens] += biases
+        return scores
+
+    return llama_cpp.LogitsProcessorList([*(given or []), add_bias])
+
+
+def _load_from_cache(llm: Llama, prompt_tokens: list[int]) -> None:
+    """Take over a saved state that shares more of the prompt than the context does."""
+    if not llm.cache:
+        return
+    try:
+        state = llm.cache[prompt_tokens]
+    except KeyError:
+        _tell(llm, "cache miss")
+        return
+    if _n_shared(state.input_ids, prompt_tokens) > _n_shared(llm._input_ids, prompt_tokens):
+        llm.load_state(state)
+        _tell(llm, "cache hit")
+
+
+def _n_shared(a: np.ndarray, b: list[int]) -> int:
+    n = min(len(a), len(b))
+    differs = np.asarray(a[:n]) != np.asarray(b[:n])
+    return int(differs.argmax()) if differs.any() else n
+
+
+def _tell(llm: Llama, what: str) -> None:
+    if llm.verbose:
+        print(f"Llama._create_completion: {what}", file=sys.stderr)

@@ -1,0 +1,102 @@
+"""What a prompt has in common with the cache, and what is evaluated again; on tiny models."""
+
+import numpy as np
+import pytest
+
+from morphkv_cpp import Llama, MorphKV, PromptReuse
+from morphkv_cpp.cache.reuse import common_prefix, prompt_reuse
+
+SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
+
+
+@pytest.fixture
+def llm(tiny_llama):
+    llm = Llama(str(tiny_llama()), morphkv=SMALL, n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    yield llm
+    llm.close()
+
+
+def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "n"), [([], [], 0), ([1], [], 0), ([1, 2], [1, 2], 2), ([1, 2, 3], [1, 2], 2), ([1, 2], [1, 3, 2], 1)]
+)
+def test_common_prefix(a, b, n):
+    assert common_prefix(a, b) == common_prefix(np.array(a), b) == common_prefix(b, a) == n
+
+
+class TestPromptReuse:
+    @pytest.mark.parametrize("n_text", [20, 150])
+    def test_it_says_what_generate_will_evaluate(self, llm, monkeypatch, n_text):
+        """Before the first eviction and after many: prompts that leave the text at every place."""
+        llm.eval(some_tokens(n_text))
+        state, text = llm.save_state(), some_tokens(n_text)
+        reused = set()
+        for n_common in range(n_text + 1):
+            llm.load_state(state)
+            n_evaluated, decode = 0, llm._ctx.decode
+
+            def count(batch, decode=decode):
+                nonlocal n_evaluated
+                n_evaluated += batch.n_tokens()
+                decode(batch)
+
+            prompt = [*text[:n_common], 2, 2]
+            foreseen = prompt_reuse(llm, prompt)
+            with monkeypatch.context() as patch:
+                patch.setattr(llm._ctx, "decode", count)
+                next(llm.generate(prompt, temp=0.0))
+            assert llm.last_prompt == foreseen
+            assert (foreseen.n_prompt, foreseen.n_common) == (n_common + 2, n_common)
+            assert foreseen.n_evaluated == n_evaluated
+            assert foreseen.reprocessed == (n_common > 0 and foreseen.n_cached == 0)
+            reused.add(foreseen.n_cached)
+        assert 0 in reused
+        assert n_text in reused
+
+    def test_of_a_known_prompt_the_last_token_is_decoded_again(self, llm):
+        llm.eval(some_tokens(20))
+        assert prompt_reuse(llm, some_tokens(20)) == PromptReuse(n_prompt=20, n_common=20, n_cached=20)
+        assert prompt_reuse(llm, some_tokens(20)[:15]) == PromptReuse(n_prompt=15, n_common=15, n_cached=14)
+        llm.load_state(llm.save_state())
+        assert prompt_reuse(llm, some_tokens(20)) == PromptReuse(n_prompt=20, n_common=20, n_cached=19)
+
+    def test_an_empty_cache_and_an_empty_prompt(self, llm):
+        assert prompt_reuse(llm, [1, 2, 3]) == PromptReuse(n_prompt=3, n_common=0, n_cached=0)
+        llm.eval([1, 2, 3])
+        assert prompt_reuse(llm, []) == PromptReuse(n_prompt=0, n_common=0, n_cached=0)
+
+
+class TestLastPrompt:
+    def test_a_chat_that_comes_back_as_messages_is_told(self, llm):
+        messages = [{"role": "user", "content": "abc"}]
+        assert llm.last_prompt is None
+        llm.create_chat_completion(messages, max_tokens=8)
+        assert llm.last_prompt.n_cached == 0
+        assert not llm.last_prompt.reprocessed
+        n_first = llm.last_prompt.n_prompt
+        response = llm.create_chat_completion([{"role": "user", "content": "abx"}], max_tokens=60)
+        assert 0 < llm.last_prompt.n_cached < n_first
+        assert response["usage"]["prompt_tokens_details"] == {"cached_tokens": llm.last_prompt.n_cached}
+        # by now the place where the two part was evicted
+        llm.create_chat_completion(messages, max_tokens=8)
+        assert llm.last_prompt.reprocessed
+        assert llm.last_prompt.n_evaluated == n_first
+
+    def test_without_morphkv_there_is_nothing_to_tell(self, tiny_llama):
+        llm = Llama(str(tiny_llama()), n_threads=1, n_threads_batch=1, verbose=False)
+        next(llm.generate([1, 2, 3]))
+        assert llm.last_prompt is None
+        llm.close()
+
+    def test_tokens_can_still_be_sent_to_generate(self, tiny_llama):
+        # it samples behind each of them
+        options = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False, "logits_all": True}
+        llm = Llama(str(tiny_llama()), morphkv=SMALL, **options)
+        tokens = llm.generate([1, 5, 6], temp=0.0)
+        next(tokens)
+        tokens.send([7, 8, 9])
+        assert llm.input_ids[4 : llm.n_tokens].tolist() == [7, 8, 9]
+        llm.close()

@@ -1,0 +1,195 @@
+"""Sessions where something fails: what stays in the chat, and whose cache it is; on tiny models."""
+
+import gc
+import warnings
+
+import pytest
+
+from morphkv_cpp import MorphKV, NativeError, bridge
+from morphkv_cpp.text.stream import BanTokens, end_tokens
+
+# isort: split
+from llama_cpp import LogitsProcessorList
+
+SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
+
+
+def talk(chat, text: str, n_tokens: int = 10, **options) -> str:
+    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
+    options = {"temperature": 1.5, "logits_processor": processors} | options
+    return "".join(chat.say(text, max_tokens=n_tokens, **options))
+
+
+def fail_at(llm, monkeypatch, at: int, first: bool = False):
+    """The decode number `at` from now on fails, `first` before anything is decoded."""
+    decode, calls = llm._ctx.decode, []
+
+    def failing(batch):
+        calls.append(batch)
+        if len(calls) - 1 == at:
+            if not first:
+                decode(batch)
+            raise RuntimeError("llama_decode returned -3")
+        return decode(batch)
+
+    monkeypatch.setattr(llm._ctx, "decode", failing)
+
+
+class TestFailedQuestion:
+    """Raised before the answer's first token: the question is taken back."""
+
+    @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+    @pytest.mark.parametrize("at", [0, 1])
+    @pytest.mark.parametrize("n_before", [0, 1, 2, 8])
+    def test_the_same_question_again_gives_the_same_answer(self, open_llama, monkeypatch, n_before, at, first):
+        """In either of two batches of the prompt, while none of it evicts; in the first turn and in later ones."""
+        roomy = MorphKV(capacity=256, window=16, interval=128, keep=2, prompt_room=128)
+        llm, other = open_llama(roomy, n_batch=16), open_llama(roomy, n_batch=16)
+        chat, same = llm.session("abc"), other.session("abc")
+        for one in (chat, same):
+            for i in range(n_before):
+                talk(one, f"question {i}")
+        before = (chat.n_tokens, chat.n_turns, chat.last, llm._seed)
+        with monkeypatch.context() as patch:
+            fail_at(llm, patch, at, first)
+            with pytest.raises(RuntimeError, match="llama_decode returned -3"):
+                talk(chat, "hello, what is this?")
+        assert (chat.n_tokens, chat.n_turns, chat.last, llm._seed) == before
+        assert talk(chat, "hello, what is this?") == talk(same, "hello, what is this?")
+        assert chat.n_tokens == same.n_tokens
+        assert talk(chat, "and this?") == talk(same, "and this?")
+
+    def test_a_question_that_has_evicted_stays(self, open_llama, monkeypatch):
+        llm = open_llama(n_batch=16)
+        chat = llm.session("abc")
+        for i in range(9):
+            talk(chat, f"question {i}")
+        n_before, question = chat.n_tokens, "a long question " * 12
+        with monkeypatch.context() as patch:
+            fail_at(llm, patch, 8)
+            with pytest.raises(RuntimeError, match="llama_decode returned -3"):
+                talk(chat, question)
+        assert chat.n_tokens > n_before + len(question)
+        assert (chat.n_turns, chat.last.finish_reason) == (10, "interrupted")
+        n_before = chat.n_tokens
+        talk(chat, "and now?")
+        assert chat.n_tokens > n_before
+        words = llm.detokenize([*llm.input_ids[: llm.n_tokens].tolist(), *chat._text.ahead]).decode(errors="replace")
+        assert words.count(question) == 1
+
+    def test_an_answer_that_has_begun_stays_as_far_as_it_came(self, open_llama, monkeypatch):
+        llm, other = open_llama(), open_llama()
+        chat, same = llm.session("abc"), other.session("abc")
+        with monkeypatch.context() as patch:
+            fail_at(llm, patch, 4, first=True)
+            with pytest.raises(RuntimeError, match="llama_decode returned -3"):
+                talk(chat, "hello", seed=1)
+        assert (chat.last.completion_tokens, chat.last.finish_reason, chat.n_turns) == (4, "interrupted", 1)
+        talk(same, "hello", 4, seed=1)
+        assert talk(chat, "go on", seed=2) == talk(same, "go on", seed=2)
+
+    def test_a_wrong_option_leaves_no_question(self, open_llama):
+        chat = open_llama().session("abc")
+        talk(chat, "one")
+        n_before = chat.n_tokens
+        with pytest.raises(TypeError, match="beam"):
+            talk(chat, "two", beam=3)
+        assert (chat.n_tokens, chat.n_turns) == (n_before, 1)
+
+
+class TestStateThatCannotBeTaken:
+    """E.g. as memory is short, or the archive's file cannot be read."""
+
+    @pytest.fixture
+    def chats(self, open_llama):
+        """Two sessions on one Llama, the second has the cache; and the same alone."""
+        llm, other = open_llama(), open_llama()
+        pairs = []
+        for system in ("abc", "xyz"):
+            pairs.append((llm.session(system), other.session(system)))
+            for chat in pairs[-1]:
+                talk(chat, "one")
+        return llm, pairs
+
+    def fails(self, context):
+        raise RuntimeError("Failed to copy llama state data")
+
+    def is_refused(self, context, data):
+        raise NativeError("the reason")
+
+    def test_a_file_stays_as_it_was(self, chats, tmp_path, monkeypatch):
+        _, (_, (chat, same)) = chats
+        chat.save(tmp_path / "chat")
+        before = (tmp_path / "chat").read_bytes()
+        talk(chat, "two")
+        talk(same, "two")
+        with monkeypatch.context() as patch:
+            patch.setattr(bridge, "state", self.fails)
+            with pytest.raises(RuntimeError, match="Failed to copy llama state data"):
+                chat.save(tmp_path / "chat")
+        assert (tmp_path / "chat").read_bytes() == before
+        assert talk(chat, "three") == talk(same, "three")
+
+    def test_nobody_gets_another_one_s_cache(self, chats, monkeypatch):
+        llm, ((aside, aside_same), (live, live_same)) = chats
+        with monkeypatch.context() as patch:
+            patch.setattr(bridge, "state", self.fails)
+            attempts = (
+                lambda: talk(aside, "two"),
+                live.fork,
+                llm.save_state,
+                lambda: llm.eval([5, 6]),
+                lambda: llm.generate([5, 6]).send(None),
+                lambda: llm.load_state(aside._text._state),
+                lambda: talk(llm.session("new"), "one"),
+            )
+            for attempt in attempts:
+                with pytest.raises(RuntimeError, match="Failed to copy llama state data"):
+                    attempt()
+            assert live._text.is_live
+            assert talk(live, "two") == talk(live_same, "two")
+        assert talk(aside, "two") == talk(aside_same, "two")
+        assert talk(live, "three") == talk(live_same, "three")
+
+    def test_a_state_that_is_refused_leaves_both_as_they_were(self, chats, monkeypatch):
+        _, ((aside, aside_same), (live, live_same)) = chats
+        with monkeypatch.context() as patch:
+            patch.setattr(bridge, "set_state", self.is_refused)
+            with pytest.raises(RuntimeError, match=r"Failed to set llama state data: .*: the reason"):
+                talk(aside, "two")
+        assert talk(live, "two") == talk(live_same, "two")
+        assert talk(aside, "two") == talk(aside_same, "two")
+
+
+class TestUnreadReply:
+    def test_it_warns_when_it_is_dropped(self, open_llama):
+        chat = open_llama().session()
+        with pytest.warns(RuntimeWarning, match=r"say\('hello'\) was not asked, as nobody read its answer"):
+            chat.say("hello")
+        assert (chat.n_tokens, chat.n_turns) == (0, 0)
+
+    def test_it_warns_at_the_next_question_and_once(self, open_llama):
+        chat = open_llama().session()
+        reply = chat.say("hello")
+        with pytest.warns(RuntimeWarning, match="was not asked"):
+            talk(chat, "again")
+        with warnings.catch_warnings(record=True) as told:
+            del reply
+            gc.collect()
+        assert not told
+        assert chat.n_turns == 1
+
+    def test_it_warns_when_the_session_ends(self, open_llama):
+        with pytest.warns(RuntimeWarning, match="x{40}[.]{3}'[)] was not asked"), open_llama().session() as chat:
+            reply = chat.say("x" * 41)
+        assert next(reply, None) is None
+
+    @pytest.mark.filterwarnings("error")
+    def test_one_that_was_read_in_part_or_closed_does_not(self, open_llama):
+        with open_llama().session() as chat:
+            next(chat.say("hello", max_tokens=9))
+            chat.say("hello").close()
+            for _ in chat.say("hello", max_tokens=3):
+                break
+            "".join(chat.say("hello", max_tokens=3))
+            gc.collect()

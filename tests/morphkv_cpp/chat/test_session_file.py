@@ -1,0 +1,376 @@
+"""Files of sessions: what they bring back, what is refused, and that nothing is half written; on tiny models."""
+
+import errno
+import itertools
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from morphkv_cpp import MorphKV
+from morphkv_cpp.chat import session_file
+from morphkv_cpp.chat.session_file import Contents
+from morphkv_cpp.text.stream import BanTokens, end_tokens
+
+# isort: split
+from llama_cpp import LogitsProcessorList
+
+SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
+QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
+CONTENTS = Contents({"a": 1, "b": "\u00e9"}, np.array([1, 2, -1], dtype=np.int32), b"state" * 100)
+
+
+def talk(chat, text: str, n_tokens: int = 10, **options) -> str:
+    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
+    options = {"temperature": 0.0, "logits_processor": processors} | options
+    return "".join(chat.say(text, max_tokens=n_tokens, **options))
+
+
+@pytest.fixture
+def saved(open_llama, tmp_path):
+    """A chat past its first evictions, and its file."""
+    chat = open_llama().session("abc")
+    for question in ("one", "two", "three", "four"):
+        talk(chat, question)
+    chat.save(tmp_path / "chat")
+    return chat, tmp_path / "chat"
+
+
+class TestLoad:
+    def test_the_chat_goes_on_the_same(self, open_llama, saved):
+        chat, path = saved
+        llm = open_llama()
+        llm.eval([5, 6, 7])
+        again = llm.load_session(path)
+        assert (again.system, again.n_turns, again.n_tokens) == ("abc", 4, chat.n_tokens)
+        of_context = {"scratch_bytes": 0, "evict_ms": 0, "seq_evict_ms": 0}
+        assert replace(again.cache_stats(), **of_context) == replace(chat.cache_stats(), **of_context)
+        for question in ("five", "six", "seven"):
+            for options in ({}, {"temperature": 1.5}):
+                assert talk(again, question, **options) == talk(chat, question, **options)
+        assert again.last.prompt_tokens == chat.last.prompt_tokens
+
+    def test_in_another_process_too(self, saved, tiny_llama, tmp_path):
+        chat, path = saved
+        code = (
+            "import sys; from morphkv_cpp import Llama, MorphKV\n"
+            "llm = Llama(sys.argv[1], morphkv=MorphKV(128, 16, 16, 2, 32), n_threads=1, n_threads_batch=1,"
+            " verbose=False, chat_format='chatml')\n"
+            "print(ascii(''.join(llm.load_session(sys.argv[2]).say('five', max_tokens=20, temperature=0.0))))"
+        )
+        command = [sys.executable, "-c", code, str(tiny_llama()), str(path)]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert result.stdout.strip() == ascii("".join(chat.say("five", max_tokens=20, temperature=0.0)))
+
+    def test_what_was_still_to_be_decoded_comes_along(self, open_llama, tmp_path):
+        chat = open_llama().session("abc")
+        talk(chat, "one")
+        assert len(chat._text.ahead) == 1
+        chat.save(tmp_path / "chat")
+        again = open_llama().load_session(tmp_path / "chat")
+        assert again._text.ahead == chat._text.ahead
+        assert talk(again, "two") == talk(chat, "two")
+
+    def test_a_session_that_waits_aside_can_be_saved(self, open_llama, tmp_path):
+        llm = open_llama()
+        chat = llm.session("abc")
+        talk(chat, "one")
+        llm.eval([5, 6, 7])
+        chat.save(tmp_path / "chat")
+        assert llm.input_ids[: llm.n_tokens][-3:].tolist() == [5, 6, 7]
+        assert talk(llm.load_session(tmp_path / "chat"), "two") == talk(chat, "two")
+
+    def test_other_sessions_of_the_llama_are_not_disturbed(self, open_llama, saved):
+        _, path = saved
+        llm, other = open_llama(), open_llama()
+        chat, same = llm.session("xyz"), other.session("xyz")
+        for one in (chat, same):
+            talk(one, "one")
+        talk(llm.load_session(path), "two")
+        assert talk(chat, "three") == talk(same, "three")
+
+    def test_only_the_newest_token_ids_are_known(self, open_llama, saved):
+        chat, path = saved
+        llm = open_llama()
+        llm.load_session(path)
+        n_limit = llm.cache_stats().n_limit
+        ids = llm.input_ids[: llm.n_tokens].tolist()
+        assert ids[-n_limit:] == chat._llm.input_ids[: chat._llm.n_tokens].tolist()[-n_limit:]
+        assert set(ids[:-n_limit]) == {-1}
+        # so a prompt with the same start is evaluated as a whole
+        next(llm.generate([*chat._llm.input_ids[: chat._llm.n_tokens].tolist(), 5]))
+        assert llm.last_prompt.n_common == 0
+
+
+class TestSize:
+    def test_it_does_not_grow_with_the_chat(self, open_llama, tmp_path):
+        llm = open_llama(n_ctx=8192)
+        sizes = []
+        with llm.session("abc") as chat:
+            for _ in range(8):
+                for _ in range(10):
+                    talk(chat, "hello")
+                chat.save(tmp_path / "chat")
+                sizes.append((tmp_path / "chat").stat().st_size)
+            n_most = llm.cache_stats().kv_bytes + llm.cache_stats().extra_bytes + 4 * llm.cache_stats().n_limit + 10000
+            assert llm.cache_stats().logical_pos > 10 * llm.cache_stats().n_limit
+        assert max(sizes) < n_most
+        # it differs by the cells in use
+        assert max(sizes[4:]) <= 1.05 * max(sizes[:4])
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("other", "what"),
+        [
+            ({"shape": {"seed": 1}}, "model"),
+            ({"shape": {"n_head_kv": 1}}, "model"),
+            ({"morphkv": replace(SMALL, interval=17)}, "settings"),
+            ({"chat_format": "llama-3"}, "chat template"),
+        ],
+        ids=["weights", "heads", "settings", "template"],
+    )
+    def test_another_model_or_settings(self, open_llama, saved, other, what):
+        _, path = saved
+        llm = open_llama(**other)
+        llm.eval([5, 6, 7])
+        with pytest.raises(ValueError, match=f"chat was saved with another {what}: "):
+            llm.load_session(path)
+        assert llm.n_tokens == 3
+
+    def test_another_type_of_cache_is_refused_and_a_live_session_goes_on(self, open_llama, saved):
+        _, path = saved
+        options = {"type_k": 8, "type_v": 8}  # q8_0
+        llm, other = open_llama(**options), open_llama(**options)
+        chat, same = llm.session("xyz"), other.session("xyz")
+        for one in (chat, same):
+            talk(one, "one")
+        with pytest.raises(ValueError, match=r"chat does not fit: .*another model or other settings"):
+            llm.load_session(path)
+        assert talk(chat, "two") == talk(same, "two")
+
+    def test_a_chat_that_is_longer_than_n_ctx(self, open_llama, saved):
+        chat, path = saved
+        with pytest.raises(ValueError, match=r"n_tokens must be in 1\.\.256, got \d+"):
+            open_llama(n_ctx=256).load_session(path)
+        assert chat.n_tokens > 256
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("n_tokens", 10**12),
+            ("n_tokens", -1),
+            ("n_tokens", "7"),
+            ("n_tokens", None),
+            ("n_tokens", 300),
+            ("n_tokens", 200),
+            ("ahead", [320]),
+            ("ahead", [-1]),
+            ("ahead", ["x"]),
+            ("ahead", 7),
+            ("ahead", None),
+            ("seed", 2**64),
+            ("keep", 2**40),
+            ("keep", "all"),
+            ("system", 5),
+            ("n_turns", None),
+            ("model", 5),
+            ("settings", []),
+        ],
+    )
+    def test_a_header_that_is_a_lie(self, open_llama, saved, key, value):
+        """With a checksum that fits. Either a sentence, or a chat that works; never anything worse."""
+        chat, path = saved
+        contents = session_file.read(path)
+        session_file.write(path, contents._replace(header=contents.header | {key: value}))
+        llm = open_llama()
+        with pytest.raises((ValueError, RuntimeError)):
+            talk(llm.load_session(path), "x")
+        llm.eval([5, 6])
+        assert talk(llm.session("abc"), "one") == talk(chat._llm.session("abc"), "one")
+
+    @pytest.mark.parametrize("lie", ["n_tokens", "ids", "state"])
+    def test_a_file_that_does_not_fit_changes_nothing(self, open_llama, saved, lie):
+        """Neither the text that the Llama holds, nor a session of it, live or aside."""
+        _, path = saved
+        contents = session_file.read(path)
+        header, ids, state = contents
+        if lie == "n_tokens":
+            header = header | {"n_tokens": header["n_tokens"] - 1}
+        elif lie == "ids":
+            ids = np.zeros(header["n_tokens"] + 1, dtype=np.int32)
+        else:
+            state = bytes(state[:-8]) + bytes(8)
+            state = state[: len(state) // 2]
+        session_file.write(path, Contents(header, ids, state))
+        llm, other = open_llama(), open_llama()
+        chats = [[one.session(system) for system in ("abc", "xyz")] for one in (llm, other)]
+        for pair in chats:
+            for chat in pair:
+                talk(chat, "one")
+        before = (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist(), llm._seed, llm.save_state().llama_state)
+        with pytest.raises(ValueError, match="chat does not fit: "):
+            llm.load_session(path)
+        after = (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist(), llm._seed, llm.save_state().llama_state)
+        assert after == before
+        for mine, theirs in zip(*chats):
+            assert talk(mine, "two") == talk(theirs, "two")
+
+    def test_a_seed_of_any_sign_comes_back(self, open_llama, tmp_path):
+        chat = open_llama().session("abc")
+        talk(chat, "one", seed=-1)
+        chat.save(tmp_path / "chat")
+        again = open_llama().load_session(tmp_path / "chat")
+        assert talk(again, "two", temperature=2.0) == talk(chat, "two", temperature=2.0)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="devices are POSIX")
+    def test_a_path_that_is_no_file(self, open_llama, saved):
+        chat, _ = saved
+        with pytest.raises(ValueError, match="/dev/null is no regular file"):
+            chat.save("/dev/null")
+        with pytest.raises(ValueError, match="/dev/zero is no regular file"):
+            open_llama().load_session("/dev/zero")
+
+    def test_a_missing_file(self, open_llama, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            open_llama().load_session(tmp_path / "nothing")
+
+
+class TestRead:
+    def test_what_was_written_comes_back(self, tmp_path):
+        session_file.write(tmp_path / "x", CONTENTS)
+        header, ids, state = session_file.read(tmp_path / "x")
+        assert (header, ids.tolist(), state) == (CONTENTS.header, CONTENTS.ids.tolist(), CONTENTS.state)
+
+    def test_every_truncation_is_noticed(self, tmp_path):
+        path = tmp_path / "x"
+        session_file.write(path, CONTENTS)
+        data = path.read_bytes()
+        for n in range(len(data)):
+            path.write_bytes(data[:n])
+            with pytest.raises(ValueError, match=r"is truncated|is not a session file"):
+                session_file.read(path)
+        path.write_bytes(data + b"x")
+        with pytest.raises(ValueError, match=f"is damaged: it must have {len(data)} bytes, got {len(data) + 1}"):
+            session_file.read(path)
+
+    def test_every_flipped_bit_is_noticed(self, tmp_path):
+        path = tmp_path / "x"
+        session_file.write(path, CONTENTS)
+        data = path.read_bytes()
+        for i, bit in itertools.product(range(len(data)), (0, 7)):
+            flipped = bytearray(data)
+            flipped[i] ^= 1 << bit
+            path.write_bytes(flipped)
+            with pytest.raises(ValueError, match=r"truncated|damaged|not a session file|must have version"):
+                session_file.read(path)
+
+    def test_a_pickle_is_never_opened(self, tmp_path):
+        path = tmp_path / "x"
+        path.write_bytes(pickle.dumps({"a": 1}))
+        with pytest.raises(ValueError, match="x is not a session file"):
+            session_file.read(path)
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"[]",
+            b"5",
+            b"\xff",
+            b"{",
+            b'{"a": ',
+            b"[" * 100_000,
+            b'{"a":' * 100_000,
+            b'{"a": ' + b"[" * 9 + b"]" * 9 + b"}",
+        ],
+        ids=["list", "number", "bytes", "open", "cut", "lists", "objects", "deep"],
+    )
+    def test_a_header_that_is_no_object(self, tmp_path, monkeypatch, header):
+        path = tmp_path / "x"
+        monkeypatch.setattr(json, "dumps", lambda *_, **__: header.decode("latin-1"))
+        monkeypatch.setattr(session_file, "json", json)
+        session_file.write(path, CONTENTS)
+        with pytest.raises(ValueError, match="x is damaged"):
+            session_file.read(path)
+
+    def test_a_text_may_hold_brackets(self, tmp_path):
+        header = {"system": "[" * 1000, "settings": {"a": [1]}}
+        session_file.write(tmp_path / "x", CONTENTS._replace(header=header))
+        assert session_file.read(tmp_path / "x").header == header
+
+
+class TestWrite:
+    def fails(self, monkeypatch, name: str, error: BaseException) -> None:
+        def fail(*_):
+            raise error
+
+        monkeypatch.setattr(session_file.os, name, fail)
+
+    @pytest.mark.parametrize("name", ["fsync", "replace", "fdopen"])
+    @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+    def test_what_fails_leaves_the_old_file_and_nothing_else(self, tmp_path, monkeypatch, name, error):
+        path = tmp_path / "x"
+        path.write_bytes(b"old")
+        with monkeypatch.context() as patch:
+            self.fails(patch, name, error)
+            with pytest.raises(type(error)):
+                session_file.write(path, CONTENTS)
+        assert os.listdir(tmp_path) == ["x"]
+        assert path.read_bytes() == b"old"
+
+    def test_a_disk_that_is_really_full(self, tmp_path):
+        resource = pytest.importorskip("resource", reason="limits of a process are POSIX")
+        path = tmp_path / "x"
+        path.write_bytes(b"old")
+        code = (
+            "import resource, signal, sys; import numpy as np; from morphkv_cpp.chat import session_file\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
+            "session_file.write(sys.argv[1], session_file.Contents({}, np.zeros(1), bytes(100000)))"
+        )
+        command = [sys.executable, "-c", code, str(path)]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert "File too large" in result.stderr
+        assert resource is not None
+        assert os.listdir(tmp_path) == ["x"]
+        assert path.read_bytes() == b"old"
+
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError):
+            session_file.write(tmp_path / "no" / "x", CONTENTS)
+
+    def test_a_link_goes_on_pointing_where_it_did(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "x").write_bytes(b"old")
+        (tmp_path / "link").symlink_to(tmp_path / "a" / "x")
+        session_file.write(tmp_path / "link", CONTENTS)
+        assert (tmp_path / "link").is_symlink()
+        assert session_file.read(tmp_path / "a" / "x").state == CONTENTS.state
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+    def test_only_its_owner_can_read_a_chat(self, tmp_path):
+        session_file.write(tmp_path / "x", CONTENTS)
+        assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+
+class TestFingerprint:
+    def test_it_is_that_of_the_contents_whatever_the_name(self, tmp_path):
+        data = np.random.default_rng(0).bytes(1 << 20)
+        (tmp_path / "a").write_bytes(data)
+        (tmp_path / "b").write_bytes(data)
+        assert session_file.model_fingerprint(tmp_path / "a") == session_file.model_fingerprint(tmp_path / "b")
+        for other in (data[:-1], data[:-1] + bytes([data[-1] ^ 1]), bytes([data[0] ^ 1]) + data[1:]):
+            (tmp_path / "b").write_bytes(other)
+            assert session_file.model_fingerprint(tmp_path / "a") != session_file.model_fingerprint(tmp_path / "b")
+
+    def test_small_files_have_one(self, tmp_path):
+        prints = set()
+        for data in (b"", b"a", b"b", bytes(5000)):
+            (tmp_path / "a").write_bytes(data)
+            prints.add(session_file.model_fingerprint(tmp_path / "a"))
+        assert len(prints) == 4

@@ -1,0 +1,253 @@
+"""`morphkv chat`: lines of standard input, and a real terminal with its Ctrl-C."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from morphkv_cpp import Session
+from morphkv_cpp.cli import chat as cli_chat
+from morphkv_cpp.cli.app import main
+
+TIGHT = ["--capacity", "128", "--window", "16", "--interval", "16", "--prompt-room", "32", "-t", "1", "--seed", "1"]
+
+# The command, with a model that never ends an answer. It spends its time in a callback, where exceptions are lost.
+ENDLESS = """
+import sys
+from morphkv_cpp import Session
+from morphkv_cpp.cli.app import main
+from morphkv_cpp.text.stream import BanTokens, end_tokens
+from llama_cpp import LogitsProcessorList
+
+def say(self, text, _say=Session.say, **options):
+    return _say(self, text, logits_processor=LogitsProcessorList([BanTokens(end_tokens(self._llm))]), **options)
+
+Session.say = say
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def chat(monkeypatch, capsys, tiny_llama):
+    """Runs a chat: chat("line", ..., options=[...]) -> exit code, standard output, standard error."""
+
+    def run(*lines: str, options=(), predict="8"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        with pytest.raises(SystemExit) as stop:
+            main(["chat", str(tiny_llama()), "--predict", predict, *TIGHT, *options])
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+class TestAnswers:
+    def test_every_line_is_a_question(self, chat):
+        code, out, err = chat("one", "", "two")
+        assert code == 0
+        # each answer ends its line, whatever the tiny model writes before
+        assert out.endswith("\n")
+        assert len(re.findall(r"\d+/160 cells \| position \d+ \| ", err)) == 2
+
+    def test_the_same_seed_gives_the_same_chat(self, chat):
+        assert chat("one", "two")[1] == chat("one", "two")[1] != chat("one", "two", options=["--seed", "2"])[1]
+
+    def test_a_text_may_begin_with_a_slash(self, chat, monkeypatch):
+        asked = []
+        monkeypatch.setattr(Session, "say", lambda self, text, **_: asked.append(text) or iter(()))
+        chat("//help", "a / b", " /help")
+        assert asked == ["/help", "a / b", " /help"]
+
+    def test_options_reach_the_answers(self, chat, monkeypatch):
+        said = []
+        monkeypatch.setattr(Session, "say", lambda self, text, **options: said.append(options) or iter(()))
+        chat("one", options=["--temp", "0.5", "--top-k", "7", "-sys", "abc"])
+        assert said[0].items() >= {"max_tokens": 8, "temperature": 0.5, "top_k": 7}.items()
+        chat("one", predict="-1")
+        assert said[1]["max_tokens"] is None
+
+    def test_ctrl_c_stops_an_answer_and_not_the_chat(self, chat, monkeypatch):
+        def interrupted(self, text, **_):
+            yield "abc"
+            if text == "one":
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Session, "say", interrupted)
+        code, out, err = chat("one", "two")
+        assert (code, out) == (0, "abc\nabc\n")
+        assert "(stopped)" in err
+
+
+class TestCommands:
+    def test_help_names_them_all(self, chat):
+        out = chat("/help")[1]
+        assert all(f"/{name}" in out for name in cli_chat.Dialogue.COMMANDS)
+        assert len(out.splitlines()) == len(cli_chat.Dialogue.COMMANDS)
+
+    @pytest.mark.parametrize(
+        ("line", "message"),
+        [
+            ("/foo", "no command is called /foo; /help lists them"),
+            ("/", "no command is called /;"),
+            ("/load", "/load must name a file"),
+            ("/load nothing", "No such file or directory: 'nothing'"),
+            ("/save", "/save must name a file where there is no --session"),
+            ("/save x", "nothing has been said in this session yet"),
+            ("/stats", "nothing has been said in this session yet"),
+            ("/retained", "nothing has been said in this session yet"),
+            ("/back", "/back needs a /fork before"),
+            ("/system " + "abc " * 200, "the system prompt must have less than capacity - window tokens"),
+        ],
+    )
+    def test_a_mistake_is_a_sentence_and_the_chat_goes_on(self, chat, line, message):
+        code, out, err = chat(line, "one")
+        assert code == 1
+        assert re.search(f"^error: .*{re.escape(message)}", err, re.MULTILINE)
+        assert "cells" in err
+        assert out
+
+    def test_stats_and_retained_tell_of_the_cache(self, chat):
+        _, out, _ = chat("one", "/retained", *["hello"] * 12, "/stats", "/retained", "/retained 0")
+        assert "nothing was evicted yet: all of" in out
+        assert re.search(r"turns +13\n", out)
+        assert re.search(r"cells in use +\d+ of 160\n", out)
+        assert re.search(r"last turn: tokens evicted +[1-9]\d*\n", out)
+        assert re.search(
+            r"layer 1 of 2, [\d,]+ tokens; the newest \d+ are all there\n  head 0 +112 older ones \|.{64}\|\n", out
+        )
+        assert "layer 0 of 2" in out
+
+    @pytest.mark.parametrize("layer", ["2", "-1", "x"])
+    def test_a_layer_that_is_none(self, chat, layer):
+        _, _, err = chat(*["hello"] * 12, f"/retained {layer}")
+        assert "error: " in err
+
+    def test_a_saved_chat_can_be_loaded(self, chat, tmp_path):
+        path = tmp_path / "a chat"
+        code, _, err = chat("one", f"/save {path}", "/clear", f"/load {path}", "/stats")
+        assert code == 0
+        assert re.search(f"saved {path}: turn 1, \\d+ tokens, [\\d.]+ MiB", err)
+        assert f"going on with {path}: turn 1, " in err
+
+    def test_back_returns_to_the_fork(self, chat):
+        code, _, err = chat("one", "/fork", "two", "three", "/back")
+        assert code == 0
+        here, there = re.findall(r"(?:/back returns here|^back): (turn 1, \d+ tokens)", err, re.MULTILINE)
+        assert here == there
+
+    def test_a_new_system_prompt_begins_anew(self, chat):
+        _, out, err = chat("/system", "/system abc def", "/system", "one", "/clear", "/system", options=["-n", "1"])
+        assert out.startswith("none was given\nabc def\n")
+        assert out.endswith("abc def\n")
+        assert err.count("cells") == 1
+
+    def test_exit_leaves(self, chat):
+        code, _, err = chat("/exit", "one")
+        assert code == 0
+        assert "cells" not in err
+
+
+class TestSessionFile:
+    def test_the_chat_is_saved_after_every_answer_and_gone_on_with(self, chat, tmp_path):
+        path = tmp_path / "chat"
+        options = ["--session", str(path), "--system", "abc"]
+        chat("one", "two", options=options)
+        assert path.exists()
+        _, out, err = chat("/stats", "/system", "three", options=options)
+        assert f"going on with {path}: turn 2, " in err
+        assert "abc" in out
+        assert "turn 3, " in chat("/save", options=["--session", str(path)])[2]
+
+    def test_another_system_prompt_than_the_file_s_is_refused(self, chat, tmp_path):
+        path = tmp_path / "chat"
+        chat("one", options=["--session", str(path), "--system", "abc"])
+        code, _, err = chat("one", options=["--session", str(path), "--system", "xyz"])
+        assert code == 1
+        assert f"error: --system must be that of {path}, 'abc', got 'xyz'" in err
+
+    def test_other_settings_than_the_file_s_are_refused(self, chat, tmp_path):
+        path = tmp_path / "chat"
+        chat("one", options=["--session", str(path)])
+        code, _, err = chat("one", options=["--session", str(path), "--interval", "20"])
+        assert code == 1
+        assert f"error: {path} was saved with another settings: interval was 16 and is 20" in err
+
+    def test_a_file_that_cannot_be_written_is_a_sentence(self, chat, tmp_path):
+        code, out, err = chat("one", options=["--session", str(tmp_path / "no" / "chat")])
+        assert code == 1
+        assert "error: [Errno 2]" in err
+        assert out
+
+
+def test_it_ends_quietly_where_nobody_reads_on(tiny_llama, tmp_path):
+    code = "import sys; from morphkv_cpp.cli.app import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "chat", str(tiny_llama()), "-n", "8", *TIGHT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as child:
+        child.stdout.close()
+        child.stdin.write("one\n" * 3)
+        child.stdin.close()
+        err = child.stderr.read()
+    assert child.returncode == 1
+    assert "Traceback" not in err
+    assert "evictions" not in err
+
+
+@pytest.mark.parametrize("predict", ["0", "-2"])
+def test_an_answer_without_tokens_is_refused(chat, predict):
+    code, _, err = chat("one", predict=predict)
+    assert code == 1
+    assert f"error: --predict must be -1 or at least 1, got {predict}" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are POSIX")
+class TestTerminal:
+    @pytest.fixture
+    def terminal(self, tiny_llama, tmp_path):
+        pexpect = pytest.importorskip("pexpect", reason="a pseudo-terminal needs pexpect")
+        # elsewhere: the repository's own folder morphkv_cpp would be found first
+        child = pexpect.spawn(
+            sys.executable,
+            ["-c", ENDLESS, "chat", str(tiny_llama()), *TIGHT],
+            cwd=str(tmp_path),
+            env={**os.environ, "TERM": "xterm"},
+            encoding="utf-8",
+            codec_errors="replace",
+            timeout=30,
+            dimensions=(30, 100),
+        )
+        yield child
+        child.close(force=True)
+
+    @staticmethod
+    def wait_for(terminal, pattern: str) -> None:
+        """As expect, and tells where the cursor is whenever that is asked for."""
+        while terminal.expect([pattern, r"\x1b\[6n"]):
+            terminal.send("\x1b[1;1R")
+
+    def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(self, terminal, tmp_path):
+        self.wait_for(terminal, "Ctrl-C stops an answer, Ctrl-D leaves")
+        self.wait_for(terminal, "nothing said yet")
+        for _ in range(2):
+            terminal.send("abc\r")
+            terminal.expect("(?s).{300}")
+            terminal.sendintr()
+            self.wait_for(terminal, r"\(stopped\)")
+            self.wait_for(terminal, r"\d+/160 cells \| position [\d,]+ \| [\d.]+ tok/s \| [\d,]+ evictions")
+        for line, answer in (
+            ("/stats", r"turns +2\r?\n"),
+            ("/save chat", "saved chat: turn 2, "),
+            ("/nothing", "error: no command is called /nothing"),
+        ):
+            terminal.send(f"{line}\r")
+            self.wait_for(terminal, answer)
+            self.wait_for(terminal, "160 cells")
+        assert (tmp_path / "chat").exists()
+        terminal.sendintr()
+        self.wait_for(terminal, r"\(/help lists the commands")
+        self.wait_for(terminal, "160 cells")
+        terminal.sendeof()
+        terminal.wait()
+        assert terminal.exitstatus == 0

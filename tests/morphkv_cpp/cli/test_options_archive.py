@@ -1,0 +1,92 @@
+"""Options of an archive on the command line, and what is refused without one."""
+
+import inspect
+import subprocess
+import sys
+import warnings
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from morphkv_cpp import Archive
+from morphkv_cpp.cli.options import with_options
+from morphkv_cpp.cli.options_archive import archive_options
+
+
+def chosen(*arguments: str):
+    """The archive that a command gets with these arguments."""
+    got = []
+
+    @with_options(archive=archive_options)
+    def command(archive) -> None:
+        got.append(archive)
+
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return got[0]
+
+
+def test_none_without_options():
+    assert chosen() is None
+
+
+def test_defaults_are_those_of_python():
+    assert chosen("--archive", "ram") == Archive()
+    assert chosen("--archive", "a b") == Archive("a b")
+
+
+def test_each_option_reaches_its_field():
+    wanted = Archive("x", "q8_0", 5 * 2**20, 3, 0.5, 7, 9, 11)
+    arguments = "--archive x --archive-type q8_0 --archive-max 5 --recall 3 --recall-share 0.5 --recall-redo 7"
+    assert chosen(*arguments.split(), "--recall-votes", "9", "--recall-distance", "11") == wanted
+    assert chosen("--archive", "ram", "--archive-max", "0").max_bytes == 0
+    assert chosen("--archive", "ram", "--recall", "off").recall == "off"
+
+
+@pytest.mark.parametrize(
+    "option",
+    # each as its default, which somebody who gives it wants heeded all the same
+    [
+        "--archive-type f16",
+        "--archive-max 2048",
+        "--recall prompt",
+        "--recall-share 0.2",
+        "--recall-redo 128",
+        "--recall-votes 0",
+        "--recall-distance 256",
+    ],
+)
+def test_an_option_without_an_archive_is_refused(option):
+    with pytest.raises(ValueError, match="needs an archive"):
+        chosen(*option.split())
+
+
+def test_bytes_are_an_option_of_old():
+    with pytest.warns(DeprecationWarning, match="--archive-max-bytes is now --archive-max, in MiB"):
+        assert chosen("--archive", "ram", "--archive-max-bytes", "12345").max_bytes == 12345
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match="--archive-max says it, got --archive-max-bytes 5 too"):
+            chosen("--archive", "ram", "--archive-max", "1", "--archive-max-bytes", "5")
+
+
+def test_who_gives_an_option_of_old_is_told(tiny_llama, tmp_path):
+    code = "import sys; from morphkv_cpp.cli.app import main; main(sys.argv[1:])"
+    arguments = ["generate", str(tiny_llama()), "abc", "-n", "1", "-t", "1", "--archive", "ram", "--archive-max-bytes"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "9999999"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--archive-max-bytes is now --archive-max, in MiB" in result.stderr
+
+
+def test_every_field_has_an_option():
+    names = set(inspect.signature(archive_options).parameters)
+    assert names == {"archive", "archive_type", "archive_max", "archive_max_bytes"} | {
+        f"recall{name}" for name in ("", "_share", "_redo", "_votes", "_distance")
+    }

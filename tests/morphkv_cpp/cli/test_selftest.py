@@ -1,0 +1,67 @@
+"""`morphkv selftest`: a row per case, a sum per device, exit code 1 where a device differs."""
+
+import pytest
+
+from morphkv_cpp import bridge
+from morphkv_cpp.cli.app import main
+
+
+def run(capsys, *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["selftest", *arguments])
+    return stop.value.code, capsys.readouterr().out
+
+
+def test_this_machine_passes(capsys):
+    code, output = run(capsys)
+    assert code == 0
+    rows = [line.split() for line in output.splitlines() if " evict " in line or " rebase " in line]
+    assert {(row[1], row[2]) for row in rows if row[0] == "CPU"} == {
+        (graph, name) for graph in ("evict", "rebase") for name in ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")
+    }
+    n_cpu = sum(row[0] == "CPU" for row in rows)
+    assert f"CPU: {n_cpu} same\n" in output
+
+
+def test_servers_pass(capsys, rpc_servers):
+    names = [server.name for server in rpc_servers]
+    code, output = run(capsys, "--rpc", ",".join(names))
+    assert code == 0
+    for name in names:
+        device = next(line.split(":")[0] for line in output.splitlines() if line.endswith(f": {name}"))
+        assert device.startswith("RPC")
+        assert f"{device}: 42 same\n" in output
+
+
+def test_a_difference_is_told_and_is_an_error(capsys, monkeypatch):
+    def tampered(servers):
+        for row in original(servers):
+            wrong = {"result": "different", "reason": "head 0, slot 3: the row is not that of token 7"}
+            yield {**row, **wrong} if row["i_case"] == 2 else row
+
+    original = bridge.selftest
+    monkeypatch.setattr(bridge, "selftest", tampered)
+    code, output = run(capsys)
+    assert code == 1
+    assert "head 0, slot 3: the row is not that of token 7" in output
+    assert "1 different" in output
+
+
+def test_what_is_refused_is_told_and_is_no_error(capsys, monkeypatch):
+    def lacking(servers):
+        for row in original(servers):
+            yield {**row, "result": "refused", "reason": "CPU does not support ARGSORT"} if row["i_case"] == 1 else row
+
+    original = bridge.selftest
+    monkeypatch.setattr(bridge, "selftest", lacking)
+    code, output = run(capsys)
+    assert code == 0
+    assert "CPU does not support ARGSORT" in output
+    assert "1 refused" in output
+
+
+def test_servers_that_do_not_answer_are_a_sentence(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["selftest", "--rpc", "127.0.0.1:1"])
+    assert stop.value.code == 1
+    assert "no RPC server answers at 127.0.0.1:1" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""Progress where there is no terminal: lines from time to time."""
+
+import threading
+
+import pytest
+import typer
+
+from morphkv_cpp.cli import show
+from morphkv_cpp.cli.show import StatusLine, mebibytes, print_table, progress_bar, report_bars
+
+
+def test_status_lines_are_seldom(capsys):
+    with StatusLine(period_s=1000.0) as status:
+        status("one")
+    with StatusLine(period_s=0.0) as status:
+        status("two")
+    assert capsys.readouterr().err == "two\n"
+
+
+def test_progress_counts_and_names(capsys, monkeypatch):
+    monkeypatch.setattr("morphkv_cpp.cli.show.PLAIN_PERIOD_S", 0.0)
+    with progress_bar(10, "reading") as advance:
+        advance(4)
+        advance(3, "writing")
+    assert capsys.readouterr().err == "reading: 4 of 10\nwriting: 7 of 10\n"
+
+
+def test_a_table_has_its_numbers(capsys):
+    print_table("Title", ("name", "value"), [("a", "1.5"), ("b", "22.5")])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["Title"] in lines
+    assert ["a", "1.5"] in lines
+    assert ["b", "22.5"] in lines
+
+
+def test_brackets_in_a_name_are_shown(capsys):
+    print_table("[red]", ("name",), [("a[b].txt",)])
+    out = capsys.readouterr().out
+    assert "[red]" in out
+    assert "a[b].txt" in out
+
+
+def test_mebibytes_are_binary():
+    assert mebibytes(3 * 2**19) == "1.5 MiB"
+
+
+class TestBars:
+    def test_a_missed_bar_is_exit_code_1(self, capsys):
+        with pytest.raises(typer.Exit) as stop:
+            report_bars(["full must be >= 0.95, got 0.500"], 2)
+        assert stop.value.exit_code == 1
+        assert capsys.readouterr().err == "missed: full must be >= 0.95, got 0.500\n"
+
+    def test_without_bars_nothing_is_said(self, capsys):
+        report_bars([], 0)
+        assert capsys.readouterr().err == ""
+
+
+class TestFindModel:
+    def test_words_come_only_while_something_is_fetched(self, capsys, monkeypatch, tmp_path):
+        monkeypatch.setattr(show, "demo_model_path", lambda: tmp_path)
+        assert show.find_model("demo") == tmp_path
+        assert capsys.readouterr().err == ""
+
+    def test_a_fetch_is_told(self, capsys, monkeypatch, tmp_path):
+        class Timer(threading.Timer):
+            def start(self):
+                self.function(*self.args)
+
+        monkeypatch.setattr(show.threading, "Timer", Timer)
+        monkeypatch.setattr(show, "demo_model_path", lambda: tmp_path)
+        show.find_model("demo")
+        assert "fetching the demo model" in capsys.readouterr().err

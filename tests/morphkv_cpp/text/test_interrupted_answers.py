@@ -1,0 +1,98 @@
+"""An interrupted answer leaves the same next answer as one of the same length that ended by itself."""
+
+from itertools import islice
+
+import pytest
+
+from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp.text.stream import BanTokens, end_tokens
+
+# isort: split
+# after morphkv_cpp, which says what libllama is loaded
+from llama_cpp import LogitsProcessorList
+
+SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=96)
+FACTS = " ".join(f"fact {a}{b} is {b}{a}" for a in "abcdef" for b in "ghijk")
+ANSWERS = range(1, 25)  # over evictions, and recalls while an answer is written
+
+
+def say(chat, text: str, n_tokens=None) -> str:
+    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
+    return "".join(chat.say(text, max_tokens=n_tokens, temperature=0.0, logits_processor=processors))
+
+
+def interrupt(patch, llm: Llama, n_tokens: int, place: str) -> None:
+    """Ctrl-C once n_tokens were sampled."""
+    sample, decode, n_sampled = llm.sample, llm._ctx.decode, 0
+
+    def sample_or_stop(*arguments, **options):
+        nonlocal n_sampled
+        if n_sampled == n_tokens and place == "while the next one is sampled":
+            raise KeyboardInterrupt
+        token = sample(*arguments, **options)
+        n_sampled += 1
+        return token
+
+    def decode_or_stop(batch):
+        if n_sampled == n_tokens and place == "before the last one is decoded":
+            raise KeyboardInterrupt
+        decode(batch)
+        if n_sampled == n_tokens and place == "behind its decoding":
+            raise KeyboardInterrupt
+
+    patch.setattr(llm, "sample", sample_or_stop)
+    patch.setattr(llm._ctx, "decode", decode_or_stop)
+
+
+@pytest.mark.parametrize(
+    "place", ["before the last one is decoded", "behind its decoding", "while the next one is sampled"]
+)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"archive": "ram", "recall": "off"}, {"archive": "ram"}, {"archive": "ram", "recall": 2}],
+    ids=["no archive", "off", "prompt", "2"],
+)
+def test_the_next_answer_is_that_behind_an_answer_as_long(open_llama, monkeypatch, options, place):
+    llm = open_llama(**options)
+    with llm.session() as root:
+        say(root, FACTS, 30)
+        differing = []
+        for n_tokens in ANSWERS:
+            with root.fork() as whole, root.fork() as cut:
+                say(whole, "what is fact ah", n_tokens)
+                wanted = say(whole, "why", 12)
+                with monkeypatch.context() as patch:
+                    interrupt(patch, llm, n_tokens, place)
+                    with pytest.raises(KeyboardInterrupt):
+                        say(cut, "what is fact ah")
+                assert cut.last.completion_tokens == n_tokens
+                if say(cut, "why", 12) != wanted:
+                    differing.append(n_tokens)
+    assert not differing
+
+
+@pytest.mark.parametrize("place", ["behind its decoding", "while the next one is sampled"])
+@pytest.mark.parametrize("options", [{}, {"archive": "ram"}], ids=["no archive", "prompt"])
+def test_the_same_for_a_history_that_comes_back_as_a_prompt(open_llama, monkeypatch, options, place):
+    llm = open_llama(**options)
+    facts = llm.tokenize(FACTS.encode())
+    question = llm.tokenize(b"what is fact ah", add_bos=False)
+    no_end = LogitsProcessorList([BanTokens(end_tokens(llm))])
+
+    def write(prompt: list[int], n_tokens: int) -> list[int]:
+        return list(islice(llm.generate(prompt, temp=0.0, logits_processor=no_end), n_tokens))
+
+    differing = []
+    for n_tokens in ANSWERS:
+        llm.reset()
+        history = [*facts, *write(facts, n_tokens), *question]
+        wanted = write(history, 8)
+        llm.reset()
+        with monkeypatch.context() as patch:
+            interrupt(patch, llm, n_tokens, place)
+            with pytest.raises(KeyboardInterrupt):
+                write(facts, n_tokens + 1)
+        assert llm.n_tokens == len(facts) + n_tokens
+        if write(history, 8) != wanted:
+            differing.append(n_tokens)
+    assert not differing
