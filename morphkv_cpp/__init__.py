@@ -15,38 +15,37 @@ if not (Path(__file__).parent / "bridge").is_dir():
         name="morphkv_cpp",
     )
 
-from . import bridge  # first: it says which libllama is loaded
-from .bridge import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
+from . import (
+    bridge,  # first: it says which libllama is loaded
+    errors,
+    moved,
+)
 from .cache.archive import Archive, Recall
-from .cache.one_thread import ClosedError, ThreadError
 from .cache.reuse import PromptReuse
 from .cache.stats import CacheStats
-from .chat.session import Session, Turn
+from .chat.session import Session
+from .chat.turn import Turn
 from .config import MorphKV
+from .errors import *  # noqa: F403
 from .info import Device, Info, info
 from .llama import Llama
 
 __version__ = bridge.version()
 
 __all__ = [
+    *errors.__all__,
     "Archive",
     "CacheStats",
-    "ClosedError",
     "Device",
     "Info",
-    "InvalidError",
-    "LibraryError",
     "Llama",
     "MorphKV",
-    "MorphKVError",
-    "NativeError",
-    "NoMorphKVError",
     "PromptReuse",
     "Recall",
     "Session",
-    "ThreadError",
     "Turn",
-    "UnsupportedError",
     "__version__",
     "info",
 ]
+
+moved.install()

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import numbers
 import operator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .reference import FUSIONS, POLICIES
+from .deprecation import fields_by_position
 
 # Largest count of tokens: the native library computes cell indices in float32, exact below 2**24.
 N_MAX = 2**22
 
+Fusion = Literal["sum", "max"]
+Policy = Literal["morphkv", "recency", "random"]
+FUSIONS: tuple[str, ...] = get_args(Fusion)
+POLICIES: tuple[str, ...] = get_args(Policy)
 
+
+@fields_by_position
 @dataclass(frozen=True)
 class MorphKV:
-    """Settings of a cache of constant size. All counts are in tokens.
+    """Settings of a cache of constant size, given by name. All counts are in tokens.
 
     capacity: kept per layer and KV head after an eviction, everything included; more than keep + window.
     window: the newest tokens, never evicted; their queries vote on the older ones. At least 1.
@@ -37,21 +45,22 @@ class MorphKV:
     Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979); votes, decay and the other policies go beyond it.
     """
 
+    _: KW_ONLY
     capacity: int = 1024
     window: int = 32
     interval: int = 128
     keep: int = 4
     prompt_room: int = 1024
     votes: int = 0
-    fusion: str = "sum"
-    policy: str = "morphkv"
+    fusion: Fusion = "sum"
+    policy: Policy = "morphkv"
     decay: float = 0.0
     seed: int = 0
     rope_limit: int = -1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
-            value = PLAIN[field.type](field.name, getattr(self, field.name))
+            value = PLAIN[str(field.type)](field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         _check_range("capacity", self.capacity, 2, N_MAX)
         _check_range("window", self.window, 1, N_MAX)
@@ -106,4 +115,9 @@ def plain_str(name: str, value: object) -> str:
 
 
 # by annotation, which is text here
-PLAIN = {"int": plain_int, "float": plain_float, "str": plain_str}
+PLAIN: dict[str, Callable[[str, object], Any]] = {
+    "int": plain_int,
+    "float": plain_float,
+    "Fusion": plain_str,
+    "Policy": plain_str,
+}

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from device import N_GPU_LAYERS
 from numpy_llama import NumpyLlama
+from reference import Rules
 from twins import Tally
 
 import morphkv_cpp
-from morphkv_cpp.reference import Rules
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded

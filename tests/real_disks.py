@@ -16,8 +16,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from morphkv_cpp import Llama, MorphKV
-from morphkv_cpp.text.stream import BanTokens, end_tokens
+from morphkv_cpp import Archive, Llama, MorphKV
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens
 
 # isort: split
 from llama_cpp import LogitsProcessorList
@@ -94,7 +95,7 @@ def limit_files(archive: Path) -> None:
 def full_disk(model: str, folder: Path, recall: str, fill: Callable[[], None]) -> dict:
     """Turns, forks, other use, files and states while the archive cannot write; a twin has no archive at all."""
     archive, saved = folder / "chat.archive", folder / "chat.session"
-    llm, twin = open_llama(model, archive=archive, recall=recall), open_llama(model)
+    llm, twin = open_llama(model, archive=Archive(archive, recall=recall)), open_llama(model)
     pairs = [(one.session("abc"), two.session("abc")) for one, two in ((llm, twin), (llm, twin))]
     is_exact = recall == "off"  # then an archive changes no answer
     n_turns = 0
@@ -166,8 +167,8 @@ def spoiled_file(model: str, folder: Path, recall: str, how: str) -> dict:
     """The archive's file changes under a living chat. One that has only lost its name is as good as ever."""
     archive = folder / "chat.archive"
     is_whole = how in ("removed", "replaced")
-    llm = open_llama(model, archive=archive, recall=recall)
-    twin = open_llama(model, archive="ram", recall=recall)
+    llm = open_llama(model, archive=Archive(archive, recall=recall))
+    twin = open_llama(model, archive=Archive(recall=recall))
     chat, same = llm.session("abc"), twin.session("abc")
     for i in range(12):
         assert talk(chat, f"question {i}") == talk(same, f"question {i}")

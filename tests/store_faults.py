@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from morphkv_cpp import Llama, MorphKV, Session, bridge
-from morphkv_cpp.text.stream import BanTokens, end_tokens
+from morphkv_cpp import Archive, Llama, MorphKV, Session, bridge
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens
 
 # isort: split
 from llama_cpp import LogitsProcessorList
@@ -55,7 +56,7 @@ class World:
 
     def open(self) -> Llama:
         quiet = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"}
-        return Llama(self.model, morphkv=CONFIG, archive=self.archive, recall="off", recall_share=0.6, **quiet)
+        return Llama(self.model, morphkv=CONFIG, archive=Archive(self.archive, recall="off", share=0.6), **quiet)
 
     def reset(self) -> None:
         """The chat has the cache."""

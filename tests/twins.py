@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from device import DEVICE
-
-from morphkv_cpp.reference import HeadCut, Rules
+from reference import HeadCut, Rules
 
 # Largest error of a logit; logits have a standard deviation of 1. Stock flash attention with a full cache is off by up
 # to 0.006 from the same float64 model (by 0.000005 without flash attention, whose sums are f32).

@@ -18,8 +18,8 @@ from statistics import median
 from typing import Any
 
 from morphkv_cpp import MorphKV
-from morphkv_cpp.cli.serve import server_command
 from morphkv_cpp.eval import prose_sections
+from morphkv_cpp.programs import server_command
 
 from .decode import Ratio, ratio, run_in_turns
 
@@ -42,7 +42,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         own = ["--host", "127.0.0.1", "--port", self.port, "--no-ui", "--slots"]
-        self._command = server_command(str(model), [str(flag) for flag in (*own, *flags)])
+        self._command = server_command(model, [str(flag) for flag in (*own, *flags)])
         self._log = tempfile.TemporaryFile()
 
     def __enter__(self) -> Server:

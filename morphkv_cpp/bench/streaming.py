@@ -7,7 +7,7 @@ from typing import Any
 import llama_cpp
 
 from morphkv_cpp import Llama
-from morphkv_cpp.text.stream import ForceTokens
+from morphkv_cpp.text.write import ForceTokens
 
 from .decode import Ratio, endless_tokens, ratio, run_in_turns
 

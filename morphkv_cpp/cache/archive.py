@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from gguf import GGMLQuantizationType
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal
 
 from .. import bridge
 from ..config import plain_float, plain_int, plain_str
-
-if TYPE_CHECKING:
-    from ..llama import Llama
+from ..deprecation import fields_by_position, warn_old
+from ..errors import ArchiveError, NativeError
 
 RAM = "ram"
-CACHE_TYPES = {name: int(GGMLQuantizationType[name.upper()]) for name in ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")}
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0"]
+# numbers of ggml.h; llama_cpp lacks bf16
+CACHE_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_0": 6, "q4_0": 2}
 
-# Fields of Archive, and what Llama calls them.
+# Fields of Archive, and the keywords of Llama that they were.
 KEYWORDS = {
     "type": "archive_type",
     "max_bytes": "archive_max_bytes",
@@ -30,9 +28,12 @@ KEYWORDS = {
 }
 
 
+@fields_by_position
 @dataclass(frozen=True)
 class Archive:
     """Where the tokens that leave the window are kept, and when they are recalled. Counts are in tokens.
+
+    >>> Llama("model.gguf", morphkv=True, archive=Archive("chat.archive", type="q8_0", share=0.3))
 
     place: "ram", or the path of a file. A file that an earlier process left is opened; one that is no archive of this
         model and type, is truncated or in use is refused.
@@ -52,10 +53,11 @@ class Archive:
     Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).
     """
 
-    place: str = RAM
-    type: str | None = None
+    place: str | os.PathLike[str] = RAM
+    _: KW_ONLY
+    type: CacheType | None = None
     max_bytes: int = 2 * 2**30
-    recall: str | int = "prompt"
+    recall: Literal["off", "prompt"] | int = "prompt"
     share: float = 0.2
     redo: int = 128
     votes: int = 0
@@ -67,21 +69,20 @@ class Archive:
         object.__setattr__(self, "place", os.fsdecode(self.place))
         if not self.place or "\0" in self.place:
             raise ValueError(f'archive must be "{RAM}" or a path, got {self.place!r}')
-        if self.type is not None and plain_str("archive_type", self.type) not in CACHE_TYPES:
-            raise ValueError(f"archive_type must be one of {', '.join(CACHE_TYPES)}, got {self.type!r}")
+        if self.type is not None and plain_str("type", self.type) not in CACHE_TYPES:
+            raise ValueError(f"type must be one of {', '.join(CACHE_TYPES)}, got {self.type!r}")
         for field in ("max_bytes", "redo", "votes", "distance"):
-            name = KEYWORDS[field]
-            value = plain_int(name, getattr(self, field))
+            value = plain_int(field, getattr(self, field))
             if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+                raise ValueError(f"{field} must not be negative, got {value}")
             object.__setattr__(self, field, value)
         if not isinstance(self.recall, str):
             object.__setattr__(self, "recall", plain_int("recall", self.recall))
         if self.recall not in ("off", "prompt") and not (isinstance(self.recall, int) and self.recall > 0):
             raise ValueError(f'recall must be "off", "prompt" or a number above 0, got {self.recall!r}')
-        object.__setattr__(self, "share", plain_float("recall_share", self.share))
+        object.__setattr__(self, "share", plain_float("share", self.share))
         if not 0 < self.share <= 1:
-            raise ValueError(f"recall_share must be in (0, 1], got {self.share}")
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
 
     def is_same_place(self, other: Archive) -> bool:
         return (self.place, self.type, self.max_bytes) == (other.place, other.type, other.max_bytes)
@@ -94,29 +95,34 @@ class Archive:
         return settings
 
     def start(self, context: int) -> None:
-        """Give a context, of whose sequences none holds a token, this archive."""
+        """Give a context, of whose sequences none holds a token, this archive. Raises ArchiveError where it cannot."""
         kind = -1 if self.type is None else CACHE_TYPES[self.type]
-        path = None if self.place == RAM else self.place
+        path = None if self.place == RAM else os.fspath(self.place)
         limit = bridge.stats(context)["rope_limit"]
         if self.distance != Archive.distance and self.distance >= limit > 0:
-            raise ValueError(f"recall_distance must be below rope_limit ({limit}), got {self.distance}")
-        bridge.start_archive(context, path=path, type_k=kind, type_v=kind, max_bytes=self.max_bytes)
+            raise ValueError(f"distance must be below rope_limit ({limit}), got {self.distance}")
+        try:
+            bridge.start_archive(context, path=path, type_k=kind, type_v=kind, max_bytes=self.max_bytes)
+        except NativeError as error:
+            raise ArchiveError(str(error)) from error
 
 
-def archive_of(archive: Archive | str | os.PathLike[str] | None, **settings: Any) -> Archive | None:
-    """What the keywords of Llama ask for: settings are fields of Archive, None where they are not given.
+def archive_of(archive: Archive | str | os.PathLike[str] | None, old: dict[str, Any]) -> Archive | None:
+    """What Llama's `archive` says. old: its keywords of 0.1.0 among others, which go out of it, with a warning.
 
-    Raises ValueError for settings that nothing would heed, and as Archive does.
+    Raises ArchiveError for old ones that nothing would heed, and what Archive raises.
     """
-    given = {field: value for field, value in settings.items() if value is not None}
-    if isinstance(archive, Archive):
-        if given:
-            raise ValueError(f"{_keywords(given)}: beside an Archive its fields say it, got {archive}")
+    given = {field: value for field, name in KEYWORDS.items() if (value := old.pop(name, None)) is not None}
+    if given:
+        words = ", ".join(f"{field}={value!r}" for field, value in given.items())
+        place = repr(archive) if isinstance(archive, (str, os.PathLike)) else "..."
+        warn_old(f"{', '.join(KEYWORDS[field] for field in given)}: say archive=Archive({place}, {words})", 3)
+        if archive is None:
+            raise ArchiveError(f'{_keywords(given)}: needs an archive, archive="{RAM}" or a path')
+        if isinstance(archive, Archive):
+            raise ArchiveError(f"{_keywords(given)}: beside an Archive its fields say it, got {archive}")
+    if archive is None or isinstance(archive, Archive):
         return archive
-    if archive is None:
-        if given:
-            raise ValueError(f'{_keywords(given)}: needs an archive, archive="{RAM}" or a path')
-        return None
     return Archive(archive, **given)
 
 
@@ -132,21 +138,3 @@ class Recall:
     n_recalled: int  # brought back, summed over layers and KV heads; those that were there already do not count
     ask_ms: float  # time to choose
     took_ms: float  # time of all
-
-
-def eval_prompt(llm: Llama, tokens: Sequence[int]) -> list[Recall]:
-    """Decode a prompt's new part, as the native library says: before its last token, recall what it asks for, decode
-    its end again, and recall again.
-    """
-    n_past = llm.n_tokens
-    n_tokens = n_past + len(tokens)
-    prompt = bridge.Prompt(n_past, n_tokens, min(llm.archive.redo, len(tokens)))
-    recalls, n_end = [], n_past
-    while n_end < n_tokens:
-        n_back, n_end, recalled = prompt.next(llm.ctx, llm.n_tokens, **llm.archive.recall_settings())
-        if recalled is not None:
-            recalls.append(llm._recalled(recalled))
-        llm.n_tokens -= n_back
-        if llm.n_tokens < n_end:
-            llm.decode(tokens[llm.n_tokens - n_past : n_end - n_past])
-    return recalls

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from llama_cpp.llama_speculative import LlamaDraftModel
 
-if TYPE_CHECKING:
-    from ..llama import Llama
+from ..config import MorphKV
+from .stats import CacheStats
 
 
 class DraftUpToEviction(LlamaDraftModel):
@@ -19,15 +20,16 @@ class DraftUpToEviction(LlamaDraftModel):
     greedy text is the same.
     """
 
-    def __init__(self, llm: Llama, draft_model: LlamaDraftModel):
-        self._llm = llm
+    def __init__(self, stats: Callable[[], CacheStats], config: MorphKV, draft_model: LlamaDraftModel):
+        self._stats = stats
+        self._config = config
         self._draft_model = draft_model
 
     def __call__(self, input_ids: npt.NDArray[np.intc], /, **kwargs: Any) -> npt.NDArray[np.intc]:
-        stats = self._llm.cache_stats()
+        stats = self._stats()
         # The draft goes into one batch with the token before it. Where an eviction is due already, that token comes
         # alone, as the eviction may wait for it.
-        n_free = stats.capacity + self._llm.morphkv.interval - stats.n_used - 1
+        n_free = stats.capacity + self._config.interval - stats.n_used - 1
         if n_free <= 0:
             return np.empty(0, dtype=np.intc)
         return self._draft_model(input_ids, **kwargs)[:n_free]

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import llama_cpp
-
-from .archive import eval_prompt
-
-if TYPE_CHECKING:
-    from ..llama import Llama
+from .. import bridge
+from .archive import Archive, Recall
+from .live import Live
 
 
 class Evals:
@@ -23,7 +19,7 @@ class Evals:
     def drew(self, position: int, token: int) -> None:
         self._drawn = (position, token)
 
-    def eval(self, llm: Llama, tokens: Sequence[int]) -> None:
+    def eval(self, llm: Live, tokens: Sequence[int]) -> None:
         """Decode tokens; before the last of a prompt, recall what it asks for.
 
         An answer's last token is left to be decoded with what comes next, unless Ctrl-C came late. So it is decoded
@@ -39,13 +35,12 @@ class Evals:
         if llm.archive is None or llm.archive.recall == "off":
             llm.decode(tokens)
         else:
-            llm.last_recalls = eval_prompt(llm, tokens)
+            llm.last_recalls = _eval_prompt(llm, llm.archive, tokens)
 
-    def _begins_with_answer(self, llm: Llama, tokens: Sequence[int]) -> bool:
-        is_drawn = self._drawn == (llm.n_tokens, tokens[0])
-        return is_drawn and not llama_cpp.llama_vocab_is_eog(llm._model.vocab, tokens[0])
+    def _begins_with_answer(self, llm: Live, tokens: Sequence[int]) -> bool:
+        return self._drawn == (llm.n_tokens, tokens[0]) and not llm._is_end(tokens[0])
 
-    def _write(self, llm: Llama, tokens: Sequence[int]) -> None:
+    def _write(self, llm: Live, tokens: Sequence[int]) -> None:
         n_before = llm.n_tokens
         try:
             llm.decode(tokens)
@@ -54,9 +49,27 @@ class Evals:
             if llm.n_tokens == n_before + len(tokens) and self._asks_between(llm, n_before):
                 llm._recall()
 
-    def _asks_between(self, llm: Llama, n_before: int) -> bool:
+    def _asks_between(self, llm: Live, n_before: int) -> bool:
         """By positions alone, so that it does not matter how the text came to be."""
-        if llm.archive is None or isinstance(llm.archive.recall, str):
+        if llm.archive is None or llm.morphkv is None or isinstance(llm.archive.recall, str):
             return False
         n_period = llm.archive.recall * llm.morphkv.interval
         return n_before // n_period < llm.n_tokens // n_period
+
+
+def _eval_prompt(llm: Live, archive: Archive, tokens: Sequence[int]) -> list[Recall]:
+    """Decode a prompt's new part, as the native library says: before its last token, recall what it asks for, decode
+    its end again, and recall again.
+    """
+    n_past = llm.n_tokens
+    n_tokens = n_past + len(tokens)
+    prompt = bridge.Prompt(n_past, n_tokens, min(archive.redo, len(tokens)))
+    recalls, n_end = [], n_past
+    while n_end < n_tokens:
+        n_back, n_end, recalled = prompt.next(llm.ctx, llm.n_tokens, **archive.recall_settings())
+        if recalled is not None:
+            recalls.append(llm._recalled(recalled))
+        llm.n_tokens -= n_back
+        if llm.n_tokens < n_end:
+            llm.decode(tokens[llm.n_tokens - n_past : n_end - n_past])
+    return recalls

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from llama_cpp import LlamaState
 
 from .. import bridge
+from ..errors import SessionEndedError
 from . import saved_state
+from .live import Live
 from .reuse import PromptReuse, common_prefix, prompt_reuse
 from .stats import CacheStats
-
-if TYPE_CHECKING:
-    from ..llama import Llama
 
 
 class LiveText:
@@ -27,7 +25,7 @@ class LiveText:
     holds is not its own.
     """
 
-    def __init__(self, llm: Llama):
+    def __init__(self, llm: Live):
         self.llm = llm
         self.begun = False
         # The text is the cache's first n_held tokens, then those ahead, which are still to be decoded.
@@ -44,7 +42,7 @@ class LiveText:
 
     @property
     def is_live(self) -> bool:
-        return self.llm._text is not None and self.llm._text() is self
+        return self.llm._holder is not None and self.llm._holder() is self
 
     @property
     def is_orphan(self) -> bool:
@@ -52,14 +50,14 @@ class LiveText:
         return self.llm.ctx is None
 
     def take(self) -> None:
-        """Make the cache this text's. Raises RuntimeError where it cannot go on."""
+        """Make the cache this text's. Raises SessionEndedError where it cannot go on."""
         self.refuse_ended()
         if not self.is_live:
             self.llm._leave_text()
             if self.begun:
                 saved_state.load_own(self.llm, self._state.llama_state)
                 self.llm._set_text(self._state)
-            self.llm._text = weakref.ref(self)
+            self.llm._holder = weakref.ref(self)
             self._state = self._stats = None
         if self.begun:
             self._settle()
@@ -68,7 +66,7 @@ class LiveText:
     def leave(self) -> LlamaState | None:
         """Save the state, as the cache is about to change, and give it; nothing while this text itself is at work.
 
-        Raises RuntimeError where it cannot be saved; the text then still has the cache.
+        Raises NativeError where it cannot be saved; the text then still has the cache.
         """
         if self._works:
             return None
@@ -79,19 +77,19 @@ class LiveText:
                 self._state, self._stats = self.llm.save_state(), self.llm.cache_stats()
             finally:
                 self.llm.n_tokens = n_tokens
-        self.llm._text = None
+        self.llm._holder = None
         return self._state
 
     def end(self, reason: str) -> None:
         """Give up the text; the cache stays as it is."""
         self._end, self._state = reason, None
         if self.is_live:
-            self.llm._text = None
+            self.llm._holder = None
 
     def refuse_ended(self) -> None:
         end = "its Llama is closed" if self.is_orphan else self._end
         if end is not None:
-            raise RuntimeError(f"the session cannot go on: {end}")
+            raise SessionEndedError(f"the session cannot go on: {end}")
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -162,7 +160,7 @@ class LiveText:
     def restore(self, state: LlamaState, n_tokens: int, newest: np.ndarray, ahead: Sequence[int]) -> None:
         """Start with a state that came without its token ids, and what is still to be decoded behind it.
 
-        newest: ids of the last of the n_tokens; the others are unknown. Raises RuntimeError where they do not fit; then
+        newest: ids of the last of the n_tokens; the others are unknown. Raises StateError where they do not fit; then
         the cache is as it was.
         """
         llm = self.llm
@@ -177,7 +175,7 @@ class LiveText:
         llm.input_ids[: n_tokens - len(newest)] = -1
         llm.input_ids[n_tokens - len(newest) : n_tokens] = newest
         self.begun, self.n_held, self.ahead = True, n_tokens, list(ahead)
-        llm._text = weakref.ref(self)
+        llm._holder = weakref.ref(self)
 
     def _settle(self) -> None:
         """Find out how much of the text the cache holds, whatever ended the last decoding."""

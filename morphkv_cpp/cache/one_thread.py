@@ -11,17 +11,9 @@ import weakref
 from collections.abc import Callable, Generator
 from typing import Any
 
-from ..bridge import MorphKVError
+from ..errors import BusyError, ClosedError, ThreadError
 
 RULE = "one Llama is for one thread at a time"
-
-
-class ThreadError(MorphKVError, RuntimeError):
-    """Another thread is using this Llama."""
-
-
-class ClosedError(MorphKVError, RuntimeError, ValueError):
-    """This Llama is closed."""
 
 
 class Turn:
@@ -115,7 +107,7 @@ class OneThread:
     def _step(self, steps: Generator, sent: Any, turn: Turn | None, begins: bool) -> Any:
         if turn is not None:
             if not begins and self._turn() not in (turn, ANYBODY):
-                raise RuntimeError("this text cannot go on: another one has begun since on the same Llama")
+                raise BusyError("this text cannot go on: another one has begun since on the same Llama")
             turn.thread = threading.get_ident()
             self._turn = weakref.ref(turn)
         return steps.send(sent)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..llama import Llama
+from .live import Live
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class PromptReuse:
         return self.n_cached == 0 and min(self.n_common, self.n_prompt - 1) > 0
 
 
-def prompt_reuse(llm: Llama, prompt: Sequence[int]) -> PromptReuse:
+def prompt_reuse(llm: Live, prompt: Sequence[int]) -> PromptReuse:
     """What llm.generate(prompt) will make of the cache as it is. Nothing changes."""
     n_prompt, n_common = len(prompt), common_prefix(llm._input_ids, prompt)
     if n_common == n_prompt == llm.n_tokens and not llm._requires_eval:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from llama_cpp import LlamaState
 
 from .. import bridge
+from ..errors import StateError
+from .live import Live
 
-if TYPE_CHECKING:
-    from ..llama import Llama
 
-
-def check(llm: Llama, state: LlamaState) -> None:
-    """Raise RuntimeError unless all but the native part can be this Llama's; TypeError for what is no state."""
+def check(llm: Live, state: LlamaState) -> None:
+    """Raise StateError unless all but the native part can be this Llama's; TypeError for what is no state."""
     if not isinstance(state, LlamaState):
         raise TypeError(f"state must be a LlamaState, got {type(state).__name__}")
     if not is_int(state.n_tokens) or not 0 <= state.n_tokens <= llm.n_ctx():
@@ -38,13 +37,13 @@ def is_int(value: object) -> bool:
 
 
 def refuse(why: str) -> NoReturn:
-    raise RuntimeError(
+    raise StateError(
         f"Failed to set llama state data: it is damaged, or was saved with another model or other settings: {why}"
     )
 
 
-def load(llm: Llama, data: bytes | memoryview, fits: Callable[[int], bool], before: bytes | None) -> None:
-    """Load the native part, of which fits(tokens in it) must hold; else raise RuntimeError, and the cache is as it was.
+def load(llm: Live, data: bytes | memoryview, fits: Callable[[int], bool], before: bytes | None) -> None:
+    """Load the native part, of which fits(tokens in it) must hold; else raise StateError, and the cache is as it was.
 
     before: the native part of now, to go back to; None: it is taken here.
     """
@@ -62,8 +61,8 @@ def load(llm: Llama, data: bytes | memoryview, fits: Callable[[int], bool], befo
     refuse(f"n_tokens does not fit a cache of {n_cache} tokens")
 
 
-def load_own(llm: Llama, data: bytes | memoryview) -> None:
-    """Load a native part that save_state has given. Raises RuntimeError, and the cache is as it was."""
+def load_own(llm: Live, data: bytes | memoryview) -> None:
+    """Load a native part that save_state has given. Raises StateError, and the cache is as it was."""
     try:
         bridge.set_state(llm.ctx, data)
     except bridge.MorphKVError as error:

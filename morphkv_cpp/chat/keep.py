@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import Any, Literal
 
 import jinja2
 
 from .. import bridge
 from ..cache.reuse import PromptReuse, common_prefix
+from ..config import MorphKV
+from .model import ChatModel
 from .template import ChatTemplate, Message
 
-if TYPE_CHECKING:
-    from ..config import MorphKV
-    from ..llama import Llama
-
-Keep = Union[Literal["system"], int, None]
+Keep = Literal["system"] | int | None
 
 # Keywords of create_chat_completion that templates put before the first question.
 SHOWN = ("functions", "function_call", "tools", "tool_choice")
@@ -44,7 +42,7 @@ class ChatKeep:
         self._told: set[str] = set()
 
     @contextlib.contextmanager
-    def asked(self, llm: Llama, messages: Sequence[Message], options: dict[str, Any]) -> Iterator[None]:
+    def asked(self, llm: ChatModel, messages: Sequence[Message], options: dict[str, Any]) -> Iterator[None]:
         """Completions that are begun in here are answers in this chat."""
         outer, self._start = self._start, None if self.keep is None else self._first_tokens(llm, messages, options)
         try:
@@ -63,7 +61,7 @@ class ChatKeep:
             if self._due is start:
                 self._due = None
 
-    def apply(self, llm: Llama, prompt: Sequence[int]) -> bool:
+    def apply(self, llm: ChatModel, prompt: Sequence[int]) -> bool:
         """Before a prompt, whose llm.last_prompt is known, is decoded; whether the cache was emptied for it."""
         start, self._due = self._due, None
         if start is None:
@@ -83,7 +81,7 @@ class ChatKeep:
             bridge.set_keep(llm.ctx, 0, n_keep)
         return emptied
 
-    def _first_tokens(self, llm: Llama, messages: Sequence[Message], options: dict[str, Any]) -> list[int]:
+    def _first_tokens(self, llm: ChatModel, messages: Sequence[Message], options: dict[str, Any]) -> list[int]:
         if self.keep != "system":
             return []
         n_system = next((i for i, message in enumerate(messages) if message.get("role") != "system"), len(messages))

@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
-import sys
 import time
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Sequence
+from typing import Any
 
-import llama_cpp
 import numpy as np
 
-from ..bridge import NoMorphKVError
+from ..cache import saved_file
 from ..cache.live_text import LiveText
 from ..cache.one_thread import OneThread, guarded
 from ..cache.reuse import PromptReuse
 from ..cache.stats import CacheStats
-from ..text.reply import Reply
-from ..text.stream import Answer
-from . import session_file
+from ..errors import BusyError, ContextFullError, NoMorphKVError, SessionEndedError, StateError
+from ..text.tokens import tokens_behind
+from .answer import Answer
+from .identity import identity
 from .keep import Keep
+from .model import ChatModel
+from .opening import n_kept, opening_messages, tokens_of
+from .reply import Reply
 from .template import ChatTemplate, Message, Rendered
+from .turn import Turn
 
-if TYPE_CHECKING:
-    from ..llama import Llama
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one question and its answer took. Counts are in tokens."""
-
-    prompt_tokens: int  # evaluated before the answer: the end of the answer before, the question, the template's words
-    cached_tokens: int  # of a session's first prompt, what the cache held already
-    completion_tokens: int
-    finish_reason: str  # "stop", "length" (max_tokens, or n_ctx is full) or "interrupted"
-    n_evicted: int  # per KV head, during the turn
-    reprocessed: bool  # the cache knew the start of a session's first prompt but had evicted some: all was evaluated
-    seconds: float
-    rate_tok_s: float  # of the answer behind its first token; 0 where there is none
-    n_recalled: int = 0  # tokens that came back from the archive for the question, summed over layers and KV heads
-    recall_ms: float = 0.0  # time that took
+logger = logging.getLogger("morphkv_cpp")
 
 
 @guarded(turn="say", run="cache_stats close fork retained save")
@@ -72,18 +58,24 @@ class Session:
     """
 
     def __init__(
-        self, llm: Llama, system: str | None = None, *, keep: Keep = "system", messages: Sequence[Message] | None = None
+        self,
+        llm: ChatModel,
+        system: str | None = None,
+        *,
+        keep: Keep = "system",
+        messages: Sequence[Message] | None = None,
     ):
         if llm.morphkv is None:
             raise NoMorphKVError("a session needs MorphKV: open the model with Llama(..., morphkv=True)")
         self._llm = llm
+        self._config = llm.morphkv
         self._text = LiveText(llm)
         self._text.refuse_ended()
         self._template = ChatTemplate.of(llm)
-        self._opening = _opening(system, messages)  # said together with the first question
+        self._opening = opening_messages(system, messages)  # said together with the first question
         has_system = bool(self._opening) and self._opening[0]["role"] == "system"
         self.system: str | None = self._opening[0]["content"] if has_system else None
-        self._n_keep = self._count_keep(keep)
+        self._n_keep = n_kept(llm, self._config, self._template, self.system, keep)
         self._answering: weakref.ref[Reply] | None = None
         self._answers = False
         self.last: Turn | None = None
@@ -130,7 +122,7 @@ class Session:
         temperature: float = 0.2,
         seed: int | None = None,
         **sampling: Any,
-    ) -> Iterator[str]:
+    ) -> Reply:
         """Ask, and yield the answer in pieces of whole characters. Nothing is asked before the first piece is read.
 
         max_tokens: most tokens of the answer; None: until the model ends it.
@@ -140,9 +132,9 @@ class Session:
             logits_processor.
 
         An answer that is left early (break, close, Ctrl-C) stays in the chat as far as it came; the next question ends
-        it. Raises ValueError where the chat would exceed n_ctx, RuntimeError where the session cannot go on, and what
-        decoding raises: before the answer's first token the question is then taken back, and the same one can be asked
-        again; behind it, and where the question has evicted what was before it, all stays as far as it came.
+        it. Raises ContextFullError where the chat would exceed n_ctx, SessionEndedError where the session cannot go on,
+        and what decoding raises: before the answer's first token the question is then taken back, and the same one can
+        be asked again; behind it, and where the question has evicted what was before it, all stays as far as it came.
         """
         self._stop_answering()
         self._text.refuse_ended()
@@ -179,7 +171,7 @@ class Session:
         state = self._text.state()
         n_ids = min(state.n_tokens, self._text.stats().n_limit)
         header = {
-            **identity(self._llm, self._template),
+            **identity(self._llm.model_path, self._config, self._template),
             "system": self.system,
             "keep": self._n_keep,
             "n_turns": self.n_turns,
@@ -188,11 +180,11 @@ class Session:
             "seed": state.seed,
         }
         ids = np.asarray(state.input_ids[state.n_tokens - n_ids : state.n_tokens])
-        session_file.write(path, session_file.Contents(header, ids, state.llama_state))
+        saved_file.write(path, "session", saved_file.Contents(header, ids, state.llama_state))
 
     def _answer(
         self, question: str, max_tokens: int | None, stop: list[str], seed: int | None, sampling: dict[str, Any]
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         llm, text, start_s = self._llm, self._text, time.perf_counter()
         text.take()
         before, seed_before = text.mark(), llm._seed
@@ -200,16 +192,16 @@ class Session:
         n_evicted = llm.cache_stats().n_evicted
         llm.set_seed(random.Random(llm._seed).randrange(2**32) if seed is None else seed)
         n_room = llm.n_ctx() - text.n_tokens
-        answer = Answer(llm, [*stop, *rendered.stop], n_room if max_tokens is None else min(max_tokens, n_room))
-        tokens = llm.generate(text.ahead.copy(), reset=False, **sampling)
+        answer = Answer(llm._piece, [*stop, *rendered.stop], n_room if max_tokens is None else min(max_tokens, n_room))
+        tokens = self._tokens(sampling)
         self._answers, is_undone = True, False
         try:
             while answer.finish_reason is None:
                 if not text.is_live:
-                    raise RuntimeError("the cache was used for something else while an answer was being written")
+                    raise SessionEndedError("the cache was used for something else while an answer was being written")
                 with text.at_work():
                     token = next(tokens, None)
-                if token is None or llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+                if token is None or llm._is_end(token):
                     answer.end("stop")
                 else:
                     text.ahead.append(token)
@@ -242,94 +234,42 @@ class Session:
                     recall_ms=sum(recall.took_ms for recall in llm.last_recalls),
                 )
 
+    def _tokens(self, sampling: dict[str, Any]) -> Generator[int, Any, None]:
+        yield from self._llm.generate(self._text.ahead.copy(), reset=False, **sampling)
+
     def _ask(self, question: str) -> tuple[Rendered, PromptReuse]:
         """Put the question behind the text, with the words that the template has around it."""
         llm, text = self._llm, self._text
         if text.begun:
             rendered = self._template.turn(question)
-            tokens = _tokens_behind(llm, rendered.text)
+            tokens = tokens_behind(llm, rendered.text)
             self._refuse_full(text.n_tokens + len(tokens))
-            if len(text.ahead) == 1:
+            if len(text.ahead) == 1 and llm._evals is not None:
                 llm._evals.drew(text.n_held, text.ahead[0])  # other texts may have been written since
             text.ahead += tokens
             return rendered, PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0)
         rendered = self._template.opening(self._opening, question)
-        prompt = _tokens(llm, rendered)
+        prompt = tokens_of(llm, rendered)
         self._refuse_full(len(prompt))
         reuse = text.begin(prompt, self._n_keep)
-        if llm.verbose:
-            words = ", whose start was known but is evicted in part" if reuse.reprocessed else ""
-            print(f"Session: {reuse.n_cached} of {reuse.n_prompt} tokens known{words}", file=sys.stderr)
+        words = ", whose start was known but is evicted in part" if reuse.reprocessed else ""
+        logger.info("session: %d of %d tokens known%s", reuse.n_cached, reuse.n_prompt, words)
         return rendered, reuse
-
-    def _count_keep(self, keep: Keep) -> int:
-        config = self._llm.morphkv
-        if keep is None:
-            n_keep = config.keep
-        elif keep == "system":
-            n_keep = max(config.keep, len(_tokens(self._llm, self._template.before_question(self.system))))
-        elif isinstance(keep, int) and not isinstance(keep, bool):
-            n_keep = keep
-        else:
-            raise ValueError(f'keep must be "system", a number of tokens or None, got {keep!r}')
-        if not 0 <= n_keep < config.capacity - config.window:
-            what = "the system prompt" if keep == "system" else "keep"
-            raise ValueError(
-                f"{what} must have less than capacity - window tokens to be kept, got {n_keep} with "
-                f"{config.capacity} - {config.window}"
-            )
-        return n_keep
 
     def _refuse_full(self, n_tokens: int) -> None:
         if n_tokens >= self._llm.n_ctx():
-            raise ValueError(f"the chat must stay below n_ctx={self._llm.n_ctx()} tokens, got {n_tokens}")
+            raise ContextFullError(f"the chat must stay below n_ctx={self._llm.n_ctx()} tokens, got {n_tokens}")
 
     def _refuse_silent(self) -> None:
         if not self._text.begun:
-            raise RuntimeError("nothing has been said in this session yet")
+            raise StateError("nothing has been said in this session yet")
 
     def _refuse_answering(self, what: str) -> None:
         if self._answers:
-            raise RuntimeError(f"a session cannot be {what} while it answers: read the answer to its end or close it")
+            raise BusyError(f"a session cannot be {what} while it answers: read the answer to its end or close it")
 
     def _stop_answering(self) -> None:
         answering = self._answering and self._answering()
         if answering is not None:
             answering.leave()
         self._answering = None
-
-
-def _opening(system: str | None, messages: Sequence[Message] | None) -> list[Message]:
-    """The messages that a session begins with."""
-    messages = [dict(message) for message in messages or ()]
-    if system is not None:
-        if messages and messages[0]["role"] == "system":
-            raise ValueError("system must be given once, got it as system= and as the first message")
-        messages.insert(0, {"role": "system", "content": system})
-    if messages and messages[-1]["role"] not in ("system", "assistant"):
-        raise ValueError(f"messages must end with an answer (role assistant), got {messages[-1]['role']!r}")
-    if messages and messages[0]["role"] == "system" and not isinstance(messages[0]["content"], str):
-        raise ValueError(f"the system text must be a str, got {messages[0]['content']!r}")
-    return messages
-
-
-def identity(llm: Llama, template: ChatTemplate) -> dict[str, Any]:
-    """What a saved session must have in common with the Llama that goes on with it."""
-    return {
-        "model": session_file.model_fingerprint(llm.model_path),
-        "settings": asdict(llm.morphkv),
-        "chat template": template.turn("").text,
-    }
-
-
-def _tokens(llm: Llama, rendered: Rendered) -> list[int]:
-    return llm.tokenize(rendered.text.encode(), add_bos=rendered.add_bos, special=True)
-
-
-def _tokens_behind(llm: Llama, text: str) -> list[int]:
-    """Tokens of a text behind another: without the space that some vocabularies put before a text's first word."""
-    anchor = llm.tokenize(b"\n", add_bos=False, special=True)
-    tokens = llm.tokenize(b"\n" + text.encode(), add_bos=False, special=True)
-    if tokens[: len(anchor)] == anchor:
-        return tokens[len(anchor) :]
-    return llm.tokenize(text.encode(), add_bos=False, special=True)

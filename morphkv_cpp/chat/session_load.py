@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from llama_cpp import LlamaState
 
-from . import session_file
-from .session import Session, identity
+from ..cache import saved_file
+from ..errors import NoMorphKVError, SessionFileError, StateError
+from .identity import identity
+from .model import ChatModel
+from .session import Session
 from .template import ChatTemplate
 
-if TYPE_CHECKING:
-    from ..llama import Llama
 
-
-def load_session(llm: Llama, path: str | os.PathLike[str]) -> Session:
+def load_session(llm: ChatModel, path: str | os.PathLike[str]) -> Session:
     """Go on with the session that `Session.save` wrote to the file: bit for bit, in any process.
 
     The Llama must have the same model, chat template and MorphKV settings. It knows the newest token ids only: another
     prompt is evaluated from its start, even where it begins like the session.
 
-    Raises OSError for a file that cannot be read, ValueError for one that is no session, damaged, or of another model
-    or other settings. Sessions of this Llama are never disturbed.
+    Raises OSError for a file that cannot be read, SessionFileError for one that is no session, damaged, or of another
+    model or other settings. Sessions of this Llama are never disturbed.
     """
-    contents, name = session_file.read(path), os.fspath(path)
+    if llm.morphkv is None:
+        raise NoMorphKVError("a session needs MorphKV: open the model with Llama(..., morphkv=True)")
+    contents, name = saved_file.read(path, "session"), os.fspath(path)
     header = contents.header
-    for what, value in identity(llm, ChatTemplate.of(llm)).items():
+    for what, value in identity(llm.model_path, llm.morphkv, ChatTemplate.of(llm)).items():
         if header.get(what) != value:
-            raise ValueError(f"{name} was saved with another {what}: {_difference(header.get(what), value)}")
+            raise SessionFileError(f"{name} was saved with another {what}: {_difference(header.get(what), value)}")
     state = LlamaState(
         input_ids=np.empty(0, dtype=np.intc),
         scores=np.empty((0, llm.n_vocab()), dtype=np.single),
@@ -43,13 +45,13 @@ def load_session(llm: Llama, path: str | os.PathLike[str]) -> Session:
     session.n_turns = _checked(header, name, "n_turns", 0, sys.maxsize)
     ahead = header.get("ahead")
     if not isinstance(ahead, list):
-        raise ValueError(f"{name}: ahead must be a list, got {ahead!r}")
+        raise SessionFileError(f"{name}: ahead must be a list, got {ahead!r}")
     ahead = [_checked({"ahead": token}, name, "ahead", 0, llm.n_vocab() - 1) for token in ahead]
     n_tokens = _checked(header, name, "n_tokens", 1, llm.n_ctx())
     try:
         session._text.restore(state, n_tokens, contents.ids, ahead)
-    except RuntimeError as error:
-        raise ValueError(f"{name} does not fit: {error}") from error
+    except StateError as error:
+        raise SessionFileError(f"{name} does not fit: {error}") from error
     return session
 
 
@@ -63,5 +65,5 @@ def _difference(saved: Any, here: Any) -> str:
 def _checked(header: dict[str, Any], name: str, key: str, low: int, high: int) -> int:
     value = header.get(key)
     if not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name}: {key} must be in {low}..{high}, got {value!r}")
+        raise SessionFileError(f"{name}: {key} must be in {low}..{high}, got {value!r}")
     return value

@@ -6,13 +6,12 @@ A turn is rendered behind a stand-in history of one question and one answer, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from llama_cpp.llama_chat_format import LlamaChatCompletionHandler, get_chat_completion_handler
 
-if TYPE_CHECKING:
-    from ..llama import Llama
+from .model import ChatModel
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}, as create_chat_completion takes it
 
@@ -41,7 +40,7 @@ class ChatTemplate:
         self._has_system_role = self._knows_system_role()
 
     @classmethod
-    def of(cls, llm: Llama) -> ChatTemplate:
+    def of(cls, llm: ChatModel) -> ChatTemplate:
         """The one that llm.create_chat_completion uses."""
         # the expression of create_chat_completion
         handler = (

@@ -12,7 +12,9 @@ from .. import Archive, CacheStats, Llama, MorphKV, bridge
 from ..eval import Fact
 from ..eval.recall import QUESTION
 from ..eval.remember import answer, document_facts
-from ..text.stream import BanTokens, ForceTokens, TokenText, end_tokens, write
+from ..text.pieces import TokenText
+from ..text.tokens import end_tokens
+from ..text.write import BanTokens, ForceTokens, write
 
 N_RATED = 500  # tokens at the end over which the speed is taken
 
@@ -57,7 +59,7 @@ def open_demo(model: Path, n_text: int, morphkv: Optional[MorphKV], **llama_opti
 
 def write_long(llm: Llama, n_tokens: int, seed: int, on_text: Callable[[str, Written], None]) -> Written:
     """Write n_tokens from the prompt; tokens that would end the text are never drawn."""
-    text = TokenText(llm)
+    text = TokenText(llm._piece)
     prompt = PROMPT.replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n")
     written = Written(llm.tokenize(prompt.encode()), [], [])
     _write(llm, written, n_tokens, BanTokens(end_tokens(llm)), seed, lambda token: on_text(text(token), written))

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from .. import Archive, Llama, MorphKV, bridge
-from ..text.stream import BanTokens, TokenText, end_tokens, write
+from ..text.pieces import TokenText
+from ..text.tokens import end_tokens
+from ..text.write import BanTokens, write
 from .interrupts import noted_interrupts
 from .options import MODEL_PANEL, SAMPLING_PANEL, Model, llama_options, morphkv_options, sampling_options, with_options
 from .options_archive import archive_options
@@ -88,7 +90,7 @@ def generate(
 def _stream(llm: Llama, prompt: str, n_predict: int, ignore_eos: bool, sampling: dict[str, Any]) -> None:
     llm.set_seed(sampling.pop("seed"))
     tokens = llm.tokenize(prompt.encode(), special=True)
-    text = TokenText(llm)
+    text = TokenText(llm._piece)
     processors = [BanTokens(end_tokens(llm))] if ignore_eos else []
     times = [time.perf_counter()]
     interrupt = None
@@ -101,7 +103,7 @@ def _stream(llm: Llama, prompt: str, n_predict: int, ignore_eos: bool, sampling:
     except KeyboardInterrupt as error:
         # what was written is on the screen, and its statistics are of use
         interrupt = error
-    print(text.rest(), flush=True)
+    print(flush=True)
     remark(statistics(llm, len(tokens), times))
     if interrupt is not None:
         raise interrupt

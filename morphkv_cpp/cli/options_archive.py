@@ -3,7 +3,7 @@
 import warnings
 from typing import Annotated, Optional
 
-from ..cache.archive import CACHE_TYPES, Archive, archive_of
+from ..cache.archive import CACHE_TYPES, KEYWORDS, RAM, Archive
 from .options import morphkv_flag
 
 
@@ -92,13 +92,19 @@ def archive_options(
             raise ValueError(f"--archive-max says it, got --archive-max-bytes {archive_max_bytes} too")
     elif archive_max is not None:
         archive_max_bytes = archive_max * 2**20
-    return archive_of(
-        archive,
-        type=archive_type,
-        max_bytes=archive_max_bytes,
-        recall=int(recall) if recall is not None and recall.isdecimal() else recall,
-        share=recall_share,
-        redo=recall_redo,
-        votes=recall_votes,
-        distance=recall_distance,
-    )
+    settings = {
+        "type": archive_type,
+        "max_bytes": archive_max_bytes,
+        "recall": int(recall) if recall is not None and recall.isdecimal() else recall,
+        "share": recall_share,
+        "redo": recall_redo,
+        "votes": recall_votes,
+        "distance": recall_distance,
+    }
+    given = {field: value for field, value in settings.items() if value is not None}
+    if archive is not None:
+        return Archive(archive, **given)
+    if given:
+        options = ", ".join(f"--{KEYWORDS[field].replace('_', '-')}" for field in given)
+        raise ValueError(f"{options}: needs an archive, --archive {RAM} or a path")
+    return None

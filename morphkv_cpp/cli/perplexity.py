@@ -21,7 +21,7 @@ from ..eval.compare import (
 )
 from ..eval.perplexity import Estimate, buckets
 from ..eval.perplexity import perplexity as perplexity_of
-from ..text.utf8 import require_utf8
+from ..text.tokens import require_utf8
 from .options import Model, llama_options, morphkv_options, with_options
 from .show import find_model, print_table, progress_bar, report_bars
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import NamedTuple, Optional
 
 from morphkv_cpp import MorphKV
-from morphkv_cpp.reference import POLICIES
+from morphkv_cpp.config import POLICIES
 
 FULL = "full"
 

@@ -13,34 +13,36 @@ where llama_cpp loses text or breaks:
   in a stream's last chunks text_offset counts bytes there.
 - While each token leaves a character open, neither max_tokens nor stop texts nor a full n_ctx end the answer there.
 - Of logit_bias together with a logits_processor neither is applied there.
+Beyond it, an answer and the last chunk of a stream have `usage` and `timings` (text.account).
 """
 
 from __future__ import annotations
 
+import logging
 import random
-import sys
 import time
 import uuid
-import warnings
 from array import array
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 import llama_cpp
 import numpy as np
 
-from .answer import AnswerText, TokenQueue, utf8_decoder
+from ..cache.reuse import PromptReuse
+from ..errors import ContextFullError
+from .account import Clock
 from .logprobs import TokenLogprobs, as_completion, token_logprobs, token_text
+from .model import TextModel
+from .pieces import AnswerText, TokenQueue, utf8_decoder
+from .tokens import completion_tokens
 
-if TYPE_CHECKING:
-    from ..llama import Llama
-
-# llama_cpp has a model's prefix, suffix and middle tokens all be this one.
-INFILL_TOKEN = 0
+logger = logging.getLogger("morphkv_cpp")
 
 
 def complete(
-    llm: Llama,
+    llm: TextModel,
     *,
     prompt: str | list[int],
     suffix: str | None,
@@ -58,13 +60,14 @@ def complete(
     **sampling: Any,
 ) -> Iterator[dict[str, Any]]:
     """The chunks of a stream, or the whole answer as the only item; keywords of llama_cpp.Llama.create_completion()."""
-    prompt_tokens = _tokenize(llm, prompt, suffix)
+    prompt_tokens = completion_tokens(llm, prompt, suffix)
     n_prompt = len(prompt_tokens)
     if llm.verbose:
         llm._ctx.reset_timings()
-    if n_prompt >= llm._n_ctx:
-        raise ValueError(f"Requested tokens ({n_prompt}) exceed context window of {llm._n_ctx}")
-    n_most = llm._n_ctx - n_prompt if max_tokens <= 0 else min(max_tokens, llm._n_ctx - n_prompt)
+    n_ctx = llm.n_ctx()
+    if n_prompt >= n_ctx:
+        raise ContextFullError(f"Requested tokens ({n_prompt}) exceed context window of {n_ctx}")
+    n_most = n_ctx - n_prompt if max_tokens <= 0 else min(max_tokens, n_ctx - n_prompt)
     stops = stop if isinstance(stop, list) else [stop] if isinstance(stop, str) else []
     answer = _Answer(llm, n_prompt, [text.encode("utf-8") for text in stops], logprobs, stream)
     if len(prompt) == 0:
@@ -84,7 +87,7 @@ def complete(
     def chunk(text: str, note: TokenLogprobs | None, finish_reason: str | None = None) -> dict[str, Any]:
         return {**head, "choices": [_choice(text, as_completion([note], len(prompt)) if note else None, finish_reason)]}
 
-    finish_reason = "length"
+    clock, finish_reason = Clock(llm), "length"
     for token in llm.generate(
         prompt_tokens,
         temp=temperature,
@@ -92,11 +95,12 @@ def complete(
         logits_processor=_processors(logits_processor, logit_bias),
         **sampling,
     ):
-        if llama_cpp.llama_vocab_is_eog(llm._model.vocab, token):
+        clock.token()
+        if llm._is_end(token):
             finish_reason = "stop"
             break
         answer.add(token)
-        if answer.waits() and llm.n_tokens + 1 < llm._n_ctx:
+        if answer.waits() and llm.n_tokens + 1 < n_ctx:
             continue
         if answer.has_stop():
             finish_reason = "stop"
@@ -111,12 +115,14 @@ def complete(
     if llm.verbose:
         llm._ctx.print_timings()
 
+    reuse = llm.last_prompt or PromptReuse(n_prompt, 0, 0)
+    account = llm._account = clock.account(reuse, len(answer.tokens), llm.last_recalls)
     if stream:
         for text, note in answer.show_rest():
             yield chunk(text, note)
-        yield chunk("", None, finish_reason)
+        yield {**chunk("", None, finish_reason), **asdict(account)}
     if llm.cache:
-        _tell(llm, "cache save")
+        logger.info("completion: cache save")
         llm.cache[[*prompt_tokens, *answer.tokens]] = llm.save_state()
     if stream:
         return
@@ -127,16 +133,8 @@ def complete(
     yield {
         **head,
         "choices": [_choice(prompt + text if echo else text, of_tokens, finish_reason)],
-        "usage": _usage(llm, n_prompt, len(answer.tokens)),
+        **asdict(account),
     }
-
-
-def _usage(llm: Llama, n_prompt: int, n_answer: int) -> dict[str, Any]:
-    """As llama_cpp's, and as OpenAI's and llama-server's how much of the prompt was in the cache already."""
-    usage = {"prompt_tokens": n_prompt, "completion_tokens": n_answer, "total_tokens": n_prompt + n_answer}
-    if llm.last_prompt is None:
-        return usage
-    return {**usage, "prompt_tokens_details": {"cached_tokens": llm.last_prompt.n_cached}}
 
 
 class _Answer:
@@ -145,7 +143,7 @@ class _Answer:
     n_top: how many of the likeliest tokens logprobs name, None without logprobs.
     """
 
-    def __init__(self, llm: Llama, n_prompt: int, stops: list[bytes], n_top: int | None, stream: bool):
+    def __init__(self, llm: TextModel, n_prompt: int, stops: list[bytes], n_top: int | None, stream: bool):
         self.tokens = array("i")
         self.notes: list[TokenLogprobs] = []
         self._llm = llm
@@ -232,38 +230,6 @@ def _choice(text: str, logprobs: dict[str, list[Any]] | None, finish_reason: str
     return {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _tokenize(llm: Llama, prompt: str | list[int], suffix: str | None) -> list[int]:
-    """The tokens to complete, with what the model's vocabulary wants before and behind them."""
-    if not isinstance(suffix, (str, type(None))):
-        raise TypeError(f"suffix must be a str or None, got {suffix!r}")
-    bos, separator = llm.token_bos(), llm._model.token_sep()
-    tokens = prompt
-    if isinstance(prompt, str):
-        tokens = llm.tokenize(prompt.encode("utf-8"), add_bos=False, special=suffix is None) if prompt else []
-    if suffix is not None:
-        before, after = [INFILL_TOKEN, *tokens], [INFILL_TOKEN, *_suffix_tokens(llm, suffix)]
-        tokens = [*(after + before if llm.spm_infill else before + after), INFILL_TOKEN]
-    if suffix is not None or isinstance(prompt, str):
-        first = [bos] if llm._model.add_bos_token() and bos != -1 else []
-        ends = llm._model.add_eos_token() or separator != -1
-        tokens = first + tokens + ([separator if separator != -1 else llm.token_eos()] if ends else [])
-    if tokens[:2] == [bos] * 2:
-        warnings.warn(
-            f'Detected duplicate leading "{llm._model.token_get_text(bos)}" in prompt, this will likely reduce '
-            "response quality, consider removing it...",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return list(tokens)
-
-
-def _suffix_tokens(llm: Llama, suffix: str) -> list[int]:
-    if suffix and llm.metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true":
-        # The vocabulary puts a space before the first word: behind a sign of two tokens, which go.
-        return llm.tokenize(f"\N{WHITE SMILING FACE}{suffix}".encode(), add_bos=False, special=False)[2:]
-    return llm.tokenize(suffix.encode("utf-8"), add_bos=False, special=False) if suffix else []
-
-
 def _processors(given: list[Callable] | None, logit_bias: dict[int, float] | None) -> list[Callable] | None:
     if logit_bias is None:
         return given
@@ -277,26 +243,21 @@ def _processors(given: list[Callable] | None, logit_bias: dict[int, float] | Non
     return llama_cpp.LogitsProcessorList([*(given or []), add_bias])
 
 
-def _load_from_cache(llm: Llama, prompt_tokens: list[int]) -> None:
+def _load_from_cache(llm: TextModel, prompt_tokens: list[int]) -> None:
     """Take over a saved state that shares more of the prompt than the context does."""
     if not llm.cache:
         return
     try:
         state = llm.cache[prompt_tokens]
     except KeyError:
-        _tell(llm, "cache miss")
+        logger.info("completion: cache miss")
         return
     if _n_shared(state.input_ids, prompt_tokens) > _n_shared(llm._input_ids, prompt_tokens):
         llm.load_state(state)
-        _tell(llm, "cache hit")
+        logger.info("completion: cache hit")
 
 
 def _n_shared(a: np.ndarray, b: list[int]) -> int:
     n = min(len(a), len(b))
     differs = np.asarray(a[:n]) != np.asarray(b[:n])
     return int(differs.argmax()) if differs.any() else n
-
-
-def _tell(llm: Llama, what: str) -> None:
-    if llm.verbose:
-        print(f"Llama._create_completion: {what}", file=sys.stderr)

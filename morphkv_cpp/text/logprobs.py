@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from ..llama import Llama
+from .model import TextModel
 
 
 class TokenLogprobs(NamedTuple):
@@ -20,7 +19,7 @@ class TokenLogprobs(NamedTuple):
     top: dict[str, float] | None  # most likely tokens, the likeliest first, and the token itself
 
 
-def token_logprobs(llm: Llama, token: int, logits: np.ndarray, offset: int, n_top: int) -> TokenLogprobs:
+def token_logprobs(llm: TextModel, token: int, logits: np.ndarray, offset: int, n_top: int) -> TokenLogprobs:
     """logits: (n_vocab,), from which the token was drawn."""
     logprobs = llm.logits_to_logprobs(logits)
     text = token_text(llm, token)
@@ -29,7 +28,7 @@ def token_logprobs(llm: Llama, token: int, logits: np.ndarray, offset: int, n_to
     return TokenLogprobs(text, offset, top[text], top)
 
 
-def token_text(llm: Llama, token: int) -> str:
+def token_text(llm: TextModel, token: int) -> str:
     return llm._piece(token).decode("utf-8", errors="ignore")
 
 

@@ -3,7 +3,7 @@
     python tests/fuzz/fuzz_session.py [--runs=N] [--seconds=S] [--seed=I] [--load-every=N] [FILE...]
 
 Files are valid ones with damage. Half of them have a right checksum all the same, so that what is behind it is reached.
-Each goes through session_file.read and the checks of load_session; the native state, which fuzz_state covers, is loaded
+Each goes through saved_file.read and the checks of load_session; the native state, which fuzz_state covers, is loaded
 for one in so many inputs, and the chat goes on. FILEs are inputs that have failed; one that fails is kept as
 fuzz-session-last-input.
 """
@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from morphkv_cpp import Llama, MorphKV
-from morphkv_cpp.cache import live_text
-from morphkv_cpp.chat import session, session_file
+from morphkv_cpp.cache import live_text, saved_file
+from morphkv_cpp.cache.fingerprint import model_fingerprint
+from morphkv_cpp.chat import identity, session
 from morphkv_cpp.models.synthetic import write_tiny_llama
 
 # isort: split
@@ -48,7 +49,7 @@ class NotLoaded(RuntimeError):
 class Mutator:
     """Damages valid files."""
 
-    def __init__(self, seed: int, contents: session_file.Contents):
+    def __init__(self, seed: int, contents: saved_file.Contents):
         self.random = random.Random(seed)
         self.contents = contents
         self.state = bytes(contents.state)
@@ -120,7 +121,7 @@ class Mutator:
         data = bytearray(file)
         for _ in range(self.random.randrange(1, 4)):
             # the head's numbers as often as all the rest
-            n = min(len(data), session_file.HEAD.size) if self.random.random() < 0.5 else len(data)
+            n = min(len(data), saved_file.HEAD.size) if self.random.random() < 0.5 else len(data)
             at = self.random.randrange(n + 1)
             choice = self.random.randrange(5)
             if choice == 0:
@@ -142,9 +143,9 @@ class Mutator:
 
 def seal(header: bytes, ids: bytes, state: bytes, fields: dict[str, int] | None = None) -> bytes:
     """A file of these parts with its checksum. fields: what its head has in the place of what is true."""
-    head = {"version": session_file.VERSION, "n_header": len(header), "n_ids": len(ids) // 4, "zero": 0}
+    head = {"version": saved_file.VERSION, "n_header": len(header), "n_ids": len(ids) // 4, "zero": 0}
     head |= {"n_state": len(state)} | (fields or {})
-    body = session_file.HEAD.pack(session_file.MAGIC, *head.values()) + header + ids + state
+    body = saved_file.HEAD.pack(saved_file.MAGIC["session"], *head.values()) + header + ids + state
     return body + hashlib.sha256(body).digest()
 
 
@@ -161,16 +162,16 @@ class Target:
         os.close(handle)
         self.path = Path(path)
         # of the same file each time, and slow
-        fingerprint = session_file.model_fingerprint(self.llm.model_path)
-        session_file.model_fingerprint = lambda path: fingerprint
+        fingerprint = model_fingerprint(self.llm.model_path)
+        identity.model_fingerprint = lambda path: fingerprint
         self.restore = live_text.LiveText.restore
 
-    def valid_file(self) -> session_file.Contents:
+    def valid_file(self) -> saved_file.Contents:
         chat = self.llm.session("abc")
         for question in ("one", "two", "three"):
             self.talk(chat, question)
         chat.save(self.path)
-        return session_file.read(self.path)
+        return saved_file.read(self.path, "session")
 
     @staticmethod
     def talk(chat: session.Session, question: str) -> str:
@@ -182,7 +183,7 @@ class Target:
         signal.alarm(60)
         live_text.LiveText.restore = self.restore if loads else refuse_to_load
         try:
-            session_file.read(self.path)
+            saved_file.read(self.path, "session")
         except REFUSALS:
             self.counts["refused by read"] += 1
             signal.alarm(0)

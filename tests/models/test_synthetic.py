@@ -4,9 +4,9 @@ import gguf
 import numpy as np
 import pytest
 from numpy_llama import NumpyLlama
+from reference import Rules
 
 from morphkv_cpp.models.synthetic import N_VOCAB_MIN, TinyLlamaShape, write_tiny_llama
-from morphkv_cpp.reference import Rules
 
 
 def test_tensors_have_the_shapes_of_the_sizes(tmp_path):

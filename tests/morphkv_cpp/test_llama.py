@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import CacheStats, InvalidError, Llama, MorphKV, NoMorphKVError, UnsupportedError
-from morphkv_cpp.text.stream import ForceTokens
+from morphkv_cpp.text.write import ForceTokens
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded

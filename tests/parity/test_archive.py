@@ -14,12 +14,12 @@ import pytest
 from device import DEVICE
 from pair import some_tokens
 
-from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp import Archive, Llama, MorphKV
 
 # Five pages fill the slots: which tokens have to go for them, where votes are near-ties, makes no difference.
 CONFIG = MorphKV(capacity=96, window=16, interval=8, keep=0, prompt_room=32, votes=16, policy="recency", rope_limit=300)
 MODEL = {"n_head": 6, "n_head_kv": 2, "head_size": 64, "n_layer": 4, "seed": 3}
-OPTIONS = {"morphkv": CONFIG, "recall_share": 1.0, "n_ubatch": 512, "n_threads": 1, "n_threads_batch": 1}
+OPTIONS = {"morphkv": CONFIG, "n_ubatch": 512, "n_threads": 1, "n_threads_batch": 1}
 TYPES = {"f16": 1, "q8_0": 8}  # as in ggml.h
 # Largest difference of a logit. Measured: none over RPC, 0.005 and 0.05 on lavapipe.
 TOLERANCE = {"f16": 0.02, "q8_0": 0.15}
@@ -44,12 +44,19 @@ def check_logits(here: Llama, there: Llama, tolerance: float) -> None:
 
 @pytest.mark.parametrize(("cache_type", "archive_type"), [("f16", "f16"), ("f16", "q8_0"), ("q8_0", "q8_0")])
 def test_what_comes_back_is_what_the_cpu_archives(tiny_llama, elsewhere, tmp_path, cache_type, archive_type):
-    options = {**OPTIONS, "type_k": TYPES[cache_type], "type_v": TYPES[cache_type], "archive_type": archive_type}
+    options = {**OPTIONS, "type_k": TYPES[cache_type], "type_v": TYPES[cache_type]}
+    settings = {"type": archive_type, "share": 1.0}
     tolerance = TOLERANCE[cache_type]
     with (
-        closing(Llama(tiny_llama(**MODEL), archive="ram", verbose=False, **options)) as here,
+        closing(Llama(tiny_llama(**MODEL), archive=Archive(**settings), verbose=False, **options)) as here,
         closing(
-            Llama(tiny_llama(**MODEL), archive=tmp_path / "archive", verbose=False, **options, **elsewhere)
+            Llama(
+                tiny_llama(**MODEL),
+                archive=Archive(tmp_path / "archive", **settings),
+                verbose=False,
+                **options,
+                **elsewhere,
+            )
         ) as there,
     ):
         for llm in here, there:

@@ -11,10 +11,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from numpy_llama import NumpyLlama
+from reference import Rules
 from twins import Tally
 
 from morphkv_cpp import Llama, MorphKV
-from morphkv_cpp.reference import Rules
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded

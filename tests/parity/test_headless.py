@@ -10,10 +10,10 @@ import numpy as np
 from archs.rewrite import rewrite
 from archs.variants import write_deci
 from pair import N_UBATCH, Pair, some_tokens
+from reference import Rules
 
 import morphkv_cpp
 from morphkv_cpp.models.synthetic import write_tiny_llama
-from morphkv_cpp.reference import Rules
 
 # isort: split
 import llama_cpp

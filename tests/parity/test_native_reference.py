@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from numpy_llama import NumpyLlama
 from pair import N_UBATCH, Pair, some_tokens
+from reference import Rules
 from twins import TIE_TOLERANCE, Tally
-
-from morphkv_cpp.reference import Rules
 
 GROUPS = {1: {"n_head": 2, "n_head_kv": 2}, 3: {"n_head": 6, "n_head_kv": 2}, 4: {"n_head": 8, "n_head_kv": 2}}
 

@@ -25,10 +25,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from numpy_llama import NumpyLlama
+from reference import Rules
 from twins import TIE_SHARE, Tally
 
 from morphkv_cpp import bridge
-from morphkv_cpp.reference import Rules
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded

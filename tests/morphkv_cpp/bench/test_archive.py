@@ -6,7 +6,7 @@ from morphkv_cpp import Archive, Llama, MorphKV
 from morphkv_cpp.bench.archive import N_BETWEEN, N_RATED, N_RECALLS, archive_cost
 from morphkv_cpp.bench.decode import endless_tokens
 
-SMALL = MorphKV(96, 16, 32, prompt_room=0)
+SMALL = MorphKV(capacity=96, window=16, interval=32, prompt_room=0)
 
 
 def test_costs_are_counted(tiny_llama):

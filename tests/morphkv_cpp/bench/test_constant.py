@@ -39,7 +39,9 @@ class TestSpeed:
 
 
 def test_prompts_and_single_tokens_take_turns(tiny_llama):
-    llm = Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0, rope_limit=200), **QUIET)
+    llm = Llama(
+        tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0, rope_limit=200), **QUIET
+    )
     run = run_constant(llm, endless_tokens(llm), 6000, 20, lambda sample: None, n_prompt=480)
     assert [sample.n_tokens for sample in run.samples] == list(range(500, 6001, 500))
     assert (run.n_early, run.n_step, len(run.late)) == (5000, 500, 3)
@@ -52,7 +54,7 @@ def test_this_process_is_resident():
 
 
 def test_a_run_of_3000_tokens_grows_nowhere(tiny_llama):
-    llm = Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0), **QUIET)
+    llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0), **QUIET)
     run = run_constant(llm, endless_tokens(llm), 3000, 20, lambda sample: None)
     llm.close()
     assert len(run.samples) == 150
@@ -66,7 +68,7 @@ def test_a_run_of_3000_tokens_grows_nowhere(tiny_llama):
 class TestTheEndIsComparedWithAShortText:
     @pytest.fixture
     def moments(self, tiny_llama):
-        llm = Llama(tiny_llama(), morphkv=MorphKV(64, 8, 20, prompt_room=0), **QUIET)
+        llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0), **QUIET)
         run = run_constant(llm, endless_tokens(llm), 2700, 20, lambda sample: None)
         yield late_and_early(llm, run, lambda sample: None)
         llm.close()

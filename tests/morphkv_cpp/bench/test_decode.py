@@ -68,7 +68,7 @@ class TestTurns:
         assert len(lane.rates) == 3
 
     def test_morphkv_goes_on(self, tiny_llama):
-        llm = Llama(tiny_llama(), morphkv=MorphKV(64, 8, 16, prompt_room=0), **QUIET)
+        llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=16, prompt_room=0), **QUIET)
         tokens = endless_tokens(llm)
         fill(llm, tokens, 80)
         Lane("morphkv", llm, tokens, n_turn=32).turn()
@@ -78,7 +78,7 @@ class TestTurns:
 
 
 def test_the_suite_gives_every_ratio(tiny_llama):
-    morphkv, sizes = MorphKV(64, 8, 16), Sizes(n_deep=300, n_prompt=200, n_rounds=2)
+    morphkv, sizes = MorphKV(capacity=64, window=8, interval=16), Sizes(n_deep=300, n_prompt=200, n_rounds=2)
     filled, turns = [], []
     result = run_suite(tiny_llama(), morphkv, sizes, filled.append, turns.append, **QUIET)
     assert list(result.ratios) == list(ROWS)

@@ -7,7 +7,7 @@ from morphkv_cpp.bench import streaming
 from morphkv_cpp.bench.streaming import LeapingLlama, StreamLane, streaming_kept
 
 QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
-SMALL = MorphKV(64, 8, 20, prompt_room=0)
+SMALL = MorphKV(capacity=64, window=8, interval=20, prompt_room=0)
 
 
 @pytest.fixture

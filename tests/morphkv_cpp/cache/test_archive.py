@@ -84,7 +84,7 @@ def test_the_next_prompt_is_recalled_for_as_well_and_the_answer_is_not(open_llam
 
 @pytest.mark.parametrize("recall", ["off", "prompt", 3])
 def test_when_to_recall(open_llama, recall):
-    llm = open_llama(archive="ram", recall=recall)
+    llm = open_llama(archive=Archive(recall=recall))
     write(llm, some_tokens(400), 100)
     expected = {"off": 0, "prompt": 2, 3: 2 + 99 // (3 * CONFIG.interval)}
     assert llm.cache_stats().n_recalls == expected[recall]
@@ -92,7 +92,7 @@ def test_when_to_recall(open_llama, recall):
 
 
 def test_without_recalls_nothing_differs_from_no_archive(open_llama):
-    with_archive, without = open_llama(archive="ram", recall="off"), open_llama()
+    with_archive, without = open_llama(archive=Archive(recall="off")), open_llama()
     prompt = some_tokens(400)
     assert write(with_archive, prompt, 120) == write(without, prompt, 120)
     for mine, other in zip(retained(with_archive), retained(without)):
@@ -108,7 +108,7 @@ def test_a_short_text_is_as_without_an_archive(open_llama):
 
 
 def test_only_the_end_of_a_long_prompt_is_decoded_again(open_llama, monkeypatch):
-    llm = open_llama(archive="ram", recall_redo=7)
+    llm = open_llama(archive=Archive(redo=7))
     decoded = []
     decode = Llama.decode
     monkeypatch.setattr(Llama, "decode", lambda self, tokens: (decoded.append(len(tokens)), decode(self, tokens)))
@@ -135,7 +135,7 @@ def test_type_and_bound(open_llama):
         assert llm.cache_stats().n_recalled > 0
     assert sizes["f32"] > sizes[None] > sizes["q8_0"] > sizes["q4_0"]
     bound = sizes[None] // 3
-    llm = open_llama(archive="ram", archive_max_bytes=bound)
+    llm = open_llama(archive=Archive(max_bytes=bound))
     write(llm, some_tokens(2000), 2)
     stats = llm.cache_stats()
     assert 0 < stats.archive_bytes <= bound
@@ -145,7 +145,7 @@ def test_type_and_bound(open_llama):
 
 def test_an_archive_is_bounded_unless_it_is_said(open_llama):
     assert open_llama(archive="ram").archive.max_bytes == Archive().max_bytes == 2 * 2**30
-    assert open_llama(archive="ram", archive_max_bytes=0).archive.max_bytes == 0
+    assert open_llama(archive=Archive(max_bytes=0)).archive.max_bytes == 0
 
 
 def test_a_state_carries_the_archive(open_llama):
@@ -165,7 +165,7 @@ def test_a_state_carries_the_archive(open_llama):
 
 
 def test_pickling_keeps_the_settings(open_llama):
-    llm = open_llama(archive="ram", archive_type="q8_0", recall_share=0.3)
+    llm = open_llama(archive=Archive(type="q8_0", share=0.3))
     copy = pickle.loads(pickle.dumps(llm))
     assert copy.archive == llm.archive == Archive(type="q8_0", share=0.3)
     copy.close()
@@ -248,30 +248,34 @@ def test_a_full_disk_stops_the_archive_and_not_the_chat(open_llama, tmp_path, sm
     ("options", "error", "sentence"),
     [
         ({"morphkv": None}, ValueError, "an archive needs MorphKV"),
-        ({"archive_type": "q4_k"}, ValueError, "archive_type must be one of .*, got 'q4_k'"),
-        ({"archive_type": 8}, TypeError, "archive_type must be a str, got 8"),
-        ({"archive_max_bytes": -1}, ValueError, "archive_max_bytes must not be negative, got -1"),
-        ({"recall": "always"}, ValueError, 'recall must be "off", "prompt" or a number above 0'),
-        ({"recall": 0}, ValueError, 'recall must be "off", "prompt" or a number above 0, got 0'),
-        ({"recall_share": 0}, ValueError, r"recall_share must be in \(0, 1\], got 0"),
-        ({"recall_share": 1.5}, ValueError, r"recall_share must be in \(0, 1\], got 1.5"),
-        ({"recall_redo": -1}, ValueError, "recall_redo must not be negative"),
-        ({"recall_votes": True}, TypeError, "recall_votes must be an int"),
         ({"archive": 7}, TypeError, 'archive must be "ram", a path or an Archive, got 7'),
         ({"archive": ""}, ValueError, "archive must be \"ram\" or a path, got ''"),
         ({"archive": "a\0b"}, ValueError, r"archive must be .* path, got 'a\\x00b'"),
-        ({"archive": None, "archive_type": "q8_0"}, ValueError, "archive_type='q8_0': needs an archive"),
-        ({"archive": None, "archive_max_bytes": 0}, ValueError, "archive_max_bytes=0: needs an archive"),
-        ({"archive": None, "recall": "prompt"}, ValueError, "recall='prompt': needs an archive"),
-        ({"archive": None, "recall_redo": 1, "recall_votes": 0}, ValueError, "recall_redo=1, recall_votes=0: needs"),
-        ({"archive": Archive(), "recall_share": 0.2}, ValueError, "recall_share=0.2: beside an Archive its fields"),
-        ({"archive": Archive(), "recall_distance": 9}, ValueError, "recall_distance=9: beside an Archive its fields"),
         ({"morphkv": replace(CONFIG, rope_limit=0)}, ValueError, "rope_limit"),
     ],
 )
 def test_what_is_refused(open_llama, options, error, sentence):
     with pytest.raises(error, match=sentence):
         open_llama(**{"archive": "ram", **options})
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "sentence"),
+    [
+        ({"type": "q4_k"}, ValueError, "type must be one of .*, got 'q4_k'"),
+        ({"type": 8}, TypeError, "type must be a str, got 8"),
+        ({"max_bytes": -1}, ValueError, "max_bytes must not be negative, got -1"),
+        ({"recall": "always"}, ValueError, 'recall must be "off", "prompt" or a number above 0'),
+        ({"recall": 0}, ValueError, 'recall must be "off", "prompt" or a number above 0, got 0'),
+        ({"share": 0}, ValueError, r"share must be in \(0, 1\], got 0"),
+        ({"share": 1.5}, ValueError, r"share must be in \(0, 1\], got 1.5"),
+        ({"redo": -1}, ValueError, "redo must not be negative"),
+        ({"votes": True}, TypeError, "votes must be an int"),
+    ],
+)
+def test_settings_that_break_a_rule_are_refused(settings, error, sentence):
+    with pytest.raises(error, match=sentence):
+        Archive(**settings)
 
 
 def test_a_recall_that_is_refused_says_why(open_llama):
@@ -312,10 +316,10 @@ def test_a_session_carries_its_archive(open_llama, tmp_path):
 
 def test_a_recall_asks_within_the_limit_of_positions(open_llama):
     short = replace(CONFIG, rope_limit=200)
-    with pytest.raises(ValueError, match=r"recall_distance must be below rope_limit \(200\), got 200"):
-        open_llama(morphkv=short, archive="ram", recall_distance=200)
-    for options in ({}, {"recall_distance": 199}):
-        llm = open_llama(morphkv=short, archive="ram", **options)
+    with pytest.raises(ValueError, match=r"distance must be below rope_limit \(200\), got 200"):
+        open_llama(morphkv=short, archive=Archive(distance=200))
+    for distance in (Archive.distance, 199):
+        llm = open_llama(morphkv=short, archive=Archive(distance=distance))
         llm.eval(some_tokens(300))
         write(llm, some_tokens(20, seed=1), 2, reset=False)
         assert llm.cache_stats().n_recalls == 2

@@ -12,7 +12,8 @@ import pytest
 from morphkv_cpp import ClosedError, Llama, MorphKV, Session, ThreadError
 from morphkv_cpp.cache import one_thread
 from morphkv_cpp.cache.one_thread import OneThread, Turn
-from morphkv_cpp.text.stream import BanTokens, end_tokens
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, NoMorphKVError, Session
-from morphkv_cpp.text.stream import BanTokens, ForceTokens, end_tokens
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens, ForceTokens
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -146,12 +147,16 @@ class TestPieces:
             pieces = list(chat.say("x", max_tokens=len(tokens), logits_processor=forced(tokens)))
         assert pieces == ["a", "\u00e9", "\U0001f600", "b"]
 
-    def test_half_a_character_at_the_end_is_shown_as_broken(self, open_llama):
-        with open_llama().session() as chat:
-            assert list(chat.say("x", max_tokens=2, logits_processor=forced([*bytes_of("a"), 3 + 0xC3]))) == [
-                "a",
-                "\ufffd",
-            ]
+    @pytest.mark.parametrize("text", [b"a\xc3", b"a\xffb", b"\xe2\x82a\xf0\x9f", b"\xc3\xa9\x80 \xe2\x82\xac"])
+    def test_an_answer_is_the_text_that_a_completion_gives_for_its_tokens(self, open_llama, text):
+        llm = open_llama()
+        tokens, options = [*(3 + byte for byte in text), llm.token_eos()], {"max_tokens": 20}
+        with llm.session() as chat:
+            said = "".join(chat.say("x", logits_processor=forced(tokens), **options))
+        completion = llm.create_completion("x", logits_processor=forced(tokens), **options)
+        chunks = llm.create_completion("x", logits_processor=forced(tokens), stream=True, **options)
+        streamed = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+        assert said == completion["choices"][0]["text"] == streamed == text.decode(errors="ignore")
 
     @pytest.mark.parametrize("stop", ["END", ["?", "END"]])
     def test_a_stop_string_ends_the_answer_and_is_taken_back(self, open_llama, stop):
@@ -529,8 +534,9 @@ class TestMessages:
             again._text.begin([*known[:start], *bytes_of("!?")], 10)
             assert (again._text.n_held, again._text.ahead) == (start, bytes_of("!?"))
 
-    def test_another_end_is_evaluated_from_the_start_and_told(self, open_llama, capsys):
-        llm = open_llama(verbose=True)
+    def test_another_end_is_evaluated_from_the_start_and_told(self, open_llama, caplog):
+        caplog.set_level("INFO", logger="morphkv_cpp")
+        llm = open_llama()
         chat = llm.session("abc")
         for question in ("one", "two", "three", "four"):
             talk(chat, question)
@@ -538,7 +544,7 @@ class TestMessages:
             talk(again, "two")
             assert again.last.reprocessed
             assert again.last.cached_tokens == 0
-        assert "tokens known, whose start was known but is evicted in part" in capsys.readouterr().err
+        assert "tokens known, whose start was known but is evicted in part" in caplog.text
 
     def test_a_cache_that_kept_less_is_evaluated_from_the_start(self, open_llama):
         llm = open_llama()

@@ -6,7 +6,8 @@ import warnings
 import pytest
 
 from morphkv_cpp import MorphKV, NativeError, bridge
-from morphkv_cpp.text.stream import BanTokens, end_tokens
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens
 
 # isort: split
 from llama_cpp import LogitsProcessorList

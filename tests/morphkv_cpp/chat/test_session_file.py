@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import MorphKV
-from morphkv_cpp.chat import session_file
-from morphkv_cpp.chat.session_file import Contents
-from morphkv_cpp.text.stream import BanTokens, end_tokens
+from morphkv_cpp.cache import saved_file
+from morphkv_cpp.cache.fingerprint import model_fingerprint
+from morphkv_cpp.cache.saved_file import Contents
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens
 
 # isort: split
 from llama_cpp import LogitsProcessorList
@@ -59,7 +61,8 @@ class TestLoad:
         chat, path = saved
         code = (
             "import sys; from morphkv_cpp import Llama, MorphKV\n"
-            "llm = Llama(sys.argv[1], morphkv=MorphKV(128, 16, 16, 2, 32), n_threads=1, n_threads_batch=1,"
+            "config = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)\n"
+            "llm = Llama(sys.argv[1], morphkv=config, n_threads=1, n_threads_batch=1,"
             " verbose=False, chat_format='chatml')\n"
             "print(ascii(''.join(llm.load_session(sys.argv[2]).say('five', max_tokens=20, temperature=0.0))))"
         )
@@ -186,8 +189,8 @@ class TestRefusals:
     def test_a_header_that_is_a_lie(self, open_llama, saved, key, value):
         """With a checksum that fits. Either a sentence, or a chat that works; never anything worse."""
         chat, path = saved
-        contents = session_file.read(path)
-        session_file.write(path, contents._replace(header=contents.header | {key: value}))
+        contents = saved_file.read(path, "session")
+        saved_file.write(path, "session", contents._replace(header=contents.header | {key: value}))
         llm = open_llama()
         with pytest.raises((ValueError, RuntimeError)):
             talk(llm.load_session(path), "x")
@@ -198,7 +201,7 @@ class TestRefusals:
     def test_a_file_that_does_not_fit_changes_nothing(self, open_llama, saved, lie):
         """Neither the text that the Llama holds, nor a session of it, live or aside."""
         _, path = saved
-        contents = session_file.read(path)
+        contents = saved_file.read(path, "session")
         header, ids, state = contents
         if lie == "n_tokens":
             header = header | {"n_tokens": header["n_tokens"] - 1}
@@ -207,7 +210,7 @@ class TestRefusals:
         else:
             state = bytes(state[:-8]) + bytes(8)
             state = state[: len(state) // 2]
-        session_file.write(path, Contents(header, ids, state))
+        saved_file.write(path, "session", Contents(header, ids, state))
         llm, other = open_llama(), open_llama()
         chats = [[one.session(system) for system in ("abc", "xyz")] for one in (llm, other)]
         for pair in chats:
@@ -243,38 +246,38 @@ class TestRefusals:
 
 class TestRead:
     def test_what_was_written_comes_back(self, tmp_path):
-        session_file.write(tmp_path / "x", CONTENTS)
-        header, ids, state = session_file.read(tmp_path / "x")
+        saved_file.write(tmp_path / "x", "session", CONTENTS)
+        header, ids, state = saved_file.read(tmp_path / "x", "session")
         assert (header, ids.tolist(), state) == (CONTENTS.header, CONTENTS.ids.tolist(), CONTENTS.state)
 
     def test_every_truncation_is_noticed(self, tmp_path):
         path = tmp_path / "x"
-        session_file.write(path, CONTENTS)
+        saved_file.write(path, "session", CONTENTS)
         data = path.read_bytes()
         for n in range(len(data)):
             path.write_bytes(data[:n])
             with pytest.raises(ValueError, match=r"is truncated|is not a session file"):
-                session_file.read(path)
+                saved_file.read(path, "session")
         path.write_bytes(data + b"x")
         with pytest.raises(ValueError, match=f"is damaged: it must have {len(data)} bytes, got {len(data) + 1}"):
-            session_file.read(path)
+            saved_file.read(path, "session")
 
     def test_every_flipped_bit_is_noticed(self, tmp_path):
         path = tmp_path / "x"
-        session_file.write(path, CONTENTS)
+        saved_file.write(path, "session", CONTENTS)
         data = path.read_bytes()
         for i, bit in itertools.product(range(len(data)), (0, 7)):
             flipped = bytearray(data)
             flipped[i] ^= 1 << bit
             path.write_bytes(flipped)
             with pytest.raises(ValueError, match=r"truncated|damaged|not a session file|must have version"):
-                session_file.read(path)
+                saved_file.read(path, "session")
 
     def test_a_pickle_is_never_opened(self, tmp_path):
         path = tmp_path / "x"
         path.write_bytes(pickle.dumps({"a": 1}))
         with pytest.raises(ValueError, match="x is not a session file"):
-            session_file.read(path)
+            saved_file.read(path, "session")
 
     @pytest.mark.parametrize(
         "header",
@@ -293,15 +296,15 @@ class TestRead:
     def test_a_header_that_is_no_object(self, tmp_path, monkeypatch, header):
         path = tmp_path / "x"
         monkeypatch.setattr(json, "dumps", lambda *_, **__: header.decode("latin-1"))
-        monkeypatch.setattr(session_file, "json", json)
-        session_file.write(path, CONTENTS)
+        monkeypatch.setattr(saved_file, "json", json)
+        saved_file.write(path, "session", CONTENTS)
         with pytest.raises(ValueError, match="x is damaged"):
-            session_file.read(path)
+            saved_file.read(path, "session")
 
     def test_a_text_may_hold_brackets(self, tmp_path):
         header = {"system": "[" * 1000, "settings": {"a": [1]}}
-        session_file.write(tmp_path / "x", CONTENTS._replace(header=header))
-        assert session_file.read(tmp_path / "x").header == header
+        saved_file.write(tmp_path / "x", "session", CONTENTS._replace(header=header))
+        assert saved_file.read(tmp_path / "x", "session").header == header
 
 
 class TestWrite:
@@ -309,7 +312,7 @@ class TestWrite:
         def fail(*_):
             raise error
 
-        monkeypatch.setattr(session_file.os, name, fail)
+        monkeypatch.setattr(saved_file.os, name, fail)
 
     @pytest.mark.parametrize("name", ["fsync", "replace", "fdopen"])
     @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
@@ -319,7 +322,7 @@ class TestWrite:
         with monkeypatch.context() as patch:
             self.fails(patch, name, error)
             with pytest.raises(type(error)):
-                session_file.write(path, CONTENTS)
+                saved_file.write(path, "session", CONTENTS)
         assert os.listdir(tmp_path) == ["x"]
         assert path.read_bytes() == b"old"
 
@@ -328,10 +331,10 @@ class TestWrite:
         path = tmp_path / "x"
         path.write_bytes(b"old")
         code = (
-            "import resource, signal, sys; import numpy as np; from morphkv_cpp.chat import session_file\n"
+            "import resource, signal, sys; import numpy as np; from morphkv_cpp.cache import saved_file\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
-            "session_file.write(sys.argv[1], session_file.Contents({}, np.zeros(1), bytes(100000)))"
+            "saved_file.write(sys.argv[1], 'session', saved_file.Contents({}, np.zeros(1), bytes(100000)))"
         )
         command = [sys.executable, "-c", code, str(path)]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -342,19 +345,19 @@ class TestWrite:
 
     def test_a_folder_that_is_not_there(self, tmp_path):
         with pytest.raises(FileNotFoundError):
-            session_file.write(tmp_path / "no" / "x", CONTENTS)
+            saved_file.write(tmp_path / "no" / "x", "session", CONTENTS)
 
     def test_a_link_goes_on_pointing_where_it_did(self, tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "x").write_bytes(b"old")
         (tmp_path / "link").symlink_to(tmp_path / "a" / "x")
-        session_file.write(tmp_path / "link", CONTENTS)
+        saved_file.write(tmp_path / "link", "session", CONTENTS)
         assert (tmp_path / "link").is_symlink()
-        assert session_file.read(tmp_path / "a" / "x").state == CONTENTS.state
+        assert saved_file.read(tmp_path / "a" / "x", "session").state == CONTENTS.state
 
     @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
     def test_only_its_owner_can_read_a_chat(self, tmp_path):
-        session_file.write(tmp_path / "x", CONTENTS)
+        saved_file.write(tmp_path / "x", "session", CONTENTS)
         assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
 
 
@@ -363,14 +366,14 @@ class TestFingerprint:
         data = np.random.default_rng(0).bytes(1 << 20)
         (tmp_path / "a").write_bytes(data)
         (tmp_path / "b").write_bytes(data)
-        assert session_file.model_fingerprint(tmp_path / "a") == session_file.model_fingerprint(tmp_path / "b")
+        assert model_fingerprint(tmp_path / "a") == model_fingerprint(tmp_path / "b")
         for other in (data[:-1], data[:-1] + bytes([data[-1] ^ 1]), bytes([data[0] ^ 1]) + data[1:]):
             (tmp_path / "b").write_bytes(other)
-            assert session_file.model_fingerprint(tmp_path / "a") != session_file.model_fingerprint(tmp_path / "b")
+            assert model_fingerprint(tmp_path / "a") != model_fingerprint(tmp_path / "b")
 
     def test_small_files_have_one(self, tmp_path):
         prints = set()
         for data in (b"", b"a", b"b", bytes(5000)):
             (tmp_path / "a").write_bytes(data)
-            prints.add(session_file.model_fingerprint(tmp_path / "a"))
+            prints.add(model_fingerprint(tmp_path / "a"))
         assert len(prints) == 4

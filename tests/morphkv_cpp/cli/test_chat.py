@@ -19,7 +19,8 @@ ENDLESS = """
 import sys
 from morphkv_cpp import Session
 from morphkv_cpp.cli.app import main
-from morphkv_cpp.text.stream import BanTokens, end_tokens
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens
 from llama_cpp import LogitsProcessorList
 
 def say(self, text, _say=Session.say, **options):

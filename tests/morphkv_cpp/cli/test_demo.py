@@ -48,7 +48,7 @@ class TestKept:
 
 class TestWriting:
     def test_stock_writes_the_same_end_again(self, tiny_llama):
-        llm = open_demo(tiny_llama(), 1500, MorphKV(64, 8, 16, prompt_room=0), **QUIET)
+        llm = open_demo(tiny_llama(), 1500, MorphKV(capacity=64, window=8, interval=16, prompt_room=0), **QUIET)
         pieces = []
         written = write_long(llm, 60, 1, lambda piece, written: pieces.append(piece))
         assert llm.cache_stats().n_evictions > 0
@@ -83,7 +83,7 @@ class TestCommand:
     def test_the_second_act_answers_with_recall_alone(self, demo_model):
         with closing(open_demo(demo_model, 2000, None, **QUIET)) as llm:
             text = llm.tokenize("\n\n".join(prose_sections()).encode())[:1500]
-        answers = ask_about_facts(demo_model, MorphKV(256, prompt_room=0), text, **QUIET)
+        answers = ask_about_facts(demo_model, MorphKV(capacity=256, prompt_room=0), text, **QUIET)
         assert answers.n_tokens == 1500
         right = [fact.answer.casefold() in said.casefold() for fact, said in zip(answers.facts, answers.recalled)]
         wrong = [fact.answer.casefold() in said.casefold() for fact, said in zip(answers.facts, answers.without)]

@@ -71,7 +71,18 @@ class TestMorphKVOptions:
         def command(morphkv: MorphKV) -> None:
             got.append(morphkv)
 
-        wanted = MorphKV(100, 20, 30, 5, 60, 7, "max", "random", 0.5, 9)
+        wanted = MorphKV(
+            capacity=100,
+            window=20,
+            interval=30,
+            keep=5,
+            prompt_room=60,
+            votes=7,
+            fusion="max",
+            policy="random",
+            decay=0.5,
+            seed=9,
+        )
         arguments = []
         for field in dataclasses.fields(MorphKV):
             name = "policy-seed" if field.name == "seed" else field.name.replace("_", "-")

@@ -41,7 +41,7 @@ def test_defaults_are_those_of_python():
 
 
 def test_each_option_reaches_its_field():
-    wanted = Archive("x", "q8_0", 5 * 2**20, 3, 0.5, 7, 9, 11)
+    wanted = Archive("x", type="q8_0", max_bytes=5 * 2**20, recall=3, share=0.5, redo=7, votes=9, distance=11)
     arguments = "--archive x --archive-type q8_0 --archive-max 5 --recall 3 --recall-share 0.5 --recall-redo 7"
     assert chosen(*arguments.split(), "--recall-votes", "9", "--recall-distance", "11") == wanted
     assert chosen("--archive", "ram", "--archive-max", "0").max_bytes == 0

@@ -13,13 +13,15 @@ def test_full_is_the_stock_cache():
 
 
 def test_what_an_arm_does_not_say_is_as_in_the_settings():
-    assert parse_arms("recency", SETTINGS) == [Arm("recency", MorphKV(100, 8, 16, policy="recency"))]
+    assert parse_arms("recency", SETTINGS) == [
+        Arm("recency", MorphKV(capacity=100, window=8, interval=16, policy="recency"))
+    ]
 
 
 def test_a_capacity_and_settings_change_an_arm():
     (arm,) = parse_arms("morphkv@50:window=20:fusion=max:decay=0.5", SETTINGS)
     assert arm.name == "morphkv@50:window=20:fusion=max:decay=0.5"
-    assert arm.morphkv == MorphKV(50, 20, 16, fusion="max", decay=0.5)
+    assert arm.morphkv == MorphKV(capacity=50, window=20, interval=16, fusion="max", decay=0.5)
 
 
 def test_arms_keep_their_order():

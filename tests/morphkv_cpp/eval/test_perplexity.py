@@ -72,7 +72,9 @@ class TestStream:
         one_by_one.close()
 
     def test_a_second_text_starts_from_nothing(self, tiny_llama):
-        llm = open_for_nll(tiny_llama(), MorphKV(64, 8, 16, prompt_room=0), len(TOKENS), 16, **QUIET)
+        llm = open_for_nll(
+            tiny_llama(), MorphKV(capacity=64, window=8, interval=16, prompt_room=0), len(TOKENS), 16, **QUIET
+        )
         first, second = stream_nll(llm, TOKENS), stream_nll(llm, TOKENS)
         llm.close()
         assert first.tolist() == second.tolist()

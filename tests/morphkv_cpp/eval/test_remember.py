@@ -105,7 +105,7 @@ def test_a_question_leaves_no_trace(tiny_llama):
         (["--tokens", "512"], "--tokens must be numbers above 512"),
         (["--arms", "recall,recency"], "--arms must be some of recall, off and full"),
         (["--require", "recency>=1"], "a requirement must speak of one of"),
-        (["--recall-share", "2"], r"recall_share must be in \(0, 1\], got 2"),
+        (["--recall-share", "2"], r"share must be in \(0, 1\], got 2"),
     ],
 )
 def test_what_is_refused(capsys, tiny_llama, arguments, sentence):

@@ -4,8 +4,9 @@ from itertools import islice
 
 import pytest
 
-from morphkv_cpp import Llama, MorphKV
-from morphkv_cpp.text.stream import BanTokens, end_tokens
+from morphkv_cpp import Archive, Llama, MorphKV
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -49,7 +50,7 @@ def interrupt(patch, llm: Llama, n_tokens: int, place: str) -> None:
 )
 @pytest.mark.parametrize(
     "options",
-    [{}, {"archive": "ram", "recall": "off"}, {"archive": "ram"}, {"archive": "ram", "recall": 2}],
+    [{}, {"archive": Archive(recall="off")}, {"archive": "ram"}, {"archive": Archive(recall=2)}],
     ids=["no archive", "off", "prompt", "2"],
 )
 def test_the_next_answer_is_that_behind_an_answer_as_long(open_llama, monkeypatch, options, place):

@@ -1,4 +1,4 @@
-"""Files of sessions: written whole or not at all, read only as they were written.
+"""Files of sessions and of states: written whole or not at all, read only as they were written.
 
 Little-endian. Nothing in a file is ever executed or unpickled.
 
@@ -22,17 +22,18 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from ..errors import SessionFileError
 from .whole_file import replace_file
 
-MAGIC = b"MorphKV session\0"
+Kind = Literal["session", "state"]
+MAGIC: dict[str, bytes] = {"session": b"MorphKV session\0", "state": b"MorphKV state\0\0\0"}
 VERSION = 1
 HEAD = struct.Struct("<16sIIIIQ")
 DEPTH_MAX = 8  # of a header's brackets; what is deep cannot even be shown in an error
-N_SAMPLES, SAMPLE_BYTES = 64, 4096  # of a model, for its fingerprint
 
 
 class Contents(NamedTuple):
@@ -41,7 +42,7 @@ class Contents(NamedTuple):
     state: bytes | memoryview
 
 
-def write(path: str | os.PathLike[str], contents: Contents) -> None:
+def write(path: str | os.PathLike[str], kind: Kind, contents: Contents) -> None:
     """Write a file. Until it is complete on the disk, the path holds what it held before.
 
     Only its owner can read it. Raises OSError, e.g. for a full disk, and ValueError for a path that is there and is no
@@ -49,7 +50,7 @@ def write(path: str | os.PathLike[str], contents: Contents) -> None:
     """
     header = json.dumps(contents.header).encode()
     ids = contents.ids.astype("<i4").tobytes()
-    head = HEAD.pack(MAGIC, VERSION, len(header), len(contents.ids), 0, len(contents.state))
+    head = HEAD.pack(MAGIC[kind], VERSION, len(header), len(contents.ids), 0, len(contents.state))
     blocks = [head, header, ids, contents.state]
     digest = hashlib.sha256()
     for block in blocks:
@@ -57,35 +58,35 @@ def write(path: str | os.PathLike[str], contents: Contents) -> None:
     replace_file(path, [*blocks, digest.digest()])
 
 
-def read(path: str | os.PathLike[str]) -> Contents:
-    """Read a file. Raises OSError where that cannot be, ValueError for one that `write` did not leave like this."""
+def read(path: str | os.PathLike[str], kind: Kind) -> Contents:
+    """Read a file. Raises OSError where that cannot be, SessionFileError for one that `write` did not leave so."""
     name = os.fspath(path)
     if not stat.S_ISREG(os.stat(path).st_mode):  # a device may never end
-        raise ValueError(f"{name} is no regular file")
+        raise SessionFileError(f"{name} is no regular file")
     data = Path(path).read_bytes()
-    if data[: len(MAGIC)] != MAGIC:
-        raise ValueError(f"{name} is not a session file")
+    if data[:16] != MAGIC[kind]:
+        raise SessionFileError(f"{name} is not a {kind} file")
     if len(data) < HEAD.size:
-        raise ValueError(f"{name} is truncated: it has {len(data)} bytes")
+        raise SessionFileError(f"{name} is truncated: it has {len(data)} bytes")
     _, version, n_header, n_ids, zero, n_state = HEAD.unpack_from(data)
     if version != VERSION:
-        raise ValueError(f"{name} must have version {VERSION}, got {version}")
+        raise SessionFileError(f"{name} must have version {VERSION}, got {version}")
     n_bytes = HEAD.size + n_header + 4 * n_ids + n_state + hashlib.sha256().digest_size
     if len(data) != n_bytes:
         what = "truncated" if len(data) < n_bytes else "damaged"
-        raise ValueError(f"{name} is {what}: it must have {n_bytes} bytes, got {len(data)}")
+        raise SessionFileError(f"{name} is {what}: it must have {n_bytes} bytes, got {len(data)}")
     view = memoryview(data)
     body, digest = view[:-32], view[-32:]
     if hashlib.sha256(body).digest() != digest or zero != 0:
-        raise ValueError(f"{name} is damaged: its checksum is wrong")
+        raise SessionFileError(f"{name} is damaged: its checksum is wrong")
     ids_at = HEAD.size + n_header
     state_at = ids_at + 4 * n_ids
     try:
         header = json.loads(bytes(view[HEAD.size : ids_at]))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is damaged: {error}") from error
+        raise SessionFileError(f"{name} is damaged: {error}") from error
     if not isinstance(header, dict) or _depth(header) > DEPTH_MAX:
-        raise ValueError(f"{name} is damaged: its header must be an object of at most {DEPTH_MAX} levels")
+        raise SessionFileError(f"{name} is damaged: its header must be an object of at most {DEPTH_MAX} levels")
     ids = np.frombuffer(data, dtype="<i4", count=n_ids, offset=ids_at)
     return Contents(header, ids.astype(np.int32), body[state_at:])
 
@@ -96,14 +97,3 @@ def _depth(value: Any) -> int:
         lists = [list(item.values()) if isinstance(item, dict) else item for item in level]
         n, level = n + 1, [child for items in lists if isinstance(items, list) for child in items]
     return n
-
-
-def model_fingerprint(path: str | os.PathLike[str]) -> str:
-    """Tells models apart by the size of the file and samples all over it; the name and the place do not count."""
-    n_bytes = os.path.getsize(path)
-    digest = hashlib.sha256(str(n_bytes).encode())
-    with open(path, "rb") as file:
-        for i in range(N_SAMPLES):
-            file.seek(max(n_bytes - SAMPLE_BYTES, 0) * i // (N_SAMPLES - 1))
-            digest.update(file.read(SAMPLE_BYTES))
-    return digest.hexdigest()

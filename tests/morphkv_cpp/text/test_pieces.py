@@ -2,7 +2,7 @@
 
 import pytest
 
-from morphkv_cpp.text.answer import AnswerText, TokenQueue
+from morphkv_cpp.text.pieces import AnswerText, TokenQueue, TokenText
 
 
 def text_of(*pieces: bytes, stops=()) -> AnswerText:
@@ -10,6 +10,16 @@ def text_of(*pieces: bytes, stops=()) -> AnswerText:
     for piece in pieces:
         text.add(piece)
     return text
+
+
+class TestTokenText:
+    def test_a_character_is_held_back_until_its_bytes_are_there(self):
+        text = TokenText(lambda token: bytes([token]))
+        assert [text(byte) for byte in b"a\xc3\xa9b"] == ["a", "", "\u00e9", "b"]
+
+    def test_bytes_of_no_character_are_left_out(self):
+        text = TokenText(lambda token: bytes([token]))
+        assert [text(byte) for byte in b"a\xff\xc3b"] == ["a", "", "", "b"]
 
 
 class TestAnswerText:

@@ -1,10 +1,13 @@
-"""The text of an answer as it grows. Each token is turned into bytes once, and only the newest bytes are looked at."""
+"""The one way from tokens to text. Each token is turned into bytes once, and only the newest bytes are looked at.
+
+Bytes that belong to no character are left out, as llama_cpp does.
+"""
 
 from __future__ import annotations
 
 import codecs
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 # A character has at most 4 bytes: whoever has waited for three more tokens waits for none.
@@ -16,6 +19,17 @@ N_UNIT_MOST = 64
 def utf8_decoder() -> codecs.IncrementalDecoder:
     """Gives a character once its last byte has come; bytes that belong to none are left out."""
     return codecs.getincrementaldecoder("utf-8")("ignore")
+
+
+class TokenText:
+    """Text of tokens as they come; a character whose bytes are spread over several tokens is held back until whole."""
+
+    def __init__(self, piece_of: Callable[[int], bytes]):
+        self._piece_of = piece_of
+        self._decoder = utf8_decoder()
+
+    def __call__(self, token: int) -> str:
+        return self._decoder.decode(self._piece_of(token))
 
 
 class AnswerText:

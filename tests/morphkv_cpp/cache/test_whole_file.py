@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from morphkv_cpp.chat.whole_file import replace_file
+from morphkv_cpp.cache.whole_file import replace_file
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals, links and locks of files are POSIX")
 
 # Waits amid a write: at the sync, when all is written and the name is still another.
 CHILD = """
 import os, sys, time
-from morphkv_cpp.chat import whole_file
+from morphkv_cpp.cache import whole_file
 os.fsync = lambda _: (print("writing", flush=True), time.sleep(60))
 whole_file.replace_file(sys.argv[1], [b"new"])
 """

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-
-from morphkv_cpp.reference import (
+from reference import (
     N_SPARE,
     HeadCache,
     Rules,

@@ -1,0 +1,5 @@
+"""python -m morphkv_cpp: as `morphkv`."""
+
+from .cli.app import main
+
+main()

@@ -1,0 +1,154 @@
+"""The text in a Llama's cache: decoded, recalled for, saved and loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from llama_cpp import LlamaState
+
+from .. import bridge
+from ..config import MorphKV
+from ..errors import ArchiveError, ContextFullError, DecodeError, EvictedError, NoMorphKVError
+from . import saved_state, state_file
+from .archive import Recall
+from .context import ContextLlama
+from .live import CacheHolder
+from .one_thread import OneThread
+
+
+class OneTextLlama(ContextLlama):
+    """llama_cpp.Llama's eval and states for a cache that evicts, and that sessions take turns with."""
+
+    _one_thread: OneThread
+    _holder: Callable[[], CacheHolder | None] | None = None  # the session that the cache belongs to
+
+    # With an archive: what the last prompt recalled, one entry a recall.
+    last_recalls: Sequence[Recall] = ()
+
+    def _leave_text(self) -> LlamaState | None:
+        """To be called before the cache changes: the session that it belongs to, if any, saves its state.
+
+        Gives this state. Raises NativeError, and the cache stays the session's, where it cannot be saved.
+        """
+        text = self._holder and self._holder()
+        return None if text is None else text.leave()
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """As eval(), but nothing is recalled."""
+        n_all = self.n_tokens + len(tokens)
+        if n_all > self._n_ctx:
+            raise ContextFullError(f"Requested tokens ({n_all}) exceed context window of {self._n_ctx}")
+        self._leave_text()
+        if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+            raise EvictedError(
+                f"n_tokens must be above {self.cache_stats().complete_pos}, where the cache is complete since its last "
+                f"eviction, got {self.n_tokens}: reset() and evaluate the whole text again"
+            )
+        n_before = self.n_tokens
+        try:
+            super().eval(tokens)
+        except RuntimeError as error:
+            reason = bridge.last_error()
+            self._follow_cache(n_before, tokens)
+            raise DecodeError(f"{error}: {reason}" if reason else str(error)) from error
+        except BaseException:
+            # Ctrl-C, seen after tokens were decoded and before they are counted
+            self._follow_cache(n_before, tokens)
+            raise
+        self._look_at_archive()
+
+    def _follow_cache(self, n_before: int, tokens: Sequence[int]) -> None:
+        """Set n_tokens to what the cache holds, after tokens were to be decoded behind the first n_before."""
+        self.n_tokens = self.cache_stats().logical_pos + 1
+        if self.n_tokens > n_before:
+            self.input_ids[n_before : self.n_tokens] = tokens[: self.n_tokens - n_before]
+        self._requires_eval = True
+
+    def recall(self) -> Recall:
+        """Bring archived tokens that the newest queries attend to back into distant slots, whole pages of 16 tokens.
+
+        The newest queries are those of the tokens decoded last. On failure the cache is as before.
+        Raises ArchiveError without an archive, NativeError with the reason for a recall that failed.
+        """
+        if self._archive is None:
+            raise ArchiveError("a recall needs an archive: open the model with Llama(..., morphkv=True, archive='ram')")
+        self._leave_text()
+        return self._recall()
+
+    def _recall(self) -> Recall:
+        settings = {} if self._archive is None else self._archive.recall_settings()
+        return self._recalled(bridge.recall(self.ctx, 0, **settings))
+
+    def _recalled(self, fields: dict[str, Any]) -> Recall:
+        self._look_closely_at_archive()
+        return Recall(**fields)
+
+    def save_state(self) -> LlamaState:
+        """The cache and the text in it, to go on from with `load_state`, here or in another process with the same model
+        and settings. Its size is constant but for the text's token ids (4 bytes each) and, with
+        logits_all, the logits.
+        """
+        if self._morphkv is None:
+            return super().save_state()
+        data = bridge.state(self.ctx)
+        self._look_closely_at_archive()
+        return LlamaState(
+            input_ids=self._input_ids.copy(),
+            # without logits_all the rows are never written
+            scores=self._scores.copy() if self._logits_all else np.empty((0, self._n_vocab), dtype=np.single),
+            n_tokens=self.n_tokens,
+            llama_state=data,
+            llama_state_size=len(data),
+            seed=self._seed,
+        )
+
+    def load_state(self, state: LlamaState) -> None:
+        """Go on where `save_state` was called.
+
+        Raises StateError for a state that is damaged, or of another model or other settings, TypeError for what is
+        none. Then nothing changes.
+        """
+        if self._morphkv is None:
+            super().load_state(state)
+            return
+        saved_state.check(self, state)
+        before = self._leave_text()
+        saved_state.load(
+            self, state.llama_state, lambda n_cache: state.n_tokens <= n_cache, before and before.llama_state
+        )
+        self._set_text(state)
+        self._one_thread.restored()
+
+    def _set_text(self, state: LlamaState) -> None:
+        """What the native part of a state does not hold."""
+        self.n_tokens = int(state.n_tokens)
+        self.input_ids[: state.n_tokens] = state.input_ids[: state.n_tokens]
+        if self._logits_all:
+            self.scores[: len(state.scores)] = state.scores
+        self._seed = state.seed
+        self._requires_eval = True
+
+    def save_state_file(self, path: str | os.PathLike[str]) -> None:
+        """Write what `save_state` gives to a file, but rows of logits. An older file is replaced whole or not at all.
+
+        Nothing in it is ever executed, as a pickle's contents are. Raises NoMorphKVError without MorphKV, OSError where
+        it cannot be written, ValueError for a path that is no regular file.
+        """
+        state_file.save(path, self._require_morphkv(), self.model_path, self.save_state())
+
+    def load_state_file(self, path: str | os.PathLike[str]) -> None:
+        """Go on where `save_state_file` was called.
+
+        Raises OSError for a file that cannot be read, SessionFileError for one that is no state, damaged, or of another
+        model or other settings, and what load_state raises. Then nothing changes.
+        """
+        config = self._require_morphkv()
+        self.load_state(state_file.load(path, config, self.model_path, self.n_vocab()))
+
+    def _require_morphkv(self) -> MorphKV:
+        if self._morphkv is None:
+            raise NoMorphKVError("this needs MorphKV: open the model with Llama(..., morphkv=True)")
+        return self._morphkv

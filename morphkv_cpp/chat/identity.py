@@ -1,0 +1,18 @@
+"""What a saved session must have in common with the Llama that goes on with it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ..cache.fingerprint import model_fingerprint
+from ..config import MorphKV
+from .template import ChatTemplate
+
+
+def identity(model_path: str, config: MorphKV, template: ChatTemplate) -> dict[str, Any]:
+    return {
+        "model": model_fingerprint(model_path),
+        "settings": asdict(config),
+        "chat template": template.turn("").text,
+    }

@@ -1,0 +1,21 @@
+"""What a question and its answer took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one question and its answer took. Counts are in tokens."""
+
+    prompt_tokens: int  # evaluated before the answer: the end of the answer before, the question, the template's words
+    cached_tokens: int  # of a session's first prompt, what the cache held already
+    completion_tokens: int
+    finish_reason: str  # "stop", "length" (max_tokens, or n_ctx is full) or "interrupted"
+    n_evicted: int  # per KV head, during the turn
+    reprocessed: bool  # the cache knew the start of a session's first prompt but had evicted some: all was evaluated
+    seconds: float
+    rate_tok_s: float  # of the answer behind its first token; 0 where there is none
+    n_recalled: int = 0  # tokens that came back from the archive for the question, summed over layers and KV heads
+    recall_ms: float = 0.0  # time that took

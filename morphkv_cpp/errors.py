@@ -1,0 +1,75 @@
+"""Every exception that this package adds to Python's own. Each is also of the standard type that fits.
+
+`except MorphKVError` takes them all. A setting that breaks a rule is a plain ValueError or TypeError.
+"""
+
+from .bridge.errors import (
+    InvalidError,
+    LibraryError,
+    MorphKVError,
+    NativeError,
+    NoMorphKVError,
+    UnsupportedError,
+)
+
+__all__ = [
+    "ArchiveError",
+    "BusyError",
+    "ClosedError",
+    "ContextFullError",
+    "DecodeError",
+    "EvictedError",
+    "InvalidError",
+    "LibraryError",
+    "MorphKVError",
+    "NativeError",
+    "NoMorphKVError",
+    "SessionEndedError",
+    "SessionFileError",
+    "StateError",
+    "ThreadError",
+    "UnsupportedError",
+]
+
+
+class ThreadError(MorphKVError, RuntimeError):
+    """Another thread is using this Llama."""
+
+
+class ClosedError(MorphKVError, RuntimeError, ValueError):
+    """This Llama is closed."""
+
+
+class BusyError(MorphKVError, RuntimeError):
+    """Another text has begun on the same Llama, or this one is still being written."""
+
+
+class ContextFullError(MorphKVError, ValueError):
+    """The text would not fit into n_ctx tokens. Nothing has changed."""
+
+
+class DecodeError(MorphKVError, RuntimeError):
+    """Tokens could not be decoded; `n_tokens` of the Llama says how much of the text its cache still holds."""
+
+
+class EvictedError(MorphKVError, RuntimeError):
+    """Tokens were to be taken back that an eviction has left incomplete. Nothing has changed."""
+
+
+class StateError(MorphKVError, RuntimeError):
+    """There is no state to save yet, or a saved one is damaged, or of another model or other settings.
+
+    Nothing has changed.
+    """
+
+
+class ArchiveError(MorphKVError, RuntimeError, ValueError):
+    """There is no archive, its settings cannot be changed like this, or its file cannot be used."""
+
+
+class SessionEndedError(MorphKVError, RuntimeError):
+    """The session was closed, lost its Llama, or lost its cache."""
+
+
+class SessionFileError(MorphKVError, ValueError):
+    """A file is no session or state, is damaged, or is of another model or other settings."""
