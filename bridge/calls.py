@@ -16,7 +16,8 @@ import numpy as np
 
 from . import process
 from .errors import NoMorphKVError, check_status, refuse_argument, refuse_context
-from .library import LIB_DIR, ffi, lib
+from .library import LIB_DIR
+from .native import ffi, lib
 
 # Fields of morphkv_params that hold enumerators: field -> prefix of the enumerators.
 ENUMS = {"fusion": "MORPHKV_FUSION_", "policy": "MORPHKV_POLICY_"}

@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import cffi
 
@@ -75,7 +76,7 @@ def _refuse_mapped(reason: str) -> None:
         refuse_library(f"{reason}: {', '.join(others)}, but morphkv_cpp needs those in {LIB_DIR}")
 
 
-def _refuse_versions(ffi: cffi.FFI, lib: object, path: Path) -> None:
+def _refuse_versions(ffi: cffi.FFI, lib: Any, path: Path) -> None:
     try:
         native_abi = lib.morphkv_abi_version()
     except AttributeError as error:
@@ -85,7 +86,7 @@ def _refuse_versions(ffi: cffi.FFI, lib: object, path: Path) -> None:
             f"{path} has ABI version {native_abi}, but {HEADER} has {lib.MORPHKV_ABI_VERSION}: "
             "install morphkv_cpp again"
         )
-    native = ffi.string(lib.morphkv_upstream_version()).decode()
+    native = cast(bytes, ffi.string(lib.morphkv_upstream_version())).decode()
     try:
         python = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError as error:
@@ -98,7 +99,8 @@ def _refuse_versions(ffi: cffi.FFI, lib: object, path: Path) -> None:
         )
 
 
-def _load() -> tuple[cffi.FFI, object]:
+def load() -> tuple[cffi.FFI, Any]:
+    """The ffi and the library, checked."""
     path = _find_library()
     _refuse_other_libraries(path)
     ffi = cffi.FFI()
@@ -120,6 +122,3 @@ def _load() -> tuple[cffi.FFI, object]:
     if loaded is None or not same_path(loaded, path):
         refuse_library(f"llama_cpp has loaded {loaded}, but morphkv_cpp needs {path}")
     return ffi, lib
-
-
-ffi, lib = _load()

@@ -7,17 +7,20 @@ import ctypes
 import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import llama_cpp
 
 LEVEL_ERROR, LEVEL_CONT = 4, 5  # of ggml.h; those that llama_cpp names are older ones
+
+Callback = Any  # a pointer to a function, of ctypes
 
 _mutex = threading.Lock()
 _listeners: dict[int, list[str]] = {}  # by thread: text of its errors
 _before = (llama_cpp.llama_log_callback(), ctypes.c_void_p())
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _hear(level: int, text: bytes, user_data: int) -> None:
     lines = _listeners.get(threading.get_ident())
     if lines is not None and (level == LEVEL_ERROR or (level == LEVEL_CONT and lines)):
@@ -31,7 +34,8 @@ def _hear(level: int, text: bytes, user_data: int) -> None:
 def heard_errors() -> Iterator[list[str]]:
     """The errors that llama.cpp logs in this thread within, a list that grows. They are logged as before, too."""
     global _before
-    thread, errors = threading.get_ident(), []
+    thread = threading.get_ident()
+    errors: list[str] = []
     # The log is the process's, and may be heard by several threads: the first one in and the last one out set it.
     with _mutex:
         if not _listeners:
@@ -61,11 +65,11 @@ def as_reason(errors: list[str]) -> str:
     return "; ".join(reasons)
 
 
-def _log() -> tuple[ctypes._CFuncPtr, ctypes.c_void_p]:
+def _log() -> tuple[Callback, ctypes.c_void_p]:
     callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
     return callback, data
 
 
-def _address(callback: ctypes._CFuncPtr) -> int | None:
+def _address(callback: Callback) -> int | None:
     return ctypes.cast(callback, ctypes.c_void_p).value

@@ -46,7 +46,9 @@ def libraries_in(folder: Path) -> dict[str, list[str]]:
 
 def mapped_libraries(folder: Path) -> tuple[list[str], list[str]]:
     """Mapped libraries that bear the names of those in the folder: (the folder's own, others')."""
-    names, own, others = libraries_in(folder), [], []
+    names = libraries_in(folder)
+    own: list[str] = []
+    others: list[str] = []
     for path in mapped_files() or []:
         match = LIBRARY.match(os.path.basename(path))
         if match and match["stem"] in names:

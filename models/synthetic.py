@@ -8,6 +8,7 @@ from __future__ import annotations
 import string
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -39,7 +40,7 @@ class TinyLlamaShape:
     attention_gain: float = 1.5
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("n_layer", "n_embd", "n_head", "n_head_kv", "n_ff", "context_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -51,7 +52,7 @@ class TinyLlamaShape:
             raise ValueError(f"n_vocab must be at least {N_VOCAB_MIN} (specials and bytes), got {self.n_vocab}")
 
 
-def write_tiny_llama(path: str | Path, **shape) -> Path:
+def write_tiny_llama(path: str | Path, **shape: Any) -> Path:
     """Write a tiny llama and return its path; the keywords are the fields of TinyLlamaShape."""
     sizes = TinyLlamaShape(**shape)
     path = Path(path)
@@ -114,7 +115,8 @@ def _random_weights(sizes: TinyLlamaShape) -> dict[str, np.ndarray]:
     n_q, n_kv = sizes.n_head * sizes.head_size, sizes.n_head_kv * sizes.head_size
 
     def matrix(n_out: int, n_in: int, gain: float = 1.0) -> np.ndarray:
-        return (rng.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)).astype(np.float32)
+        weights: np.ndarray = rng.standard_normal((n_out, n_in)) * gain / np.sqrt(n_in)
+        return weights.astype(np.float32)
 
     def norm() -> np.ndarray:
         return rng.uniform(0.8, 1.2, sizes.n_embd).astype(np.float32)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, cast
 
-import llama_cpp
-from llama_cpp import LlamaGrammar, LogitsProcessorList, StoppingCriteriaList
+from llama_cpp import LogitsProcessorList, StoppingCriteriaList
+from llama_cpp.llama_grammar import LlamaGrammar
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge
@@ -23,6 +23,8 @@ from .config import MorphKV
 from .text.account import Account, accounted
 from .text.completion import complete
 from .text.tokens import require_utf8
+
+Chunks = Generator[Any, None, None]
 
 
 @guarded(
@@ -151,7 +153,7 @@ class Llama(OneTextLlama):
         tokens = list(tokens)
         if self._chat_keep is not None and reset:
             self.last_prompt = prompt_reuse(self, tokens)
-            if self._chat_keep.apply(self, tokens):
+            if self._chat_keep.apply(self, tokens, self.last_prompt):
                 reset = False  # it has been, and would forget what is to be kept
         self.last_recalls = ()
         if self._evals is not None:
@@ -164,9 +166,10 @@ class Llama(OneTextLlama):
                 self._evals.prompt_comes = False
             self._look_at_archive()
 
-    def sample(self, *arguments: Any, idx: int | None = None, **options: Any) -> int:
+    def sample(self, *arguments: Any, **options: Any) -> int:
         """As llama_cpp's."""
-        token = super().sample(*arguments, idx=idx, **options)
+        token: int = super().sample(*arguments, **options)
+        idx = options.get("idx")
         if self._evals is not None:
             self._evals.drew(self.n_tokens if idx is None else idx + 1, token)
         return token
@@ -186,7 +189,7 @@ class Llama(OneTextLlama):
         else:
             self._evals.eval(self, tokens)
 
-    def create_chat_completion(self, messages: Sequence[dict[str, Any]], *arguments: Any, **options: Any) -> Any:
+    def create_chat_completion(self, messages: Any, *arguments: Any, **options: Any) -> Any:
         """As llama_cpp's. With MorphKV the system prompt, or what `keep` says, is never evicted, and an answer, or the
         last chunk of a stream, has llama-server's `timings` (text.account.Timings) beside `usage`.
         """
@@ -197,13 +200,13 @@ class Llama(OneTextLlama):
             answer = super().create_chat_completion(messages, *arguments, **options)
         return accounted(answer, lambda: self._account)
 
-    def _create_completion(self, *args: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        if self._morphkv is None:
-            return self._one_thread.steps(super()._create_completion(*args, **options))
+    def _create_completion(self, *args: Any, **options: Any) -> Any:
+        if self._chat_keep is None:
+            return self._one_thread.steps(cast(Chunks, super()._create_completion(*args, **options)))
         # The text that another tokenizer gives a token may depend on all tokens before it, so llama_cpp sees to that.
         is_own = type(self.tokenizer_) is LlamaTokenizer
         chunks = complete(self, *args, **options) if is_own else super()._create_completion(*args, **options)
-        return self._one_thread.steps(self._chat_keep.take_along(chunks))
+        return self._one_thread.steps(self._chat_keep.take_along(cast(Chunks, chunks)))
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As llama_cpp's, which ends the process for bytes that the vocabulary cannot take.
@@ -220,11 +223,9 @@ class Llama(OneTextLlama):
     def _piece(self, token: int) -> bytes:
         return bridge.token_piece(self._model.vocab, token)
 
-    def _is_end(self, token: int) -> bool:
-        return llama_cpp.llama_vocab_is_eog(self._model.vocab, token)
-
     def __getstate__(self) -> dict[str, Any]:
-        state = {**super().__getstate__(), "draft_model": self._draft_model, "morphkv": self._morphkv}
+        stock = super().__getstate__()  # type: ignore[no-untyped-call]
+        state = {**stock, "draft_model": self._draft_model, "morphkv": self._morphkv}
         if self._archive is not None:
             state["archive"] = self._archive
         if self._chat_keep is not None:

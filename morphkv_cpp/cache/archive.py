@@ -63,12 +63,13 @@ class Archive:
     votes: int = 0
     distance: int = 256
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.place, (str, os.PathLike)):
             raise TypeError(f'archive must be "{RAM}", a path or an Archive, got {self.place!r}')
-        object.__setattr__(self, "place", os.fsdecode(self.place))
-        if not self.place or "\0" in self.place:
-            raise ValueError(f'archive must be "{RAM}" or a path, got {self.place!r}')
+        place = os.fsdecode(self.place)
+        if not place or "\0" in place:
+            raise ValueError(f'archive must be "{RAM}" or a path, got {place!r}')
+        object.__setattr__(self, "place", place)
         if self.type is not None and plain_str("type", self.type) not in CACHE_TYPES:
             raise ValueError(f"type must be one of {', '.join(CACHE_TYPES)}, got {self.type!r}")
         for field in ("max_bytes", "redo", "votes", "distance"):

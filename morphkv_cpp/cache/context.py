@@ -36,6 +36,7 @@ class ContextLlama(llama_cpp.Llama):
     _draft_model: LlamaDraftModel | None = None
     _rpc_servers: str | None = None
     _n_ctx_given = 0  # with MorphKV
+    _token_ids: TokenIds
 
     def __init__(
         self,

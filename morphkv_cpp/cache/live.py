@@ -89,5 +89,10 @@ class Live(Protocol):
     def _recalled(self, fields: dict[str, Any]) -> Recall:
         """What the native library says of a recall that it has just made."""
 
+    def _clear(self) -> None:
+        """Empty the cache."""
+
     def _is_end(self, token: int) -> bool:
         """Whether the token ends an answer."""
+
+    def retained(self, layer: int) -> npt.NDArray[np.int32]: ...

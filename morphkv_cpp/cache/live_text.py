@@ -54,7 +54,7 @@ class LiveText:
         self.refuse_ended()
         if not self.is_live:
             self.llm._leave_text()
-            if self.begun:
+            if self._state is not None:
                 saved_state.load_own(self.llm, self._state.llama_state)
                 self.llm._set_text(self._state)
             self.llm._holder = weakref.ref(self)
@@ -168,7 +168,7 @@ class LiveText:
         if len(newest) > n_tokens:
             saved_state.refuse(f"of {n_tokens} tokens there cannot be {len(newest)} newest")
         before = llm._leave_text()
-        saved_state.load(llm, state.llama_state, lambda n_cache: n_cache == n_tokens, before and before.llama_state)
+        saved_state.load(llm, state.llama_state, lambda n_cache: n_cache == n_tokens, before)
         llm._set_text(state)
         llm.n_tokens = n_tokens
         # no token has the id -1, so no prompt begins like it

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import llama_cpp
 import numpy as np
 from llama_cpp import LlamaState
 
@@ -27,6 +28,12 @@ class OneTextLlama(ContextLlama):
 
     # With an archive: what the last prompt recalled, one entry a recall.
     last_recalls: Sequence[Recall] = ()
+
+    def _is_end(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._model.vocab, token))
+
+    def _clear(self) -> None:
+        self._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
 
     def _leave_text(self) -> LlamaState | None:
         """To be called before the cache changes: the session that it belongs to, if any, saves its state.
@@ -116,9 +123,7 @@ class OneTextLlama(ContextLlama):
             return
         saved_state.check(self, state)
         before = self._leave_text()
-        saved_state.load(
-            self, state.llama_state, lambda n_cache: state.n_tokens <= n_cache, before and before.llama_state
-        )
+        saved_state.load(self, state.llama_state, lambda n_cache: state.n_tokens <= n_cache, before)
         self._set_text(state)
         self._one_thread.restored()
 

@@ -9,9 +9,12 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import BusyError, ClosedError, ThreadError
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 RULE = "one Llama is for one thread at a time"
 
@@ -43,7 +46,7 @@ class OneThread:
         self._turn: Callable[[], Turn | None] = _nobody
         self._is_closed = False
 
-    def run(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what touches the context."""
         try:
             if not self._lock.acquire(blocking=False):
@@ -56,19 +59,19 @@ class OneThread:
             except RuntimeError:
                 pass  # it is another thread's
 
-    def turn(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    def turn(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what changes the text in the cache."""
         return self.run(self._in_turn, call, *args, **kwargs)
 
-    def use(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    def use(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As `run`, of an open Llama."""
         return self.run(self._open, call, *args, **kwargs)
 
-    def change(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    def change(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As `turn`, of an open Llama."""
         return self.run(self._open, self._in_turn, call, *args, **kwargs)
 
-    def read(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    def read(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what uses the model alone, from any thread, of an open Llama."""
         thread = threading.get_ident()
         self._readers.append(thread)  # before the look at _is_closed: close() does it the other way around
@@ -81,11 +84,11 @@ class OneThread:
         """A saved state is in the cache, so the text that it was of can go on, whichever that is."""
         self._turn = _anybody
 
-    def close(self, call: Callable) -> None:
+    def close(self, call: Callable[..., Any]) -> None:
         """Call what frees the context and the model."""
         self.run(self._close, call)
 
-    def steps(self, steps: Generator, turn: Turn | None = None) -> Generator:
+    def steps(self, steps: Generator[T, Any, Any], turn: Turn | None = None) -> Generator[T, Any, None]:
         """The same generator, each of whose steps is a call of `use`, the first with a turn one of `change`.
 
         Raises RuntimeError at the next step where another turn has begun since, unless a state was restored behind it.
@@ -104,7 +107,7 @@ class OneThread:
                 self._turn = _nobody
             steps.close()
 
-    def _step(self, steps: Generator, sent: Any, turn: Turn | None, begins: bool) -> Any:
+    def _step(self, steps: Generator[T, Any, Any], sent: Any, turn: Turn | None, begins: bool) -> T:
         if turn is not None:
             if not begins and self._turn() not in (turn, ANYBODY):
                 raise BusyError("this text cannot go on: another one has begun since on the same Llama")
@@ -112,18 +115,18 @@ class OneThread:
             self._turn = weakref.ref(turn)
         return steps.send(sent)
 
-    def _in_turn(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _in_turn(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         turn = self._turn()
         if turn not in (None, ANYBODY) and turn.thread != threading.get_ident():
             raise ThreadError(f"{RULE}: another one writes a text, which has to be read to its end or closed first")
         return call(*args, **kwargs)
 
-    def _open(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _open(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._is_closed:
             raise ClosedError("this Llama is closed")
         return call(*args, **kwargs)
 
-    def _close(self, call: Callable) -> None:
+    def _close(self, call: Callable[..., Any]) -> None:
         was_closed, self._is_closed = self._is_closed, True
         if set(self._readers) - {threading.get_ident()}:
             self._is_closed = was_closed
@@ -131,13 +134,13 @@ class OneThread:
         call()
 
 
-def guarded(**names: str) -> Callable[[type], type]:
+def guarded(**names: str) -> Callable[[C], C]:
     """Let methods of a class, inherited ones too, run as a method of its objects' OneThread, `_one_thread`.
 
     names: of the methods, separated by spaces, by the OneThread's method: change="eval reset".
     """
 
-    def decorate(cls: type) -> type:
+    def decorate(cls: C) -> C:
         for way, methods in names.items():
             for name in methods.split():
                 setattr(cls, name, _guarded(getattr(cls, name), way))
@@ -146,7 +149,7 @@ def guarded(**names: str) -> Callable[[type], type]:
     return decorate
 
 
-def _guarded(method: Callable, way: str) -> Callable:
+def _guarded(method: Callable[..., Any], way: str) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(self._one_thread, way)(method, self, *args, **kwargs)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .live import Live
+from .live import Live, TokenIds
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def prompt_reuse(llm: Live, prompt: Sequence[int]) -> PromptReuse:
     return PromptReuse(n_prompt, n_common, n_cached if can_roll_back else 0)
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int] | TokenIds, b: Sequence[int] | TokenIds) -> int:
     """Length of the longest common prefix."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))

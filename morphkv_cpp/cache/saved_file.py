@@ -22,9 +22,10 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import SessionFileError
 from .whole_file import replace_file
@@ -38,8 +39,8 @@ DEPTH_MAX = 8  # of a header's brackets; what is deep cannot even be shown in an
 
 class Contents(NamedTuple):
     header: dict[str, Any]
-    ids: np.ndarray  # int32 (n_ids,)
-    state: bytes | memoryview
+    ids: npt.NDArray[np.int32]  # (n_ids,)
+    state: bytes
 
 
 def write(path: str | os.PathLike[str], kind: Kind, contents: Contents) -> None:
@@ -88,7 +89,8 @@ def read(path: str | os.PathLike[str], kind: Kind) -> Contents:
     if not isinstance(header, dict) or _depth(header) > DEPTH_MAX:
         raise SessionFileError(f"{name} is damaged: its header must be an object of at most {DEPTH_MAX} levels")
     ids = np.frombuffer(data, dtype="<i4", count=n_ids, offset=ids_at)
-    return Contents(header, ids.astype(np.int32), body[state_at:])
+    # a view, lest a large state is copied
+    return Contents(header, ids.astype(np.int32), cast(bytes, body[state_at:]))
 
 
 def _depth(value: Any) -> int:

@@ -42,26 +42,26 @@ def refuse(why: str) -> NoReturn:
     )
 
 
-def load(llm: Live, data: bytes | memoryview, fits: Callable[[int], bool], before: bytes | None) -> None:
+def load(llm: Live, data: bytes, fits: Callable[[int], bool], before: LlamaState | None) -> None:
     """Load the native part, of which fits(tokens in it) must hold; else raise StateError, and the cache is as it was.
 
-    before: the native part of now, to go back to; None: it is taken here.
+    before: the state of now, to go back to; None: it is taken here.
     """
-    stats = llm.cache_stats()
-    if before is None and stats.logical_pos >= 0:
-        before = bridge.state(llm.ctx)
+    here = None if before is None else before.llama_state
+    if here is None and llm.cache_stats().logical_pos >= 0:
+        here = bridge.state(llm.ctx)
     load_own(llm, data)
     n_cache = llm.cache_stats().logical_pos + 1
     if fits(n_cache):
         return
-    if before is None:
-        llm._ctx.kv_cache_clear()
+    if here is None:
+        llm._clear()
     else:
-        load_own(llm, before)
+        load_own(llm, here)
     refuse(f"n_tokens does not fit a cache of {n_cache} tokens")
 
 
-def load_own(llm: Live, data: bytes | memoryview) -> None:
+def load_own(llm: Live, data: bytes) -> None:
     """Load a native part that save_state has given. Raises StateError, and the cache is as it was."""
     try:
         bridge.set_state(llm.ctx, data)

@@ -13,7 +13,6 @@ from ..config import MorphKV
 from ..errors import SessionFileError
 from . import saved_file
 from .fingerprint import model_fingerprint
-from .saved_state import is_int
 
 
 def save(path: str | os.PathLike[str], config: MorphKV, model_path: str, state: LlamaState) -> None:
@@ -31,7 +30,7 @@ def load(path: str | os.PathLike[str], config: MorphKV, model_path: str, n_vocab
                 f"{name} was saved with another {what}: {contents.header.get(what)!r}, not {value!r}"
             )
     seed = contents.header.get("seed")
-    if not is_int(seed):
+    if not isinstance(seed, int) or isinstance(seed, bool):
         raise SessionFileError(f"{name}: seed must be an integer, got {seed!r}")
     return LlamaState(
         input_ids=contents.ids,

@@ -12,7 +12,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows, where what a killed process leaves behind stays
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".morphkv"
 

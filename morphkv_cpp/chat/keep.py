@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import jinja2
 
@@ -15,6 +15,7 @@ from ..config import MorphKV
 from .model import ChatModel
 from .template import ChatTemplate, Message
 
+T = TypeVar("T")
 Keep = Literal["system"] | int | None
 
 # Keywords of create_chat_completion that templates put before the first question.
@@ -28,13 +29,13 @@ class ChatKeep:
     """
 
     def __init__(self, keep: Keep, config: MorphKV):
-        is_number = isinstance(keep, int) and not isinstance(keep, bool)
-        if not is_number and keep not in ("system", None):
+        if isinstance(keep, int) and not isinstance(keep, bool):
+            if not 0 <= keep < config.capacity - config.window:
+                raise ValueError(
+                    f"keep must be in 0..capacity - window - 1, got {keep} with {config.capacity} - {config.window}"
+                )
+        elif keep not in ("system", None):
             raise ValueError(f'keep must be "system", a number of tokens or None, got {keep!r}')
-        if is_number and not 0 <= keep < config.capacity - config.window:
-            raise ValueError(
-                f"keep must be in 0..capacity - window - 1, got {keep} with {config.capacity} - {config.window}"
-            )
         self.keep = keep
         self._config = config
         self._start: Sequence[int] | None = None  # of the chat that is being asked
@@ -50,10 +51,10 @@ class ChatKeep:
         finally:
             self._start = outer
 
-    def take_along(self, chunks: Iterator[Any]) -> Iterator[Any]:
+    def take_along(self, chunks: Generator[T, None, None]) -> Generator[T, None, None]:
         return chunks if self._start is None else self._read(self._start, chunks)
 
-    def _read(self, start: Sequence[int], chunks: Iterator[Any]) -> Iterator[Any]:
+    def _read(self, start: Sequence[int], chunks: Generator[T, None, None]) -> Generator[T, None, None]:
         self._due = start
         try:
             yield from chunks
@@ -61,16 +62,16 @@ class ChatKeep:
             if self._due is start:
                 self._due = None
 
-    def apply(self, llm: ChatModel, prompt: Sequence[int]) -> bool:
-        """Before a prompt, whose llm.last_prompt is known, is decoded; whether the cache was emptied for it."""
+    def apply(self, llm: ChatModel, prompt: Sequence[int], reuse: PromptReuse) -> bool:
+        """Before a prompt is decoded, of which the cache holds what `reuse` says; whether it was emptied for that."""
         start, self._due = self._due, None
-        if start is None:
+        if start is None or self.keep is None:
             return False
-        n_keep = self.keep if self.keep != "system" else max(self._config.keep, common_prefix(start, prompt))
+        n_keep = max(self._config.keep, common_prefix(start, prompt)) if self.keep == "system" else self.keep
         if n_keep >= self._config.capacity - self._config.window:
             self._tell_no_room(n_keep)
             return False
-        stats, reuse = llm.cache_stats(), llm.last_prompt
+        stats = llm.cache_stats()
         # what is to be kept may be gone
         emptied = reuse.n_cached == 0 or (stats.n_evictions > 0 and n_keep > stats.keep)
         if emptied:

@@ -15,10 +15,17 @@ from ..text.model import TextModel
 class ChatModel(TextModel, Protocol):
     """As cache.live.Live: what begins with an underscore is not for users."""
 
-    chat_format: str
-    chat_handler: LlamaChatCompletionHandler | None
-    _chat_handlers: Mapping[str, LlamaChatCompletionHandler]  # those in the model's file, by format
     _one_thread: OneThread
     _evals: Evals | None  # with MorphKV
+
+    @property
+    def chat_format(self) -> str | None: ...
+
+    @property
+    def chat_handler(self) -> LlamaChatCompletionHandler | None: ...
+
+    @property
+    def _chat_handlers(self) -> Mapping[str, LlamaChatCompletionHandler]:
+        """Those in the model's file, by format."""
 
     def reset(self) -> None: ...

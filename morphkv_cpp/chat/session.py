@@ -7,10 +7,11 @@ import os
 import random
 import time
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..cache import saved_file
 from ..cache.live_text import LiveText
@@ -76,7 +77,7 @@ class Session:
         has_system = bool(self._opening) and self._opening[0]["role"] == "system"
         self.system: str | None = self._opening[0]["content"] if has_system else None
         self._n_keep = n_kept(llm, self._config, self._template, self.system, keep)
-        self._answering: weakref.ref[Reply] | None = None
+        self._answering: Callable[[], Reply | None] | None = None
         self._answers = False
         self.last: Turn | None = None
         self.n_turns = 0
@@ -107,7 +108,7 @@ class Session:
         self._refuse_silent()
         return self._text.stats()
 
-    def retained(self, layer: int) -> np.ndarray:
+    def retained(self, layer: int) -> npt.NDArray[np.int32]:
         """As Llama.retained, of the session's cache, which becomes the live one."""
         self._refuse_silent()
         self._text.take()
@@ -269,7 +270,7 @@ class Session:
             raise BusyError(f"a session cannot be {what} while it answers: read the answer to its end or close it")
 
     def _stop_answering(self) -> None:
-        answering = self._answering and self._answering()
+        answering = self._answering() if self._answering is not None else None
         if answering is not None:
             answering.leave()
         self._answering = None

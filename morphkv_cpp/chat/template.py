@@ -6,7 +6,7 @@ A turn is rendered behind a stand-in history of one question and one answer, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jinja2
 from llama_cpp.llama_chat_format import LlamaChatCompletionHandler, get_chat_completion_handler
@@ -43,9 +43,8 @@ class ChatTemplate:
     def of(cls, llm: ChatModel) -> ChatTemplate:
         """The one that llm.create_chat_completion uses."""
         # the expression of create_chat_completion
-        handler = (
-            llm.chat_handler or llm._chat_handlers.get(llm.chat_format) or get_chat_completion_handler(llm.chat_format)
-        )
+        name = str(llm.chat_format)
+        handler = llm.chat_handler or llm._chat_handlers.get(name) or get_chat_completion_handler(name)
         return cls(handler, "chat_handler" if llm.chat_handler else f"chat_format {llm.chat_format!r}")
 
     def opening(self, messages: Sequence[Message], question: str, **options: Any) -> Rendered:
@@ -91,7 +90,7 @@ class ChatTemplate:
     def _render(self, messages: list[Message], **options: Any) -> Rendered:
         recorder = _Recorder()
         try:
-            self._handler(llama=recorder, messages=messages, **options)
+            self._handler(llama=cast(Any, recorder), messages=cast(Any, messages), **options)
         except _Recorded:
             return Rendered(recorder.text, recorder.add_bos, recorder.stop)
         except AttributeError as error:

@@ -23,14 +23,15 @@ import random
 import time
 import uuid
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import llama_cpp
 import numpy as np
+from llama_cpp import LogitsProcessorList, StoppingCriteriaList
 
-from ..cache.reuse import PromptReuse
+from ..cache.live import Logits, TokenIds
+from ..cache.reuse import PromptReuse, common_prefix
 from ..errors import ContextFullError
 from .account import Clock
 from .logprobs import TokenLogprobs, as_completion, token_logprobs, token_text
@@ -54,8 +55,8 @@ def complete(
     stream: bool,
     seed: int | None,
     model: str | None,
-    stopping_criteria: Callable | None,
-    logits_processor: list[Callable] | None,
+    stopping_criteria: StoppingCriteriaList | None,
+    logits_processor: LogitsProcessorList | None,
     logit_bias: dict[int, float] | None,
     **sampling: Any,
 ) -> Iterator[dict[str, Any]]:
@@ -63,7 +64,7 @@ def complete(
     prompt_tokens = completion_tokens(llm, prompt, suffix)
     n_prompt = len(prompt_tokens)
     if llm.verbose:
-        llm._ctx.reset_timings()
+        llm._ctx.reset_timings()  # type: ignore[no-untyped-call]
     n_ctx = llm.n_ctx()
     if n_prompt >= n_ctx:
         raise ContextFullError(f"Requested tokens ({n_prompt}) exceed context window of {n_ctx}")
@@ -113,7 +114,7 @@ def complete(
     if stopping_criteria is not None and stopping_criteria(llm._input_ids, llm._scores[-1, :]):
         finish_reason = "stop"
     if llm.verbose:
-        llm._ctx.print_timings()
+        llm._ctx.print_timings()  # type: ignore[no-untyped-call]
 
     reuse = llm.last_prompt or PromptReuse(n_prompt, 0, 0)
     account = llm._account = clock.account(reuse, len(answer.tokens), llm.last_recalls)
@@ -126,13 +127,14 @@ def complete(
         llm.cache[[*prompt_tokens, *answer.tokens]] = llm.save_state()
     if stream:
         return
-    text = answer.whole()
-    of_tokens = None
+    text, of_tokens = answer.whole(), None
+    if echo:
+        text = prompt + text  # type: ignore[operator]  # as llama_cpp, TypeError for token ids
     if logprobs is not None:
         of_tokens = answer.logprobs_with(prompt_tokens) if echo else as_completion(answer.notes, len(prompt))
     yield {
         **head,
-        "choices": [_choice(prompt + text if echo else text, of_tokens, finish_reason)],
+        "choices": [_choice(text, of_tokens, finish_reason)],
         **asdict(account),
     }
 
@@ -204,6 +206,8 @@ class _Answer:
         return self._queue.take(self._text.n_bytes - self._text.n_held(self._queue.n_shown))
 
     def show_rest(self) -> Iterator[tuple[str, TokenLogprobs | None]]:
+        if self._queue is None:
+            return iter(())
         return self._queue.rest(self._text.n_bytes if self._end is None else self._end)
 
     def whole(self) -> str:
@@ -211,12 +215,13 @@ class _Answer:
 
     def logprobs_with(self, prompt_tokens: list[int]) -> dict[str, list[Any]]:
         """Of the prompt but BOS, then of the answer. The first token's are None, as OpenAI's are."""
-        notes, decoder, n_chars = [], utf8_decoder(), 0
+        notes: list[TokenLogprobs] = []
+        decoder, n_chars, n_top = utf8_decoder(), 0, self._n_top or 0
         for i, token in enumerate(prompt_tokens):
             if token == self._bos:
                 continue
             if notes:
-                notes.append(token_logprobs(self._llm, token, self._llm.scores[i - 1], n_chars, self._n_top))
+                notes.append(token_logprobs(self._llm, token, self._llm.scores[i - 1], n_chars, n_top))
             else:
                 notes.append(TokenLogprobs(token_text(self._llm, token), 0, None, None))
             n_chars += len(decoder.decode(self._llm._piece(token)))
@@ -230,17 +235,17 @@ def _choice(text: str, logprobs: dict[str, list[Any]] | None, finish_reason: str
     return {"text": text, "index": 0, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _processors(given: list[Callable] | None, logit_bias: dict[int, float] | None) -> list[Callable] | None:
+def _processors(given: LogitsProcessorList | None, logit_bias: dict[int, float] | None) -> LogitsProcessorList | None:
     if logit_bias is None:
         return given
     tokens = np.array([int(token) for token in logit_bias], dtype=np.intp)
     biases = np.array([float(bias) for bias in logit_bias.values()], dtype=np.single)
 
-    def add_bias(input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def add_bias(input_ids: TokenIds, scores: Logits) -> Logits:
         scores[tokens] += biases
         return scores
 
-    return llama_cpp.LogitsProcessorList([*(given or []), add_bias])
+    return LogitsProcessorList([*(given or []), add_bias])
 
 
 def _load_from_cache(llm: TextModel, prompt_tokens: list[int]) -> None:
@@ -252,12 +257,6 @@ def _load_from_cache(llm: TextModel, prompt_tokens: list[int]) -> None:
     except KeyError:
         logger.info("completion: cache miss")
         return
-    if _n_shared(state.input_ids, prompt_tokens) > _n_shared(llm._input_ids, prompt_tokens):
+    if common_prefix(state.input_ids, prompt_tokens) > common_prefix(llm._input_ids, prompt_tokens):
         llm.load_state(state)
         logger.info("completion: cache hit")
-
-
-def _n_shared(a: np.ndarray, b: list[int]) -> int:
-    n = min(len(a), len(b))
-    differs = np.asarray(a[:n]) != np.asarray(b[:n])
-    return int(differs.argmax()) if differs.any() else n

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..cache.live import Logits
 from .model import TextModel
 
 
@@ -19,7 +20,7 @@ class TokenLogprobs(NamedTuple):
     top: dict[str, float] | None  # most likely tokens, the likeliest first, and the token itself
 
 
-def token_logprobs(llm: TextModel, token: int, logits: np.ndarray, offset: int, n_top: int) -> TokenLogprobs:
+def token_logprobs(llm: TextModel, token: int, logits: Logits, offset: int, n_top: int) -> TokenLogprobs:
     """logits: (n_vocab,), from which the token was drawn."""
     logprobs = llm.logits_to_logprobs(logits)
     text = token_text(llm, token)
@@ -42,7 +43,7 @@ def as_completion(tokens: Sequence[TokenLogprobs], first_offset: int) -> dict[st
     }
 
 
-def _likeliest(logprobs: np.ndarray, n: int) -> list[int]:
+def _likeliest(logprobs: Logits, n: int) -> list[int]:
     """The n most likely tokens, the likeliest first; of equally likely ones that with the higher id."""
     candidates = np.arange(len(logprobs))
     if 0 < n < len(logprobs):
@@ -50,4 +51,5 @@ def _likeliest(logprobs: np.ndarray, n: int) -> list[int]:
         lowest = np.partition(logprobs, -n)[-n]
         candidates = np.flatnonzero(logprobs >= lowest)
     order = np.lexsort((candidates, logprobs[candidates]))[::-1]
-    return candidates[order][:n].tolist()
+    likeliest: list[int] = candidates[order][:n].tolist()
+    return likeliest

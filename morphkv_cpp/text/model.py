@@ -18,11 +18,16 @@ class TextModel(Live, Protocol):
 
     model_path: str
     verbose: bool
-    metadata: Mapping[str, str]
     spm_infill: bool
-    cache: Any  # of prompts, a llama_cpp.llama_cache.BaseLlamaCache; None without
     last_prompt: PromptReuse | None
     _account: Account | None  # of the answer that has just been written
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def cache(self) -> Any:
+        """Of prompts, a llama_cpp.llama_cache.BaseLlamaCache; None without."""
 
     @property
     def _model(self) -> LlamaModel: ...

@@ -39,9 +39,10 @@ def completion_tokens(llm: TextModel, prompt: str | list[int], suffix: str | Non
     if not isinstance(suffix, (str, type(None))):
         raise TypeError(f"suffix must be a str or None, got {suffix!r}")
     bos, separator = llm.token_bos(), llm._model.token_sep()
-    tokens = prompt
     if isinstance(prompt, str):
         tokens = llm.tokenize(prompt.encode("utf-8"), add_bos=False, special=suffix is None) if prompt else []
+    else:
+        tokens = list(prompt)
     if suffix is not None:
         before, after = [INFILL_TOKEN, *tokens], [INFILL_TOKEN, *_suffix_tokens(llm, suffix)]
         tokens = [*(after + before if llm.spm_infill else before + after), INFILL_TOKEN]
@@ -56,7 +57,7 @@ def completion_tokens(llm: TextModel, prompt: str | list[int], suffix: str | Non
             RuntimeWarning,
             stacklevel=3,
         )
-    return list(tokens)
+    return tokens
 
 
 def _suffix_tokens(llm: TextModel, suffix: str) -> list[int]:

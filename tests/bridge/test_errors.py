@@ -4,7 +4,7 @@ import pytest
 
 from morphkv_cpp import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from morphkv_cpp.bridge.errors import BY_STATUS, check_status
-from morphkv_cpp.bridge.library import ffi
+from morphkv_cpp.bridge.native import ffi
 
 
 def test_every_status_but_ok_has_an_exception():

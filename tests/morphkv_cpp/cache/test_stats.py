@@ -3,7 +3,7 @@
 from dataclasses import fields
 
 from morphkv_cpp import CacheStats
-from morphkv_cpp.bridge.library import ffi
+from morphkv_cpp.bridge.native import ffi
 
 
 def test_fields_are_those_of_the_header_in_its_order():
