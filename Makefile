@@ -26,12 +26,12 @@ LINT_TOOLS   := ruff==0.17.6 clang-format==23.1.5
 export PATH  := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# What the installed package is made of.
-SOURCES      := $(shell find bridge models morphkv_cpp native -type f -not -path '*/__pycache__/*' -not -name '*.md')
-SOURCES      += CMakeLists.txt pyproject.toml $(wildcard README.md LICENSE)
+# What the installed package is made of. The install is editable: of its Python only the list of files is known to it.
+PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path '*/__pycache__/*'))
+SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
+.PHONY: help venv demo test test-installed test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -56,26 +56,52 @@ $(VENV)/.upstream: native/UPSTREAM native/scripts/fetch_upstream.py $(PYTHON_PAR
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps "$$wheel"
 	touch $@
 
-# Changes only when CMAKE_ARGS does.
-build/cmake-args: FORCE
+# Each changes only when its content does.
+build/cmake-args: CONTENT = $(CMAKE_ARGS)
+build/python-files: CONTENT = $(PYTHON_FILES)
+build/cmake-args build/python-files: FORCE
 	@mkdir -p build
-	@echo '$(CMAKE_ARGS)' | cmp -s - $@ || echo '$(CMAKE_ARGS)' > $@
+	@echo '$(CONTENT)' | cmp -s - $@ || echo '$(CONTENT)' > $@
 
-$(VENV)/.installed: $(VENV)/.tools $(VENV)/.upstream build/cmake-args $(SOURCES)
-	CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/python -m pip install --no-build-isolation \
-	    -C build-dir=$(BUILD) -C cmake.define.MORPHKV_BUILD_STOCK=ON -C cmake.define.MORPHKV_BUILD_TESTS=ON \
-	    ".[test]"
+BUILD_ARGS    = --no-build-isolation -C build-dir=$(BUILD) -C cmake.define.MORPHKV_BUILD_STOCK=ON -C cmake.define.MORPHKV_BUILD_TESTS=ON
+$(VENV)/.installed: $(VENV)/.tools $(VENV)/.upstream build/cmake-args build/python-files $(SOURCES)
+	CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/python -m pip install $(BUILD_ARGS) -e ".[bench,test]"
 	touch $@
+
+# The venv's packages without its editable install, which comes before all of PYTHONPATH: what is named in a .pth file is
+# searched without its own .pth files.
+PLAIN        := build/plain
+PLAIN_PYTHON := $(CURDIR)/$(PLAIN)/bin/python
+$(PLAIN)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv --without-pip --clear $(PLAIN)
+	PURELIB='import sysconfig; print(sysconfig.get_path("purelib"))' && \
+	    $(BIN)/python -c "$$PURELIB" > "$$($(PLAIN_PYTHON) -c "$$PURELIB")/venv.pth"
+	touch $@
+
+# A real wheel, of the objects that the editable install has, and the folder that it is installed in.
+SITE_WHEEL   := build/wheel/site
+$(SITE_WHEEL)/.installed: $(PLAIN)/.installed $(PYTHON_FILES) $(wildcard README.md)
+	rm -rf build/wheel
+	CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/python -m pip wheel --quiet --no-deps $(BUILD_ARGS) -w build/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SITE_WHEEL) build/wheel/*.whl
+	touch $@
+PYTEST_WHEEL  = PYTHONPATH=$(CURDIR)/$(SITE_WHEEL) $(PLAIN_PYTHON) $(BIN)/pytest
 
 demo: venv ## write a long answer with the demo model
 	$(BIN)/morphkv demo $(DEMO_ARGS)
 
-# The programs that are not part of the wheel come from the build folder of the wheel.
-test: venv ## all tests: C++, Python, against an unpatched libllama
+# The programs that are not part of the package come from its build folder.
+TEST_ENV      = MORPHKV_STOCK_LIB=$(STOCK_LIB) MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native
+SMOKE_TESTS  := tests/native/test_package.py tests/bridge/test_library.py tests/morphkv_cpp/test_info.py tests/compat
+test: venv $(SITE_WHEEL)/.installed ## all tests: C++, Python, against an unpatched libllama; a few on a real wheel
 	cmake --build $(BUILD) --target llama-stock morphkv-tests
 	ctest --test-dir $(BUILD) --output-on-failure
-	MORPHKV_STOCK_LIB=$(STOCK_LIB) MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native \
-	    $(BIN)/pytest tests -m "not slow and not archs" $(PYTEST_ARGS)
+	$(PYTEST_WHEEL) $(SMOKE_TESTS) -m "not slow" $(PYTEST_ARGS)
+	$(TEST_ENV) $(BIN)/pytest tests -m "not slow and not archs" $(PYTEST_ARGS)
+
+test-installed: venv $(SITE_WHEEL)/.installed ## the Python tests on a real wheel
+	cmake --build $(BUILD) --target llama-stock morphkv-tests
+	$(TEST_ENV) $(PYTEST_WHEEL) tests -m "not slow and not archs" $(PYTEST_ARGS)
 
 test-slow: venv ## tests of the same claims at full length
 	$(BIN)/pytest tests -m slow $(PYTEST_ARGS)
@@ -85,7 +111,7 @@ test-apply: venv ## llama.cpp without Python: native/apply.sh, and a plain CMake
 
 # The package a second time, with Vulkan and without the tools, in a folder of its own before the venv's.
 SITE_VULKAN  := $(BUILD_VULKAN)/site
-$(SITE_VULKAN)/.installed: $(VENV)/.installed
+$(SITE_VULKAN)/.installed: $(PLAIN)/.installed $(PYTHON_FILES)
 	CMAKE_ARGS=-DGGML_VULKAN=ON $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --upgrade \
 	    --target $(SITE_VULKAN) -C build-dir=$(BUILD_VULKAN) -C cmake.define.MORPHKV_BUILD_TOOLS=OFF .
 	touch $@
@@ -102,9 +128,9 @@ ifeq ($(and $(shell command -v glslc),$(LAVAPIPE)),)
 	@echo "test-vulkan: skipped: needs glslc and Mesa's lavapipe (Debian: glslc libvulkan-dev spirv-headers mesa-vulkan-drivers)"
 else
 	$(MAKE) $(SITE_VULKAN)/.installed
-	$(ENV_VULKAN) $(SITE_VULKAN)/bin/morphkv selftest
+	$(ENV_VULKAN) $(PLAIN_PYTHON) $(SITE_VULKAN)/bin/morphkv selftest
 	set -e; for t in $(TESTS_VULKAN); do \
-	    $(ENV_VULKAN) $(BIN)/pytest tests/parity/test_$$t.py -m "not slow" -k "not f32" $(PYTEST_ARGS); \
+	    $(ENV_VULKAN) $(PLAIN_PYTHON) $(BIN)/pytest tests/parity/test_$$t.py -m "not slow" -k "not f32" $(PYTEST_ARGS); \
 	done
 endif
 
@@ -123,7 +149,7 @@ $(TOOLKIT_CUDA)/.installed: | $(VENV)/.tools
 	for name in cudart cublas cublasLt; do ln -sf lib$$name.so.13 $(TOOLKIT_CUDA)/lib/lib$$name.so; done
 	touch $@
 
-$(SITE_CUDA)/.installed: $(VENV)/.installed tests/cuda/compile_few.py $(if $(filter $(CURDIR)/%,$(CUDA)),$(TOOLKIT_CUDA)/.installed)
+$(SITE_CUDA)/.installed: $(PLAIN)/.installed $(PYTHON_FILES) tests/cuda/compile_few.py $(if $(filter $(CURDIR)/%,$(CUDA)),$(TOOLKIT_CUDA)/.installed)
 	CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_CUDA_NO_VMM=ON -DCMAKE_CUDA_ARCHITECTURES=90-virtual -DCUDAToolkit_ROOT=$(CUDA) \
 	    -DCMAKE_CUDA_COMPILER=$(CUDA)/bin/nvcc -DCMAKE_CUDA_FLAGS_RELEASE=-O0 -DGGML_CCACHE=OFF \
 	    -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/tests/cuda/compile_few.py \
@@ -147,7 +173,7 @@ $(FAKE_CUDA)/libcublas.so.13: tests/cuda/fake_cuda.cpp $(SITE_CUDA)/.installed
 
 cuda-launches: $(FAKE_CUDA)/libcublas.so.13 ## how many CUDA kernels an eviction starts; needs no GPU, and no toolkit
 	PYTHONPATH=$(CURDIR)/$(SITE_CUDA) LD_LIBRARY_PATH=$(CURDIR)/$(FAKE_CUDA) GGML_CUDA_DISABLE_GRAPHS=1 \
-	    $(BIN)/python tests/cuda/launches.py
+	    $(PLAIN_PYTHON) tests/cuda/launches.py
 
 # The programs that write and run models, for tests/archs.
 ARCHS_ENV     = MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native
@@ -256,18 +282,18 @@ fuzz-native: $(VENV)/.tools
 	    fi || exit 1; \
 	done
 
-# The installed package once more, over libraries with sanitizers. Python itself leaks: of that only RSS tells.
+# The package once more, over libraries with sanitizers. Python itself leaks: of that only RSS tells.
 SITE_FUZZ    := $(BUILD_SAN)/site
 PRELOAD_SAN   = $(foreach name,libasan.so libubsan.so,$(shell $(CXX) -print-file-name=$(name)))
-fuzz-session: venv
+fuzz-session: $(SITE_WHEEL)/.installed
 	$(CONFIGURE_SAN)
 	cmake --build $(BUILD_SAN) --target llama
 	rm -rf $(SITE_FUZZ) && mkdir -p $(SITE_FUZZ)
-	cp -r $(VENV)/lib/python3*/site-packages/morphkv_cpp $(SITE_FUZZ) && rm $(SITE_FUZZ)/morphkv_cpp/lib/*
+	cp -r $(SITE_WHEEL)/morphkv_cpp $(SITE_FUZZ) && rm $(SITE_FUZZ)/morphkv_cpp/lib/*
 	cp -L $(BUILD_SAN)/bin/*.so $(SITE_FUZZ)/morphkv_cpp/lib
 	LD_PRELOAD="$(PRELOAD_SAN)" PYTHONPATH=$(CURDIR)/$(SITE_FUZZ) OMP_NUM_THREADS=1 \
 	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	    $(BIN)/python tests/fuzz/fuzz_session.py $(FUZZ_LIMIT)
+	    $(PLAIN_PYTHON) tests/fuzz/fuzz_session.py $(FUZZ_LIMIT)
 
 clean: ## remove all that was built, the venv too
 	rm -rf build dist $(VENV)

@@ -18,7 +18,14 @@ from . import process
 from .errors import refuse_library
 from .header import declarations
 
-PACKAGE_DIR = Path(__file__).parent.parent
+
+def _package_dir() -> Path:
+    """Where the libraries lie: not beside this file if the install is editable, whose package has two folders."""
+    folders = [Path(folder) for folder in sys.modules[__name__.partition(".")[0]].__path__]
+    return next((folder for folder in folders if (folder / "include").is_dir()), folders[0])
+
+
+PACKAGE_DIR = _package_dir()
 HEADER = PACKAGE_DIR / "include" / "morphkv.h"
 # Windows wants libraries beside the programs.
 LIB_DIR = PACKAGE_DIR / ("bin" if sys.platform == "win32" else "lib")

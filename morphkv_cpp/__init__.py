@@ -6,12 +6,13 @@
 Importing this package makes llama_cpp load the libllama of this package, so it comes before `import llama_cpp`.
 """
 
-from pathlib import Path
+from importlib.util import find_spec
 
-if not (Path(__file__).parent / "bridge").is_dir():
+# Beside the sources there is none; an editable install knows where it is.
+if find_spec(f"{__name__}.bridge") is None:
     raise ImportError(
-        f"morphkv_cpp was found in {Path(__file__).parent}, its source folder, not where it is installed with its "
-        "libraries: start Python in another folder",
+        f"morphkv_cpp was found in {__path__[0]}, its source folder, not where it is installed with its libraries: "
+        "install it (pip install .), and if it is, start Python in another folder",
         name="morphkv_cpp",
     )
 

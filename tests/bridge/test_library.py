@@ -1,5 +1,6 @@
 """`import morphkv_cpp` loads its own libllama or stops with a sentence; each case in a process of its own."""
 
+import importlib
 import os
 import re
 import shutil
@@ -9,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
+import morphkv_cpp
 from morphkv_cpp.bridge import LIB_DIR, PACKAGE_DIR
 from morphkv_cpp.bridge.library import LIBRARY_NAMES
 
 LIBRARY = next(LIB_DIR / name for name in LIBRARY_NAMES if (LIB_DIR / name).is_file())
 VARIABLES = ("LLAMA_CPP_LIB_PATH", "MTMD_CPP_LIB", "LD_LIBRARY_PATH", "LD_PRELOAD")
+# An editable install is found before all paths.
+NOT_EDITABLE = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable_")]
+"""
 CATCH = """
 try:
     import morphkv_cpp
@@ -28,9 +35,10 @@ else:
 def python(tmp_path):
     """Runs code in a fresh Python that finds the tested package, or another one, first; returns its output."""
 
-    def run(code: str, package_parent: Path = PACKAGE_DIR.parent, **variables) -> str:
+    def run(code: str, package_parent: Path | None = None, **variables) -> str:
         environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        paths = [str(package_parent), os.environ.get("PYTHONPATH", "")]
+        paths = [str(package_parent or PACKAGE_DIR.parent), os.environ.get("PYTHONPATH", "")]
+        code = code if package_parent is None else NOT_EDITABLE + code
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), **variables}
         result = subprocess.run(
             [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
@@ -46,8 +54,9 @@ def package(tmp_path) -> Path:
     """A package of links to the tested one, to be spoilt."""
     copy = tmp_path / "site" / "morphkv_cpp"
     copy.mkdir(parents=True)
-    for entry in PACKAGE_DIR.iterdir():
-        if entry.name != "__pycache__":
+    bridge, models = (Path(importlib.import_module(f"morphkv_cpp.{name}").__path__[0]) for name in ("bridge", "models"))
+    for entry in [*(entry for folder in morphkv_cpp.__path__ for entry in Path(folder).iterdir()), bridge, models]:
+        if entry.name != "__pycache__" and not (copy / entry.name).exists():
             (copy / entry.name).symlink_to(entry)
     return copy
 

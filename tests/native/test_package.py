@@ -17,11 +17,25 @@ LIBRARIES = ("ggml", "ggml-base", "ggml-rpc", "llama", "llama-common", "mtmd")
 
 @pytest.fixture(scope="module")
 def package():
-    """Folder of the installed package, found without importing it."""
+    """Folder of the installed package, found without importing it; an editable install has the sources' folder too."""
     spec = importlib.util.find_spec("morphkv_cpp")
     if spec is None or spec.origin is None:
         pytest.skip("morphkv_cpp is not installed")
-    return Path(spec.origin).parent
+    return next(path for path in map(Path, spec.submodule_search_locations) if (path / "include").is_dir())
+
+
+def is_editable():
+    spec = importlib.util.find_spec("morphkv_cpp")
+    return Path(spec.origin).parent == ROOT / "morphkv_cpp"
+
+
+@pytest.fixture(scope="module")
+def wheel_files():
+    """Names of the files of the installed wheel, as its RECORD has them, without what pip adds."""
+    if is_editable():
+        pytest.skip("an editable install records none of its sources; make test-installed")
+    names = [str(path) for path in importlib.metadata.files("morphkv_cpp")]
+    return {name for name in names if name.startswith("morphkv_cpp/") and "__pycache__" not in name}
 
 
 def test_pins_agree():
@@ -31,17 +45,49 @@ def test_pins_agree():
     assert importlib.metadata.version("llama-cpp-python").split("+")[0] == version
 
 
-def test_package_has_header_licenses_and_folders(package):
+def test_package_has_header_and_licenses(package):
     assert (package / "include/morphkv.h").is_file()
     assert {"LICENSE", "LICENSE-llama.cpp"} <= {path.name for path in (package / "licenses").iterdir()}
-    assert (package / "bridge").is_dir()
-    assert (package / "models").is_dir()
 
 
-def test_the_source_folder_is_refused_with_a_sentence(package):
-    command = [sys.executable, "-c", "import morphkv_cpp"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_the_wheel_has_the_sources_of_three_folders(wheel_files):
+    folders = {"morphkv_cpp": "morphkv_cpp", "bridge": "morphkv_cpp/bridge", "models": "morphkv_cpp/models"}
+    expected = {
+        f"{name}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, name in folders.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    built = {name for name in wheel_files if name.split("/")[1] in ("bin", "include", "lib", "licenses")}
+    assert wheel_files - built == expected
+
+
+def test_the_wheel_holds_no_tests_and_no_tools_of_ours(wheel_files):
+    suffixes = {Path(name).suffix for name in wheel_files if name.split("/")[1] not in ("bin", "lib", "licenses")}
+    assert suffixes <= {".py", ".pyi", ".typed", ".h", ".tsv", ".txt"}
+    assert not [name for name in wheel_files if re.search(r"(^|/)(test|conftest|fuzz)", name)]
+
+
+def test_the_source_folder_alone_is_refused_with_a_sentence():
+    # no site-packages: nothing is installed
+    command = [sys.executable, "-S", "-c", "import morphkv_cpp"]
+    done = subprocess.run(command, cwd=ROOT, env=without_path(), capture_output=True, text=True, check=False)
+    assert "ImportError: morphkv_cpp was found in" in done.stderr
     assert "its source folder" in done.stderr
+
+
+def test_an_editable_install_is_found_from_its_source_folder():
+    if not is_editable():
+        pytest.skip("not an editable install")
+    code = (
+        "import morphkv_cpp; print(morphkv_cpp.__file__); import morphkv_cpp.models; print(morphkv_cpp.models.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(ROOT / "morphkv_cpp/__init__.py"), str(ROOT / "models/__init__.py")]
+
+
+def without_path():
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def test_each_library_is_one_file(package):

@@ -18,16 +18,17 @@ def _find_folder():
             "install it, or set LLAMA_CPP_LIB_PATH to the folder of a libllama",
             name="llama_cpp",
         )
-    package = pathlib.Path(next(iter(spec.submodule_search_locations)))
-    # as in morphkv_cpp/bridge/library.py
-    folder = package / ("bin" if sys.platform == "win32" else "lib")
-    if not any(folder.glob("*llama.*")):
-        raise ImportError(
-            f"this llama-cpp-python has no library of its own, and morphkv_cpp was found in {package}, without its "
-            "libraries: import morphkv_cpp first, in another folder if that is its source",
-            name="llama_cpp",
-        )
-    return folder
+    # as in morphkv_cpp/bridge/library.py; of an editable install one folder is the sources'
+    packages = [pathlib.Path(package) for package in spec.submodule_search_locations]
+    for package in packages:
+        folder = package / ("bin" if sys.platform == "win32" else "lib")
+        if any(folder.glob("*llama.*")):
+            return folder
+    raise ImportError(
+        f"this llama-cpp-python has no library of its own, and morphkv_cpp was found in {packages[0]}, without its "
+        "libraries: import morphkv_cpp first, in another folder if that is its source",
+        name="llama_cpp",
+    )
 
 
 if "LLAMA_CPP_LIB_PATH" not in os.environ:
