@@ -60,6 +60,7 @@ def test_the_wheel_has_the_sources_of_three_folders(wheel_files):
     }
     built = {name for name in wheel_files if name.split("/")[1] in ("bin", "include", "lib", "licenses")}
     assert wheel_files - built == expected
+    assert "morphkv_cpp/py.typed" in expected
 
 
 def test_the_wheel_holds_no_tests_and_no_tools_of_ours(wheel_files):
