@@ -19,8 +19,8 @@ BUILD_FUZZ   := build/fuzz
 BUILD_VULKAN := build/vulkan
 STOCK_LIB    := $(CURDIR)/$(BUILD)/stock
 
-# Formatters differ from version to version: pinned.
-LINT_TOOLS   := ruff==0.17.6 clang-format==23.1.5
+# The pinned formatters and checkers of pyproject.toml.
+LINT_TOOLS   := $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',"')
 
 # cmake and ninja of the venv serve where the system has none.
 export PATH  := $(CURDIR)/$(BIN):$(PATH)
@@ -31,7 +31,7 @@ PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-installed test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
+.PHONY: help venv demo test test-installed test-lowest test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -102,6 +102,17 @@ test: venv $(SITE_WHEEL)/.installed ## all tests: C++, Python, against an unpatc
 test-installed: venv $(SITE_WHEEL)/.installed ## the Python tests on a real wheel
 	cmake --build $(BUILD) --target llama-stock morphkv-tests
 	$(TEST_ENV) $(PYTEST_WHEEL) tests -m "not slow and not archs" $(PYTEST_ARGS)
+
+# The floors of pyproject.toml, a line each, as versions; what they need in turn is as new as it may be.
+LOWEST       := build/lowest
+test-lowest: $(SITE_WHEEL)/.installed ## the package's tests with the lowest versions of what it needs
+	$(PYTHON) -m venv --clear $(LOWEST)
+	sed -n 's/^    "\([A-Za-z0-9_-]*\)>=\([0-9.]*\)[";].*/\1==\2/p' pyproject.toml > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --only-binary :all: -c $(LOWEST)/constraints.txt build/python-part/*.whl \
+	    "$$(ls $(CURDIR)/build/wheel/*.whl)[bench,test]"
+	$(LOWEST)/bin/python -m pip list
+	$(TEST_ENV) $(LOWEST)/bin/pytest tests/bridge tests/models tests/morphkv_cpp tests/compat -m "not slow" \
+	    -W ignore::DeprecationWarning:typer $(PYTEST_ARGS)
 
 test-slow: venv ## tests of the same claims at full length
 	$(BIN)/pytest tests -m slow $(PYTEST_ARGS)
@@ -186,7 +197,7 @@ archs: venv ## write morphkv_cpp/architectures.tsv, the list of `morphkv archs`,
 	cmake --build $(BUILD) --target test-llama-archs
 	$(ARCHS_ENV) $(BIN)/python tests/archs/run.py
 
-$(VENV)/.lint: Makefile $(VENV)/.tools
+$(VENV)/.lint: pyproject.toml $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet $(LINT_TOOLS)
 	touch $@
 
