@@ -201,11 +201,18 @@ $(VENV)/.lint: pyproject.toml $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet $(LINT_TOOLS)
 	touch $@
 
-check: $(VENV)/.lint ## formats, lint, patches equal their re-export
+# The package as it lies when it is installed, of links: checkers do not know what pyproject.toml maps.
+TREE         := build/tree
+check: $(PLAIN)/.installed $(VENV)/.lint ## formats, lint, types, imports, lengths, patches equal their re-export
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	$(BIN)/python native/scripts/refresh_patches.py --check
+	rm -rf $(TREE) && mkdir -p $(TREE)/morphkv_cpp
+	ln -s $(CURDIR)/morphkv_cpp/* $(CURDIR)/bridge $(CURDIR)/models $(TREE)/morphkv_cpp
+	cd $(TREE) && PYTHONPATH=. $(PLAIN_PYTHON) $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
+	$(BIN)/pytest -q tests/test_lengths.py
+	-cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/build/mypy
 
 format: $(VENV)/.lint ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff check --fix .
