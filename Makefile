@@ -28,10 +28,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # What the installed package is made of. The install is editable: of its Python only the list of files is known to it.
 PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path '*/__pycache__/*'))
-SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') CMakeLists.txt pyproject.toml LICENSE
+SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-installed test-lowest test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
+.PHONY: help venv demo test test-installed test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,7 +43,7 @@ venv: $(VENV)/.installed ## build and install everything into .venv
 $(VENV)/.tools:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.10"
+	$(BIN)/python -m pip install --quiet "scikit-build-core>=0.10" "cffi>=1.16.0"
 	command -v ninja >/dev/null || $(BIN)/python -m pip install --quiet ninja
 	cmake -P native/cmake/check-version.cmake >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet cmake
 	touch $@
@@ -102,6 +102,9 @@ test: venv $(SITE_WHEEL)/.installed ## all tests: C++, Python, against an unpatc
 test-installed: venv $(SITE_WHEEL)/.installed ## the Python tests on a real wheel
 	cmake --build $(BUILD) --target llama-stock morphkv-tests
 	$(TEST_ENV) $(PYTEST_WHEEL) tests -m "not slow and not archs" $(PYTEST_ARGS)
+
+import-time: $(SITE_WHEEL)/.installed ## how long `import morphkv_cpp` takes beside `import llama_cpp`; at most 50 ms more is wanted
+	PYTHONPATH=$(CURDIR)/$(SITE_WHEEL) $(PLAIN_PYTHON) tests/import_time.py
 
 # The floors of pyproject.toml, a line each, as versions; what they need in turn is as new as it may be.
 LOWEST       := build/lowest

@@ -6,17 +6,18 @@ so that child processes, which may import llama_cpp first, load the same librari
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
-from typing import Any, cast
-
-import cffi
+from typing import TYPE_CHECKING, Any, cast
 
 from . import process
 from .errors import refuse_library
-from .header import declarations
+
+if TYPE_CHECKING:
+    import cffi
 
 
 def _package_dir() -> Path:
@@ -45,7 +46,7 @@ def _folder_variables() -> list[str]:
 
 
 def _find_library() -> Path:
-    for path in (HEADER, LIB_DIR):
+    for path in (HEADER, LIB_DIR, PACKAGE_DIR / "bridge" / "declared.py"):
         if not path.exists():
             refuse_library(f"morphkv_cpp is not installed completely: {path} is missing; install the package again")
     found = [LIB_DIR / name for name in LIBRARY_NAMES if (LIB_DIR / name).is_file()]
@@ -83,6 +84,16 @@ def _refuse_mapped(reason: str) -> None:
         refuse_library(f"{reason}: {', '.join(others)}, but morphkv_cpp needs those in {LIB_DIR}")
 
 
+def _llama_cpp_version() -> str | None:
+    """Of the module that would be imported, as its source says: importlib.metadata takes 20 ms to import, and llama_cpp
+    itself must not be imported where it does not fit."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return None
+    found = re.search(r'(?m)^__version__ = "(.+)"', Path(spec.origin).read_text(encoding="utf-8"))
+    return found[1] if found else "of an unknown version"
+
+
 def _refuse_versions(ffi: cffi.FFI, lib: Any, path: Path) -> None:
     try:
         native_abi = lib.morphkv_abi_version()
@@ -90,16 +101,14 @@ def _refuse_versions(ffi: cffi.FFI, lib: Any, path: Path) -> None:
         refuse_library(f"{path} is a libllama without MorphKV: install morphkv_cpp again", error)
     if native_abi != lib.MORPHKV_ABI_VERSION:
         refuse_library(
-            f"{path} has ABI version {native_abi}, but {HEADER} has {lib.MORPHKV_ABI_VERSION}: "
+            f"{path} has ABI version {native_abi}, but was installed with a header of {lib.MORPHKV_ABI_VERSION}: "
             "install morphkv_cpp again"
         )
     native = cast(bytes, ffi.string(lib.morphkv_upstream_version())).decode()
-    try:
-        python = importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError as error:
-        refuse_library(f"llama-cpp-python is not installed; morphkv_cpp needs llama-cpp-python=={native}", error)
-    # a local version, as in 0.3.36+cu130, is the same source
-    if python.split("+")[0] != native:
+    python = _llama_cpp_version()
+    if python is None:
+        refuse_library(f"llama-cpp-python is not installed; morphkv_cpp needs llama-cpp-python=={native}")
+    if python != native:
         refuse_library(
             f"llama-cpp-python {python} is installed, but {path} was built from {native}, and the two share structs: "
             f"pip install llama-cpp-python=={native}"
@@ -110,8 +119,8 @@ def load() -> tuple[cffi.FFI, Any]:
     """The ffi and the library, checked."""
     path = _find_library()
     _refuse_other_libraries(path)
-    ffi = cffi.FFI()
-    ffi.cdef(declarations(HEADER.read_text(encoding="utf-8")))
+    from .declared import ffi
+
     if sys.platform == "win32":
         os.add_dll_directory(str(LIB_DIR))
     try:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import morphkv_cpp
 from morphkv_cpp.bridge import LIB_DIR, PACKAGE_DIR
 from morphkv_cpp.bridge.library import LIBRARY_NAMES
 
@@ -54,10 +53,12 @@ def package(tmp_path) -> Path:
     """A package of links to the tested one, to be spoilt."""
     copy = tmp_path / "site" / "morphkv_cpp"
     copy.mkdir(parents=True)
-    bridge, models = (Path(importlib.import_module(f"morphkv_cpp.{name}").__path__[0]) for name in ("bridge", "models"))
-    for entry in [*(entry for folder in morphkv_cpp.__path__ for entry in Path(folder).iterdir()), bridge, models]:
-        if entry.name != "__pycache__" and not (copy / entry.name).exists():
-            (copy / entry.name).symlink_to(entry)
+    for name in ("morphkv_cpp", "morphkv_cpp.models", "morphkv_cpp.bridge"):
+        folder = copy / name.removeprefix("morphkv_cpp").removeprefix(".")
+        folder.mkdir(exist_ok=True)
+        for entry in (entry for path in importlib.import_module(name).__path__ for entry in Path(path).iterdir()):
+            if entry.name not in ("__pycache__", "bridge", "models") and not (folder / entry.name).exists():
+                (folder / entry.name).symlink_to(entry)
     return copy
 
 
@@ -147,18 +148,36 @@ def test_a_missing_library_is_named(python, package):
 
 
 def test_a_header_of_another_abi_is_refused(python, package):
+    declared = package / "bridge" / "declared.py"
     header = (package / "include" / "morphkv.h").read_text()
-    (package / "include").unlink()
-    (package / "include").mkdir()
-    other = re.sub(r"(#define MORPHKV_ABI_VERSION) \d+", r"\1 999", header)
-    (package / "include" / "morphkv.h").write_text(other)
-    assert re.match(r"LibraryError .*has ABI version \d+, but .*morphkv.h has 999", python(CATCH, package.parent))
+    abi = re.search(r"(?m)^#define MORPHKV_ABI_VERSION (\d+)", header)[1]
+    text = declared.read_text()
+    other = re.sub(rf"(MORPHKV_ABI_VERSION',){abi}\b", r"\g<1>999", text)
+    assert other != text
+    declared.unlink()
+    declared.write_text(other)
+    assert re.match(rf"LibraryError .*has ABI version {abi}, but .* a header of 999", python(CATCH, package.parent))
 
 
-def test_another_version_of_llama_cpp_python_is_refused(python, package):
-    installed = package.parent / "llama_cpp_python-9.9.9.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 9.9.9\n")
+def test_a_build_without_declarations_is_refused(python, package):
+    (package / "bridge" / "declared.py").unlink()
+    said = python(CATCH, package.parent)
+    assert said.startswith("LibraryError morphkv_cpp is not installed completely")
+    assert str(package / "bridge" / "declared.py") in said
+
+
+def fake_llama_cpp(folder: Path, text: str) -> None:
+    (folder / "llama_cpp").mkdir()
+    (folder / "llama_cpp" / "__init__.py").write_text(text)
+
+
+def test_another_version_of_llama_cpp_python_is_refused_before_it_is_imported(python, package):
+    fake_llama_cpp(package.parent, 'print("imported llama_cpp")\n__version__ = "9.9.9"\n')
     assert re.match(
         r"LibraryError llama-cpp-python 9\.9\.9 is installed, but .* was built from", python(CATCH, package.parent)
     )
+
+
+def test_a_llama_cpp_that_tells_no_version_is_refused(python, package):
+    fake_llama_cpp(package.parent, "")
+    assert "llama-cpp-python of an unknown version is installed" in python(CATCH, package.parent)
