@@ -11,8 +11,8 @@ KV head, and the cells behind them hold the same recent tokens everywhere, in or
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 import numpy as np
 
@@ -308,7 +308,7 @@ class HeadCache:
         return kept
 
 
-Adopt = Callable[[int, int], Optional[np.ndarray]]  # (layer, kv head) -> positions to keep, see HeadCache.cut
+Adopt = Callable[[int, int], np.ndarray | None]  # (layer, kv head) -> positions to keep, see HeadCache.cut
 
 
 class SequenceCache:

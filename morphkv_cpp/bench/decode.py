@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import llama_cpp
 from llama_cpp import LlamaState
@@ -59,9 +59,9 @@ class Lane:
     tokens: Iterator[int]
     n_turn: int  # tokens decoded in a turn; a multiple of the eviction interval where there is one
     seconds_of: SecondsOf = decode_seconds
-    n_back: Optional[int] = None  # a full cache goes back to this depth whenever it is n_lap tokens behind it
+    n_back: int | None = None  # a full cache goes back to this depth whenever it is n_lap tokens behind it
     n_lap: int = 0
-    state: Optional[LlamaState] = None  # every turn begins here
+    state: LlamaState | None = None  # every turn begins here
     rates: list[float] = field(default_factory=list)  # (n_rounds,) tok/s
 
     def turn(self) -> None:

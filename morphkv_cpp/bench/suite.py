@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from morphkv_cpp import Llama, MorphKV, bridge
 
@@ -55,7 +55,7 @@ def run_suite(
 
     with ExitStack() as stack:
 
-        def lane(name: str, config: Optional[MorphKV], n_ctx: int, n_prompt: int, **more: Any) -> Lane:
+        def lane(name: str, config: MorphKV | None, n_ctx: int, n_prompt: int, **more: Any) -> Lane:
             options = {**llama_options, "n_ctx": n_ctx, "n_batch": N_BATCH, "n_ubatch": N_BATCH}
             llm = stack.enter_context(closing(Llama(model, morphkv=config, **options)))
             tokens = endless_tokens(llm)

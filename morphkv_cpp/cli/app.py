@@ -4,7 +4,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Optional
 
 import typer
 
@@ -40,7 +39,7 @@ app.command(context_settings=CONTEXT_SETTINGS)(serve)
 app.command("rpc-server", context_settings=RPC_CONTEXT_SETTINGS)(rpc_server)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, 1 with a sentence on standard error, 2 for a wrong option, 130 after Ctrl-C."""
     warnings.filterwarnings("default", category=DeprecationWarning, module="morphkv_cpp")  # options of old
     try:

@@ -1,7 +1,5 @@
 """The command `morphkv archs`."""
 
-from typing import Optional
-
 import typer
 
 from ..architectures import Architecture, architectures
@@ -16,7 +14,7 @@ TITLES = {
 
 
 def archs(
-    name: Optional[str] = typer.Argument(None, help="Only architectures whose name contains this."),
+    name: str | None = typer.Argument(None, help="Only architectures whose name contains this."),
 ) -> None:
     """List what MorphKV does for each model architecture of llama.cpp, as found by running it.
 

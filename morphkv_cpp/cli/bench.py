@@ -4,7 +4,7 @@ import dataclasses
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -63,7 +63,7 @@ def bench(
         bool, typer.Option("--archive", help="instead: what an archive costs, and a recall once it holds N tokens")
     ] = False,
     tokens: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
             "--tokens",
             "-n",
@@ -81,7 +81,7 @@ def bench(
         int, typer.Option("--rounds", "-r", metavar="N", help="turns of each cache; medians are shown")
     ] = Sizes.n_rounds,
     require: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--require",
             metavar="BAR",

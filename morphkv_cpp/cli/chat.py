@@ -5,7 +5,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Optional
+from typing import Annotated, Any, ClassVar
 
 import llama_cpp
 import typer
@@ -25,11 +25,11 @@ HINT = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"
 def chat(
     model: Model,
     morphkv: MorphKV,
-    archive: Optional[Archive],
+    archive: Archive | None,
     llama: dict[str, Any],
     sampling: dict[str, Any],
     system: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             "--system",
             "-sys",
@@ -40,7 +40,7 @@ def chat(
         ),
     ] = None,
     session: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             "--session",
             metavar="FILE",
@@ -53,7 +53,7 @@ def chat(
         typer.Option("--predict", "-n", "--n-predict", metavar="N", help="most tokens of an answer (-1 = no limit)"),
     ] = -1,
     ctx_size: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
             "--ctx-size",
             "-c",
@@ -119,7 +119,7 @@ def talk_in_lines(dialogue: "Dialogue") -> None:
 class Dialogue:
     """A session, the commands that change or show it, and where it is saved."""
 
-    def __init__(self, llm: Llama, options: dict[str, Any], path: Optional[Path]):
+    def __init__(self, llm: Llama, options: dict[str, Any], path: Path | None):
         self.is_open = True
         self.n_errors = 0
         self._llm = llm
@@ -128,7 +128,7 @@ class Dialogue:
         self._forks: list[Session] = []
         self._session: Session
 
-    def open(self, system: Optional[str]) -> None:
+    def open(self, system: str | None) -> None:
         """Begin, with the session in the file if there is one."""
         if self._path is None or not self._path.exists():
             self._session = self._llm.session(system)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import llama_cpp
 import typer
@@ -27,7 +27,7 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", "-s", metavar="SEED", help="RNG seed of the text")] = 1,
     model: Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="model path to load (GGUF)")] = DEMO,
     out: Annotated[
-        Optional[Path], typer.Option("--out", "-o", metavar="FILE", help="write the text to FILE as well")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="write the text to FILE as well")
     ] = None,
 ) -> None:
     """Write a long text in a cache of constant size, compare with stock llama.cpp, and ask about facts of long ago."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Written:
         return len(seconds) / sum(seconds) if seconds else float("nan")
 
 
-def open_demo(model: Path, n_text: int, morphkv: Optional[MorphKV], **llama_options: Any) -> Llama:
+def open_demo(model: Path, n_text: int, morphkv: MorphKV | None, **llama_options: Any) -> Llama:
     """The model with a context for n_text tokens, and no more of it: stock llama.cpp pays for every one."""
     if morphkv is not None:
         n_text = max(n_text, morphkv.capacity + max(morphkv.interval, morphkv.prompt_room))

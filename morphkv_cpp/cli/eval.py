@@ -1,7 +1,7 @@
 """`morphkv recall`, `remember` and `texts`: what a cut cache, or its archive, still knows; and prose to read."""
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -36,7 +36,7 @@ def recall(
         int, typer.Option("--questions", metavar="N", help="questions, spread over the documents")
     ] = 60,
     require: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--require", metavar="BAR", help="exit with 1 if missed, e.g. 'morphkv@256>=0.80' or 'recency<0.40'"
         ),
@@ -79,7 +79,7 @@ def recall(
 def remember(
     model: Model,
     morphkv: MorphKV,
-    archive: Optional[Archive],
+    archive: Archive | None,
     llama: dict[str, Any],
     tokens: Annotated[
         str, typer.Option("--tokens", metavar="N,...", help="lengths of the text at which it is asked about its facts")
@@ -92,10 +92,10 @@ def remember(
         int, typer.Option("--questions", metavar="N", help="questions at each length, spread over the documents")
     ] = 150,
     text: Annotated[
-        Optional[Path], typer.Option("--text", metavar="FILE", help="prose behind the facts, in place of the package's")
+        Path | None, typer.Option("--text", metavar="FILE", help="prose behind the facts, in place of the package's")
     ] = None,
     require: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--require", metavar="BAR", help="exit with 1 if missed, e.g. 'recall>=0.95' or 'recall@2560>=0.95'"
         ),

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ def generate(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="prompt to start generation with; - reads it from stdin")],
     morphkv: MorphKV,
-    archive: Optional[Archive],
+    archive: Archive | None,
     llama: dict[str, Any],
     sampling: dict[str, Any],
     predict: Annotated[
@@ -30,7 +30,7 @@ def generate(
     ] = -1,
     stock: Annotated[bool, typer.Option("--stock", help="stock llama.cpp's full cache instead of MorphKV")] = False,
     ctx_size: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(
             "--ctx-size",
             "-c",

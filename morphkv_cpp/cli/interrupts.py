@@ -4,7 +4,6 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Optional
 
 
 @contextlib.contextmanager
@@ -15,7 +14,7 @@ def noted_interrupts() -> Iterator[Callable[[], None]]:
     """
     is_due = False
 
-    def interrupt(_number: int, frame: Optional[FrameType]) -> None:
+    def interrupt(_number: int, frame: FrameType | None) -> None:
         nonlocal is_due
         is_due = True
         if not _in_sampler(frame):
@@ -33,7 +32,7 @@ def noted_interrupts() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _in_sampler(frame: Optional[FrameType]) -> bool:
+def _in_sampler(frame: FrameType | None) -> bool:
     """Whether the frame is that of llama_cpp's function for custom samplers, or was called from there."""
     while frame is not None:
         if frame.f_code.co_name == "apply_wrapper" and frame.f_globals.get("__name__") == "llama_cpp._internals":

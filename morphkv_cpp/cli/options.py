@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import llama_cpp
 import typer
@@ -25,7 +25,7 @@ SAMPLING_PANEL = "Sampling"
 DEMO = "demo"
 
 
-def with_options(defaults: Optional[dict[str, Any]] = None, **groups: Callable) -> Callable:
+def with_options(defaults: dict[str, Any] | None = None, **groups: Callable) -> Callable:
     """Decorator: each parameter that `groups` names is replaced by the group's options, and gets the group's result.
 
     `defaults` are defaults of options that differ in this command. Annotations must be objects, not strings.
@@ -146,7 +146,7 @@ def _cache_type(option: str, name: str) -> int:
     return CACHE_TYPES[name]
 
 
-def _gpu_layers(rpc: Optional[str]) -> int:
+def _gpu_layers(rpc: str | None) -> int:
     """All of them where there is something to store them in, as llama-server does."""
     return -1 if rpc is not None or any(device["is_gpu"] for device in bridge.devices()) else 0
 
@@ -160,7 +160,7 @@ def _proportions(text: str) -> list[float]:
 
 def llama_options(
     threads: Annotated[
-        Optional[int],
+        int | None,
         _model(
             "number of CPU threads to use during generation (default: half of the cores, 2 at least)",
             "--threads",
@@ -170,7 +170,7 @@ def llama_options(
         ),
     ] = None,
     gpu_layers: Annotated[
-        Optional[int],
+        int | None,
         _model(
             "max. number of layers to store in VRAM (-1 = all; default: all where there is a GPU or --rpc, else 0)",
             "--gpu-layers",
@@ -181,11 +181,11 @@ def llama_options(
         ),
     ] = None,
     rpc: Annotated[
-        Optional[str],
+        str | None,
         _model("comma-separated list of RPC servers (host:port)", "--rpc", metavar="SERVERS", show_default=False),
     ] = None,
     tensor_split: Annotated[
-        Optional[str],
+        str | None,
         _model(
             "fraction of the model to offload to each GPU, comma-separated list of proportions, e.g. 3,1",
             "--tensor-split",

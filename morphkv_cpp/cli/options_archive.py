@@ -1,7 +1,7 @@
 """Options of an archive and its recalls, for the commands that have one."""
 
 import warnings
-from typing import Annotated, Optional
+from typing import Annotated
 
 from ..cache.archive import CACHE_TYPES, KEYWORDS, RAM, Archive
 from .options import morphkv_flag
@@ -9,7 +9,7 @@ from .options import morphkv_flag
 
 def archive_options(
     archive: Annotated[
-        Optional[str],
+        str | None,
         morphkv_flag(
             "keep what leaves the window in memory, or in a file, and recall what a prompt asks for",
             "--archive",
@@ -18,7 +18,7 @@ def archive_options(
         ),
     ] = None,
     archive_type: Annotated[
-        Optional[str],
+        str | None,
         morphkv_flag(
             f"data type of archived K and V: {', '.join(CACHE_TYPES)} (default: as in the cache)",
             "--archive-type",
@@ -27,7 +27,7 @@ def archive_options(
         ),
     ] = None,
     archive_max: Annotated[
-        Optional[int],
+        int | None,
         morphkv_flag(
             "most MiB of the archive, the oldest tokens make room "
             f"(default: {Archive.max_bytes // 2**20}, 0 = no limit)",
@@ -37,10 +37,10 @@ def archive_options(
         ),
     ] = None,
     archive_max_bytes: Annotated[
-        Optional[int], morphkv_flag("the same in bytes, as it was", "--archive-max-bytes", metavar="N", hidden=True)
+        int | None, morphkv_flag("the same in bytes, as it was", "--archive-max-bytes", metavar="N", hidden=True)
     ] = None,
     recall: Annotated[
-        Optional[str],
+        str | None,
         morphkv_flag(
             "when to recall: off, prompt, or N: then, and each N intervals of evictions while writing "
             f"(default: {Archive.recall})",
@@ -50,7 +50,7 @@ def archive_options(
         ),
     ] = None,
     recall_share: Annotated[
-        Optional[float],
+        float | None,
         morphkv_flag(
             f"most that a recall fills of the distant slots, in (0, 1] (default: {Archive.share})",
             "--recall-share",
@@ -59,7 +59,7 @@ def archive_options(
         ),
     ] = None,
     recall_redo: Annotated[
-        Optional[int],
+        int | None,
         morphkv_flag(
             f"most tokens of a prompt's end that are decoded again after a recall (default: {Archive.redo})",
             "--recall-redo",
@@ -68,7 +68,7 @@ def archive_options(
         ),
     ] = None,
     recall_votes: Annotated[
-        Optional[int],
+        int | None,
         morphkv_flag(
             "how many of the newest queries ask (default: 0 = 16, or the votes if fewer)",
             "--recall-votes",
@@ -77,7 +77,7 @@ def archive_options(
         ),
     ] = None,
     recall_distance: Annotated[
-        Optional[int],
+        int | None,
         morphkv_flag(
             f"the archive is asked as if it lay N positions back (default: {Archive.distance})",
             "--recall-distance",
@@ -85,7 +85,7 @@ def archive_options(
             show_default=False,
         ),
     ] = None,
-) -> Optional[Archive]:
+) -> Archive | None:
     if archive_max_bytes is not None:
         warnings.warn("--archive-max-bytes is now --archive-max, in MiB", DeprecationWarning, stacklevel=2)
         if archive_max is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -34,7 +34,7 @@ def perplexity(
     llama: dict[str, Any],
     stock: Annotated[bool, typer.Option("--stock", help="stock llama.cpp's full cache instead of MorphKV")] = False,
     compare: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             "--compare",
             metavar="ARMS",
@@ -42,7 +42,7 @@ def perplexity(
         ),
     ] = None,
     tokens: Annotated[
-        Optional[int], typer.Option("--tokens", "-n", metavar="N", help="tokens of each text (default: all)")
+        int | None, typer.Option("--tokens", "-n", metavar="N", help="tokens of each text (default: all)")
     ] = None,
     skip: Annotated[
         int, typer.Option("--skip", metavar="N", help="first tokens that do not count in means over a text")
@@ -52,13 +52,13 @@ def perplexity(
         bool, typer.Option("--by-position", help="with --compare: a row for each --bucket too")
     ] = False,
     require: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--require", metavar="A<B", help="with --compare: exit with 1 if A is not better than B beyond the noise"
         ),
     ] = None,
     require_each: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--require-each",
             metavar="A<X*B",
@@ -96,7 +96,7 @@ def perplexity(
 
 
 def tokenize(
-    model: Path, files: Sequence[Path], n_tokens: Optional[int], n_skip: int, llama: dict[str, Any]
+    model: Path, files: Sequence[Path], n_tokens: int | None, n_skip: int, llama: dict[str, Any]
 ) -> list[list[int]]:
     """Tokens of each file; refuses what is no text, and texts that are shorter than asked for."""
     n_least = max(n_tokens or 0, n_skip + 2)

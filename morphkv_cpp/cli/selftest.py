@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ COLUMNS = "{device:<12}  {graph:<7} {type:<5} {shape:<50} {result:<10} {took_ms:
 
 def selftest(
     rpc: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             "--rpc",
             metavar="SERVERS",

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Optional, TextIO
+from typing import TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -24,7 +24,7 @@ PLAIN_WIDTH = 120  # of tables where no terminal tells its own
 PLAIN_PERIOD_S = 15.0  # between progress lines where no line can be rewritten
 
 
-def console(stream: Optional[TextIO] = None) -> Console:
+def console(stream: TextIO | None = None) -> Console:
     """Shows text as it is: brackets in a file's name are no markup."""
     stream = stream or sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
@@ -53,7 +53,7 @@ def mebibytes(n_bytes: float) -> str:
 class StatusLine:
     """One line that is rewritten in place; where that cannot be, a line every few seconds."""
 
-    def __init__(self, period_s: Optional[float] = None):
+    def __init__(self, period_s: float | None = None):
         self._console = console(sys.stderr)
         self._live = Live(console=self._console, refresh_per_second=8, transient=True)
         self._period_s = PLAIN_PERIOD_S if period_s is None else period_s
@@ -68,7 +68,7 @@ class StatusLine:
         if self._console.is_terminal:
             self._live.stop()
 
-    def __call__(self, text: str, picture: Optional[RenderableType] = None) -> None:
+    def __call__(self, text: str, picture: RenderableType | None = None) -> None:
         """`picture` is what a terminal shows in place of the text."""
         if self._console.is_terminal:
             self._live.update(picture or text)
@@ -86,7 +86,7 @@ def progress_bar(total: int, text: str) -> Iterator:
     plain = StatusLine()
     state = {"done": 0, "text": text}
 
-    def advance(n: int, text: Optional[str] = None) -> None:
+    def advance(n: int, text: str | None = None) -> None:
         state["done"] += n
         state["text"] = text or state["text"]
         bar.update(task, advance=n, description=state["text"])

@@ -1,7 +1,7 @@
 """Arms of a comparison: named caches, written as `full`, `recency`, `morphkv@256` or `morphkv@512:window=128`."""
 
 import dataclasses
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.config import POLICIES
@@ -11,7 +11,7 @@ FULL = "full"
 
 class Arm(NamedTuple):
     name: str  # as written
-    morphkv: Optional[MorphKV]  # None: the full cache of stock llama.cpp
+    morphkv: MorphKV | None  # None: the full cache of stock llama.cpp
 
 
 def parse_arms(text: str, settings: MorphKV) -> list[Arm]:

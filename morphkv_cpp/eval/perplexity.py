@@ -7,7 +7,7 @@ when the tokens come one by one. Differences between caches are taken token by t
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class _ChunkLogits:
         return self.rows[: positions.stop - positions.start]
 
 
-def open_for_nll(model: Path, morphkv: Optional[MorphKV], n_tokens: int, n_chunk: int, **llama_options: Any) -> Llama:
+def open_for_nll(model: Path, morphkv: MorphKV | None, n_tokens: int, n_chunk: int, **llama_options: Any) -> Llama:
     """A model whose eval() leaves the logits of all tokens of a chunk in `scores.rows`."""
     n_ctx = n_tokens + n_chunk
     if morphkv is not None:

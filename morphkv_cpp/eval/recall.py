@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from morphkv_cpp import Llama, MorphKV
 
@@ -116,7 +116,7 @@ def answer(llm: Llama, tokens: list[int]) -> str:
 
 def run(
     model: Path,
-    morphkv: Optional[MorphKV],
+    morphkv: MorphKV | None,
     n_documents: int = N_DOCUMENTS,
     n_questions: int = 60,
     on_answer: Callable[[Question, str, bool], None] = lambda question, text, right: None,
