@@ -19,7 +19,7 @@ MOVED = {
     "cli_chat": "cli.chat",
     "cli_demo": "cli.demo",
     "cli_generate": "cli.generate",
-    "cli_perplexity": "cli.perplexity",
+    "cli_perplexity": "cli.eval.perplexity",
     "cli_serve": "cli.serve",
     "completion": "text.completion",
     "demo": "cli.demo_text",

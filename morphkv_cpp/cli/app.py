@@ -9,12 +9,12 @@ import typer
 
 from .. import MorphKVError, info
 from .archs import archs
-from .bench import bench
+from .bench.decode import bench
 from .chat import chat
 from .demo import demo
-from .eval import recall, remember, texts
+from .eval.facts import recall, remember, texts
+from .eval.perplexity import perplexity
 from .generate import generate
-from .perplexity import perplexity
 from .selftest import selftest
 from .serve import CONTEXT_SETTINGS, RPC_CONTEXT_SETTINGS, rpc_server, serve
 

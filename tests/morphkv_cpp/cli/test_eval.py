@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from morphkv_cpp.cli import eval as cli_eval
 from morphkv_cpp.cli.app import main
+from morphkv_cpp.cli.eval import facts as cli_eval
 
 TIGHT = ["--capacity", "64", "--window", "8", "--interval", "16", "-t", "1"]
 

@@ -5,15 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import Archive, MorphKV
-from ..eval import recall as recall_eval
-from ..eval import remember as remember_eval
-from ..eval.arms import FULL, parse_arms
-from ..eval.bars import missed, parse_bars
-from ..eval.texts import fetch_texts
-from .options import Model, llama_options, morphkv_options, with_options
-from .options_archive import archive_options
-from .show import find_model, print_table, progress_bar, remark, report_bars
+from ... import Archive, MorphKV
+from ...eval import recall as recall_eval
+from ...eval import remember as remember_eval
+from ...eval.arms import FULL, parse_arms
+from ...eval.bars import missed, parse_bars
+from ...eval.texts import fetch_texts
+from ..options import Model, llama_options, morphkv_options, with_options
+from ..options_archive import archive_options
+from ..show import find_model, print_table, progress_bar, remark, report_bars
 
 RECALL_ARMS = f"{FULL},morphkv@256,morphkv@512,recency@256,recency@512,random@256,random@512"
 

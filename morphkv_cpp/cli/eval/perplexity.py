@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from .. import Llama, MorphKV
-from ..eval.arms import FULL, Arm, parse_arms
-from ..eval.compare import (
+from ... import Llama, MorphKV
+from ...eval.arms import FULL, Arm, parse_arms
+from ...eval.compare import (
     by_position,
     differences,
     exceeded,
@@ -19,11 +19,11 @@ from ..eval.compare import (
     run_arm,
     unmet,
 )
-from ..eval.perplexity import Estimate, buckets
-from ..eval.perplexity import perplexity as perplexity_of
-from ..text.tokens import require_utf8
-from .options import Model, llama_options, morphkv_options, with_options
-from .show import find_model, print_table, progress_bar, report_bars
+from ...eval.perplexity import Estimate, buckets
+from ...eval.perplexity import perplexity as perplexity_of
+from ...text.tokens import require_utf8
+from ..options import Model, llama_options, morphkv_options, with_options
+from ..show import find_model, print_table, progress_bar, report_bars
 
 
 @with_options({"prompt_room": 0, "interval": 64}, morphkv=morphkv_options, llama=llama_options)

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import Archive, Llama, MorphKV
-from ..bench.archive import N_RATED as N_ARCHIVE_RATED
-from ..bench.archive import archive_cost
-from ..bench.constant import (
+from ... import Archive, Llama, MorphKV
+from ...bench.archive import N_RATED as N_ARCHIVE_RATED
+from ...bench.archive import archive_cost
+from ...bench.constant import (
     N_EARLY,
     N_EARLY_SOAK,
     N_RATED,
@@ -21,14 +21,14 @@ from ..bench.constant import (
     late_and_early,
     run_constant,
 )
-from ..bench.decode import endless_tokens
-from ..bench.server import N_EARLY_TURN, N_SLOTS, N_TURNS, SERVER_ROWS, around, run_chat, run_slots
-from ..bench.streaming import N_MARK, LeapingLlama, streaming_kept
-from ..bench.streaming import N_RATED as N_STREAM_RATED
-from ..bench.suite import ROWS, Sizes, n_fill, run_suite
-from ..eval.bars import missed, parse_bars
-from .options import CACHE_TYPES, Model, llama_options, morphkv_options, with_options
-from .show import find_model, mebibytes, print_table, progress_bar, report_bars
+from ...bench.decode import endless_tokens
+from ...bench.server import N_EARLY_TURN, N_SLOTS, N_TURNS, SERVER_ROWS, around, run_chat, run_slots
+from ...bench.streaming import N_MARK, LeapingLlama, streaming_kept
+from ...bench.streaming import N_RATED as N_STREAM_RATED
+from ...bench.suite import ROWS, Sizes, n_fill, run_suite
+from ...eval.bars import missed, parse_bars
+from ..options import CACHE_TYPES, Model, llama_options, morphkv_options, with_options
+from ..show import find_model, mebibytes, print_table, progress_bar, report_bars
 
 CONSTANT_ROWS = ("rss-mb", "kv-mb", "cells", "speed", "prompt-speed")
 N_CONSTANT = 20000

@@ -1,0 +1,1 @@
+"""`morphkv bench`."""
