@@ -1,7 +1,5 @@
 """Does anything grow? A long run at constant capacity: cells, bytes, resident memory, speed."""
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
@@ -10,6 +8,7 @@ from typing import NamedTuple
 from llama_cpp import LlamaState
 
 from morphkv_cpp import Llama, bridge
+from morphkv_cpp.extras import needs_extra
 
 from .decode import Lane, Ratio, SecondsOf, decode_seconds, endless_tokens, fill, prompt_seconds, ratio, run_in_turns
 
@@ -24,12 +23,10 @@ OnTurn = Callable[[str], None]  # told the name of the context
 
 def resident_bytes() -> int:
     """Resident memory of this process, now."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except FileNotFoundError:
-        command = ["ps", "-o", "rss=", "-p", str(os.getpid())]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) * 1024
+    with needs_extra("bench"):
+        import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 class Sample(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 import subprocess
@@ -10,18 +9,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.eval import prose_sections
+from morphkv_cpp.extras import needs_extra
 from morphkv_cpp.programs import server_command
 
 from .decode import Ratio, ratio, run_in_turns
+
+if TYPE_CHECKING:
+    import httpx
 
 # rows of the result, which requirements may name
 SLOTS, FIRST_TOKEN = "slots", "first-token"
@@ -46,18 +49,25 @@ class Server:
         self._log = tempfile.TemporaryFile()
 
     def __enter__(self) -> Server:
+        with needs_extra("bench"):
+            import httpx
+
         self._process = subprocess.Popen(self._command, stdout=self._log, stderr=subprocess.STDOUT)
+        # a connection a request: the server closes those that rest, at times just when the next request comes
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=600, limits=limits)
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
             try:
                 self.ask("GET", "/health")
                 return self
-            except (OSError, RuntimeError):
+            except (httpx.TransportError, RuntimeError):
                 time.sleep(0.05)
         self.__exit__()
         raise RuntimeError(f"llama-server did not start: {self._last_lines()}")
 
     def __exit__(self, *error: object) -> None:
+        self._http.close()
         self._process.terminate()
         self._process.wait()
 
@@ -74,23 +84,22 @@ class Server:
         """Seconds until a streamed chat answer's first piece, and the whole answer."""
         start, first, text = time.perf_counter(), None, ""
         with self._request("POST", path, {**body, "stream": True}) as response:
-            for line in response:
-                if not line.startswith(b"data: {"):
+            for line in response.iter_lines():
+                if not line.startswith("data: {"):
                     continue
-                for choice in json.loads(line[len(b"data: ") :])["choices"]:
+                for choice in json.loads(line.removeprefix("data: "))["choices"]:
                     text += choice["delta"].get("content") or ""
                 if text and first is None:
                     first = time.perf_counter() - start
         return (time.perf_counter() - start if first is None else first), text
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, data, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        if response.status != 200:
-            raise RuntimeError(f"llama-server answers {path} with {response.status}: {response.read().decode()[:300]}")
-        return response
+    @contextmanager
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[httpx.Response]:
+        with self._http.stream(method, path, json=body) as response:
+            if response.status_code != 200:
+                text = response.read().decode(errors="replace")[:300]
+                raise RuntimeError(f"llama-server answers {path} with {response.status_code}: {text}")
+            yield response
 
 
 @dataclass

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # e.g. `morphkv generate ... | head`; Python would complain again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (MorphKVError, OSError, RuntimeError, ValueError) as error:
+    except (MorphKVError, ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp.extras import needs_extra
 
 N_BLOCK = 128  # neighbouring tokens have errors in common: the noise is that of the means of such blocks
 
@@ -71,7 +72,10 @@ def block_means(values: np.ndarray, n_block: int = N_BLOCK) -> np.ndarray:
 
 
 def standard_error(means: np.ndarray) -> float:
-    return float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
+    with needs_extra("bench"):
+        from scipy.stats import sem
+
+    return float(sem(means)) if len(means) > 1 else math.nan
 
 
 def perplexity(values: np.ndarray) -> Estimate:

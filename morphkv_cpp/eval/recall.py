@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp.extras import needs_extra
 
 from . import Fact, facts, prose_sections
 
@@ -157,9 +158,10 @@ def _right(
         yield right
 
 
-def wilson(n_right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(n_right: int, n: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share."""
-    share, z2 = n_right / n, z * z
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
+    with needs_extra("bench"):
+        from scipy.stats import binomtest
+
+    interval = binomtest(n_right, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
