@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from . import bridge
 
 KEEP_SYSTEM_VARIABLES = ("LLAMA_ARG_MORPHKV_KEEP_SYSTEM", "LLAMA_ARG_NO_MORPHKV_KEEP_SYSTEM")
+
+# llama-server's name of an option that our other commands have
+SERVER_OPTIONS = {
+    f"--{name}": f"--morphkv-{name}"
+    for name in (
+        "capacity",
+        "window",
+        "interval",
+        "prompt-room",
+        "votes",
+        "fusion",
+        "decay",
+        "rope-limit",
+        "archive",
+        "archive-type",
+        "archive-max",
+        "recall",
+        "recall-share",
+        "keep-system",
+    )
+} | {"--no-keep-system": "--no-morphkv-keep-system"}
+
+# options of our other commands that it does not have, and why
+NOT_SERVED = {
+    **dict.fromkeys(("--policy", "--policy-seed"), "it ranks by attention"),
+    **dict.fromkeys(("--recall-redo", "--recall-votes", "--recall-distance"), "its recalls have the default"),
+    "--archive-max-bytes": "say --archive-max, in MiB",
+}
 
 
 def program(name: str, option: str) -> str:
@@ -28,7 +59,48 @@ def server_command(model_path: str | os.PathLike[str], flags: Sequence[str]) -> 
     own = ["--morphkv", "--morphkv-keep-system"]
     if any(name in os.environ for name in KEEP_SYSTEM_VARIABLES):
         own.pop()  # to llama-server a flag counts more than they do
-    return [command, "--model", os.fspath(model_path), *own, *flags]
+    return [command, "--model", os.fspath(model_path), *own, *server_flags(flags)]
+
+
+def server_flags(flags: Sequence[str]) -> list[str]:
+    """The flags with MorphKV's options as llama-server calls them; all others, --keep and --seed too, are its own.
+
+    Raises ValueError for an option of other commands that llama-server does not have.
+    """
+    full: list[str] = []
+    for flag in flags:
+        name, equals, value = flag.partition("=")
+        if name in NOT_SERVED:
+            raise ValueError(f"llama-server has no {name}: {NOT_SERVED[name]}")
+        if name in SERVER_OPTIONS:
+            full += [SERVER_OPTIONS[name], *([value] if equals else [])]
+        else:
+            full.append(flag)
+    return full
+
+
+def run_in_place(command: Sequence[str]) -> int:
+    """Become the program where the system can do that; else run it and return its exit code.
+
+    On Windows os.execv() starts another process and ends this one, so that a shell no longer waits for it.
+    """
+    if sys.platform != "win32":
+        os.execv(command[0], list(command))
+    child = subprocess.Popen(command)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        child.terminate()
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        while True:
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:
+                continue  # the console sends Ctrl-C to the program as well, which ends as it sees fit
+            return code if code >= 0 else 128 - code
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def rpc_server_command(flags: Sequence[str]) -> list[str]:

@@ -1,11 +1,10 @@
 """`morphkv serve` and `morphkv rpc-server`: programs of the package, llama-server with MorphKV on."""
 
-import os
 from typing import Annotated
 
 import typer
 
-from ..programs import rpc_server_command, server_command
+from ..programs import rpc_server_command, run_in_place, server_command
 from .options import DEMO, model_path
 
 # All behind MODEL is llama-server's, its --help too; so is all behind rpc-server ggml-rpc-server's.
@@ -19,21 +18,22 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help=f"model path to load (GGUF), or '{DEMO}': the demo model; then any flags of llama-server, which "
-            "--help behind MODEL lists",
+            help=f"model path to load (GGUF), or '{DEMO}': the demo model; then options of MorphKV and any flags of "
+            "llama-server, which --help behind MODEL lists",
             metavar="MODEL [FLAGS]...",
         ),
     ],
 ) -> None:
-    """Serve MODEL to OpenAI-compatible clients: llama-server with MorphKV on. FLAGS are llama-server's own.
+    """Serve MODEL to OpenAI-compatible clients: llama-server with MorphKV on.
 
-    System prompts are never evicted, unless --no-morphkv-keep-system is among the flags.
+    MorphKV's options are called as in the other commands: --capacity, --window, --interval, --prompt-room, --votes,
+    --fusion, --decay, --rope-limit, --archive, --archive-type, --archive-max (of all slots), --recall and
+    --recall-share; --no-keep-system lets system prompts be evicted. All other FLAGS are llama-server's own, --keep,
+    --seed, -c and -n too; so are its names for the same options, --morphkv-capacity and so on.
     """
-    command = server_command(model_path(model), context.args)
-    os.execv(command[0], command)
+    raise typer.Exit(run_in_place(server_command(model_path(model), context.args)))
 
 
 def rpc_server(context: typer.Context) -> None:
     """Lend this machine's devices to models elsewhere: ggml-rpc-server, whose flags follow (-H, -p, -d, -t, -c)."""
-    command = rpc_server_command(context.args)
-    os.execv(command[0], command)
+    raise typer.Exit(run_in_place(rpc_server_command(context.args)))

@@ -48,6 +48,25 @@ def test_all_behind_the_model_is_the_servers(tiny_llama):
     assert server_command(str(tiny_llama()), flags)[1:] == [*own, *flags]
 
 
+def test_options_are_called_as_in_other_commands(serve):
+    names = ["--capacity", 128, "--window=16", "--interval", 16, "--prompt-room", 64, "--fusion", "max"]
+    own = ["--keep", 6, "--seed", 7, "-np", 1]
+    server = serve(*names, *own, "--archive", "ram", "--archive-type", "q8_0", "--recall", "off", "--no-keep-system")
+    props = server.get("/props")
+    shown = {name: props["morphkv"][name] for name in ("capacity", "window", "interval", "fusion", "keep")}
+    assert shown == {"capacity": 128, "window": 16, "interval": 16, "fusion": "max", "keep": 6}
+    assert props["morphkv"]["keep_system"] is False
+    assert props["default_generation_settings"]["params"]["seed"] == 7
+    assert server.chat([{"role": "user", "content": "a long question " * 40}], 4)["timings"]["recalls_n"] == 0
+
+
+def test_what_llama_server_does_not_have_is_a_sentence(capsys, tiny_llama):
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", str(tiny_llama()), "--policy", "random"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: llama-server has no --policy: it ranks by attention\n"
+
+
 def test_the_system_prompt_is_kept_unless_flags_or_the_environment_say_no(serve, monkeypatch):
     chat = [{"role": "system", "content": "abcdefghij klmno"}, {"role": "user", "content": "a long question " * 20}]
 
