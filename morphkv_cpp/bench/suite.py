@@ -1,4 +1,4 @@
-"""The comparisons that `morphkv bench` makes, each a ratio of two caches' decode speeds."""
+"""The comparisons that `morphkv bench decode` makes, each a ratio of two caches' decode speeds."""
 
 import dataclasses
 from collections.abc import Callable

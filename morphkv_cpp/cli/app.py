@@ -4,39 +4,70 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from .. import MorphKVError, info
+from .. import MorphKVError, __version__
 from .archs import archs
-from .bench.decode import bench
+from .bench import bench
 from .chat import chat
 from .demo import demo
-from .eval.facts import recall, remember, texts
-from .eval.perplexity import perplexity
+from .eval import evaluate
+from .eval.old import perplexity, recall, remember
 from .generate import generate
+from .info import show_info
 from .selftest import selftest
 from .serve import CONTEXT_SETTINGS, RPC_CONTEXT_SETTINGS, rpc_server, serve
+from .texts import texts
+
+
+class MorphkvGroup(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """130 after Ctrl-C, with every version of typer."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
 
 # A traceback in a box helps nobody who only mistyped a path; main() prints the sentence.
 app = typer.Typer(
+    cls=MorphkvGroup,
     help="MorphKV in llama.cpp: a KV cache of constant size for chats and answers of any length.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     no_args_is_help=True,
-    add_completion=False,
 )
 
 
-@app.command("info")
-def show_info() -> None:
-    """Show versions, the libraries that are loaded, and the devices that they found."""
-    print(info())
+def show_version(asked: bool) -> None:
+    if asked:
+        print(f"morphkv {__version__}")
+        raise typer.Exit()
 
 
-for command in (demo, generate, chat, perplexity, recall, remember, bench, texts, archs, selftest):
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("info")(show_info)
+for command in (demo, generate, chat):
     app.command()(command)
 app.command(context_settings=CONTEXT_SETTINGS)(serve)
 app.command("rpc-server", context_settings=RPC_CONTEXT_SETTINGS)(rpc_server)
+app.add_typer(bench, name="bench")
+app.add_typer(evaluate, name="eval")
+for command in (texts, archs, selftest):
+    app.command()(command)
+for name, command in {"recall": recall, "remember": remember, "perplexity": perplexity}.items():
+    app.command(name, hidden=True)(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

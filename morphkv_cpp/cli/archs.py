@@ -3,6 +3,7 @@
 import typer
 
 from ..architectures import Architecture, architectures
+from .show import Json, print_json
 
 TITLES = {
     "all": "Every layer with a KV cache is cut",
@@ -15,6 +16,7 @@ TITLES = {
 
 def archs(
     name: str | None = typer.Argument(None, help="Only architectures whose name contains this."),
+    as_json: Json = False,
 ) -> None:
     """List what MorphKV does for each model architecture of llama.cpp, as found by running it.
 
@@ -23,6 +25,9 @@ def archs(
     chosen = [each for each in architectures() if name is None or name in each.name]
     if not chosen:
         raise ValueError(f"the name of an architecture must contain {name!r}: `morphkv archs` lists all")
+    if as_json:
+        print_json({"architectures": chosen})
+        return
     for support, title in TITLES.items():
         group = [each for each in chosen if each.support == support]
         if group:

@@ -11,13 +11,23 @@ from ..text.pieces import TokenText
 from ..text.tokens import end_tokens
 from ..text.write import BanTokens, write
 from .interrupts import noted_interrupts
-from .options import MODEL_PANEL, SAMPLING_PANEL, Model, llama_options, morphkv_options, sampling_options, with_options
+from .options import (
+    MODEL_PANEL,
+    SAMPLING_PANEL,
+    Model,
+    given_options,
+    llama_options,
+    morphkv_options,
+    sampling_options,
+    with_options,
+)
 from .options_archive import archive_options
 from .show import find_model, mebibytes, remark
 
 
 @with_options(morphkv=morphkv_options, archive=archive_options, llama=llama_options, sampling=sampling_options)
 def generate(
+    context: typer.Context,
     model: Model,
     prompt: Annotated[str, typer.Argument(help="prompt to start generation with; - reads it from stdin")],
     morphkv: MorphKV,
@@ -64,13 +74,15 @@ def generate(
     ] = False,
 ) -> None:
     """Write a text after PROMPT with MODEL, token by token, in a cache of constant size."""
+    if stock and (ignored := given_options(context, morphkv_options, archive_options)):
+        raise ValueError(f"--stock has no MorphKV, which {', '.join(ignored)} would set: leave one or the other out")
     if prompt == "-":
         prompt = sys.stdin.read()
     if batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if ctx_size is None and stock:
         ctx_size = 0
-    context = {} if ctx_size is None else {"n_ctx": ctx_size}
+    limit = {} if ctx_size is None else {"n_ctx": ctx_size}
     llm = Llama(
         find_model(model),
         morphkv=None if stock else morphkv,
@@ -78,7 +90,7 @@ def generate(
         n_batch=batch_size,
         n_ubatch=batch_size,
         last_n_tokens_size=repeat_last_n,
-        **context,
+        **limit,
         **llama,
     )
     try:
@@ -93,20 +105,20 @@ def _stream(llm: Llama, prompt: str, n_predict: int, ignore_eos: bool, sampling:
     text = TokenText(llm._piece)
     processors = [BanTokens(end_tokens(llm))] if ignore_eos else []
     times = [time.perf_counter()]
-    interrupt = None
+    is_stopped = False
     try:
         with noted_interrupts() as check_interrupt:
             for token in write(llm, tokens, n_predict, processors, **sampling):
                 print(text(token), end="", flush=True)
                 times.append(time.perf_counter())
                 check_interrupt()
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         # what was written is on the screen, and its statistics are of use
-        interrupt = error
+        is_stopped = True
     print(flush=True)
     remark(statistics(llm, len(tokens), times))
-    if interrupt is not None:
-        raise interrupt
+    if is_stopped:
+        raise typer.Exit(130)
 
 
 def statistics(llm: Llama, n_prompt: int, times: list[float]) -> str:

@@ -25,14 +25,17 @@ SAMPLING_PANEL = "Sampling"
 DEMO = "demo"
 
 
-def with_options(defaults: dict[str, Any] | None = None, **groups: Callable) -> Callable:
+Command = Callable[..., None]
+
+
+def with_options(defaults: dict[str, Any] | None = None, **groups: Callable[..., Any]) -> Callable[[Command], Command]:
     """Decorator: each parameter that `groups` names is replaced by the group's options, and gets the group's result.
 
     `defaults` are defaults of options that differ in this command. Annotations must be objects, not strings.
     """
     options = {name: list(inspect.signature(group).parameters.values()) for name, group in groups.items()}
 
-    def decorate(command: Callable) -> Callable:
+    def decorate(command: Command) -> Command:
         flat: list[inspect.Parameter] = []
         for parameter in inspect.signature(command).parameters.values():
             flat += options.get(parameter.name, [parameter])
@@ -40,15 +43,40 @@ def with_options(defaults: dict[str, Any] | None = None, **groups: Callable) -> 
         flat = [p.replace(default=changed.get(p.name, p.default), kind=inspect.Parameter.KEYWORD_ONLY) for p in flat]
 
         @functools.wraps(command)
-        def run(**given: Any) -> Any:
+        def run(**given: Any) -> None:
             made = {name: group(**{p.name: given.pop(p.name) for p in options[name]}) for name, group in groups.items()}
-            return command(**given, **made)
+            command(**given, **made)
 
-        run.__signature__ = inspect.Signature(flat)
+        run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in flat}
         return run
 
     return decorate
+
+
+def without(group: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """A group less the options that a command would not heed."""
+
+    @functools.wraps(group)
+    def rest(**given: Any) -> Any:
+        return group(**given)
+
+    parameters = inspect.signature(group).parameters
+    if unknown := set(names) - set(parameters):
+        raise ValueError(f"{group.__name__} must have the options that are left out, got {sorted(unknown)}")
+    rest.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p for p in parameters.values() if p.name not in names]
+    )
+    return rest
+
+
+def given_options(context: typer.Context, *groups: Callable[..., Any]) -> list[str]:
+    """Options of these groups that stand on the command line, as --names."""
+    names = [name for group in groups for name in inspect.signature(group).parameters]
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return [
+        f"--{name.replace('_', '-')}" for name, source in sources.items() if source and source.name == "COMMANDLINE"
+    ]
 
 
 def model_path(text: str) -> Path:

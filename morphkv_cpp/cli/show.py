@@ -1,12 +1,15 @@
 """How commands speak: results on standard output, progress and remarks on standard error."""
 
 import contextlib
+import dataclasses
+import json
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, Any, Protocol, TextIO
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,12 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ..eval.bars import Bar, missed
 from ..models.demo import PACKAGE as DEMO_PACKAGE
 from ..models.demo import demo_model_path
 from .options import DEMO, model_path
 
 PLAIN_WIDTH = 120  # of tables where no terminal tells its own
 PLAIN_PERIOD_S = 15.0  # between progress lines where no line can be rewritten
+
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object, and nothing else on standard output")]
+
+
+class Advance(Protocol):
+    def __call__(self, n: int, text: str | None = None) -> None: ...
 
 
 def console(stream: TextIO | None = None) -> Console:
@@ -44,6 +55,43 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
         table.add_row(*row)
     # a title that belongs to the table would be wrapped to the table's width
     console().print(Text(title, style="bold"), table)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: of a dataclass or named tuple its fields, null for a number that is none."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def report(
+    as_json: bool,
+    bars: Sequence[Bar],
+    figures: Mapping[str, float],
+    details: Mapping[str, Any],
+    show: Callable[[], None],
+) -> None:
+    """Show what was measured, or print it, then judge it. figures: those that bars may name."""
+    sentences = missed(bars, figures)
+    if as_json:
+        print_json({"figures": figures, **details, "missed": sentences})
+    else:
+        show()
+    report_bars(sentences, len(bars))
 
 
 def mebibytes(n_bytes: float) -> str:
@@ -78,20 +126,21 @@ class StatusLine:
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, text: str) -> Iterator:
+def progress_bar(total: int, text: str) -> Iterator[Advance]:
     """A bar on standard error; yields advance(n, text=None). Lines from time to time where there is no terminal."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     bar = Progress(*columns, TimeRemainingColumn(), console=console(sys.stderr), transient=True)
     task = bar.add_task(text, total=total)
     plain = StatusLine()
-    state = {"done": 0, "text": text}
+    n_done, words = 0, text
 
     def advance(n: int, text: str | None = None) -> None:
-        state["done"] += n
-        state["text"] = text or state["text"]
-        bar.update(task, advance=n, description=state["text"])
+        nonlocal n_done, words
+        n_done += n
+        words = text or words
+        bar.update(task, advance=n, description=words)
         if not bar.console.is_terminal:
-            plain(f"{state['text']}: {state['done']} of {total}")
+            plain(f"{words}: {n_done} of {total}")
 
     with bar if bar.console.is_terminal else contextlib.nullcontext():
         yield advance

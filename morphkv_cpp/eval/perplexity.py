@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.extras import needs_extra
+
+Values = npt.NDArray[np.float64]  # -log p, token by token
 
 N_BLOCK = 128  # neighbouring tokens have errors in common: the noise is that of the means of such blocks
 

@@ -1,4 +1,4 @@
-"""`morphkv perplexity`: of texts that stream through the cache."""
+"""`morphkv eval perplexity`: of texts that stream through the cache."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +19,14 @@ from ...eval.compare import (
     run_arm,
     unmet,
 )
-from ...eval.perplexity import Estimate, buckets
+from ...eval.perplexity import Estimate, Values, buckets
 from ...eval.perplexity import perplexity as perplexity_of
 from ...text.tokens import require_utf8
-from ..options import Model, llama_options, morphkv_options, with_options
-from ..show import find_model, print_table, progress_bar, report_bars
+from ..options import Model
+from ..show import Json, find_model, print_json, print_table, progress_bar, report_bars
 
 
-@with_options({"prompt_room": 0, "interval": 64}, morphkv=morphkv_options, llama=llama_options)
-def perplexity(
+def eval_perplexity(
     model: Model,
     files: Annotated[list[Path], typer.Argument(help="texts, UTF-8; see `morphkv texts`")],
     morphkv: MorphKV,
@@ -65,34 +64,82 @@ def perplexity(
             help="with --compare: exit with 1 if A is not below X times B in each --bucket after --skip",
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Measure perplexity by position, while each text streams through the cache in chunks of --interval tokens."""
     if bucket < 1 or skip < 0:
         raise ValueError(f"--bucket must be at least 1 and --skip at least 0, got {bucket} and {skip}")
     if compare and stock:
         raise ValueError(f"--stock goes without --compare, where it is called {FULL}")
+    if (require or require_each) and not compare:
+        raise ValueError("--require and --require-each compare caches: they go with --compare")
+    if positions and not compare:
+        raise ValueError("--by-position goes with --compare; without it there is a row for each --bucket anyway")
     arms = parse_arms(compare, morphkv) if compare else [Arm(FULL, None) if stock else Arm(morphkv.policy, morphkv)]
     orderings = parse_orderings(require or [], arms)
     bounds = parse_bounds(require_each or [], arms)
     path = find_model(model)
     texts = tokenize(path, files, tokens, skip, llama)
+    values = measure(path, arms, texts, morphkv.interval, llama)
+    rows = by_position(values, bucket) if compare else []
+    missed = [*unmet(orderings, values, skip), *exceeded(bounds, rows, skip)]
+    if as_json:
+        found = as_object(files, values, reference_arm(arms).name, bucket, skip)
+        print_json({"model": model, "morphkv": morphkv, "n_skip": skip, **found, "missed": missed})
+    elif compare:
+        if positions:
+            print_by_position(rows)
+        print_arms(files, values, skip)
+        print_differences(values, reference_arm(arms).name, skip)
+    else:
+        print_positions(files, values[arms[0].name], bucket, skip)
+    report_bars(missed, len(orderings) + len(bounds))
+
+
+def measure(
+    model: Path, arms: Sequence[Arm], texts: Sequence[Sequence[int]], n_chunk: int, llama: dict[str, Any]
+) -> dict[str, list[Values]]:
+    """-log p of the tokens of each text, by arm."""
     values = {}
     with progress_bar(len(arms) * sum(len(text) - 1 for text in texts), "perplexity") as advance:
         for arm in arms:
 
-            def show(n: int, name: str = arm.name) -> None:
+            def count(n: int, name: str = arm.name) -> None:
                 advance(n, name)
 
-            values[arm.name] = run_arm(path, arm, texts, morphkv.interval, show, **llama)
-    if not compare:
-        print_positions(files, values[arms[0].name], bucket, skip)
-        return
-    rows = by_position(values, bucket)
-    if positions:
-        print_by_position(rows)
-    print_arms(files, values, skip)
-    print_differences(values, reference_arm(arms).name, skip)
-    report_bars([*unmet(orderings, values, skip), *exceeded(bounds, rows, skip)], len(orderings) + len(bounds))
+            values[arm.name] = run_arm(model, arm, texts, n_chunk, count, **llama)
+    return values
+
+
+def as_object(
+    files: Sequence[Path], values: dict[str, list[Values]], reference: str, n_bucket: int, n_skip: int
+) -> dict[str, Any]:
+    return {
+        "figures": {name: mean_perplexity(of_texts, n_skip) for name, of_texts in values.items()},
+        "caches": {
+            name: [
+                {
+                    "file": file,
+                    "perplexity": perplexity_of(nll[n_skip:]),
+                    "by_position": [
+                        {"first": first, "last": end - 1, **ppl._asdict()} for first, end, ppl in buckets(nll, n_bucket)
+                    ],
+                }
+                for file, nll in zip(files, of_texts)
+            ]
+            for name, of_texts in values.items()
+        },
+        "reference": reference,
+        "differences": {
+            name: {**d._asdict(), "in_errors": d.in_errors}
+            for name, d in differences(values, reference, n_skip).items()
+        },
+    }
+
+
+def mean_perplexity(of_texts: Sequence[Values], n_skip: int) -> float:
+    """The exponential of the mean over texts, each of the same weight."""
+    return float(np.exp(np.mean([nll[n_skip:].mean() for nll in of_texts])))
 
 
 def tokenize(
@@ -115,7 +162,7 @@ def plus_minus(estimate: Estimate) -> str:
     return f"{estimate.mean:.3f} +- {estimate.error:.3f}"
 
 
-def print_positions(files: Sequence[Path], values: Sequence[np.ndarray], n_bucket: int, n_skip: int) -> None:
+def print_positions(files: Sequence[Path], values: Sequence[Values], n_bucket: int, n_skip: int) -> None:
     for file, nll in zip(files, values):
         rows = [(f"{first}..{end - 1}", plus_minus(ppl)) for first, end, ppl in buckets(nll, n_bucket)]
         title = f"all after {n_skip}" if n_skip else "all"
@@ -131,8 +178,7 @@ def print_by_position(rows: Sequence[tuple[int, int, dict[str, float]]]) -> None
     )
 
 
-def print_arms(files: Sequence[Path], values: dict[str, list[np.ndarray]], n_skip: int) -> None:
-    """The last column is the exponential of the mean over texts, each of the same weight."""
+def print_arms(files: Sequence[Path], values: dict[str, list[Values]], n_skip: int) -> None:
     print_table(
         f"Perplexity +- standard error, after the first {n_skip} tokens",
         ("cache", *(file.stem for file in files), "all"),
@@ -140,14 +186,14 @@ def print_arms(files: Sequence[Path], values: dict[str, list[np.ndarray]], n_ski
             (
                 name,
                 *(plus_minus(perplexity_of(nll[n_skip:])) for nll in of_texts),
-                f"{np.exp(np.mean([nll[n_skip:].mean() for nll in of_texts])):.3f}",
+                f"{mean_perplexity(of_texts, n_skip):.3f}",
             )
             for name, of_texts in values.items()
         ],
     )
 
 
-def print_differences(values: dict[str, list[np.ndarray]], reference: str, n_skip: int) -> None:
+def print_differences(values: dict[str, list[Values]], reference: str, n_skip: int) -> None:
     print_table(
         f"Mean -log p less that of {reference}, token by token; positive is worse",
         ("cache", "difference", "error over blocks", "error over texts", "in errors"),

@@ -1,4 +1,4 @@
-"""What an archive costs, as `morphkv bench --archive` takes it."""
+"""What an archive costs, as `morphkv bench archive` takes it."""
 
 from contextlib import closing
 

@@ -1,11 +1,10 @@
-"""What `morphkv bench --server` measures, on a tiny model."""
+"""What `morphkv bench server` measures, on a tiny model."""
 
 import pytest
 from server_process import program
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.bench import server as bench
-from morphkv_cpp.cli.app import main
 
 pytestmark = pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
 TIGHT = MorphKV(capacity=64, window=8, interval=16, prompt_room=0)
@@ -35,11 +34,3 @@ def test_a_chat_of_sixty_turns(tiny_llama):
     assert turns == list(range(1, 63))
     assert len(seconds) == 62
     assert ratio > 0
-
-
-@pytest.mark.parametrize("flags", [["--server", "--constant"], ["--server", "--require", "speed>=1"]])
-def test_what_does_not_go_together_is_a_sentence(capsys, tiny_llama, flags):
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", str(tiny_llama()), *flags])
-    assert stop.value.code == 1
-    assert capsys.readouterr().err.startswith("error: ")

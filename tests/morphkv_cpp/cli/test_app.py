@@ -1,15 +1,20 @@
 """The command line as a person meets it: text, sentences, exit codes."""
 
 import io
+import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import typer
 
 import morphkv_cpp
 from morphkv_cpp.cli import generate as cli_generate
-from morphkv_cpp.cli.app import main
+from morphkv_cpp.cli.app import app, main
 
 TIGHT = ["--capacity", "64", "--window", "8", "--interval", "16", "--prompt-room", "0"]
 
@@ -33,6 +38,50 @@ class TestInfo:
         out = capsys.readouterr().out
         assert morphkv_cpp.__version__ in out
         assert "libllama" in out or "llama.dll" in out
+
+    def test_one_object_says_the_same(self, capsys):
+        assert run("info", "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["version"] == morphkv_cpp.__version__
+        assert any(device["name"] == "CPU" for device in found["devices"])
+
+    def test_the_version_alone(self, capsys):
+        assert run("--version") == 0
+        assert capsys.readouterr().out == f"morphkv {morphkv_cpp.__version__}\n"
+
+    def test_it_is_a_module_too(self, tmp_path):
+        command = [sys.executable, "-m", "morphkv_cpp", "--version"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert result.stdout == f"morphkv {morphkv_cpp.__version__}\n"
+
+
+def commands(group: typer.Typer, *path: str) -> Iterator[tuple[str, ...]]:
+    for command in group.registered_commands:
+        yield (*path, command.name or command.callback.__name__)
+    for each in group.registered_groups:
+        yield (*path, each.name)
+        yield from commands(each.typer_instance, *path, each.name)
+
+
+@pytest.mark.parametrize("path", [(), *(path for path in commands(app) if path != ("rpc-server",))])
+def test_h_is_help(capsys, path):
+    assert run(*path, "-h") == 0
+    assert f"{' '.join(path)} [OPTIONS]" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="bash")
+@pytest.mark.parametrize(
+    "words, wanted, hidden",
+    [("morphkv ", "eval", "remember"), ("morphkv bench ", "growth", "old"), ("morphkv bench growth --s", "--soak", "")],
+)
+def test_shells_complete_commands_and_options(tmp_path, words, wanted, hidden):
+    script = Path(sys.executable).with_name("morphkv")
+    asked = {"_MORPHKV_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    found = subprocess.run(
+        [script], env={**os.environ, **asked}, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert wanted in found.stdout.split()
+    assert hidden not in found.stdout.split()
 
 
 class TestMistakes:
@@ -59,9 +108,8 @@ class TestMistakes:
     def test_no_command_shows_the_commands(self, capsys):
         run()
         out = "".join(capsys.readouterr())
-        assert all(
-            name in out for name in ("demo", "generate", "chat", "info", "perplexity", "recall", "bench", "texts")
-        )
+        assert all(name in out for name in ("demo", "generate", "chat", "info", "eval", "bench", "texts"))
+        assert "remember" not in out
 
 
 class TestGenerate:
@@ -88,6 +136,14 @@ class TestGenerate:
         assert "n_ctx=256 is full" in err
         assert "evictions" not in err
 
+    @pytest.mark.parametrize(
+        "ignored", [["--capacity", "64"], ["--prompt-room=0", "--archive", "ram"], ["--policy", "morphkv"]]
+    )
+    def test_stock_refuses_what_it_would_ignore(self, capsys, tiny_llama, ignored):
+        assert run("generate", str(tiny_llama()), "abc", "--stock", *ignored) == 1
+        names = ", ".join(word.partition("=")[0] for word in ignored if word.startswith("--"))
+        assert f"which {names} would set" in sentence(capsys)
+
     def test_a_prompt_that_leaves_no_place_is_a_sentence(self, capsys, tiny_llama):
         assert run("generate", str(tiny_llama()), "ab" * 300, "--stock", "--ctx-size", "256", "-t", "1") == 1
         assert "1..255 tokens in this context, got " in sentence(capsys)
@@ -108,7 +164,7 @@ class TestGenerate:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli_generate, "write", interrupted)
-        assert run("generate", str(tiny_llama()), "abc", "-t", "1") in (1, 130)
+        assert run("generate", str(tiny_llama()), "abc", "-t", "1") == 130
         err = capsys.readouterr().err
         assert "1 written" in err
         assert "Traceback" not in err
@@ -124,6 +180,6 @@ def test_ctrl_c_stops_a_running_command_at_once(tiny_llama, tmp_path):
         assert child.stdout.read(20)  # it is writing
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
-    assert child.returncode in (1, 130)
+    assert child.returncode == 130
     assert "written" in err
     assert "Traceback" not in err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 morphkv_cpp = pytest.importorskip("morphkv_cpp")
@@ -16,6 +18,13 @@ def test_every_architecture_is_in_one_group(capsys):
     assert not exit_.value.code
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
     assert sorted(names) == sorted(each.name for each in architectures())
+
+
+def test_one_object_holds_the_list(capsys):
+    with pytest.raises(SystemExit):
+        main(["archs", "gpt-oss", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)["architectures"]
+    assert (found["name"], found["support"], found["why"]) == ("gpt-oss", "part", "layers without a sliding window")
 
 
 def test_a_part_of_a_name_chooses(capsys):

@@ -1,5 +1,7 @@
 """`morphkv selftest`: a row per case, a sum per device, exit code 1 where a device differs."""
 
+import json
+
 import pytest
 
 from morphkv_cpp import bridge
@@ -21,6 +23,15 @@ def test_this_machine_passes(capsys):
     }
     n_cpu = sum(row[0] == "CPU" for row in rows)
     assert f"CPU: {n_cpu} same\n" in output
+
+
+def test_one_object_holds_every_case(capsys):
+    code, output = run(capsys, "--json")
+    assert code == 0
+    found = json.loads(output)
+    n_cpu = sum(case["device"] == "CPU" for case in found["cases"])
+    assert found["figures"]["CPU"] == {"same": n_cpu, "different": 0, "refused": 0}
+    assert n_cpu == 42
 
 
 def test_servers_pass(capsys, rpc_servers):

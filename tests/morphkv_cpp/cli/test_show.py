@@ -1,12 +1,17 @@
 """Progress where there is no terminal: lines from time to time."""
 
+import json
+import math
 import threading
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import typer
 
+from morphkv_cpp import MorphKV
 from morphkv_cpp.cli import show
-from morphkv_cpp.cli.show import StatusLine, mebibytes, print_table, progress_bar, report_bars
+from morphkv_cpp.cli.show import StatusLine, mebibytes, print_json, print_table, progress_bar, report_bars
 
 
 def test_status_lines_are_seldom(capsys):
@@ -42,6 +47,19 @@ def test_brackets_in_a_name_are_shown(capsys):
 
 def test_mebibytes_are_binary():
     assert mebibytes(3 * 2**19) == "1.5 MiB"
+
+
+class TestJson:
+    def test_fields_have_their_names_and_no_number_is_null(self, capsys):
+        class Pair(NamedTuple):
+            first: float
+            second: Path
+
+        print_json({"pair": Pair(math.nan, Path("x")), "list": [Pair(1.5, Path("y"))], "settings": MorphKV(window=7)})
+        found = json.loads(capsys.readouterr().out)
+        assert found["pair"] == {"first": None, "second": "x"}
+        assert found["list"] == [{"first": 1.5, "second": "y"}]
+        assert found["settings"]["window"] == 7
 
 
 class TestBars:

@@ -1,0 +1,101 @@
+"""`morphkv bench server`: llama-server with busy slots, and a chat of many turns."""
+
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from ... import MorphKV
+from ...bench.decode import Ratio
+from ...bench.server import (
+    N_EARLY_TURN,
+    N_SLOTS,
+    N_TURNS,
+    SERVER_ROWS,
+    SlotsLane,
+    around,
+    run_chat,
+    run_slots,
+)
+from ...bench.suite import Sizes
+from ...eval.bars import parse_bars
+from ..options import CACHE_TYPES, Model
+from ..show import Json, find_model, progress_bar, report
+
+
+class Served(NamedTuple):
+    slots: Ratio
+    lanes: list[SlotsLane]
+    first_token: float
+    seconds: list[float]  # to the first token, of each turn
+
+    def first_token_ms(self, turn: int) -> float:
+        return 1e3 * around(self.seconds, turn)
+
+
+def bench_server(
+    model: Model,
+    morphkv: MorphKV,
+    llama: dict[str, Any],
+    rounds: Annotated[
+        int, typer.Option("--rounds", "-r", metavar="N", help="turns of each server; medians are shown")
+    ] = Sizes.n_rounds,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--require",
+            metavar="BAR",
+            help=f"exit with 1 if missed, e.g. 'slots>=0.93'; rows: {', '.join(SERVER_ROWS)}",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure llama-server: busy slots against stock's, and the first token of a late turn against an early one."""
+    bars = parse_bars(require or [], SERVER_ROWS)
+    if rounds < 1:
+        raise ValueError(f"--rounds must be at least 1, got {rounds}")
+    served = measure(find_model(model), morphkv, rounds, llama)
+    details = {
+        "model": model,
+        "morphkv": morphkv,
+        "slots": served.slots,
+        "rates_tok_s": {lane.name: lane.rates for lane in served.lanes},
+        "first_token_s": served.seconds,
+    }
+    figures = {"slots": served.slots.middle, "first-token": served.first_token}
+    report(as_json, bars, figures, details, lambda: show(served))
+
+
+def measure(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any]) -> Served:
+    flags = server_flags(llama)
+    n_turns = 2 * (n_rounds + 1)
+    with progress_bar(n_turns + N_TURNS, "decoding") as advance:
+        slots, lanes = run_slots(model, morphkv, n_rounds, lambda name: advance(1, f"{N_SLOTS} slots: {name}"), flags)
+        first_token, seconds = run_chat(model, morphkv, lambda turn: advance(1, f"chat: turn {turn}"), flags)
+    return Served(slots, lanes, first_token, seconds)
+
+
+def server_flags(llama: dict[str, Any]) -> list[object]:
+    """llama-server's flags for what llama_options() gives."""
+    cache_types = {number: name for name, number in CACHE_TYPES.items()}
+    flags: list[object] = ["-t", llama["n_threads"], "-ngl", llama["n_gpu_layers"]]
+    flags += ["-ctk", cache_types[llama["type_k"]], "-ctv", cache_types[llama["type_v"]]]
+    if not llama["offload_kqv"]:
+        flags.append("--no-kv-offload")
+    if "rpc_servers" in llama:
+        flags += ["--rpc", llama["rpc_servers"]]
+    if "tensor_split" in llama:
+        flags += ["--tensor-split", ",".join(f"{part:g}" for part in llama["tensor_split"])]
+    return flags
+
+
+def show(served: Served) -> None:
+    slots, rates = served.slots, [median(lane.rates) for lane in served.lanes]
+    print(
+        f"tok/s of {N_SLOTS} busy slots over stock's with as many cells, in turns: {slots.middle:.3f} "
+        f"({slots.low:.3f} to {slots.high:.3f}) (slots); medians {rates[0]:.1f} and {rates[1]:.1f}\n"
+        f"time to the first token of turn {N_TURNS} over that of turn {N_EARLY_TURN}, the whole chat sent each time: "
+        f"{served.first_token:.2f} (first-token); {served.first_token_ms(N_TURNS):.0f} and "
+        f"{served.first_token_ms(N_EARLY_TURN):.0f} ms"
+    )

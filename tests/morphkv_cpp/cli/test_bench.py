@@ -1,0 +1,126 @@
+"""`morphkv bench`: tables, requirements, JSON and exit codes, on a tiny model."""
+
+import json
+
+import pytest
+from server_process import program
+
+from morphkv_cpp import bench as measuring
+from morphkv_cpp.cli.app import main
+from morphkv_cpp.cli.bench import bench
+from morphkv_cpp.cli.bench.server import server_flags
+from morphkv_cpp.cli.options import llama_options
+
+TIGHT = ["--capacity", "64", "--window", "8", "--interval", "16", "-t", "1"]
+SIZES = ["--depth", "300", "--prompt", "200", "--rounds", "2"]
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *arguments])
+    return stop.value.code or 0
+
+
+class TestDecode:
+    def test_ratios_and_their_bars(self, capsys, tiny_llama):
+        bars = ["--require", "same-cells>=0", "--require", "depth>=1000"]
+        assert run("decode", str(tiny_llama()), *SIZES, *TIGHT, *bars) == 1
+        captured = capsys.readouterr()
+        row = next(line for line in captured.out.splitlines() if line.strip().startswith("after-prompt"))
+        assert len([word for word in row.split() if "." in word]) == 3
+        assert "missed: depth must be >= 1000" in captured.err
+        assert "same-cells" not in captured.err
+
+    def test_one_object_holds_the_figures_and_what_was_missed(self, capsys, tiny_llama):
+        model = str(tiny_llama())
+        assert run("decode", model, *SIZES, *TIGHT, "--json", "--require", "depth>=1000") == 1
+        found = json.loads(capsys.readouterr().out)
+        assert list(found["figures"]) == ["same-cells", "depth", "after-prompt"]
+        assert found["figures"]["depth"] == found["ratios"]["depth"]["middle"]
+        assert found["missed"] == [f"depth must be >= 1000, got {found['figures']['depth']:.3f}"]
+        assert (found["model"], found["morphkv"]["capacity"]) == (model, 64)
+        assert [len(cache["rates_tok_s"]) for cache in found["caches"]] == [2] * 4
+
+    def test_the_prompt_room_is_its_own(self, capsys, tiny_llama):
+        assert run("decode", str(tiny_llama()), "--prompt-room", "0") == 2
+        assert "--prompt-room" in capsys.readouterr().err
+
+
+class TestGrowth:
+    BARS = ("--require", "kv-mb<=0", "--require", "cells<=0", "--require", "rss-mb<8")
+
+    def test_a_long_run_is_flat(self, capsys, tiny_llama):
+        assert run("growth", str(tiny_llama()), "--tokens", "3000", *TIGHT, *self.BARS) == 0
+        captured = capsys.readouterr()
+        assert "all 3 requirements met" in captured.err
+        assert "3000 tokens, tok/s of those that come one by one" in captured.out
+
+    def test_one_object_holds_every_sample(self, capsys, tiny_llama):
+        assert run("growth", str(tiny_llama()), "--tokens", "3000", *TIGHT, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["figures"]["cells"], found["figures"]["kv-mb"], found["missed"]) == (0, 0, [])
+        assert found["samples"][-1]["n_tokens"] >= 3000
+        assert found["n_evictions"] > 100
+
+
+class TestStream:
+    def test_a_streamed_answer_keeps_its_speed(self, capsys, tiny_llama):
+        assert run("stream", str(tiny_llama()), "--tokens", "2000", *TIGHT, "--require", "streaming>=0.01") == 0
+        captured = capsys.readouterr()
+        assert "the requirement is met" in captured.err
+        assert "behind token 2000 over those behind token 1000" in captured.out
+
+
+class TestArchive:
+    def test_costs_are_one_object(self, capsys, tiny_llama):
+        assert run("archive", str(tiny_llama()), "--tokens", "500", *TIGHT, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert list(found["figures"]) == ["archive-speed", "recall-ms", "ask-ms"]
+        assert found["n_archived"] > 400
+        assert len(found["recalls"]) == measuring.archive.N_RECALLS
+
+
+class TestServer:
+    @pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
+    @pytest.mark.slow
+    def test_slots_and_turns_are_one_object(self, capsys, tiny_llama):
+        assert run("server", str(tiny_llama()), "-r", "1", *TIGHT, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert list(found["figures"]) == ["slots", "first-token"]
+        assert len(found["first_token_s"]) == 62
+
+    def test_devices_and_types_are_the_servers_too(self):
+        plain = server_flags(llama_options(threads=3, gpu_layers=5, cache_type_k="q8_0"))
+        assert plain == ["-t", 3, "-ngl", 5, "-ctk", "q8_0", "-ctv", "f16"]
+        more = server_flags(llama_options(threads=3, rpc="a:1,b:2", tensor_split="3,1.5", kv_offload=False))
+        assert more[8:] == ["--no-kv-offload", "--rpc", "a:1,b:2", "--tensor-split", "3,1.5"]
+
+    @pytest.mark.parametrize("option", ["--policy=random", "--policy-seed=1", "--tokens=5", "--depth=5"])
+    def test_what_it_would_not_heed_is_no_option(self, capsys, tiny_llama, option):
+        assert run("server", str(tiny_llama()), option) == 2
+        assert option.partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["decode", "--rounds", "0"],
+        ["growth", "--tokens", "2999"],
+        ["stream", "--tokens", "999"],
+        ["server", "--rounds", "0"],
+    ],
+)
+def test_sizes_out_of_range_are_refused(capsys, tiny_llama, arguments):
+    assert run(arguments[0], str(tiny_llama()), *arguments[1:]) == 1
+    assert "must be at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [each.name for each in bench.registered_commands if not each.hidden])
+def test_a_bar_on_nothing_measured_is_refused(capsys, tiny_llama, command):
+    assert run(command, str(tiny_llama()), "--require", "nothing>=1") == 1
+    assert "a requirement must speak of one of" in capsys.readouterr().err
+
+
+def test_a_command_that_there_is_not_is_told(capsys):
+    assert run("decod") == 2
+    assert "decod" in capsys.readouterr().err
