@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import llama_cpp
 from llama_cpp import LlamaState
@@ -50,6 +50,13 @@ def prompt_seconds(llm: Llama, tokens: Iterator[int], n_tokens: int) -> float:
     return time.perf_counter() - start
 
 
+class TakesTurns(Protocol):
+    name: str
+    rates: list[float]  # (n_rounds,) tok/s
+
+    def turn(self) -> None: ...
+
+
 @dataclass
 class Lane:
     """One cache in the comparison."""
@@ -77,7 +84,7 @@ class Lane:
         self.rates.append(self.n_turn / seconds)
 
 
-def run_in_turns(lanes: Sequence[Lane], n_rounds: int, on_turn: Callable[[str], None]) -> None:
+def run_in_turns(lanes: Sequence[TakesTurns], n_rounds: int, on_turn: Callable[[str], None]) -> None:
     """Every round gives each lane a turn, in the opposite order of the round before: a drift cancels out.
 
     One turn each comes first and does not count.
@@ -98,6 +105,6 @@ class Ratio(NamedTuple):
     high: float
 
 
-def ratio(lane: Lane, other: Lane) -> Ratio:
+def ratio(lane: TakesTurns, other: TakesTurns) -> Ratio:
     ratios = [a / b for a, b in zip(lane.rates, other.rates)]
     return Ratio(median(ratios), min(ratios), max(ratios))

@@ -120,11 +120,12 @@ class SlotsLane:
     def _lap(self) -> float:
         with ThreadPoolExecutor(N_SLOTS) as pool:
             answers = list(pool.map(self._decode, range(N_SLOTS)))
-        return sum(answer["timings"]["predicted_per_second"] for answer in answers)
+        return float(sum(answer["timings"]["predicted_per_second"] for answer in answers))
 
     def _decode(self, i: int) -> dict[str, Any]:
-        body = {"prompt": self.prompts[i], "n_predict": self.n_lap, "id_slot": i, "ignore_eos": True}
-        answer = self.server.ask("POST", "/completion", {**body, "return_tokens": True, "temperature": 0})
+        body: dict[str, Any] = {"prompt": self.prompts[i], "n_predict": self.n_lap, "id_slot": i, "ignore_eos": True}
+        body |= {"return_tokens": True, "temperature": 0}
+        answer: dict[str, Any] = self.server.ask("POST", "/completion", body)
         if self.goes_on:
             self.prompts[i] += answer["tokens"]
         return answer

@@ -59,16 +59,18 @@ class StreamLane:
     def start(self, on_tokens: Callable[[int], None] = lambda n: None) -> None:
         """Write up to the n_start-th token, and on to the next eviction: all lanes then have as many cells in use."""
         llm = self._llm
-        llm.reset()
-        llm._ctx.kv_cache_clear()
+        llm.reset()  # type: ignore[no-untyped-call]
+        llm._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
         llm.n_leap = self._n_start
-        self._chunks: Iterator[dict[str, Any]] = llm.create_completion(
-            PROMPT,
-            max_tokens=None,
-            temperature=0.0,
-            stop=STOPS,
-            stream=True,
-            logits_processor=llama_cpp.LogitsProcessorList([ForceTokens(endless_tokens(llm))]),
+        self._chunks: Iterator[Any] = iter(
+            llm.create_completion(
+                PROMPT,
+                max_tokens=None,
+                temperature=0.0,
+                stop=STOPS,
+                stream=True,
+                logits_processor=llama_cpp.LogitsProcessorList([ForceTokens(endless_tokens(llm))]),
+            )
         )
         while llm.n_tokens < self._n_start:
             n_before = llm.n_tokens

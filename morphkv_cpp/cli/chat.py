@@ -67,7 +67,7 @@ def chat(
     """Chat with MODEL for as long as you like, in a cache of constant size."""
     if predict == 0 or predict < -1:
         raise ValueError(f"--predict must be -1 or at least 1, got {predict}")
-    context = {} if ctx_size is None else {"n_ctx": ctx_size}
+    context: dict[str, Any] = {} if ctx_size is None else {"n_ctx": ctx_size}
     llm = Llama(find_model(model), morphkv=morphkv, archive=archive, **context, **llama)
     try:
         # one seed for all; each answer has the next of its series
@@ -93,7 +93,7 @@ def talk_in_terminal(dialogue: "Dialogue") -> None:
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 
-    lines = PromptSession(bottom_toolbar=dialogue.status, key_bindings=keys)
+    lines: PromptSession[str] = PromptSession(bottom_toolbar=dialogue.status, key_bindings=keys)
     remark(f"{HINT}, Alt-Enter begins a new line")
     while dialogue.is_open:
         try:
@@ -253,7 +253,7 @@ class Dialogue:
         """leave"""
         self.is_open = False
 
-    COMMANDS: ClassVar[dict[str, tuple[Callable, str]]] = {
+    COMMANDS: ClassVar[dict[str, tuple[Callable[[Any, str], None], str]]] = {
         "help": (_help, ""),
         "save": (_save, "[FILE]"),
         "load": (_load, "FILE"),

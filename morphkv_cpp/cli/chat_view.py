@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from ..cache.stats import CacheStats
-from ..chat.session import Session, Turn
+from ..chat.session import Session
+from ..chat.turn import Turn
 from .show import mebibytes
 
 LEVELS = " .:-=+*#"  # none to all of the tokens at a place
@@ -49,7 +51,7 @@ def stats_rows(chat: Session) -> list[tuple[str, str]]:
     return rows
 
 
-def pictures(positions: np.ndarray, n_tokens: int) -> list[str]:
+def pictures(positions: npt.NDArray[np.int32], n_tokens: int) -> list[str]:
     """Of each head, how dense its tokens are from the first of the text to the last; positions as of Llama.retained."""
     edges = np.linspace(0, n_tokens, N_PLACES + 1)
     lines = []

@@ -4,9 +4,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import Archive, CacheStats, Llama, MorphKV, bridge
 from ..eval import Fact
@@ -76,7 +77,12 @@ def replay_end(llm: Llama, written: Written, seed: int, on_token: Callable[[int]
 
 
 def _write(
-    llm: Llama, written: Written, n_tokens: int, processor: Callable, seed: int, on_token: Callable[[int], None]
+    llm: Llama,
+    written: Written,
+    n_tokens: int,
+    processor: Callable[..., Any],
+    seed: int,
+    on_token: Callable[[int], None],
 ) -> None:
     llm.set_seed(seed)
     tokens = write(llm, written.prompt, n_tokens, [processor], **SAMPLING)
@@ -111,7 +117,7 @@ def ask_about_facts(model: Path, morphkv: MorphKV, text: list[int], n_facts: int
         for start in range(0, len(text), llm.n_batch):
             llm.decode(text[start : start + llm.n_batch])
         n_held, checkpoint = llm.n_tokens, bridge.checkpoint(llm.ctx)
-        answers: dict[str, list[str]] = {"off": [], "prompt": []}
+        answers: dict[Literal["off", "prompt"], list[str]] = {"off": [], "prompt": []}
         for fact in facts:
             question = llm.tokenize(QUESTION.format(subject=fact.subject).encode(), add_bos=False)
             for recall, said in answers.items():
@@ -128,12 +134,12 @@ def ask_about_facts(model: Path, morphkv: MorphKV, text: list[int], n_facts: int
 class Kept:
     """Where the distant tokens of one layer, or of all, come from."""
 
-    shares: np.ndarray  # (4,) share of kept tokens in each quarter of the text, the oldest first
+    shares: npt.NDArray[np.float64]  # (4,) share of kept tokens in each quarter of the text, the oldest first
     oldest: int  # smallest kept position behind the protected first tokens, -1 where there is none
     n_heads: float  # how many of the KV heads looked at keep a token, of those tokens that at least one keeps: the mean
 
 
-def kept(positions: np.ndarray, n_text: int, n_protected: int) -> Kept:
+def kept(positions: npt.NDArray[np.int32], n_text: int, n_protected: int) -> Kept:
     """positions: (n_heads, n_distant) logical positions, -1 where empty, of a text of n_text tokens."""
     flat = positions[positions >= n_protected]
     if flat.size == 0:
@@ -143,7 +149,7 @@ def kept(positions: np.ndarray, n_text: int, n_protected: int) -> Kept:
     return Kept(shares, int(flat.min()), flat.size / np.unique(flat).size)
 
 
-def kept_by_layer(layers: Iterable[np.ndarray], n_text: int, n_protected: int) -> list[tuple[str, Kept]]:
+def kept_by_layer(layers: Iterable[npt.NDArray[np.int32]], n_text: int, n_protected: int) -> list[tuple[str, Kept]]:
     """Five layers from the first to the last, then all together. layers: positions as kept() takes them."""
     layers = list(layers)
     shown = sorted({round(i * (len(layers) - 1) / 4) for i in range(5)})

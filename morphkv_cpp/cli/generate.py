@@ -82,7 +82,7 @@ def generate(
         raise ValueError(f"--batch-size must be at least 1, got {batch_size}")
     if ctx_size is None and stock:
         ctx_size = 0
-    limit = {} if ctx_size is None else {"n_ctx": ctx_size}
+    limit: dict[str, Any] = {} if ctx_size is None else {"n_ctx": ctx_size}
     llm = Llama(
         find_model(model),
         morphkv=None if stock else morphkv,

@@ -8,13 +8,14 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import llama_cpp
 import typer
 
 from .. import MorphKV, bridge
 from ..cache.archive import CACHE_TYPES
+from ..config import Fusion, Policy
 from ..models.demo import demo_model_path
 
 DEFAULTS = MorphKV()
@@ -156,8 +157,8 @@ def morphkv_options(
         keep=keep,
         prompt_room=prompt_room,
         votes=votes,
-        fusion=fusion,
-        policy=policy,
+        fusion=cast(Fusion, fusion),
+        policy=cast(Policy, policy),
         decay=decay,
         seed=policy_seed,
         rope_limit=rope_limit,

@@ -1,7 +1,7 @@
 """Options of an archive and its recalls, for the commands that have one."""
 
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..cache.archive import CACHE_TYPES, KEYWORDS, RAM, Archive
 from .options import morphkv_flag
@@ -101,7 +101,7 @@ def archive_options(
         "votes": recall_votes,
         "distance": recall_distance,
     }
-    given = {field: value for field, value in settings.items() if value is not None}
+    given: dict[str, Any] = {field: value for field, value in settings.items() if value is not None}
     if archive is not None:
         return Archive(archive, **given)
     if given:

@@ -34,7 +34,7 @@ def selftest(
     operation for is refused: there a model whose cache is on that device cannot be opened with MorphKV.
     """
     start = time.monotonic()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in bridge.selftest(None if rpc is None else answering_servers(rpc)):
         if not as_json:
             show(row, is_new=row["device"] not in {known["device"] for known in rows})

@@ -1,7 +1,7 @@
 """Arms of a comparison: named caches, written as `full`, `recency`, `morphkv@256` or `morphkv@512:window=128`."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.config import POLICIES
@@ -30,13 +30,13 @@ def _parse_arm(text: str, settings: MorphKV) -> Arm:
         return Arm(text, None)
     if policy not in POLICIES:
         raise ValueError(f"an arm must be {FULL} or start with one of {', '.join(POLICIES)}, got {text!r}")
-    values = {"policy": policy, **dict(_parse_change(change, settings) for change in changes)}
+    values: dict[str, Any] = {"policy": policy, **dict(_parse_change(change, settings) for change in changes)}
     if at:
         values["capacity"] = _number(int, "capacity", capacity)
     return Arm(text, dataclasses.replace(settings, **values))
 
 
-def _parse_change(text: str, settings: MorphKV) -> tuple:
+def _parse_change(text: str, settings: MorphKV) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     known = vars(settings)
     if not equals or name not in known:
@@ -45,7 +45,7 @@ def _parse_change(text: str, settings: MorphKV) -> tuple:
     return name, value if kind is str else _number(kind, name, value)
 
 
-def _number(kind: type, name: str, text: str):
+def _number(kind: type[Any], name: str, text: str) -> Any:
     try:
         return kind(text)
     except ValueError:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arms import Arm
-from .perplexity import Difference, buckets, difference, open_for_nll, stream_nll
+from .perplexity import Difference, Values, buckets, difference, open_for_nll, stream_nll
 
 N_ERRORS = 2.0  # standard errors that a difference must exceed to count
 
@@ -36,7 +36,7 @@ def parse_orderings(texts: Iterable[str], arms: Iterable[Arm]) -> list[Ordering]
 
 def run_arm(
     model: Path, arm: Arm, texts: Sequence[Sequence[int]], n_chunk: int, on_chunk: Callable[[int], None], **llama: Any
-) -> list[np.ndarray]:
+) -> list[Values]:
     """-log p of the tokens of each text, as stream_nll() has them."""
     llm = open_for_nll(model, arm.morphkv, max(len(text) for text in texts), n_chunk, **llama)
     try:
@@ -50,12 +50,12 @@ def reference_arm(arms: Sequence[Arm]) -> Arm:
     return next((arm for arm in arms if arm.morphkv is not None and arm.morphkv.policy == "morphkv"), arms[0])
 
 
-def differences(values: Mapping[str, list[np.ndarray]], reference: str, n_skip: int) -> dict[str, Difference]:
+def differences(values: Mapping[str, list[Values]], reference: str, n_skip: int) -> dict[str, Difference]:
     """By arm, of -log p less that of the reference. values: by arm, one array for each text."""
     return {name: difference(values[name], values[reference], n_skip) for name in values if name != reference}
 
 
-def unmet(orderings: Iterable[Ordering], values: Mapping[str, list[np.ndarray]], n_skip: int) -> list[str]:
+def unmet(orderings: Iterable[Ordering], values: Mapping[str, list[Values]], n_skip: int) -> list[str]:
     """A sentence for each ordering that does not hold by more than two standard errors."""
     found = {o: difference(values[o.worse], values[o.better], n_skip) for o in orderings}
     return [
@@ -87,7 +87,7 @@ def parse_bounds(texts: Iterable[str], arms: Iterable[Arm]) -> list[Bound]:
     return bounds
 
 
-def by_position(values: Mapping[str, list[np.ndarray]], n_bucket: int) -> list[tuple[int, int, dict[str, float]]]:
+def by_position(values: Mapping[str, list[Values]], n_bucket: int) -> list[tuple[int, int, dict[str, float]]]:
     """(first, behind the last, perplexity by arm) for each stretch of n_bucket positions, over all texts."""
     n_least = min(len(nll) for of_texts in values.values() for nll in of_texts)
     means = {name: np.mean([nll[:n_least] for nll in of_texts], axis=0) for name, of_texts in values.items()}

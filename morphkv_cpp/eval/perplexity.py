@@ -7,7 +7,7 @@ when the tokens come one by one. Differences between caches are taken token by t
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ class _ChunkLogits:
     def __init__(self, n_chunk: int, n_vocab: int):
         self.rows = np.empty((n_chunk, n_vocab), dtype=np.float32)
 
-    def __getitem__(self, index: tuple) -> np.ndarray:
+    def __getitem__(self, index: tuple[slice, slice]) -> npt.NDArray[np.float32]:
         positions, _ = index
         return self.rows[: positions.stop - positions.start]
 
@@ -44,50 +44,52 @@ def open_for_nll(model: Path, morphkv: MorphKV | None, n_tokens: int, n_chunk: i
     options = {**llama_options, "n_ctx": n_ctx, "n_batch": n_chunk, "n_ubatch": n_chunk}
     llm = Llama(model, morphkv=morphkv, **options)
     llm._logits_all = True  # given to Llama(), it would have made room for n_ctx rows
-    llm.scores = _ChunkLogits(n_chunk, llm.n_vocab())
+    llm.scores = _ChunkLogits(n_chunk, llm.n_vocab())  # type: ignore[assignment]
     return llm
 
 
-def nll(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def nll(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Values:
     """-log p of the targets (n,), float64, from the logits (n, n_vocab)."""
     top = logits.max(axis=1).astype(np.float64)
     total = np.exp(logits - top[:, None]).sum(axis=1)
-    return np.log(total) + top - logits[np.arange(len(targets)), targets]
+    values: Values = np.log(total) + top - logits[np.arange(len(targets)), targets]
+    return values
 
 
-def stream_nll(llm: Llama, tokens: Sequence[int], on_chunk: Callable[[int], None] = lambda n: None) -> np.ndarray:
+def stream_nll(llm: Llama, tokens: Sequence[int], on_chunk: Callable[[int], None] = lambda n: None) -> Values:
     """-log p of every token but the first, float64 (n_tokens - 1,); `llm` comes from open_for_nll()."""
-    llm.reset()
+    llm.reset()  # type: ignore[no-untyped-call]
+    chunk_logits = cast(_ChunkLogits, llm.scores)
     targets = np.asarray(tokens[1:])
     values = []
     for start in range(0, len(targets), llm.n_batch):
         chunk = tokens[start : min(start + llm.n_batch, len(targets))]
         llm.eval(chunk)
-        values.append(nll(llm.scores.rows[: len(chunk)], targets[start : start + len(chunk)]))
+        values.append(nll(chunk_logits.rows[: len(chunk)], targets[start : start + len(chunk)]))
         on_chunk(len(chunk))
     return np.concatenate(values)
 
 
-def block_means(values: np.ndarray, n_block: int = N_BLOCK) -> np.ndarray:
+def block_means(values: Values, n_block: int = N_BLOCK) -> Values:
     """Means over consecutive blocks of about n_block values."""
     n_blocks = max(1, round(len(values) / n_block))
     return np.array([block.mean() for block in np.array_split(values, n_blocks)])
 
 
-def standard_error(means: np.ndarray) -> float:
+def standard_error(means: Values) -> float:
     with needs_extra("bench"):
         from scipy.stats import sem
 
     return float(sem(means)) if len(means) > 1 else math.nan
 
 
-def perplexity(values: np.ndarray) -> Estimate:
+def perplexity(values: Values) -> Estimate:
     """exp of the mean, with its standard error over blocks of tokens."""
     mean = float(np.exp(values.mean()))
     return Estimate(mean, mean * standard_error(block_means(values)))
 
 
-def buckets(values: np.ndarray, n_bucket: int) -> list[tuple[int, int, Estimate]]:
+def buckets(values: Values, n_bucket: int) -> list[tuple[int, int, Estimate]]:
     """(first, behind the last, perplexity) for each stretch of n_bucket positions; `values` starts at position 1."""
     edges = range(0, len(values) + 1, n_bucket)
     rows = ((max(edge, 1), min(edge + n_bucket, len(values) + 1)) for edge in edges)
@@ -113,7 +115,7 @@ class Difference(NamedTuple):
         return self.mean / self.error
 
 
-def difference(first: Sequence[np.ndarray], second: Sequence[np.ndarray], n_skip: int) -> Difference:
+def difference(first: Sequence[Values], second: Sequence[Values], n_skip: int) -> Difference:
     """Of two caches, each with one array of -log p a text, whose first n_skip are left out. Texts weigh the same."""
     deltas = [a[n_skip:] - b[n_skip:] for a, b in zip(first, second)]
     if not all(len(delta) > N_BLOCK for delta in deltas):

@@ -58,7 +58,8 @@ def build_document(llm: Llama, i_document: int, n_tokens: int = N_TOKENS) -> Doc
     sections = prose_sections()
     rng.shuffle(sections)
 
-    text, n_text, ends = "", 0, []
+    text, n_text = "", 0
+    ends: list[int] = []
     for sentence in sentences("\n\n".join(sections)):
         if n_text >= n_tokens - N_SLACK_TOKENS:
             break
@@ -143,11 +144,11 @@ def _right(
     on_answer: Callable[[Question, str, bool], None],
 ) -> Iterator[bool]:
     """A document is decoded once; its state before the question is restored for the next question."""
-    i_document, state = -1, None
+    i_document = -1
     for question in questions:
         if question.i_document != i_document:
             i_document = question.i_document
-            llm.reset()
+            llm.reset()  # type: ignore[no-untyped-call]
             llm.eval(documents[i_document].tokens)
             state = llm.save_state()
         else:

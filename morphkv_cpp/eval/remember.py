@@ -131,12 +131,12 @@ def run(
     if FULL in arms:
         options = {**llama_options, "n_ctx": max(lengths) + N_ROOM}
         with closing(Llama(model, **options)) as llm:
-            yield from _ask_all(llm, None, [FULL], lengths, n_documents, n_questions, text)
+            yield from _ask_all(llm, archive, [FULL], lengths, n_documents, n_questions, text)
 
 
 def _ask_all(
     llm: Llama,
-    archive: Archive | None,
+    archive: Archive,
     arms: Sequence[str],
     lengths: Sequence[int],
     n_documents: int,
@@ -145,7 +145,7 @@ def _ask_all(
 ) -> Iterator[Asked | int]:
     for i in range(n_documents):
         document = build_document(llm, i, max(lengths), text)
-        llm.reset()
+        llm.reset()  # type: ignore[no-untyped-call]
         n_done = 0
         for n_tokens in sorted(lengths):
             for start in range(n_done, n_tokens, N_CHUNK):

@@ -19,8 +19,9 @@ from ...bench.server import (
     run_slots,
 )
 from ...bench.suite import Sizes
+from ...cache.archive import CACHE_TYPES
 from ...eval.bars import parse_bars
-from ..options import CACHE_TYPES, Model
+from ..options import Model
 from ..show import Json, find_model, progress_bar, report
 
 

@@ -1,5 +1,7 @@
 """`morphkv eval`: a file a command; each takes the options that its run heeds."""
 
+from typing import Any
+
 import typer
 
 from ..options import llama_options, morphkv_options, with_options, without
@@ -13,7 +15,7 @@ evaluate = typer.Typer(no_args_is_help=True, help="Measure what a cache still kn
 
 # an arm names its policy, and the prompt room is the prompt's length
 of_arms = without(morphkv_options, "prompt_room", "policy")
-groups = {"morphkv": morphkv_options, "llama": llama_options}
+groups: dict[str, Any] = {"morphkv": morphkv_options, "llama": llama_options}
 evaluate.command("facts")(with_options(morphkv=of_arms, llama=llama_options)(eval_facts))
 evaluate.command("memory")(with_options(MEMORY_DEFAULTS, archive=archive_options, **groups)(eval_memory))
 evaluate.command("perplexity")(with_options(PERPLEXITY_DEFAULTS, **groups)(eval_perplexity))

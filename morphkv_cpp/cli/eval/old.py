@@ -24,7 +24,7 @@ def renamed(old: str, new: str, command: Callable[..., None]) -> Callable[..., N
     return run
 
 
-groups = {"morphkv": morphkv_options, "llama": llama_options}
+groups: dict[str, Any] = {"morphkv": morphkv_options, "llama": llama_options}
 recall = with_options(**groups)(renamed("recall", "eval facts", eval_facts))
 remember = with_options(MEMORY_DEFAULTS, archive=archive_options, **groups)(
     renamed("remember", "eval memory", eval_memory)

@@ -77,7 +77,7 @@ def test_every_question_is_asked_at_every_length_of_every_cache(tiny_llama):
 
 def remember(capsys, *arguments: str) -> tuple[int, str]:
     with pytest.raises(SystemExit) as stop:
-        main(["remember", *arguments, "-t", "1"])
+        main(["eval", "memory", *arguments, "-t", "1"])
     captured = capsys.readouterr()
     return stop.value.code or 0, captured.out + captured.err
 
