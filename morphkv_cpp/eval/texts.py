@@ -3,9 +3,9 @@
 All are in the public domain, or documents of the United States' government. Nothing of them is part of this package.
 """
 
+import io
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
@@ -13,6 +13,8 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from morphkv_cpp.extras import needs_extra
 
 # Its source package carries the Canterbury corpus as test data.
 PYPI_PACKAGE = "brotli==1.2.1"
@@ -36,13 +38,17 @@ DEBIAN_NAMES = (
 def fetch_texts(folder: Path, on_skip: Callable[[str], None]) -> list[Path]:
     """Write the texts into `folder`, one file each, and return their paths; those already there are kept.
 
-    `on_skip` gets a sentence where the Debian package cannot be had. Raises RuntimeError where pip finds nothing.
+    `on_skip` gets a sentence where the Debian package cannot be had, or not be read. Raises RuntimeError where pip
+    finds nothing.
     """
     wanted = fetch_pypi_texts(folder)
     novels = [folder / f"{name}.txt" for name in DEBIAN_NAMES]
     if not all(path.is_file() for path in novels):
         if shutil.which("apt-get") and shutil.which("dpkg-deb"):
-            _write(folder, _from_debian())
+            try:
+                _write(folder, _from_debian())
+            except ModuleNotFoundError as error:
+                on_skip(f"the novels in the Debian package {DEBIAN_PACKAGE} are left out: {error}")
         else:
             on_skip(f"the novels in the Debian package {DEBIAN_PACKAGE} need apt-get and dpkg-deb: left out")
     return [path for path in [*wanted, *novels] if path.is_file()]
@@ -109,28 +115,13 @@ def _from_debian() -> dict[str, str]:
 
 
 def r_string_vectors(data: bytes) -> Iterator[list[str]]:
-    """The character vectors in an R lazy-load database: each a length and a zlib stream of R's XDR format."""
+    """The character vectors in an R lazy-load database: each a length and a zlib stream of R's own format."""
+    with needs_extra("texts"):
+        import rdata
+
     while data:
         stream = zlib.decompressobj()
         block = stream.decompress(data[4:])
         data = stream.unused_data
-        yield _r_strings(block)
-
-
-def _r_strings(block: bytes) -> list[str]:
-    """One serialized character vector; source: "Serialization Formats" in the manual R Internals."""
-    version, _, _ = struct.unpack_from(">iii", block, 2)  # behind "X\n": format, writer's R, oldest reader's R
-    at = 14
-    if version == 3:  # the name of the native encoding
-        at += 4 + struct.unpack_from(">i", block, at)[0]
-    kind, n = struct.unpack_from(">ii", block, at)
-    if block[:2] != b"X\n" or kind & 0xFF != 16:
-        raise ValueError(f"an R character vector (type 16) was expected, got type {kind & 0xFF}")
-    at += 8
-    strings = []
-    for _ in range(n):
-        _, length = struct.unpack_from(">ii", block, at)  # -1: NA
-        at += 8
-        strings.append(block[at : at + max(length, 0)].decode("utf-8", "replace"))
-        at += max(length, 0)
-    return strings
+        lines = rdata.read_rds(io.BytesIO(block), default_encoding="utf-8")
+        yield [str(line) for line in lines]

@@ -5,33 +5,37 @@ import struct
 import tarfile
 import zlib
 
+import numpy as np
 import pytest
 
 from morphkv_cpp.eval import texts
 from morphkv_cpp.eval.texts import fetch_texts, r_string_vectors, unwrap
 
 
-def r_vector(strings: list[str], version: int = 3) -> bytes:
-    """A character vector as R's serialize() writes it, in a record of a lazy-load database."""
-    block = b"X\n" + struct.pack(">iii", version, 0x40201, 0x30500)
-    if version == 3:
-        block += struct.pack(">i", 5) + b"UTF-8"
-    block += struct.pack(">ii", 16, len(strings))
-    for text in strings:
-        block += struct.pack(">ii", 0x40009, len(text.encode())) + text.encode()
-    return struct.pack(">i", len(block)) + zlib.compress(block)
-
-
 class TestR:
-    @pytest.mark.parametrize("version", [2, 3])
-    def test_vectors_come_in_order(self, version):
-        data = r_vector(["caf\u00e9", "", "b"], version) + r_vector(["c"], version)
-        assert list(r_string_vectors(data)) == [["caf\u00e9", "", "b"], ["c"]]
+    @pytest.fixture
+    def rdata(self):
+        return pytest.importorskip("rdata", reason="R's format is read by the package rdata")
 
-    def test_another_type_is_refused(self):
-        block = b"X\n" + struct.pack(">iiiii", 2, 0, 0, 13, 0)
-        with pytest.raises(ValueError, match=r"character vector \(type 16\) was expected, got type 13"):
-            list(r_string_vectors(struct.pack(">i", len(block)) + zlib.compress(block)))
+    @pytest.mark.parametrize("version", [2, 3])
+    def test_vectors_come_in_order(self, rdata, version, tmp_path):
+        vectors, data = [["caf\u00e9", "", "b"], ["c", "d"]], b""
+        for vector in vectors:
+            rdata.write_rds(tmp_path / "vector", np.array(vector), compression=None, format_version=version)
+            block = (tmp_path / "vector").read_bytes()
+            data += struct.pack(">i", len(block)) + zlib.compress(block)
+        assert list(r_string_vectors(data)) == vectors
+
+    def test_a_missing_reader_leaves_the_novels_out(self, monkeypatch, tmp_path):
+        def read():
+            raise ModuleNotFoundError("rdata is needed for this", name="rdata")
+
+        monkeypatch.setattr(texts, "fetch_pypi_texts", lambda folder: [])
+        monkeypatch.setattr(texts, "_from_debian", read)
+        monkeypatch.setattr(texts.shutil, "which", lambda name: name)
+        skipped = []
+        assert fetch_texts(tmp_path, skipped.append) == []
+        assert skipped == ["the novels in the Debian package r-cran-janeaustenr are left out: rdata is needed for this"]
 
 
 def test_lines_of_a_paragraph_are_joined():

@@ -155,7 +155,7 @@ def test_real_vocabularies(request, model):
 @pytest.mark.parametrize("content", [b"\x7fELF\x02\xf5\x80\x80\x80" * 1000, b"a text \xff" * 1000])
 def test_perplexity_of_a_binary_file_is_an_error(tiny_llama, tmp_path, content):
     (tmp_path / "program").write_bytes(content)
-    command = [sys.executable, "-m", "morphkv_cpp.cli.app", "perplexity", str(tiny_llama()), "program"]
+    command = [sys.executable, "-m", "morphkv_cpp", "eval", "perplexity", str(tiny_llama()), "program"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "error: program must be UTF-8, got 0xf" in done.stderr
