@@ -200,10 +200,11 @@ def rpc_devices(servers: str, n_max: int) -> list[int]:
     return [int(ffi.cast("uintptr_t", device)) for device in itertools.takewhile(bool, out)]
 
 
-def selftest(servers: str | None = None) -> Iterator[dict[str, Any]]:
+def selftest(servers: str | None = None, n_threads: int = 1) -> Iterator[dict[str, Any]]:
     """Rows of the self-test, each computed when it is asked for: fields of morphkv_selftest but for its size.
 
-    servers: RPC servers to test as well. The result is a name: "same", "different" or "refused".
+    servers: RPC servers to test as well. n_threads: of a CPU that is tested; it is compared with one thread.
+    The result is a name: "same", "different" or "refused".
     """
     names = ffi.NULL if servers is None else servers.encode()
     n_cases = ffi.new("int32_t *")
@@ -211,6 +212,7 @@ def selftest(servers: str | None = None) -> Iterator[dict[str, Any]]:
     results = ffi.typeof("morphkv_selftest_result").elements
     for i in range(n_cases[0]):
         out = _sized("morphkv_selftest")
+        out.n_threads = n_threads
         _check(lib.morphkv_selftest_run(names, i, out))
         row = _fields(out[0])
         result = results[row["result"]].removeprefix("MORPHKV_SELFTEST_RESULT_").lower()

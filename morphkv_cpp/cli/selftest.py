@@ -26,6 +26,12 @@ def selftest(
             show_default=False,
         ),
     ] = None,
+    threads: Annotated[
+        int,
+        typer.Option(
+            "--threads", "-t", metavar="N", help="number of CPU threads to test with; they are compared with one thread"
+        ),
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Compare evictions and rebases of random rows on each device with the CPU's: every type of K and V, odd shapes.
@@ -33,9 +39,11 @@ def selftest(
     No model is needed; it takes seconds. Exit code 1 where a device differs from the CPU. What a device lacks an
     operation for is refused: there a model whose cache is on that device cannot be opened with MorphKV.
     """
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
     start = time.monotonic()
     rows: list[dict[str, Any]] = []
-    for row in bridge.selftest(None if rpc is None else answering_servers(rpc)):
+    for row in bridge.selftest(None if rpc is None else answering_servers(rpc), threads):
         if not as_json:
             show(row, is_new=row["device"] not in {known["device"] for known in rows})
         rows.append(row)

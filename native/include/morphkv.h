@@ -269,6 +269,7 @@ typedef enum morphkv_selftest_result {
 // the thread's next case.
 typedef struct morphkv_selftest {
     size_t       size;         // sizeof(morphkv_selftest), set by the caller
+    int32_t      n_threads;    // of a CPU that is tested, set by the caller; 0 = 1, which it is compared with
     const char * device;       // "CPU", "CUDA0", "RPC0", ...
     const char * description;
     const char * graph;        // "evict" or "rebase"

@@ -39,7 +39,7 @@ std::vector<morphkv_selftest_case> morphkv_selftest_cases() {
     return res;
 }
 
-ggml_backend_t morphkv_selftest_start(ggml_backend_dev_t dev) {
+ggml_backend_t morphkv_selftest_start(ggml_backend_dev_t dev, int n_threads) {
     ggml_backend_t res = ggml_backend_dev_init(dev, nullptr);
     if (!res) {
         throw morphkv_error(MORPHKV_STATUS_FAILED, std::string(ggml_backend_dev_name(dev)) + " cannot be started");
@@ -47,7 +47,7 @@ ggml_backend_t morphkv_selftest_start(ggml_backend_dev_t dev) {
     const auto set_n_threads = (ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(
         ggml_backend_dev_backend_reg(dev), "ggml_backend_set_n_threads");
     if (set_n_threads) {
-        set_n_threads(res, 1);
+        set_n_threads(res, n_threads);
     }
     return res;
 }

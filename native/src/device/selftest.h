@@ -49,8 +49,8 @@ struct morphkv_selftest_verdict {
 
 std::vector<morphkv_selftest_case> morphkv_selftest_cases();
 
-// With one thread on a CPU. Throws morphkv_error where the device cannot be started.
-ggml_backend_t morphkv_selftest_start(ggml_backend_dev_t dev);
+// n_threads: on a CPU. Throws morphkv_error where the device cannot be started.
+ggml_backend_t morphkv_selftest_start(ggml_backend_dev_t dev, int n_threads = 1);
 
 morphkv_selftest_state morphkv_selftest_compute(const morphkv_selftest_case & c, ggml_backend_t backend);
 

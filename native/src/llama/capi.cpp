@@ -12,6 +12,7 @@
 #include "llama-context.h"
 #include "llama-model.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -351,11 +352,12 @@ morphkv_status morphkv_selftest_run(const char * servers, int32_t i, morphkv_sel
         const int32_t n       = devices.size() * cases.size();
         require(i >= 0 && i < n, "case must be in 0.." + std::to_string(n - 1) + ", got " + std::to_string(i));
         require_size(out, "out");
+        require(out->n_threads >= 0, "n_threads must not be negative, got " + std::to_string(out->n_threads));
 
         const auto &       c   = cases[i % cases.size()];
         ggml_backend_dev_t dev = devices[i / cases.size()];
         ggml_backend_ptr   cpu(morphkv_selftest_start(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
-        ggml_backend_ptr   device(morphkv_selftest_start(dev));
+        ggml_backend_ptr   device(morphkv_selftest_start(dev, std::max(1, out->n_threads)));
         const auto         expected = morphkv_selftest_compute(c, cpu.get());
         const auto         got      = morphkv_selftest_compute(c, device.get());
         const auto         verdict  = morphkv_selftest_compare(c, expected, got);

@@ -34,6 +34,22 @@ def test_one_object_holds_every_case(capsys):
     assert n_cpu == 42
 
 
+def test_threads_are_the_librarys(capsys, monkeypatch):
+    seen = []
+    original = bridge.selftest
+    monkeypatch.setattr(bridge, "selftest", lambda *given: seen.append(given) or original(*given))
+    code, output = run(capsys, "-t", "3")
+    assert (code, seen) == (0, [(None, 3)])
+    assert " different" not in output
+
+
+def test_no_threads_are_a_sentence(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["selftest", "--threads", "0"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == "error: --threads must be at least 1, got 0\n"
+
+
 def test_servers_pass(capsys, rpc_servers):
     names = [server.name for server in rpc_servers]
     code, output = run(capsys, "--rpc", ",".join(names))
@@ -45,8 +61,8 @@ def test_servers_pass(capsys, rpc_servers):
 
 
 def test_a_difference_is_told_and_is_an_error(capsys, monkeypatch):
-    def tampered(servers):
-        for row in original(servers):
+    def tampered(*given):
+        for row in original(*given):
             wrong = {"result": "different", "reason": "head 0, slot 3: the row is not that of token 7"}
             yield {**row, **wrong} if row["i_case"] == 2 else row
 
@@ -59,8 +75,8 @@ def test_a_difference_is_told_and_is_an_error(capsys, monkeypatch):
 
 
 def test_what_is_refused_is_told_and_is_no_error(capsys, monkeypatch):
-    def lacking(servers):
-        for row in original(servers):
+    def lacking(*given):
+        for row in original(*given):
             yield {**row, "result": "refused", "reason": "CPU does not support ARGSORT"} if row["i_case"] == 1 else row
 
     original = bridge.selftest

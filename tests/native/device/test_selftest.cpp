@@ -131,6 +131,11 @@ static void test_the_c_api_tells_case_by_case() {
     CHECK(morphkv_selftest_run(nullptr, 0, &row) == MORPHKV_STATUS_OK);
     CHECK(std::string(row.graph) == "evict" && std::string(row.type) == "f32" && row.result == 0);
     CHECK(std::string(row.shape) == "3x64, group 3, 992+128 cells, 32 votes" && std::string(row.reason).empty());
+    row.n_threads = 3;
+    CHECK(morphkv_selftest_run(nullptr, 0, &row) == MORPHKV_STATUS_OK && row.result == 0);
+    row.n_threads = -1;
+    CHECK(morphkv_selftest_run(nullptr, 0, &row) == MORPHKV_STATUS_INVALID);
+    row.n_threads = 0;
     CHECK(morphkv_selftest_run(nullptr, n, &row) == MORPHKV_STATUS_INVALID);
     CHECK(morphkv_selftest_run(nullptr, -1, &row) == MORPHKV_STATUS_INVALID);
     row.size = 1;
