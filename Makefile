@@ -217,7 +217,7 @@ check: $(PLAIN)/.installed $(VENV)/.lint ## formats, lint, types, imports, lengt
 	ln -s $(CURDIR)/morphkv_cpp/* $(CURDIR)/bridge $(CURDIR)/models $(TREE)/morphkv_cpp
 	cd $(TREE) && PYTHONPATH=. $(PLAIN_PYTHON) $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
 	$(BIN)/pytest -q tests/test_lengths.py
-	-cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/build/mypy
+	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/build/mypy
 
 format: $(VENV)/.lint ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff check --fix .
@@ -273,7 +273,7 @@ test-upstream-server: venv $(VENV)/.upstream-server ## upstream's own server tes
 
 TOKENS       ?= 200000
 soak: venv ## a text of TOKENS=200000 through one cache, prompts and single tokens: does anything grow?
-	$(BIN)/morphkv bench demo --constant --soak --tokens $(TOKENS) --require 'rss-mb<=8' --require 'speed>=0.97' --require 'prompt-speed>=0.97'
+	$(BIN)/morphkv bench growth demo --soak --tokens $(TOKENS) --require 'rss-mb<=8' --require 'speed>=0.97' --require 'prompt-speed>=0.97'
 
 # The first clang++ or clang++-NN in PATH, as libFuzzer comes with it.
 FUZZ_CXX      = $(firstword $(wildcard $(foreach d,$(subst :, ,$(PATH)),$(d)/clang++ $(d)/clang++-[0-9][0-9])))
