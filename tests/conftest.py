@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device import DEVICE
-from rpc_process import RPC_SERVER, RpcServer
+
+from support.device import DEVICE
+from support.rpc_process import RPC_SERVER, RpcServer
 
 
 def pytest_sessionstart() -> None:

@@ -3,10 +3,10 @@
 import gguf
 import numpy as np
 import pytest
-from numpy_llama import NumpyLlama
-from reference import Rules
 
 from morphkv_cpp.models.synthetic import N_VOCAB_MIN, TinyLlamaShape, write_tiny_llama
+from support.numpy_llama import NumpyLlama
+from support.reference import Rules
 
 
 def test_tensors_have_the_shapes_of_the_sizes(tmp_path):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import Rules
 
 from morphkv_cpp import InvalidError, MorphKV, bridge
 from morphkv_cpp.config import N_MAX
+from support.reference import Rules
 
 COUNTS = ("capacity", "window", "interval", "keep", "prompt_room", "votes", "seed")
 

@@ -7,12 +7,12 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from rpc_process import RpcServer
-from server_process import TIGHT, ServerProcess, free_port, program
 
 from morphkv_cpp import Llama, MorphKV, UnsupportedError
 from morphkv_cpp.cli.app import main
 from morphkv_cpp.rpc import answering_servers
+from support.rpc_process import RpcServer
+from support.server_process import TIGHT, ServerProcess, free_port, program
 
 SMALL = MorphKV(capacity=40, window=8, interval=7, prompt_room=16)
 OPTIONS = {"n_threads": 1, "n_ubatch": 16, "verbose": False}

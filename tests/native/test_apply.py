@@ -267,7 +267,7 @@ class TestPlainBuild:
         assert "window must be in 1..63, got 64" in told
 
     def test_a_server_evicts(self, plain_build, tiny_llama, tmp_path):
-        from server_process import ServerProcess
+        from support.server_process import ServerProcess
 
         command = [str(plain_build / "llama-server"), "--model", str(tiny_llama())]
         server = ServerProcess("", *TIGHT, log=tmp_path / "log", command=command).start()

@@ -11,10 +11,10 @@ from contextlib import closing
 import llama_cpp
 import numpy as np
 import pytest
-from device import DEVICE
-from pair import some_tokens
 
 from morphkv_cpp import Archive, Llama, MorphKV
+from support.device import DEVICE
+from support.pair import some_tokens
 
 # Five pages fill the slots: which tokens have to go for them, where votes are near-ties, makes no difference.
 CONFIG = MorphKV(capacity=96, window=16, interval=8, keep=0, prompt_room=32, votes=16, policy="recency", rope_limit=300)

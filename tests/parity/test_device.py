@@ -12,10 +12,10 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from device import DEVICE
-from pair import Pair, some_tokens
 
 from morphkv_cpp import Llama, MorphKV, bridge
+from support.device import DEVICE
+from support.pair import Pair, some_tokens
 
 if DEVICE is None:
     pytest.skip("MORPHKV_DEVICE names no device", allow_module_level=True)

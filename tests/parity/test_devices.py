@@ -10,11 +10,11 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from numpy_llama import NumpyLlama
-from reference import Rules
-from twins import Tally
 
 from morphkv_cpp import Llama, MorphKV
+from support.numpy_llama import NumpyLlama
+from support.reference import Rules
+from support.twins import Tally
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from archs.rewrite import rewrite
 from archs.variants import write_deci
-from pair import N_UBATCH, Pair, some_tokens
-from reference import Rules
 
 import morphkv_cpp
 from morphkv_cpp.models.synthetic import write_tiny_llama
+from support.pair import N_UBATCH, Pair, some_tokens
+from support.reference import Rules
 
 # isort: split
 import llama_cpp

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy_llama import NumpyLlama
-from pair import N_UBATCH, Pair, some_tokens
-from reference import Rules
-from twins import TIE_TOLERANCE, Tally
+
+from support.numpy_llama import NumpyLlama
+from support.pair import N_UBATCH, Pair, some_tokens
+from support.reference import Rules
+from support.twins import TIE_TOLERANCE, Tally
 
 GROUPS = {1: {"n_head": 2, "n_head_kv": 2}, 3: {"n_head": 6, "n_head_kv": 2}, 4: {"n_head": 8, "n_head_kv": 2}}
 

@@ -12,7 +12,6 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from device import DEVICE, N_GPU_LAYERS
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -24,11 +23,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from numpy_llama import NumpyLlama
-from reference import Rules
-from twins import TIE_SHARE, Tally
 
 from morphkv_cpp import bridge
+from support.device import DEVICE, N_GPU_LAYERS
+from support.numpy_llama import NumpyLlama
+from support.reference import Rules
+from support.twins import TIE_SHARE, Tally
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from pair import CACHE_TYPES, Pair, some_tokens
+
+from support.pair import CACHE_TYPES, Pair, some_tokens
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from server_process import ServerProcess, program
+
+from support.server_process import ServerProcess, program
 
 
 def _servers(folder: Path) -> Iterator[Callable[..., ServerProcess]]:

@@ -3,10 +3,11 @@
 import sys
 import threading
 
-import preload
 import pytest
-from server_process import TIGHT
-from server_process import some_tokens as tokens
+
+from support import preload
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits of files are POSIX")
 

@@ -6,11 +6,11 @@ MORPHKV_LOAD_ANSWERS: answers in each row, 300 by default, of the demo model a f
 import os
 
 import pytest
-from server_load import Work, measure, noise, quiet_answers
-from server_process import TIGHT
-from server_process import some_tokens as tokens
 
 from morphkv_cpp.eval import prose_sections
+from support.server_load import Work, measure, noise, quiet_answers
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
 
 pytestmark = pytest.mark.slow
 

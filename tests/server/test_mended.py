@@ -4,8 +4,9 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from server_process import TIGHT
-from server_process import some_tokens as tokens
+
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
 
 # F32, as a draft's tokens are multiplied by other kernels than one token
 F32 = ["-ctk", "f32", "-ctv", "f32", "--flash-attn", "on"]

@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from server_process import run_program
+
+from support.server_process import run_program
 
 OPTIONS = [
     "morphkv",

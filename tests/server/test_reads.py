@@ -1,8 +1,8 @@
 """How often a server looks at its slots: at one that writes before and behind each token, at others when asked."""
 
-import preload
-from server_process import TIGHT
-from server_process import some_tokens as tokens
+from support import preload
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
 
 N_SLOTS = 8
 

@@ -5,12 +5,12 @@ import re
 from contextlib import closing
 
 import pytest
-from server_process import TIGHT, run_program
-from server_process import some_tokens as tokens
 
 from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.eval.recall import QUESTION, first_word
 from morphkv_cpp.eval.remember import build_document
+from support.server_process import TIGHT, run_program
+from support.server_process import some_tokens as tokens
 
 RECALLING = [*TIGHT, "-np", 2, "--slots", "--metrics", "--morphkv-archive", "ram"]
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import gguf
 import numpy as np
 import pytest
-from server_process import TIGHT
-from server_process import some_tokens as tokens
 
 from morphkv_cpp.eval import prose_sections
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
 
 
 @pytest.fixture(scope="module")

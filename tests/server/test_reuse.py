@@ -1,8 +1,9 @@
 """What of a prompt is in the cache already: turns of a chat, edits, other slots' work, saved slots."""
 
 import pytest
-from server_process import TIGHT
-from server_process import some_tokens as tokens
+
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ import math
 import re
 
 import pytest
-from server_process import TIGHT
-from server_process import some_tokens as tokens
+
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
 
 
 @pytest.fixture(scope="module")

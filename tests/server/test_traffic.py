@@ -14,8 +14,9 @@ import time
 import traceback
 
 import pytest
-from server_process import TIGHT
-from server_process import some_tokens as tokens
+
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
 
 pytestmark = pytest.mark.slow
 

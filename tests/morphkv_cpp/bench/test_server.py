@@ -1,10 +1,10 @@
 """What `morphkv bench server` measures, on a tiny model."""
 
 import pytest
-from server_process import program
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.bench import server as bench
+from support.server_process import program
 
 pytestmark = pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
 TIGHT = MorphKV(capacity=64, window=8, interval=16, prompt_room=0)

@@ -1,4 +1,4 @@
-"""Chats whose archive's disk is full, or whose archive's file is spoiled under them: see tests/real_disks.py."""
+"""Chats whose archive's disk is full, or whose archive's file is spoiled: see tests/support/real_disks.py."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 # isort: split
-import real_disks
+from support import real_disks
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="limits, mounts and open files of another name are POSIX"

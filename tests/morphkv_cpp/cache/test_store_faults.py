@@ -1,4 +1,4 @@
-"""Every operation of Python with every call of the archive to its store failing: see tests/store_faults.py."""
+"""Every operation of Python with every call of the archive to its store failing: see tests/support/store_faults.py."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 # isort: split
-import store_faults
+from support import store_faults
 
 
 @pytest.mark.parametrize("place", ["ram", "file"])

@@ -3,10 +3,10 @@
 import sys
 
 import pytest
-from server_process import TIGHT, ServerProcess, program
 
 from morphkv_cpp.cli.app import main
 from morphkv_cpp.cli.serve import server_command
+from support.server_process import TIGHT, ServerProcess, program
 
 pytestmark = pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
 

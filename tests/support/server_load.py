@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from server_process import ServerProcess
+from support.server_process import ServerProcess
 
 N_CANCEL = 10  # every tenth request of a client is a stream that it leaves
 N_CHAT = 4  # every fourth client has a chat that grows

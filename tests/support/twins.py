@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from device import DEVICE
-from reference import HeadCut, Rules
+
+from support.device import DEVICE
+from support.reference import HeadCut, Rules
 
 # Largest error of a logit; logits have a standard deviation of 1. Stock flash attention with a full cache is off by up
 # to 0.006 from the same float64 model (by 0.000005 without flash attention, whose sums are f32).

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from reference import (
+
+from support.reference import (
     N_SPARE,
     HeadCache,
     Rules,

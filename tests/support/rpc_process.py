@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from server_process import START_SECONDS, free_port, program
+from support.server_process import START_SECONDS, free_port, program
 
 RPC_SERVER = program("ggml-rpc-server")
 

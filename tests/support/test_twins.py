@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from reference import HeadCut, Rules
-from twins import is_out_of_order
+
+from support.reference import HeadCut, Rules
+from support.twins import is_out_of_order
 
 RULES = Rules(capacity=8, window=2, interval=4, keep=1)  # slots 0 to 5
 SCORES = np.array([9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.601, 0.7, 0.35])

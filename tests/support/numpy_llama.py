@@ -8,7 +8,8 @@ from pathlib import Path
 import gguf
 import gguf.quants
 import numpy as np
-from reference import Adopt, HeadCut, Rules, SequenceCache, is_prompt
+
+from support.reference import Adopt, HeadCut, Rules, SequenceCache, is_prompt
 
 
 def round_to(x: np.ndarray, cache_type: str) -> np.ndarray:

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from device import N_GPU_LAYERS
-from numpy_llama import NumpyLlama
-from reference import Rules
-from twins import Tally
 
 import morphkv_cpp
+from support.device import N_GPU_LAYERS
+from support.numpy_llama import NumpyLlama
+from support.reference import Rules
+from support.twins import Tally
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded

@@ -1,0 +1,1 @@
+"""What several tests use: twins of the native cache, servers, worlds with faults."""
