@@ -63,13 +63,17 @@ def tiny_llama(tmp_path_factory) -> Callable[..., Path]:
 
 @pytest.fixture
 def open_llama(request, tiny_llama) -> Iterator[Callable[..., Any]]:
-    """Factory of tiny models for chats, with the settings SMALL of the test's module; they are closed at the end."""
+    """Factory of tiny models for chats, with settings SMALL and options OPEN of the test's module.
+
+    They are closed at the end.
+    """
     from morphkv_cpp import Llama
+    from support.tiny import QUIET
 
     opened = []
 
     def make(morphkv=request.module.SMALL, *, shape=(), **options):
-        options = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"} | options
+        options = QUIET | {"chat_format": "chatml"} | getattr(request.module, "OPEN", {}) | options
         opened.append(Llama(str(tiny_llama(**dict(shape))), morphkv=morphkv, **options))
         return opened[-1]
 

@@ -12,13 +12,14 @@ import pytest
 
 from morphkv_cpp import CacheStats, InvalidError, Llama, MorphKV, NoMorphKVError, UnsupportedError
 from morphkv_cpp.text.write import ForceTokens
+from support.tiny import QUIET, last_logits, some_tokens
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
 import llama_cpp
 
 SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
+OPEN = {"n_ctx": 512}
 
 
 @pytest.fixture(autouse=True)
@@ -34,28 +35,6 @@ def no_noise_from_finalizers(monkeypatch):
 @pytest.fixture(scope="module")
 def model(tiny_llama):
     return tiny_llama()
-
-
-@pytest.fixture
-def open_llama(model):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(morphkv=SMALL, **options):
-        opened.append(Llama(str(model), morphkv=morphkv, **(QUIET | {"n_ctx": 512} | options)))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-
-
-def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
-
-
-def last_logits(llm) -> np.ndarray:
-    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), shape=(llm.n_vocab(),)).copy()
 
 
 class TestOptions:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV
+from support.tiny import QUIET
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -18,7 +19,6 @@ pytestmark = pytest.mark.demo
 
 SMALL = MorphKV(capacity=96, window=16, interval=16, keep=4, prompt_room=32)
 # one thread: threads that wait for each other crawl where the cores are shared
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
 MESSAGES = [{"role": "user", "content": "Tell me a long story about a lighthouse keeper and her three dogs."}]
 
 

@@ -14,6 +14,8 @@ morphkv_cpp = pytest.importorskip("morphkv_cpp")
 
 import llama_cpp  # noqa: E402  (morphkv_cpp says first which libllama is loaded)
 
+from support.tiny import last_logits  # noqa: E402
+
 SERVED = ("llama", "qwen2", "qwen3", "phi3", "gemma", "mistral3", "qwen3moe", "smollm3")
 SERVED += ("jamba", "granitehybrid", "falcon-h1", "nemotron_h", "minimax-01")  # with recurrent layers
 SERVED += ("grok",)  # without flash attention
@@ -49,10 +51,6 @@ def models(tmp_path_factory) -> dict[str, Path]:
 def load(path: Path, rope_limit: int = -1) -> morphkv_cpp.Llama:
     options = {"n_ctx": 2048, "n_ubatch": 32, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
     return morphkv_cpp.Llama(str(path), morphkv=morphkv_cpp.MorphKV(**SMALL, rope_limit=rope_limit), **options)
-
-
-def last_logits(llm: morphkv_cpp.Llama) -> np.ndarray:
-    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), shape=(llm.n_vocab(),)).copy()
 
 
 @pytest.mark.parametrize("architecture", SERVED)

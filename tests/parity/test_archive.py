@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from contextlib import closing
 
-import llama_cpp
 import numpy as np
 import pytest
 
 from morphkv_cpp import Archive, Llama, MorphKV
 from support.device import DEVICE
-from support.pair import some_tokens
+from support.tiny import last_logits, some_tokens
 
 # Five pages fill the slots: which tokens have to go for them, where votes are near-ties, makes no difference.
 CONFIG = MorphKV(capacity=96, window=16, interval=8, keep=0, prompt_room=32, votes=16, policy="recency", rope_limit=300)
@@ -32,12 +31,8 @@ def elsewhere(request):
     return {"rpc_servers": [server.name for server in request.getfixturevalue("rpc_servers")]}
 
 
-def logits(llm: Llama) -> np.ndarray:
-    return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(llm.ctx, -1), shape=(llm.n_vocab(),)).copy()
-
-
 def check_logits(here: Llama, there: Llama, tolerance: float) -> None:
-    difference = np.abs(logits(here) - logits(there)).max()
+    difference = np.abs(last_logits(here) - last_logits(there)).max()
     print(f"logits differ by {difference:.2g}")
     assert difference <= tolerance
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-morphkv_cpp = pytest.importorskip("morphkv_cpp")
+from support.tiny import QUIET, some_tokens
 
-ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
+morphkv_cpp = pytest.importorskip("morphkv_cpp")
 
 
 def test_cells_and_bytes_do_not_grow_over_thousands_of_tokens(tiny_llama):
     path = tiny_llama(n_head=6, n_head_kv=2)
     morphkv = morphkv_cpp.MorphKV(capacity=64, window=16, interval=16, prompt_room=64)
-    llm = morphkv_cpp.Llama(str(path), morphkv=morphkv, n_ubatch=64, **ONE_THREAD)
-    tokens = np.random.default_rng(0).integers(3, 320, 6000).tolist()
+    llm = morphkv_cpp.Llama(str(path), morphkv=morphkv, n_ubatch=64, **QUIET)
+    tokens = some_tokens(6000)
     llm.eval(tokens[:3000])
     early = llm.cache_stats()
     for token in tokens[3000:]:
@@ -33,7 +33,7 @@ def test_cells_and_bytes_do_not_grow_over_thousands_of_tokens(tiny_llama):
 @pytest.mark.parametrize("prompt_room", [0, 1024])
 def test_what_stands_beside_k_and_v_is_small(demo_model, prompt_room):
     morphkv = morphkv_cpp.MorphKV(capacity=1024, window=32, interval=128, prompt_room=prompt_room)
-    llm = morphkv_cpp.Llama(str(demo_model), morphkv=morphkv, **ONE_THREAD)
+    llm = morphkv_cpp.Llama(str(demo_model), morphkv=morphkv, **QUIET)
     n_prompt = llm.cache_stats().n_limit
     llm.eval(np.random.default_rng(0).integers(100, 40000, n_prompt).tolist())
     llm.eval([100])

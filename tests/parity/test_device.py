@@ -15,7 +15,8 @@ import pytest
 
 from morphkv_cpp import Llama, MorphKV, bridge
 from support.device import DEVICE
-from support.pair import Pair, some_tokens
+from support.pair import Pair
+from support.tiny import some_tokens
 
 if DEVICE is None:
     pytest.skip("MORPHKV_DEVICE names no device", allow_module_level=True)

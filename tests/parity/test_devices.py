@@ -14,11 +14,11 @@ import pytest
 from morphkv_cpp import Llama, MorphKV
 from support.numpy_llama import NumpyLlama
 from support.reference import Rules
+from support.tiny import QUIET, last_logits, some_tokens
 from support.twins import Tally
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
-import llama_cpp
 
 N_LAYER = 4
 LOGITS_TOLERANCE = 1e-4  # sums are split differently where graphs are
@@ -32,17 +32,8 @@ OTHER = {"keep": 2, "votes": 3, "decay": 0.5, "fusion": "max"}
 DECAYING = MorphKV(capacity=40, window=8, interval=7, prompt_room=30, rope_limit=120, **OTHER)
 
 
-def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
-
-
 def open_llama(path, config, **options) -> Llama:
-    return Llama(path, morphkv=config, n_ubatch=16, n_threads=1, n_threads_batch=1, verbose=False, **options)
-
-
-def logits(llm: Llama) -> np.ndarray:
-    pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-    return np.array(np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)))
+    return Llama(path, morphkv=config, n_ubatch=16, **QUIET, **options)
 
 
 class Both:
@@ -66,7 +57,7 @@ class Both:
         here, there = self.here.cache_stats(), self.there.cache_stats()
         assert here.n_evictions == there.n_evictions
         assert here.rotary_offset == there.rotary_offset
-        np.testing.assert_allclose(logits(self.there), logits(self.here), rtol=0, atol=LOGITS_TOLERANCE)
+        np.testing.assert_allclose(last_logits(self.there), last_logits(self.here), rtol=0, atol=LOGITS_TOLERANCE)
         for layer in range(N_LAYER):
             assert (self.here.retained(layer) == self.there.retained(layer)).all()
 
@@ -119,19 +110,19 @@ def test_a_state_goes_on_here_and_there(both, cache_type):
     pair.eval_singly(some_tokens(100, seed=1))
     of_here, of_there = pair.here.save_state(), pair.there.save_state()
     pair.eval_singly(some_tokens(60, seed=2))
-    expected = logits(pair.there)
+    expected = last_logits(pair.there)
     # each goes on with the other's
     pair.here.load_state(of_there)
     pair.there.load_state(of_here)
     pair.eval_singly(some_tokens(60, seed=2))
-    np.testing.assert_allclose(logits(pair.there), expected, rtol=0, atol=LOGITS_TOLERANCE)
+    np.testing.assert_allclose(last_logits(pair.there), expected, rtol=0, atol=LOGITS_TOLERANCE)
     # and with its own, bit for bit
     pair.there.load_state(of_there)
     pair.there.eval(some_tokens(5, seed=2))
-    first = logits(pair.there)
+    first = last_logits(pair.there)
     pair.there.load_state(of_there)
     pair.there.eval(some_tokens(5, seed=2))
-    assert (logits(pair.there) == first).all()
+    assert (last_logits(pair.there) == first).all()
 
 
 def test_servers_keep_what_the_reference_keeps(tiny_llama, rpc_servers):
@@ -147,6 +138,6 @@ def test_servers_keep_what_the_reference_keeps(tiny_llama, rpc_servers):
             expected, cuts = twin.decode(tokens, adopt=lambda layer, head, kept=kept: kept[layer][head])
             for cut in cuts:
                 tally.compare_cut(cut, rules)
-            tally.compare_logits(logits(llm), expected, f"after {twin.n_past} tokens")
+            tally.compare_logits(last_logits(llm), expected, f"after {twin.n_past} tokens")
         assert llm.cache_stats().n_rebases > 0
     tally.check(n_cuts=15)

@@ -12,8 +12,9 @@ from archs.variants import write_deci
 
 import morphkv_cpp
 from morphkv_cpp.models.synthetic import write_tiny_llama
-from support.pair import N_UBATCH, Pair, some_tokens
+from support.pair import N_UBATCH, Pair
 from support.reference import Rules
+from support.tiny import QUIET, last_logits, some_tokens
 
 # isort: split
 import llama_cpp
@@ -21,7 +22,7 @@ import llama_cpp
 HEADS = (4, 0, 4)
 SHAPE = {"n_layer": len(HEADS), "n_head": 4, "n_head_kv": 4, "n_embd": 128, "head_size": 32}
 RULES = {"capacity": 40, "window": 8, "interval": 5, "keep": 4}
-OPTIONS = {"n_batch": 512, "n_ubatch": N_UBATCH, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+OPTIONS = {"n_batch": 512, "n_ubatch": N_UBATCH, **QUIET}
 
 
 def open_deci(path: Path) -> morphkv_cpp.Llama:
@@ -66,11 +67,6 @@ def test_bit_equal_to_stock_until_the_first_eviction(tmp_path):
             llm.eval([token])
             stock.eval([token])
             if llm.cache_stats().n_evictions == 0:
-                assert (logits(llm) == logits(stock)).all()
+                assert (last_logits(llm) == last_logits(stock)).all()
                 n_equal += 1
         assert n_equal == RULES["capacity"] + RULES["interval"]
-
-
-def logits(llm: llama_cpp.Llama) -> np.ndarray:
-    pointer = llama_cpp.llama_get_logits_ith(llm.ctx, -1)
-    return np.array(np.ctypeslib.as_array(pointer, shape=(llm.n_vocab(),)))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from support.numpy_llama import NumpyLlama
-from support.pair import N_UBATCH, Pair, some_tokens
+from support.pair import N_UBATCH, Pair
 from support.reference import Rules
+from support.tiny import some_tokens
 from support.twins import TIE_TOLERANCE, Tally
 
 GROUPS = {1: {"n_head": 2, "n_head_kv": 2}, 3: {"n_head": 6, "n_head_kv": 2}, 4: {"n_head": 8, "n_head_kv": 2}}

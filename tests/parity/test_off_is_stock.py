@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.tiny import some_tokens
+
 pytest.importorskip("morphkv_cpp")
 
 SCRIPT = Path(__file__).parent / "logits_of.py"
@@ -47,5 +49,5 @@ def test_the_demo_model_gives_stock_logits(demo_model, stock_lib_dir, tmp_path, 
 @pytest.mark.parametrize("cache_type", [0, F16, 30, Q8_0, 6, 2])  # f32, f16, bf16, q8_0, q5_0, q4_0
 def test_a_tiny_model_gives_stock_logits_with_every_cache_type(tiny_llama, stock_lib_dir, tmp_path, cache_type):
     path = tiny_llama(n_head=6, n_head_kv=2, head_size=64)
-    tokens = np.random.default_rng(0).integers(3, 320, N_PROMPT).tolist()
+    tokens = some_tokens(N_PROMPT)
     compare(path, tokens, stock_lib_dir, tmp_path, cache_type)

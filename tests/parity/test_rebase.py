@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from support.pair import CACHE_TYPES, Pair, some_tokens
+from support.pair import CACHE_TYPES, Pair
+from support.tiny import some_tokens
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)

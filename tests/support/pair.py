@@ -11,18 +11,11 @@ import morphkv_cpp
 from support.device import N_GPU_LAYERS
 from support.numpy_llama import NumpyLlama
 from support.reference import Rules
+from support.tiny import QUIET, last_logits
 from support.twins import Tally
-
-# isort: split
-# after morphkv_cpp, which says what libllama is loaded
-import llama_cpp
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}  # as in ggml.h
 N_UBATCH = 16
-
-
-def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
 
 
 class Pair:
@@ -36,11 +29,9 @@ class Pair:
             n_batch=512,
             n_ubatch=N_UBATCH,
             n_gpu_layers=n_gpu_layers,
-            n_threads=1,
-            n_threads_batch=1,
             type_k=CACHE_TYPES[cache_type],
             type_v=CACHE_TYPES[cache_type],
-            verbose=False,
+            **QUIET,
         )
         query_type = "q8_0" if cache_type == "q8_0" and n_gpu_layers == 0 else None
         self.twin = NumpyLlama(path, self.rules, cache_type=cache_type, query_type=query_type, n_ubatch=N_UBATCH)
@@ -68,11 +59,7 @@ class Pair:
         assert stats.logical_pos == cache.newest_position
         assert not self.rules.rope_limit or stats.logical_pos - stats.rotary_offset < self.rules.rope_limit
         where = f"after {self.twin.n_past} tokens, {cache.n_evictions} cuts, {cache.n_rebases} rebases"
-        self.tally.compare_logits(self.logits(), expected, where)
-
-    def logits(self) -> np.ndarray:
-        pointer = llama_cpp.llama_get_logits_ith(self.llm.ctx, -1)
-        return np.array(np.ctypeslib.as_array(pointer, shape=(self.twin.n_vocab,)))
+        self.tally.compare_logits(last_logits(self.llm), expected, where)
 
     def close(self) -> None:
         self.llm.close()

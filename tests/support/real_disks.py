@@ -1,4 +1,4 @@
-"""A chat whose archive's disk fails, in a process of its own: real_disks.py FAULT RECALL MODEL FOLDER.
+"""A chat whose archive's disk fails, in a process of its own: python -m support.real_disks FAULT RECALL MODEL FOLDER.
 
 Under a mount namespace of its own it mounts what it needs itself, and all is gone when it ends. Exits with 77 and a
 reason where the system cannot set up the fault.
@@ -7,6 +7,7 @@ reason where the system cannot set up the fault.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -17,24 +18,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from morphkv_cpp import Archive, Llama, MorphKV
-from morphkv_cpp.text.tokens import end_tokens
-from morphkv_cpp.text.write import BanTokens
-
-# isort: split
-from llama_cpp import LogitsProcessorList
+from support import chats
+from support.tiny import QUIET
 
 CANNOT = 77
 CONFIG = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
 
 
 def open_llama(model: str, **options) -> Llama:
-    quiet = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"}
+    quiet = {**QUIET, "chat_format": "chatml"}
     return Llama(model, morphkv=CONFIG, **quiet, **options)
 
 
-def talk(chat, text: str) -> str:
-    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
-    return "".join(chat.say(text, max_tokens=24, temperature=0.0, logits_processor=processors))
+talk = functools.partial(chats.talk, n_tokens=24)
 
 
 def cannot(reason: str) -> None:

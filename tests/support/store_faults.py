@@ -1,5 +1,5 @@
 """What a user does while the n-th call of an archive to its store fails, in a process of its own:
-store_faults.py OPERATION PLACE MODEL FOLDER, where PLACE is ram or file.
+python -m support.store_faults OPERATION PLACE MODEL FOLDER, where PLACE is ram or file.
 
 For every n that the operation makes and each errno. No case may end the process, lose a text, or change an answer where
 nothing is recalled.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import json
 import os
 import sys
@@ -17,12 +18,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from morphkv_cpp import Archive, Llama, MorphKV, Session, bridge
-from morphkv_cpp.text.tokens import end_tokens
-from morphkv_cpp.text.write import BanTokens
-
-# isort: split
-from llama_cpp import LogitsProcessorList
+from morphkv_cpp import Archive, Llama, MorphKV, bridge
+from support import chats
+from support.tiny import QUIET
 
 CONFIG = MorphKV(capacity=128, window=8, interval=8, keep=4, prompt_room=0)
 ERRORS = {"ram": [errno.ENOMEM, errno.EIO], "file": [errno.ENOSPC, errno.EIO, errno.EDQUOT]}
@@ -55,7 +53,7 @@ class World:
         assert self.llm.cache_stats().n_archived > 100
 
     def open(self) -> Llama:
-        quiet = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "chat_format": "chatml"}
+        quiet = {**QUIET, "chat_format": "chatml"}
         return Llama(self.model, morphkv=CONFIG, archive=Archive(self.archive, recall="off", share=0.6), **quiet)
 
     def reset(self) -> None:
@@ -85,9 +83,7 @@ class World:
         assert llm.n_tokens == llm.cache_stats().logical_pos + 1 == chat._text.n_held
 
 
-def talk(chat: Session, text: str) -> str:
-    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
-    return "".join(chat.say(text, max_tokens=12, temperature=0.0, logits_processor=processors))
+talk = functools.partial(chats.talk, n_tokens=12)
 
 
 def evaluate(world: World) -> None:

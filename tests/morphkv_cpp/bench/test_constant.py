@@ -12,8 +12,7 @@ from morphkv_cpp.bench.constant import (
     run_constant,
 )
 from morphkv_cpp.bench.decode import endless_tokens
-
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
+from support.tiny import FLASH
 
 
 def sample(n_tokens: int, seconds: float = 1.0, rss: int = 100, kv: int = 50, used: int = 10) -> Sample:
@@ -41,7 +40,7 @@ class TestSpeed:
 
 def test_prompts_and_single_tokens_take_turns(tiny_llama):
     llm = Llama(
-        tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0, rope_limit=200), **QUIET
+        tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0, rope_limit=200), **FLASH
     )
     run = run_constant(llm, endless_tokens(llm), 6000, 20, lambda sample: None, n_prompt=480)
     assert [sample.n_tokens for sample in run.samples] == list(range(500, 6001, 500))
@@ -58,7 +57,7 @@ def test_resident_memory_follows_what_this_process_holds():
 
 
 def test_a_run_of_3000_tokens_grows_nowhere(tiny_llama):
-    llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0), **QUIET)
+    llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0), **FLASH)
     run = run_constant(llm, endless_tokens(llm), 3000, 20, lambda sample: None)
     llm.close()
     assert len(run.samples) == 150
@@ -72,7 +71,7 @@ def test_a_run_of_3000_tokens_grows_nowhere(tiny_llama):
 class TestTheEndIsComparedWithAShortText:
     @pytest.fixture
     def moments(self, tiny_llama):
-        llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0), **QUIET)
+        llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=20, prompt_room=0), **FLASH)
         run = run_constant(llm, endless_tokens(llm), 2700, 20, lambda sample: None)
         yield late_and_early(llm, run, lambda sample: None)
         llm.close()

@@ -7,13 +7,12 @@ import pytest
 from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.bench.decode import Lane, decode_seconds, endless_tokens, fill, ratio, run_in_turns
 from morphkv_cpp.bench.suite import ROWS, Sizes, n_fill, run_suite
-
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
+from support.tiny import FLASH
 
 
 @pytest.fixture
 def llm(tiny_llama):
-    llm = Llama(tiny_llama(), n_ctx=512, n_batch=64, **QUIET)
+    llm = Llama(tiny_llama(), n_ctx=512, n_batch=64, **FLASH)
     yield llm
     llm.close()
 
@@ -68,7 +67,7 @@ class TestTurns:
         assert len(lane.rates) == 3
 
     def test_morphkv_goes_on(self, tiny_llama):
-        llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=16, prompt_room=0), **QUIET)
+        llm = Llama(tiny_llama(), morphkv=MorphKV(capacity=64, window=8, interval=16, prompt_room=0), **FLASH)
         tokens = endless_tokens(llm)
         fill(llm, tokens, 80)
         Lane("morphkv", llm, tokens, n_turn=32).turn()
@@ -80,7 +79,7 @@ class TestTurns:
 def test_the_suite_gives_every_ratio(tiny_llama):
     morphkv, sizes = MorphKV(capacity=64, window=8, interval=16), Sizes(n_deep=300, n_prompt=200, n_rounds=2)
     filled, turns = [], []
-    result = run_suite(tiny_llama(), morphkv, sizes, filled.append, turns.append, **QUIET)
+    result = run_suite(tiny_llama(), morphkv, sizes, filled.append, turns.append, **FLASH)
     assert list(result.ratios) == list(ROWS)
     assert sum(filled) == n_fill(morphkv, sizes) == 660
     assert len(turns) == 4 * 3

@@ -5,8 +5,8 @@ import pytest
 from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.bench import streaming
 from morphkv_cpp.bench.streaming import LeapingLlama, StreamLane, streaming_kept
+from support.tiny import QUIET
 
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
 SMALL = MorphKV(capacity=64, window=8, interval=20, prompt_room=0)
 
 

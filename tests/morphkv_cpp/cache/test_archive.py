@@ -14,37 +14,14 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Archive, Llama, MorphKV, Recall, bridge
+from support.tiny import greedy, some_tokens
 
-CONFIG = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
+SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
 
 
 @pytest.fixture(scope="module")
 def model(tiny_llama):
     return tiny_llama()
-
-
-@pytest.fixture
-def open_llama(model):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(**options):
-        opened.append(Llama(str(model), **({"morphkv": CONFIG} | QUIET | options)))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-
-
-def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
-
-
-def write(llm, prompt: list[int], n_tokens: int, **options) -> list[int]:
-    tokens = llm.generate(prompt, temp=0.0, **options)
-    return [next(tokens) for _ in range(n_tokens)]
 
 
 def retained(llm) -> list[np.ndarray]:
@@ -59,7 +36,7 @@ def test_what_leaves_the_window_is_archived_and_a_prompt_recalls_it(open_llama):
     assert before.n_recalls == 0
     assert before.archive_bytes > 0
     assert before.archive_ms > 0
-    write(llm, some_tokens(30, seed=1), 2, reset=False)
+    greedy(llm, some_tokens(30, seed=1), 2, reset=False)
     after = llm.cache_stats()
     assert len(llm.last_recalls) == after.n_recalls == 2
     assert all(isinstance(recall, Recall) and 0 < recall.ask_ms <= recall.took_ms for recall in llm.last_recalls)
@@ -73,20 +50,20 @@ def test_what_leaves_the_window_is_archived_and_a_prompt_recalls_it(open_llama):
 
 def test_the_next_prompt_is_recalled_for_as_well_and_the_answer_is_not(open_llama):
     llm = open_llama(archive="ram")
-    write(llm, some_tokens(400), 40)
+    greedy(llm, some_tokens(400), 40)
     assert llm.cache_stats().n_recalls == 2
-    write(llm, some_tokens(400) + some_tokens(20, seed=2), 40)
+    greedy(llm, some_tokens(400) + some_tokens(20, seed=2), 40)
     assert llm.last_prompt.n_cached < 400  # other tokens were written behind them
     assert llm.cache_stats().n_recalls == 2
-    write(llm, some_tokens(20, seed=3), 40, reset=False)
+    greedy(llm, some_tokens(20, seed=3), 40, reset=False)
     assert llm.cache_stats().n_recalls == 4
 
 
 @pytest.mark.parametrize("recall", ["off", "prompt", 3])
 def test_when_to_recall(open_llama, recall):
     llm = open_llama(archive=Archive(recall=recall))
-    write(llm, some_tokens(400), 100)
-    expected = {"off": 0, "prompt": 2, 3: 2 + 99 // (3 * CONFIG.interval)}
+    greedy(llm, some_tokens(400), 100)
+    expected = {"off": 0, "prompt": 2, 3: 2 + 99 // (3 * SMALL.interval)}
     assert llm.cache_stats().n_recalls == expected[recall]
     assert len(llm.last_recalls) == min(2, expected[recall])
 
@@ -94,7 +71,7 @@ def test_when_to_recall(open_llama, recall):
 def test_without_recalls_nothing_differs_from_no_archive(open_llama):
     with_archive, without = open_llama(archive=Archive(recall="off")), open_llama()
     prompt = some_tokens(400)
-    assert write(with_archive, prompt, 120) == write(without, prompt, 120)
+    assert greedy(with_archive, prompt, 120) == greedy(without, prompt, 120)
     for mine, other in zip(retained(with_archive), retained(without)):
         assert (mine == other).all()
     assert without.cache_stats().n_archived == without.cache_stats().archive_bytes == 0
@@ -103,7 +80,7 @@ def test_without_recalls_nothing_differs_from_no_archive(open_llama):
 def test_a_short_text_is_as_without_an_archive(open_llama):
     prompt = some_tokens(60)
     llm = open_llama(archive="ram")
-    assert write(llm, prompt, 20) == write(open_llama(), prompt, 20)
+    assert greedy(llm, prompt, 20) == greedy(open_llama(), prompt, 20)
     assert llm.cache_stats().n_recalls == 0
 
 
@@ -112,14 +89,14 @@ def test_only_the_end_of_a_long_prompt_is_decoded_again(open_llama, monkeypatch)
     decoded = []
     decode = Llama.decode
     monkeypatch.setattr(Llama, "decode", lambda self, tokens: (decoded.append(len(tokens)), decode(self, tokens)))
-    write(llm, some_tokens(300), 1)
+    greedy(llm, some_tokens(300), 1)
     assert decoded[:3] == [299, 7, 1]
 
 
 def test_recalls_can_be_set_while_the_model_is_open(open_llama):
     llm = open_llama(archive="ram")
     llm.archive = replace(llm.archive, recall="off", share=1.0)
-    write(llm, some_tokens(400), 2)
+    greedy(llm, some_tokens(400), 2)
     assert llm.cache_stats().n_recalls == 0
     assert llm.archive.share == 1.0
     with pytest.raises(ValueError, match="only recalls can be changed"):
@@ -130,13 +107,13 @@ def test_type_and_bound(open_llama):
     sizes = {}
     for kind in ("f32", None, "q8_0", "q4_0"):
         llm = open_llama(archive=Archive(type=kind))
-        write(llm, some_tokens(2000), 2)
+        greedy(llm, some_tokens(2000), 2)
         sizes[kind] = llm.cache_stats().archive_bytes
         assert llm.cache_stats().n_recalled > 0
     assert sizes["f32"] > sizes[None] > sizes["q8_0"] > sizes["q4_0"]
     bound = sizes[None] // 3
     llm = open_llama(archive=Archive(max_bytes=bound))
-    write(llm, some_tokens(2000), 2)
+    greedy(llm, some_tokens(2000), 2)
     stats = llm.cache_stats()
     assert 0 < stats.archive_bytes <= bound
     assert stats.n_archive_lost > 0
@@ -154,14 +131,14 @@ def test_a_state_carries_the_archive(open_llama):
     state = llm.save_state()
     other.load_state(pickle.loads(pickle.dumps(state)))
     question = some_tokens(25, seed=4)
-    assert write(llm, question, 40, reset=False) == write(other, question, 40, reset=False)
+    assert greedy(llm, question, 40, reset=False) == greedy(other, question, 40, reset=False)
     for mine, theirs in zip(retained(llm), retained(other)):
         assert (mine == theirs).all()
     assert llm.cache_stats().n_recalled == other.cache_stats().n_recalled > 0
     without = open_llama()
     with pytest.raises(RuntimeError, match="other settings"):
         without.load_state(state)
-    assert write(without, some_tokens(200), 3)
+    assert greedy(without, some_tokens(200), 3)
 
 
 def test_pickling_keeps_the_settings(open_llama):
@@ -175,14 +152,14 @@ def test_a_file(open_llama, tmp_path):
     path = tmp_path / "chat.archive"
     llm, in_ram = open_llama(archive=path), open_llama(archive="ram")
     prompt = some_tokens(700)
-    assert write(llm, prompt, 40) == write(in_ram, prompt, 40)
+    assert greedy(llm, prompt, 40) == greedy(in_ram, prompt, 40)
     stats = llm.cache_stats()
     assert path.stat().st_size > stats.n_archived * 100
     with pytest.raises(RuntimeError, match="in use"):
         open_llama(archive=path)
     llm.close()
     again = open_llama(archive=path)  # a new text begins it anew
-    assert write(again, prompt, 40) == write(in_ram, prompt, 40)
+    assert greedy(again, prompt, 40) == greedy(in_ram, prompt, 40)
 
 
 CHILD = """
@@ -239,7 +216,7 @@ def test_a_full_disk_stops_the_archive_and_not_the_chat(open_llama, tmp_path, sm
         llm.eval(some_tokens(1000))
     n_archived = llm.cache_stats().n_archived
     assert 0 < n_archived < 900
-    assert len(write(llm, some_tokens(100, seed=5), 50, reset=False)) == 50
+    assert len(greedy(llm, some_tokens(100, seed=5), 50, reset=False)) == 50
     assert llm.cache_stats().n_archived == n_archived
     assert llm.cache_stats().n_recalled > 0
 
@@ -251,7 +228,7 @@ def test_a_full_disk_stops_the_archive_and_not_the_chat(open_llama, tmp_path, sm
         ({"archive": 7}, TypeError, 'archive must be "ram", a path or an Archive, got 7'),
         ({"archive": ""}, ValueError, "archive must be \"ram\" or a path, got ''"),
         ({"archive": "a\0b"}, ValueError, r"archive must be .* path, got 'a\\x00b'"),
-        ({"morphkv": replace(CONFIG, rope_limit=0)}, ValueError, "rope_limit"),
+        ({"morphkv": replace(SMALL, rope_limit=0)}, ValueError, "rope_limit"),
     ],
 )
 def test_what_is_refused(open_llama, options, error, sentence):
@@ -315,13 +292,13 @@ def test_a_session_carries_its_archive(open_llama, tmp_path):
 
 
 def test_a_recall_asks_within_the_limit_of_positions(open_llama):
-    short = replace(CONFIG, rope_limit=200)
+    short = replace(SMALL, rope_limit=200)
     with pytest.raises(ValueError, match=r"distance must be below rope_limit \(200\), got 200"):
         open_llama(morphkv=short, archive=Archive(distance=200))
     for distance in (Archive.distance, 199):
         llm = open_llama(morphkv=short, archive=Archive(distance=distance))
         llm.eval(some_tokens(300))
-        write(llm, some_tokens(20, seed=1), 2, reset=False)
+        greedy(llm, some_tokens(20, seed=1), 2, reset=False)
         assert llm.cache_stats().n_recalls == 2
 
 

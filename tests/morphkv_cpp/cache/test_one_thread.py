@@ -12,12 +12,11 @@ import pytest
 from morphkv_cpp import ClosedError, Llama, MorphKV, Session, ThreadError
 from morphkv_cpp.cache import one_thread
 from morphkv_cpp.cache.one_thread import OneThread, Turn
-from morphkv_cpp.text.tokens import end_tokens
-from morphkv_cpp.text.write import BanTokens
+from support.chats import no_end
+from support.tiny import QUIET, greedy
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
-from llama_cpp import LogitsProcessorList
 
 SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
 PROMPT = list(range(3, 103))
@@ -129,9 +128,9 @@ class TestSecondThread:
 
     def test_it_may_have_the_next_turn(self, open_llama, other_thread):
         llm, alone = open_llama(), open_llama()
-        first = list(islice(llm.generate(PROMPT, temp=0.0), 5))
-        assert other_thread(lambda: list(islice(llm.generate(PROMPT, temp=0.0), 5))) == first
-        assert list(islice(alone.generate(PROMPT, temp=0.0), 5)) == first
+        first = greedy(llm, PROMPT, 5)
+        assert other_thread(lambda: greedy(llm, PROMPT, 5)) == first
+        assert greedy(alone, PROMPT, 5) == first
 
 
 class TestBetweenTwoSteps:
@@ -155,14 +154,13 @@ class TestBetweenTwoSteps:
                 other_thread(change)
             answer += islice(text, 5)
             assert len(answer) % 5 == 0, name
-        assert answer == list(islice(alone.generate(PROMPT, temp=0.0), len(answer)))
+        assert answer == greedy(alone, PROMPT, len(answer))
 
     def test_an_answer_of_a_session_is_safe_too(self, open_llama, other_thread):
         llm, alone = open_llama(), open_llama()
 
         def say(chat: Session):
-            processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
-            return chat.say("one", max_tokens=40, temperature=0.0, logits_processor=processors)
+            return chat.say("one", max_tokens=40, temperature=0.0, logits_processor=no_end(chat._llm))
 
         chat, other = llm.session(), llm.session()
         pieces = say(chat)
@@ -195,7 +193,7 @@ class TestBetweenTwoSteps:
         text, answer = llm.generate(PROMPT, temp=0.0), []
         for _ in range(10):
             answer += [next(text), other_thread(next, text)]
-        assert answer == list(islice(alone.generate(PROMPT, temp=0.0), 20))
+        assert answer == greedy(alone, PROMPT, 20)
 
     def test_a_text_does_not_go_on_in_another_one_of_the_same_thread(self, open_llama):
         llm = open_llama()
@@ -351,8 +349,8 @@ def test_every_thread_has_its_own_llama(tiny_llama):
     answers = {}
 
     def work(i: int) -> None:
-        llm = Llama(str(tiny_llama()), morphkv=SMALL, n_threads=1, n_threads_batch=1, verbose=False)
-        answers[i] = list(islice(llm.generate(PROMPT, temp=0.0), 20))
+        llm = Llama(str(tiny_llama()), morphkv=SMALL, **QUIET)
+        answers[i] = greedy(llm, PROMPT, 20)
         llm.close()
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]

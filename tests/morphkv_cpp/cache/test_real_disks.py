@@ -8,7 +8,7 @@ import sys
 import pytest
 
 # isort: split
-from support import real_disks
+from support import TESTS, real_disks
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="limits, mounts and open files of another name are POSIX"
@@ -19,13 +19,13 @@ def fault(name: str, recall: str, tiny_llama, tmp_path, *, mounts: bool = False)
     """Runs it, skips where the system cannot; what the child has found."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = [sys.executable, real_disks.__file__, name, recall, str(tiny_llama()), str(folder)]
+    command = [sys.executable, "-m", "support.real_disks", name, recall, str(tiny_llama()), str(folder)]
     if mounts:
         if shutil.which("unshare") is None:
             pytest.skip("needs unshare, for mounts of its own")
         # what is mounted in there is gone when the process is
         command = ["unshare", "--mount", *command]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode == real_disks.CANNOT or (mounts and "unshare" in done.stderr):
         pytest.skip(f"cannot be set up here: {done.stdout}{done.stderr}"[:300])
     assert done.returncode == 0, done.stderr[-4000:]

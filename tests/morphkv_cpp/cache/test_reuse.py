@@ -5,19 +5,16 @@ import pytest
 
 from morphkv_cpp import Llama, MorphKV, PromptReuse
 from morphkv_cpp.cache.reuse import common_prefix, prompt_reuse
+from support.tiny import QUIET, count_evaluated, some_tokens
 
 SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
 
 
 @pytest.fixture
 def llm(tiny_llama):
-    llm = Llama(str(tiny_llama()), morphkv=SMALL, n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    llm = Llama(str(tiny_llama()), morphkv=SMALL, n_ctx=512, **QUIET)
     yield llm
     llm.close()
-
-
-def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
 
 
 @pytest.mark.parametrize(
@@ -36,21 +33,14 @@ class TestPromptReuse:
         reused = set()
         for n_common in range(n_text + 1):
             llm.load_state(state)
-            n_evaluated, decode = 0, llm._ctx.decode
-
-            def count(batch, decode=decode):
-                nonlocal n_evaluated
-                n_evaluated += batch.n_tokens()
-                decode(batch)
-
             prompt = [*text[:n_common], 2, 2]
             foreseen = prompt_reuse(llm, prompt)
             with monkeypatch.context() as patch:
-                patch.setattr(llm._ctx, "decode", count)
+                lengths = count_evaluated(llm, patch)
                 next(llm.generate(prompt, temp=0.0))
             assert llm.last_prompt == foreseen
             assert (foreseen.n_prompt, foreseen.n_common) == (n_common + 2, n_common)
-            assert foreseen.n_evaluated == n_evaluated
+            assert foreseen.n_evaluated == sum(lengths)
             assert foreseen.reprocessed == (n_common > 0 and foreseen.n_cached == 0)
             reused.add(foreseen.n_cached)
         assert 0 in reused
@@ -86,7 +76,7 @@ class TestLastPrompt:
         assert llm.last_prompt.n_evaluated == n_first
 
     def test_without_morphkv_there_is_nothing_to_tell(self, tiny_llama):
-        llm = Llama(str(tiny_llama()), n_threads=1, n_threads_batch=1, verbose=False)
+        llm = Llama(str(tiny_llama()), **QUIET)
         next(llm.generate([1, 2, 3]))
         assert llm.last_prompt is None
         llm.close()

@@ -1,56 +1,21 @@
 """Saving, restoring, reuse of prefixes, failures and drafts, as hosts of llama_cpp.Llama know them; on tiny models."""
 
 import io
-import itertools
 import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp import MorphKV
+from support.tiny import count_evaluated, greedy, held, some_tokens
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
 import llama_cpp
 
 SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
-
-
-@pytest.fixture
-def open_llama(tiny_llama):
-    """Factory of models that are closed at the end."""
-    opened = []
-
-    def make(morphkv=SMALL, *, shape=(), **options):
-        path = str(tiny_llama(**dict(shape)))
-        options = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False} | options
-        opened.append(Llama(path, morphkv=morphkv, **options))
-        return opened[-1]
-
-    yield make
-    for llm in opened:
-        llm.close()
-
-
-def some_tokens(n_tokens: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(3, 320, n_tokens).tolist()
-
-
-def greedy(llm: Llama, prompt: list[int], n_tokens: int) -> list[int]:
-    return list(itertools.islice(llm.generate(prompt, temp=0.0), n_tokens))
-
-
-def count_evaluated(llm: Llama, monkeypatch) -> list[int]:
-    """Lengths of the batches that are decoded from now on."""
-    lengths, decode = [], llm._ctx.decode
-
-    def count(batch):
-        lengths.append(batch.n_tokens())
-        decode(batch)
-
-    monkeypatch.setattr(llm._ctx, "decode", count)
-    return lengths
+OPEN = {"n_ctx": 512}
 
 
 class TestState:
@@ -63,8 +28,8 @@ class TestState:
         other = open_llama()
         other.eval(some_tokens(77, seed=3))
         other.load_state(pickle.load(file))
-        prompt = [*llm.input_ids[: llm.n_tokens].tolist(), *some_tokens(4, seed=5)]
-        assert other.input_ids[: other.n_tokens].tolist() == prompt[:-4]
+        prompt = [*held(llm), *some_tokens(4, seed=5)]
+        assert held(other) == prompt[:-4]
         assert greedy(other, prompt, 40) == greedy(llm, prompt, 40)
         assert other.cache_stats().n_evictions == llm.cache_stats().n_evictions > 20
 
@@ -285,7 +250,7 @@ class TestFailure:
             with pytest.raises(RuntimeError, match="llama_decode returned -3"):
                 llm.eval(more)
         assert llm.n_tokens == 20 + 16 * batches + n_done
-        assert llm.input_ids[: llm.n_tokens].tolist() == (some_tokens(20) + more)[: llm.n_tokens]
+        assert held(llm) == (some_tokens(20) + more)[: llm.n_tokens]
         llm.eval(more[llm.n_tokens - 20 :])
         assert greedy(llm, some_tokens(20) + more + [5], 10) == greedy(llm, some_tokens(20) + more + [5], 10)
 
@@ -307,7 +272,7 @@ class TestFailure:
             with pytest.raises(KeyboardInterrupt):
                 llm.eval(more)
         assert llm.n_tokens == llm.cache_stats().logical_pos + 1 == 50 + n_done
-        assert llm.input_ids[: llm.n_tokens].tolist() == (some_tokens(50) + more)[: llm.n_tokens]
+        assert held(llm) == (some_tokens(50) + more)[: llm.n_tokens]
 
     def test_the_reason_of_the_native_library_is_told(self, open_llama, monkeypatch):
         llm = open_llama()

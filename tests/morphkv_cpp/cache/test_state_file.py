@@ -5,14 +5,10 @@ from dataclasses import replace
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, NoMorphKVError, SessionFileError
+from support.tiny import greedy, held
 
 SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
 PROMPT = list(range(3, 103))
-
-
-def write(llm: Llama, n_tokens: int) -> list[int]:
-    tokens = llm.generate(llm.input_ids[: llm.n_tokens].tolist(), temp=0.0)
-    return [next(tokens) for _ in range(n_tokens)]
 
 
 def test_another_process_goes_on_where_it_was_saved(open_llama, tmp_path):
@@ -20,8 +16,8 @@ def test_another_process_goes_on_where_it_was_saved(open_llama, tmp_path):
     llm.eval(PROMPT)
     llm.save_state_file(tmp_path / "chat.state")
     other.load_state_file(tmp_path / "chat.state")
-    assert other.input_ids[: other.n_tokens].tolist() == PROMPT
-    assert write(other, 30) == write(llm, 30)
+    assert held(other) == PROMPT
+    assert greedy(other, held(other), 30) == greedy(llm, held(llm), 30)
 
 
 def test_a_file_of_other_settings_or_another_model_is_refused(open_llama, tmp_path):

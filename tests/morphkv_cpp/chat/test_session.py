@@ -5,54 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from morphkv_cpp import Llama, MorphKV, NoMorphKVError, Session
-from morphkv_cpp.text.tokens import end_tokens
-from morphkv_cpp.text.write import BanTokens, ForceTokens
+from morphkv_cpp import MorphKV, NoMorphKVError, Session
+from support.chats import TURN, forced, no_end, talk, text_of
+from support.tiny import bytes_of, count_evaluated, held
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
-from llama_cpp import LlamaGrammar, LogitsProcessorList
+from llama_cpp import LlamaGrammar
 
 SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
-TURN = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-
-
-def talk(chat: Session, text: str, n_tokens: int = 10, **options) -> str:
-    """An answer of n_tokens: the tiny model would end it anywhere."""
-    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
-    options = {"temperature": 0.0, "logits_processor": processors} | options
-    return "".join(chat.say(text, max_tokens=n_tokens, **options))
-
-
-def forced(tokens) -> LogitsProcessorList:
-    return LogitsProcessorList([ForceTokens(tokens)])
-
-
-def bytes_of(text: str) -> list[int]:
-    """Tokens of the tiny vocabulary's bytes."""
-    return [3 + byte for byte in text.encode()]
-
-
-def held(llm: Llama) -> list[int]:
-    return llm.input_ids[: llm.n_tokens].tolist()
-
-
-def text_of(chat: Session) -> list[int]:
-    """All tokens of a chat that has the cache."""
-    assert chat._text.is_live
-    return held(chat._llm) + chat._text.ahead
-
-
-def count_evaluated(llm: Llama, monkeypatch) -> list[int]:
-    """Lengths of the batches that are decoded from now on."""
-    lengths, decode = [], llm._ctx.decode
-
-    def count(batch):
-        lengths.append(batch.n_tokens())
-        decode(batch)
-
-    monkeypatch.setattr(llm._ctx, "decode", count)
-    return lengths
 
 
 class TestTurn:
@@ -365,7 +326,7 @@ def test_whatever_happens_between_turns_each_chat_is_as_if_alone(open_llama, tmp
     llm, alone = open_llama(), open_llama()
 
     def turn(chat: Session, question: str, n_read: int) -> str:
-        processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
+        processors = no_end(chat._llm)
         answer = chat.say(question, max_tokens=9, temperature=0.0, logits_processor=processors)
         return "".join(itertools.islice(answer, n_read))
 

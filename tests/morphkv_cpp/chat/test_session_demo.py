@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, Session, Turn
+from support.chats import TURN
+from support.tiny import QUIET
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
 from llama_cpp import LlamaGrammar
-
-TURN = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.demo
@@ -64,7 +64,7 @@ class TestHundredTurns:
 
         def make(**changes):
             config = replace(self.CONFIG, **changes)
-            opened.append(Llama(demo_model, morphkv=config, n_threads=1, n_threads_batch=1, verbose=False))
+            opened.append(Llama(demo_model, morphkv=config, **QUIET))
             return opened[-1]
 
         yield make
@@ -121,7 +121,7 @@ class TestAFactOfLongAgo:
     @pytest.mark.parametrize("archive", ["ram", None])
     def test_it_is_answered_with_an_archive(self, demo_model, archive):
         config = MorphKV(capacity=512, prompt_room=0)
-        llm = Llama(demo_model, morphkv=config, archive=archive, n_threads=1, n_threads_batch=1, verbose=False)
+        llm = Llama(demo_model, morphkv=config, archive=archive, **QUIET)
         chat = llm.session(system="You are a helpful assistant.")
         for i in range(1, 100):
             question = f"Tell me one short thing about {self.THINGS[i % 20]}, number {i}."

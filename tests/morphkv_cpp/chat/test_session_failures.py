@@ -1,24 +1,20 @@
 """Sessions where something fails: what stays in the chat, and whose cache it is; on tiny models."""
 
+import functools
 import gc
 import warnings
 
 import pytest
 
 from morphkv_cpp import MorphKV, NativeError, bridge
-from morphkv_cpp.text.tokens import end_tokens
-from morphkv_cpp.text.write import BanTokens
+from support import chats
 
 # isort: split
-from llama_cpp import LogitsProcessorList
 
 SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
 
 
-def talk(chat, text: str, n_tokens: int = 10, **options) -> str:
-    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
-    options = {"temperature": 1.5, "logits_processor": processors} | options
-    return "".join(chat.say(text, max_tokens=n_tokens, **options))
+talk = functools.partial(chats.talk, temperature=1.5)
 
 
 def fail_at(llm, monkeypatch, at: int, first: bool = False):

@@ -16,21 +16,13 @@ from morphkv_cpp import MorphKV
 from morphkv_cpp.cache import saved_file
 from morphkv_cpp.cache.fingerprint import model_fingerprint
 from morphkv_cpp.cache.saved_file import Contents
-from morphkv_cpp.text.tokens import end_tokens
-from morphkv_cpp.text.write import BanTokens
+from support.chats import talk
+from support.tiny import held
 
 # isort: split
-from llama_cpp import LogitsProcessorList
 
 SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
 CONTENTS = Contents({"a": 1, "b": "\u00e9"}, np.array([1, 2, -1], dtype=np.int32), b"state" * 100)
-
-
-def talk(chat, text: str, n_tokens: int = 10, **options) -> str:
-    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
-    options = {"temperature": 0.0, "logits_processor": processors} | options
-    return "".join(chat.say(text, max_tokens=n_tokens, **options))
 
 
 @pytest.fixture
@@ -102,11 +94,11 @@ class TestLoad:
         llm = open_llama()
         llm.load_session(path)
         n_limit = llm.cache_stats().n_limit
-        ids = llm.input_ids[: llm.n_tokens].tolist()
-        assert ids[-n_limit:] == chat._llm.input_ids[: chat._llm.n_tokens].tolist()[-n_limit:]
+        ids = held(llm)
+        assert ids[-n_limit:] == held(chat._llm)[-n_limit:]
         assert set(ids[:-n_limit]) == {-1}
         # so a prompt with the same start is evaluated as a whole
-        next(llm.generate([*chat._llm.input_ids[: chat._llm.n_tokens].tolist(), 5]))
+        next(llm.generate([*held(chat._llm), 5]))
         assert llm.last_prompt.n_common == 0
 
 
@@ -216,10 +208,10 @@ class TestRefusals:
         for pair in chats:
             for chat in pair:
                 talk(chat, "one")
-        before = (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist(), llm._seed, llm.save_state().llama_state)
+        before = (llm.n_tokens, held(llm), llm._seed, llm.save_state().llama_state)
         with pytest.raises(ValueError, match="chat does not fit: "):
             llm.load_session(path)
-        after = (llm.n_tokens, llm.input_ids[: llm.n_tokens].tolist(), llm._seed, llm.save_state().llama_state)
+        after = (llm.n_tokens, held(llm), llm._seed, llm.save_state().llama_state)
         assert after == before
         for mine, theirs in zip(*chats):
             assert talk(mine, "two") == talk(theirs, "two")

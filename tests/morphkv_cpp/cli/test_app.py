@@ -14,15 +14,10 @@ import typer
 
 import morphkv_cpp
 from morphkv_cpp.cli import generate as cli_generate
-from morphkv_cpp.cli.app import app, main
+from morphkv_cpp.cli.app import app
+from support.command import run
 
 TIGHT = ["--capacity", "64", "--window", "8", "--interval", "16", "--prompt-room", "0"]
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code or 0
 
 
 def sentence(capsys) -> str:

@@ -10,8 +10,7 @@ from morphkv_cpp import MorphKV
 from morphkv_cpp.cli.app import main
 from morphkv_cpp.cli.demo_text import Written, ask_about_facts, kept, kept_by_layer, open_demo, replay_end, write_long
 from morphkv_cpp.eval import prose_sections
-
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
+from support.tiny import FLASH
 
 
 class TestRate:
@@ -48,14 +47,14 @@ class TestKept:
 
 class TestWriting:
     def test_stock_writes_the_same_end_again(self, tiny_llama):
-        llm = open_demo(tiny_llama(), 1500, MorphKV(capacity=64, window=8, interval=16, prompt_room=0), **QUIET)
+        llm = open_demo(tiny_llama(), 1500, MorphKV(capacity=64, window=8, interval=16, prompt_room=0), **FLASH)
         pieces = []
         written = write_long(llm, 60, 1, lambda piece, written: pieces.append(piece))
         assert llm.cache_stats().n_evictions > 0
         llm.close()
         assert len(written.tokens) == len(written.seconds) == len(pieces) == 60
 
-        stock = open_demo(tiny_llama(), len(written.prompt) + 60, None, **QUIET)
+        stock = open_demo(tiny_llama(), len(written.prompt) + 60, None, **FLASH)
         again = replay_end(stock, written, 1, lambda token: None)
         stock.close()
         assert again.prompt + again.tokens == written.prompt + written.tokens
@@ -81,9 +80,9 @@ class TestCommand:
 
     @pytest.mark.demo
     def test_the_second_act_answers_with_recall_alone(self, demo_model):
-        with closing(open_demo(demo_model, 2000, None, **QUIET)) as llm:
+        with closing(open_demo(demo_model, 2000, None, **FLASH)) as llm:
             text = llm.tokenize("\n\n".join(prose_sections()).encode())[:1500]
-        answers = ask_about_facts(demo_model, MorphKV(capacity=256, prompt_room=0), text, **QUIET)
+        answers = ask_about_facts(demo_model, MorphKV(capacity=256, prompt_room=0), text, **FLASH)
         assert answers.n_tokens == 1500
         right = [fact.answer.casefold() in said.casefold() for fact, said in zip(answers.facts, answers.recalled)]
         wrong = [fact.answer.casefold() in said.casefold() for fact, said in zip(answers.facts, answers.without)]

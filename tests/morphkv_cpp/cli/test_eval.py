@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 
 from morphkv_cpp.cli import texts as cli_texts
-from morphkv_cpp.cli.app import main
 from morphkv_cpp.cli.eval import facts, memory
 from morphkv_cpp.eval import Fact
 from morphkv_cpp.eval.remember import Asked
+from support.command import run
 
 TIGHT = ["--capacity", "64", "--window", "8", "--interval", "16", "-t", "1"]
-
-
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    return stop.value.code or 0
 
 
 def numbers(out: str, row: str) -> list[float]:

@@ -6,16 +6,15 @@ import pytest
 
 from morphkv_cpp import bridge
 from morphkv_cpp.cli.app import main
+from support.command import run
 
 
-def run(capsys, *arguments: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as stop:
-        main(["selftest", *arguments])
-    return stop.value.code, capsys.readouterr().out
+def selftest(capsys, *arguments: str) -> tuple[int, str]:
+    return run("selftest", *arguments), capsys.readouterr().out
 
 
 def test_this_machine_passes(capsys):
-    code, output = run(capsys)
+    code, output = selftest(capsys)
     assert code == 0
     rows = [line.split() for line in output.splitlines() if " evict " in line or " rebase " in line]
     assert {(row[1], row[2]) for row in rows if row[0] == "CPU"} == {
@@ -52,7 +51,7 @@ def test_no_threads_are_a_sentence(capsys):
 
 def test_servers_pass(capsys, rpc_servers):
     names = [server.name for server in rpc_servers]
-    code, output = run(capsys, "--rpc", ",".join(names))
+    code, output = selftest(capsys, "--rpc", ",".join(names))
     assert code == 0
     for name in names:
         device = next(line.split(":")[0] for line in output.splitlines() if line.endswith(f": {name}"))
@@ -68,7 +67,7 @@ def test_a_difference_is_told_and_is_an_error(capsys, monkeypatch):
 
     original = bridge.selftest
     monkeypatch.setattr(bridge, "selftest", tampered)
-    code, output = run(capsys)
+    code, output = selftest(capsys)
     assert code == 1
     assert "head 0, slot 3: the row is not that of token 7" in output
     assert "1 different" in output
@@ -81,7 +80,7 @@ def test_what_is_refused_is_told_and_is_no_error(capsys, monkeypatch):
 
     original = bridge.selftest
     monkeypatch.setattr(bridge, "selftest", lacking)
-    code, output = run(capsys)
+    code, output = selftest(capsys)
     assert code == 0
     assert "CPU does not support ARGSORT" in output
     assert "1 refused" in output

@@ -17,8 +17,8 @@ from morphkv_cpp.eval.perplexity import (
     standard_error,
     stream_nll,
 )
+from support.tiny import FLASH
 
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
 TOKENS = [1, *np.random.default_rng(0).integers(3, 300, 299).tolist()]
 
 
@@ -34,7 +34,7 @@ class TestNll:
 @pytest.fixture(scope="module")
 def stock(tiny_llama):
     """-log p of the tokens, from the logits of one call."""
-    llm = Llama(tiny_llama(), n_ctx=512, logits_all=True, **QUIET)
+    llm = Llama(tiny_llama(), n_ctx=512, logits_all=True, **FLASH)
     llm.eval(TOKENS)
     values = nll(llm.scores[: len(TOKENS) - 1], np.array(TOKENS[1:]))
     llm.close()
@@ -46,7 +46,7 @@ class TestStream:
     TOLERANCE = 1e-2
 
     def test_chunks_give_what_one_batch_gives(self, tiny_llama, stock):
-        llm = open_for_nll(tiny_llama(), None, len(TOKENS), 7, **QUIET)
+        llm = open_for_nll(tiny_llama(), None, len(TOKENS), 7, **FLASH)
         seen = []
         values = stream_nll(llm, TOKENS, seen.append)
         llm.close()
@@ -56,7 +56,7 @@ class TestStream:
 
     def test_there_is_one_cut_a_chunk_as_when_tokens_come_one_by_one(self, tiny_llama, stock):
         morphkv = MorphKV(capacity=64, window=8, interval=16, prompt_room=0)
-        llm = open_for_nll(tiny_llama(), morphkv, len(TOKENS), 16, **QUIET)
+        llm = open_for_nll(tiny_llama(), morphkv, len(TOKENS), 16, **FLASH)
         values = stream_nll(llm, TOKENS)
         n_evictions = llm.cache_stats().n_evictions
         llm.close()
@@ -65,7 +65,7 @@ class TestStream:
         np.testing.assert_allclose(values[:79], stock[:79], atol=self.TOLERANCE)
         assert np.abs(values[96:] - stock[96:]).max() > 10 * self.TOLERANCE
 
-        one_by_one = Llama(tiny_llama(), morphkv=morphkv, **QUIET)
+        one_by_one = Llama(tiny_llama(), morphkv=morphkv, **FLASH)
         for token in TOKENS[:-1]:
             one_by_one.eval([token])
         assert one_by_one.cache_stats().n_evictions == n_evictions
@@ -73,7 +73,7 @@ class TestStream:
 
     def test_a_second_text_starts_from_nothing(self, tiny_llama):
         llm = open_for_nll(
-            tiny_llama(), MorphKV(capacity=64, window=8, interval=16, prompt_room=0), len(TOKENS), 16, **QUIET
+            tiny_llama(), MorphKV(capacity=64, window=8, interval=16, prompt_room=0), len(TOKENS), 16, **FLASH
         )
         first, second = stream_nll(llm, TOKENS), stream_nll(llm, TOKENS)
         llm.close()

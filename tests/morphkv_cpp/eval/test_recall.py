@@ -4,9 +4,9 @@ import pytest
 
 from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.eval import facts, prose_sections, recall
+from support.tiny import FLASH
 
 N_SHORT = 1280  # tokens of a prompt, where half the size will do
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
 
 
 class TestTexts:
@@ -55,13 +55,13 @@ class TestWilson:
 @pytest.mark.parametrize("n_documents, n_questions", [(0, 1), (13, 20), (2, 0), (2, 17)])
 def test_sizes_out_of_range_are_refused(tiny_llama, n_documents, n_questions):
     with pytest.raises(ValueError, match="must be in 1"):
-        recall.run(tiny_llama(), None, n_documents, n_questions, **QUIET)
+        recall.run(tiny_llama(), None, n_documents, n_questions, **FLASH)
 
 
 @pytest.mark.demo
 class TestDemoModel:
     def test_facts_stand_where_they_should_and_prompts_have_the_size_asked_for(self, demo_model):
-        llm = Llama(demo_model, n_ctx=256, **QUIET)
+        llm = Llama(demo_model, n_ctx=256, **FLASH)
         documents, questions = recall.build(llm, recall.N_DOCUMENTS, 60)
         llm.close()
         assert [sum(q.i_document == i for q in questions) for i in range(12)] == [5] * 12
@@ -73,17 +73,17 @@ class TestDemoModel:
             assert abs(n - recall.N_TOKENS) <= 2 * recall.N_SLACK_TOKENS
 
     def test_a_cut_after_the_question_keeps_its_fact_and_recency_does_not(self, demo_model):
-        morphkv = recall.run(demo_model, MorphKV(capacity=256), 1, 5, n_tokens=N_SHORT, **QUIET)
-        recency = recall.run(demo_model, MorphKV(capacity=256, policy="recency"), 1, 3, n_tokens=N_SHORT, **QUIET)
+        morphkv = recall.run(demo_model, MorphKV(capacity=256), 1, 5, n_tokens=N_SHORT, **FLASH)
+        recency = recall.run(demo_model, MorphKV(capacity=256, policy="recency"), 1, 3, n_tokens=N_SHORT, **FLASH)
         assert sum(morphkv) >= 4
         assert sum(recency) <= 1
 
     def test_a_restored_document_answers_as_one_decoded_anew(self, demo_model):
         config = MorphKV(capacity=256, prompt_room=N_SHORT)
         restored = []
-        recall.run(demo_model, config, 1, 2, lambda question, text, right: restored.append(text), N_SHORT, **QUIET)
+        recall.run(demo_model, config, 1, 2, lambda question, text, right: restored.append(text), N_SHORT, **FLASH)
 
-        llm = Llama(demo_model, morphkv=config, **QUIET)
+        llm = Llama(demo_model, morphkv=config, **FLASH)
         documents, questions = recall.build(llm, 1, 2, N_SHORT)
         llm.eval(documents[0].tokens)
         anew = recall.answer(llm, questions[1].tokens)

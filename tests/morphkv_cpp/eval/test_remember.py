@@ -18,8 +18,8 @@ from morphkv_cpp.eval.remember import (
     filler,
     run,
 )
+from support.tiny import QUIET
 
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
 CONFIG = MorphKV(capacity=96, window=16, interval=32, keep=4, prompt_room=0)
 
 

@@ -10,20 +10,15 @@ from hypothesis import strategies as st
 
 from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.text import pieces
+from support.tiny import QUIET, bytes_of
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
 import llama_cpp
 
 SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False}
 OPTIONS = {**QUIET, "n_ctx": 512, "logits_all": True}
 BOS, EOS, FIRST = 1, 2, 3  # token ids of tiny_llama; FIRST is that of the byte 0
-
-
-def byte_tokens(text: str) -> list[int]:
-    """A token for each byte."""
-    return [FIRST + byte for byte in text.encode()]
 
 
 def plain(response: dict, *more: str) -> dict:
@@ -119,7 +114,7 @@ class TestSameTokens:
         "text", ["abcde", "\U0001f600ab", "ab\u6f22\u5b57", "a\u00e9\u20acb\u00e9", "ab\U0001f600", " a b "]
     )
     def test_texts_and_lengths(self, stock, ours, text, max_tokens):
-        tokens = [*byte_tokens(text), EOS, FIRST]
+        tokens = [*bytes_of(text), EOS, FIRST]
         for request in ({}, {"logprobs": 2}):
             request |= {"max_tokens": max_tokens}
             assert ours.whole(tokens, **request) == stock.whole(tokens, **request)
@@ -154,7 +149,7 @@ class TestSameTokens:
     @pytest.mark.parametrize("echo", [False, True])
     @pytest.mark.parametrize("logprobs", [0, 1, 5, 320, 999, -3])
     def test_logprobs(self, stock, ours, logprobs, echo):
-        tokens = [*byte_tokens("abcdef"), EOS]
+        tokens = [*bytes_of("abcdef"), EOS]
         request = {"logprobs": logprobs, "echo": echo, "stop": ["efg", "de"]}
         assert ours.whole(tokens, **request) == stock.whole(tokens, **request)
         assert ours.chunks(tokens, **request) == stock.chunks(tokens, **request)
@@ -166,7 +161,7 @@ class TestSameTokens:
     def test_prompts(self, stock, ours, monkeypatch, prompt, suffix, spm_infill):
         for replay in (stock, ours):
             monkeypatch.setattr(replay.llm, "spm_infill", spm_infill)
-        tokens = [*byte_tokens(" ab"), EOS]
+        tokens = [*bytes_of(" ab"), EOS]
         request = {"prompt": prompt, "suffix": suffix, "model": "a name"}
         assert ours.whole(tokens, **request) == stock.whole(tokens, **request)
         assert ours.prompts[-1] == stock.prompts[-1]
@@ -187,15 +182,15 @@ class TestSameTokens:
     def test_stopping_criteria(self, stock, ours, holds):
         criteria = llama_cpp.StoppingCriteriaList([lambda input_ids, logits: holds])
         request = {"max_tokens": 2, "stopping_criteria": criteria}
-        assert ours.whole(byte_tokens("abc"), **request) == stock.whole(byte_tokens("abc"), **request)
-        assert ours.chunks(byte_tokens("abc"), **request) == stock.chunks(byte_tokens("abc"), **request)
+        assert ours.whole(bytes_of("abc"), **request) == stock.whole(bytes_of("abc"), **request)
+        assert ours.chunks(bytes_of("abc"), **request) == stock.chunks(bytes_of("abc"), **request)
 
     def test_what_is_saved_in_a_cache(self, stock, ours):
         keys = []
         for replay in (stock, ours):
             replay.llm.set_cache(llama_cpp.LlamaRAMCache())
-            replay.whole([*byte_tokens("abc"), EOS])
-            replay.chunks([*byte_tokens("abcd"), EOS])
+            replay.whole([*bytes_of("abc"), EOS])
+            replay.chunks([*bytes_of("abcd"), EOS])
             keys.append(list(replay.llm.cache.cache_state))
             replay.llm.set_cache(None)
         assert keys[0] == keys[1]
@@ -232,7 +227,7 @@ class TestSameTokens:
         assert said == ([told, "save"] if told else ["save"])
 
     def test_chat(self, stock, ours):
-        tokens = [*byte_tokens("a\u20acb"), EOS]
+        tokens = [*bytes_of("a\u20acb"), EOS]
         results = []
         for replay in (stock, ours):
             with replay.recorded(tokens):
@@ -358,12 +353,12 @@ class TestBetterThanStock:
         assert stock.whole(tokens, pieces)["choices"][0]["text"] == text
 
     def test_a_character_of_several_tokens_with_logprobs(self, stock, ours):
-        tokens = byte_tokens("\u20aca")
+        tokens = bytes_of("\u20aca")
         assert "".join(texts(stock.chunks(tokens, logprobs=1, max_tokens=4))) == "a"
         assert texts(ours.chunks(tokens, logprobs=1, max_tokens=4)) == ["", "", "\u20ac", "a", ""]
 
     def test_a_stream_goes_on_after_bytes_that_are_no_text(self, stock, ours):
-        tokens = [*byte_tokens("a"), FIRST + 0x80, *byte_tokens("bcdefgh"), EOS]
+        tokens = [*bytes_of("a"), FIRST + 0x80, *bytes_of("bcdefgh"), EOS]
         n_written = []
         for replay in (stock, ours):
             with replay.recorded(tokens):
@@ -414,7 +409,7 @@ class TestBetterThanStock:
 
     def test_an_answer_that_a_criterion_ends_once(self, stock, ours):
         never = llama_cpp.StoppingCriteriaList([lambda input_ids, logits: False])
-        seen = [one.whole(byte_tokens("abc"), stopping_criteria=never)["choices"][0] for one in (stock, ours)]
+        seen = [one.whole(bytes_of("abc"), stopping_criteria=never)["choices"][0] for one in (stock, ours)]
         assert [choice["text"] for choice in seen] == ["", "abc"]
         assert seen[0]["finish_reason"] == seen[1]["finish_reason"] == "length"
 
@@ -428,7 +423,7 @@ class TestBetterThanStock:
         assert texts(ours.chunks(tokens, pieces, prompt="")) == ["", "a", " b", ""]
 
     def test_logprobs_of_the_answer_to_an_empty_prompt_are_those_it_was_drawn_with(self, stock, ours):
-        tokens = [*byte_tokens("ab"), EOS]
+        tokens = [*bytes_of("ab"), EOS]
         expected = [float(Llama.logits_to_logprobs(ours.llm.scores[i])[tokens[i]]) for i in range(2)]
         assert ours.whole(tokens, prompt="", logprobs=0)["choices"][0]["logprobs"]["token_logprobs"] == expected
         assert stock.whole(tokens, prompt="", logprobs=0)["choices"][0]["logprobs"]["token_logprobs"] != expected
@@ -441,7 +436,7 @@ class TestBetterThanStock:
     def test_logprobs_of_an_echoed_prompt_without_bos(self, stock, ours, monkeypatch):
         for replay in (stock, ours):
             monkeypatch.setattr(replay.llm._model, "add_bos_token", lambda: False)
-        tokens, prompt = byte_tokens("cd"), ours.llm.tokenize(b"ab", add_bos=False)
+        tokens, prompt = bytes_of("cd"), ours.llm.tokenize(b"ab", add_bos=False)
         seen = ours.whole(tokens, max_tokens=2, logprobs=0, echo=True)["choices"][0]["logprobs"]
         logprobs = Llama.logits_to_logprobs(ours.llm.scores)
         everything = [*prompt, *tokens]
@@ -502,8 +497,8 @@ def test_another_tokenizer_is_left_to_stock(tiny_llama):
     llm = Llama(tiny_llama(), morphkv=SMALL, **QUIET)
     llm.tokenizer_ = Upper(llm)
     replay = Replay(llm)
-    assert replay.whole([*byte_tokens("abc"), EOS])["choices"][0]["text"] == "ABC"
-    assert "".join(texts(replay.chunks([*byte_tokens("abc"), EOS]))) == "ABC"
+    assert replay.whole([*bytes_of("abc"), EOS])["choices"][0]["text"] == "ABC"
+    assert "".join(texts(replay.chunks([*bytes_of("abc"), EOS]))) == "ABC"
     llm.close()
 
 
@@ -533,7 +528,7 @@ class TestWorkPerToken:
 
     @pytest.fixture
     def long(self) -> list[int]:
-        return [*(byte_tokens("some words and a sign: \u20ac. ") * 200)[: self.N], EOS]
+        return [*(bytes_of("some words and a sign: \u20ac. ") * 200)[: self.N], EOS]
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_each_token_is_turned_into_text_once_and_searched_once(self, ours, monkeypatch, long, stream):

@@ -1,25 +1,17 @@
 """An interrupted answer leaves the same next answer as one of the same length that ended by itself."""
 
-from itertools import islice
-
 import pytest
 
 from morphkv_cpp import Archive, Llama, MorphKV
-from morphkv_cpp.text.tokens import end_tokens
-from morphkv_cpp.text.write import BanTokens
+from support.chats import no_end, talk
+from support.tiny import greedy
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
-from llama_cpp import LogitsProcessorList
 
 SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=96)
 FACTS = " ".join(f"fact {a}{b} is {b}{a}" for a in "abcdef" for b in "ghijk")
 ANSWERS = range(1, 25)  # over evictions, and recalls while an answer is written
-
-
-def say(chat, text: str, n_tokens=None) -> str:
-    processors = LogitsProcessorList([BanTokens(end_tokens(chat._llm))])
-    return "".join(chat.say(text, max_tokens=n_tokens, temperature=0.0, logits_processor=processors))
 
 
 def interrupt(patch, llm: Llama, n_tokens: int, place: str) -> None:
@@ -56,18 +48,18 @@ def interrupt(patch, llm: Llama, n_tokens: int, place: str) -> None:
 def test_the_next_answer_is_that_behind_an_answer_as_long(open_llama, monkeypatch, options, place):
     llm = open_llama(**options)
     with llm.session() as root:
-        say(root, FACTS, 30)
+        talk(root, FACTS, 30)
         differing = []
         for n_tokens in ANSWERS:
             with root.fork() as whole, root.fork() as cut:
-                say(whole, "what is fact ah", n_tokens)
-                wanted = say(whole, "why", 12)
+                talk(whole, "what is fact ah", n_tokens)
+                wanted = talk(whole, "why", 12)
                 with monkeypatch.context() as patch:
                     interrupt(patch, llm, n_tokens, place)
                     with pytest.raises(KeyboardInterrupt):
-                        say(cut, "what is fact ah")
+                        talk(cut, "what is fact ah", None)
                 assert cut.last.completion_tokens == n_tokens
-                if say(cut, "why", 12) != wanted:
+                if talk(cut, "why", 12) != wanted:
                     differing.append(n_tokens)
     assert not differing
 
@@ -78,10 +70,9 @@ def test_the_same_for_a_history_that_comes_back_as_a_prompt(open_llama, monkeypa
     llm = open_llama(**options)
     facts = llm.tokenize(FACTS.encode())
     question = llm.tokenize(b"what is fact ah", add_bos=False)
-    no_end = LogitsProcessorList([BanTokens(end_tokens(llm))])
 
     def write(prompt: list[int], n_tokens: int) -> list[int]:
-        return list(islice(llm.generate(prompt, temp=0.0, logits_processor=no_end), n_tokens))
+        return greedy(llm, prompt, n_tokens, logits_processor=no_end(llm))
 
     differing = []
     for n_tokens in ANSWERS:

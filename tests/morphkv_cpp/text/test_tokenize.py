@@ -8,6 +8,7 @@ from string import ascii_lowercase
 import pytest
 
 from morphkv_cpp import InvalidError, Llama, MorphKV, bridge
+from support.tiny import QUIET
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -15,7 +16,7 @@ import gguf
 import llama_cpp
 
 SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
-QUIET = {"n_ctx": 512, "n_threads": 1, "n_threads_batch": 1, "verbose": False}
+OPTIONS = {"n_ctx": 512, **QUIET}
 TOO_HIGH = [b"\xf4\x90\x80\x80", b"abc \xf5\x80\x80\x80", b"\xf7\xbf\xbf\xbf"]  # above U+10FFFF, else well formed
 INVALID = [*TOO_HIGH, b"\xff", b"abc\x80", b"\xe2\x8c", b"\xed\xa0\x80", b"\xc0\x80", b"\xf0\x80\x80\x80"]
 VALID = ["", "a", "the cat", "  two\n\tlines ", "héllo wörld", "日本語 text", "😀😀", "\0", "a" * 3000, "<s>x</s>"]
@@ -82,7 +83,7 @@ def stock(llm: Llama, text: bytes, **options) -> list[int]:
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @pytest.mark.parametrize("morphkv", [SMALL, None], ids=["morphkv", "stock"])
 def test_valid_text_is_as_with_llama_cpp(model_with, tokenizer, morphkv):
-    llm = Llama(model_with(tokenizer), morphkv=morphkv, **QUIET)
+    llm = Llama(model_with(tokenizer), morphkv=morphkv, **OPTIONS)
     for text in VALID:
         for options in ({}, {"add_bos": False}, {"special": True}):
             assert llm.tokenize(text.encode(), **options) == stock(llm, text.encode(), **options)
@@ -91,7 +92,7 @@ def test_valid_text_is_as_with_llama_cpp(model_with, tokenizer, morphkv):
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_with_morphkv_all_that_is_no_utf8_is_refused(model_with, tokenizer):
-    llm = Llama(model_with(tokenizer), morphkv=SMALL, **QUIET)
+    llm = Llama(model_with(tokenizer), morphkv=SMALL, **OPTIONS)
     for text in INVALID:
         with pytest.raises(ValueError, match=r"a text must be UTF-8, got 0x.. at byte"):
             llm.tokenize(text)
@@ -100,7 +101,7 @@ def test_with_morphkv_all_that_is_no_utf8_is_refused(model_with, tokenizer):
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_without_morphkv_only_what_would_end_the_process_is(model_with, tokenizer):
-    llm = Llama(model_with(tokenizer), **QUIET)
+    llm = Llama(model_with(tokenizer), **OPTIONS)
     fatal = TOO_HIGH if tokenizer in ("gpt2", "bert") else []
     for text in INVALID:
         if text in fatal:
@@ -114,7 +115,7 @@ def test_without_morphkv_only_what_would_end_the_process_is(model_with, tokenize
 def test_random_bytes_end_no_process(model_with, demo_model):
     randomness = random.Random(1)
     for model in (*map(model_with, TOKENIZERS), demo_model):
-        llm = Llama(model, **QUIET)
+        llm = Llama(model, **OPTIONS)
         for _ in range(200):
             text = randomness.randbytes(randomness.randrange(1, 200))
             try:
@@ -126,7 +127,7 @@ def test_random_bytes_end_no_process(model_with, demo_model):
 
 def test_a_vocabulary_without_bytes_says_so(model_with):
     """Of a valid text, too: llama.cpp throws where a byte has no token."""
-    llm = Llama(model_with("llama", n_bytes=128), **QUIET)
+    llm = Llama(model_with("llama", n_bytes=128), **OPTIONS)
     assert llm.tokenize(b"the cat")
     with pytest.raises(InvalidError, match="the model's vocabulary cannot take this text"):
         llm.tokenize("日本".encode())
@@ -134,7 +135,7 @@ def test_a_vocabulary_without_bytes_says_so(model_with):
 
 
 def test_more_tokens_than_bytes(model_with):
-    llm = Llama(model_with("llama"), **QUIET)
+    llm = Llama(model_with("llama"), **OPTIONS)
     assert bridge.tokenize(llm._model.vocab, b"", add_special=True, parse_special=False) == [llm.token_bos()]
     assert llm.tokenize(b"\n" * 50, add_bos=False) == stock(llm, b"\n" * 50, add_bos=False)
     llm.close()
@@ -142,7 +143,7 @@ def test_more_tokens_than_bytes(model_with):
 
 @pytest.mark.parametrize("model", ["demo_model", "gemma_model"])
 def test_real_vocabularies(request, model):
-    llm = Llama(request.getfixturevalue(model), **QUIET)
+    llm = Llama(request.getfixturevalue(model), **OPTIONS)
     for text in map(str.encode, VALID):
         assert llm.tokenize(text) == stock(llm, text)
     try:

@@ -6,13 +6,12 @@ import pytest
 from morphkv_cpp import Llama
 from morphkv_cpp.text.tokens import end_tokens
 from morphkv_cpp.text.write import BanTokens, ForceTokens, write
-
-QUIET = {"n_threads": 1, "n_threads_batch": 1, "verbose": False, "flash_attn": True}
+from support.tiny import FLASH
 
 
 @pytest.fixture(scope="module")
 def llm(tiny_llama):
-    llm = Llama(tiny_llama(), n_ctx=256, **QUIET)
+    llm = Llama(tiny_llama(), n_ctx=256, **FLASH)
     yield llm
     llm.close()
 
