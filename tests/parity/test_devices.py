@@ -17,9 +17,6 @@ from support.reference import Rules
 from support.tiny import QUIET, last_logits, some_tokens
 from support.twins import Tally
 
-# isort: split
-# after morphkv_cpp, which says what libllama is loaded
-
 N_LAYER = 4
 LOGITS_TOLERANCE = 1e-4  # sums are split differently where graphs are
 CACHE_TYPES = {"f16": 1, "q8_0": 8}  # as in ggml.h

@@ -15,9 +15,6 @@ from morphkv_cpp.cache.one_thread import OneThread, Turn
 from support.chats import no_end
 from support.tiny import QUIET, greedy
 
-# isort: split
-# after morphkv_cpp, which says what libllama is loaded
-
 SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
 PROMPT = list(range(3, 103))
 # What needs no context, and properties that are plain attributes.

@@ -1,13 +1,16 @@
 """What a prompt has in common with the cache, and what is evaluated again; on tiny models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, PromptReuse
 from morphkv_cpp.cache.reuse import common_prefix, prompt_reuse
-from support.tiny import QUIET, count_evaluated, some_tokens
+from support.tiny import QUIET, count_evaluated, greedy, some_tokens
 
 SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
+OPEN = {"n_ctx": 512}
 
 
 @pytest.fixture
@@ -90,3 +93,41 @@ class TestLastPrompt:
         tokens.send([7, 8, 9])
         assert llm.input_ids[4 : llm.n_tokens].tolist() == [7, 8, 9]
         llm.close()
+
+
+class TestPrefix:
+    def test_what_is_behind_the_recent_region_is_not_evaluated_again(self, open_llama, monkeypatch, capsys):
+        llm = open_llama(verbose=True)
+        answer = greedy(llm, some_tokens(60), 20)
+        lengths = count_evaluated(llm, monkeypatch)
+        # the last token drawn has not been decoded yet; that is done as if the answer went on
+        greedy(llm, [*some_tokens(60), *answer, *some_tokens(3, seed=1)], 2)
+        assert lengths == [1, 3, 1]
+        assert "79 prefix-match hit, remaining 4 prompt tokens to eval" in capsys.readouterr().err
+
+    def test_a_prefix_that_ends_in_the_recent_region_is_a_hit(self, open_llama, monkeypatch):
+        llm = open_llama()
+        text = [*some_tokens(60), *greedy(llm, some_tokens(60), 20)]
+        complete_pos = llm.cache_stats().complete_pos
+        lengths = count_evaluated(llm, monkeypatch)
+        greedy(llm, [*text[: complete_pos + 1], *some_tokens(3, seed=1)], 1)
+        assert lengths == [3]
+
+    def test_one_that_ends_in_evicted_tokens_is_evaluated_from_the_start_and_verbose_says_so(
+        self, open_llama, monkeypatch, capsys
+    ):
+        llm, fresh = open_llama(verbose=True), open_llama()
+        text = [*some_tokens(60), *greedy(llm, some_tokens(60), 20)]
+        complete_pos = llm.cache_stats().complete_pos
+        prompt = [*text[:complete_pos], *some_tokens(3, seed=1)]
+        lengths = count_evaluated(llm, monkeypatch)
+        assert greedy(llm, prompt, 5) == greedy(fresh, prompt, 5)
+        assert lengths[0] == len(prompt)
+        assert "re-evaluating full prompt" in capsys.readouterr().err
+
+    def test_the_same_prompt_again_gives_the_same_text(self, open_llama):
+        """llama_cpp decodes the last token of a known prompt again, alone: it must not be cut before it has voted."""
+        llm = open_llama(replace(SMALL, prompt_room=64))
+        first = greedy(llm, some_tokens(80), 1)
+        assert greedy(llm, some_tokens(80), 1) == first
+        assert llm.cache_stats().n_evictions == 0

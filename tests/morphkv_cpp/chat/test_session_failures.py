@@ -1,15 +1,11 @@
 """Sessions where something fails: what stays in the chat, and whose cache it is; on tiny models."""
 
 import functools
-import gc
-import warnings
 
 import pytest
 
 from morphkv_cpp import MorphKV, NativeError, bridge
 from support import chats
-
-# isort: split
 
 SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
 
@@ -156,37 +152,3 @@ class TestStateThatCannotBeTaken:
                 talk(aside, "two")
         assert talk(live, "two") == talk(live_same, "two")
         assert talk(aside, "two") == talk(aside_same, "two")
-
-
-class TestUnreadReply:
-    def test_it_warns_when_it_is_dropped(self, open_llama):
-        chat = open_llama().session()
-        with pytest.warns(RuntimeWarning, match=r"say\('hello'\) was not asked, as nobody read its answer"):
-            chat.say("hello")
-        assert (chat.n_tokens, chat.n_turns) == (0, 0)
-
-    def test_it_warns_at_the_next_question_and_once(self, open_llama):
-        chat = open_llama().session()
-        reply = chat.say("hello")
-        with pytest.warns(RuntimeWarning, match="was not asked"):
-            talk(chat, "again")
-        with warnings.catch_warnings(record=True) as told:
-            del reply
-            gc.collect()
-        assert not told
-        assert chat.n_turns == 1
-
-    def test_it_warns_when_the_session_ends(self, open_llama):
-        with pytest.warns(RuntimeWarning, match="x{40}[.]{3}'[)] was not asked"), open_llama().session() as chat:
-            reply = chat.say("x" * 41)
-        assert next(reply, None) is None
-
-    @pytest.mark.filterwarnings("error")
-    def test_one_that_was_read_in_part_or_closed_does_not(self, open_llama):
-        with open_llama().session() as chat:
-            next(chat.say("hello", max_tokens=9))
-            chat.say("hello").close()
-            for _ in chat.say("hello", max_tokens=3):
-                break
-            "".join(chat.say("hello", max_tokens=3))
-            gc.collect()

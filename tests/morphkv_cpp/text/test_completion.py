@@ -1,109 +1,15 @@
-"""Completions against stock llama_cpp's for the same recorded tokens, chunk by chunk, and the work that they take."""
-
-import tracemalloc
-from contextlib import contextmanager
+"""Completions against stock llama_cpp's for the same recorded tokens, chunk by chunk."""
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from morphkv_cpp import Llama, MorphKV
-from morphkv_cpp.text import pieces
+from support.replay import BOS, EOS, FIRST, SMALL, Replay, plain, texts
 from support.tiny import QUIET, bytes_of
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
 import llama_cpp
-
-SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
-OPTIONS = {**QUIET, "n_ctx": 512, "logits_all": True}
-BOS, EOS, FIRST = 1, 2, 3  # token ids of tiny_llama; FIRST is that of the byte 0
-
-
-def plain(response: dict, *more: str) -> dict:
-    """What stock has too, and does not depend on when it was made; more: keys to leave out."""
-    kept = {key: value for key, value in response.items() if key not in ("id", "created", "timings", *more)}
-    if "usage" in kept:
-        kept["usage"] = {key: n for key, n in kept["usage"].items() if key != "prompt_tokens_details"}
-    return kept
-
-
-def texts(chunks: list[dict]) -> list[str]:
-    return [chunk["choices"][0]["text"] for chunk in chunks]
-
-
-def without_offsets(chunks: list[dict]) -> list[dict]:
-    for chunk in chunks:
-        if chunk["choices"][0]["logprobs"]:
-            del chunk["choices"][0]["logprobs"]["text_offset"]
-    return chunks
-
-
-class Replay:
-    """A model that "generates" recorded tokens and, where given, says that they are those pieces of text."""
-
-    def __init__(self, llm):
-        self.llm = llm
-        self.prompts: list[list[int]] = []
-
-    @contextmanager
-    def recorded(self, tokens: list[int], pieces: "list[bytes] | None" = None):
-        def generate(prompt, **sampling):
-            self.prompts.append(prompt)
-            self.llm.n_tokens = len(prompt)
-            for token in tokens:
-                yield token
-                self.llm.n_tokens += 1
-
-        def piece(token):
-            return pieces[token - FIRST] if 0 <= token - FIRST < len(pieces) else b""
-
-        def detokenize(tokens, prev_tokens=None, special=False):
-            text = b"".join(map(piece, tokens))
-            return text[1:] if tokens and tokens[0] == BOS and text.startswith(b" ") else text
-
-        patched = {"generate": generate}
-        if pieces is not None:
-            patched |= {"detokenize": detokenize, "_piece": piece}
-        vars(self.llm).update(patched)
-        try:
-            yield
-        finally:
-            for name in patched:
-                del vars(self.llm)[name]
-
-    def whole(self, tokens, pieces=None, **request) -> dict:
-        with self.recorded(tokens, pieces):
-            return plain(self.llm.create_completion(**({"prompt": "ab"} | request)))
-
-    def chunks(self, tokens, pieces=None, **request) -> list[dict]:
-        with self.recorded(tokens, pieces):
-            return [
-                plain(chunk, "usage")
-                for chunk in self.llm.create_completion(**({"prompt": "ab"} | request), stream=True)
-            ]
-
-
-@pytest.fixture(scope="module")
-def stock_and_ours(tiny_llama):
-    models = [llama_cpp.Llama(str(tiny_llama()), **OPTIONS), Llama(tiny_llama(), morphkv=SMALL, **OPTIONS)]
-    logits = np.random.default_rng(0).normal(scale=3, size=models[0].scores.shape)
-    for llm in models:
-        llm.scores[:] = logits
-    yield [Replay(llm) for llm in models]
-    for llm in models:
-        llm.close()
-
-
-@pytest.fixture(scope="module")
-def stock(stock_and_ours):
-    return stock_and_ours[0]
-
-
-@pytest.fixture(scope="module")
-def ours(stock_and_ours):
-    return stock_and_ours[1]
 
 
 class TestSameTokens:
@@ -254,90 +160,6 @@ class TestSameTokens:
                 replay.whole([EOS], **request_)
             messages.append(str(caught.value))
         assert messages[0] == messages[1]
-
-
-@st.composite
-def answers(draw, alphabet):
-    """Pieces of an answer: some text, cut at any bytes, tokens without text among them."""
-    text = draw(alphabet)
-    cuts = draw(st.lists(st.integers(0, len(text)), max_size=12).map(sorted))
-    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
-
-
-LETTERS = st.text(st.sampled_from("aab \u00e9\u20ac\U0001f600"), max_size=12)
-REQUESTS = st.fixed_dictionaries(
-    {
-        "stop": st.lists(st.text(st.sampled_from("aab \u00e9\u20ac\U0001f600"), min_size=1, max_size=3), max_size=3),
-        "max_tokens": st.sampled_from([None, 1, 2, 3, 5]),
-        "logprobs": st.sampled_from([None, None, 0, 2]),
-        "echo": st.booleans(),
-    }
-)
-
-
-def expected_stream(pieces: list[bytes], stops: list[str]) -> str:
-    text = b"".join(pieces)
-    return text[: min((i for i in map(text.find, map(str.encode, stops)) if i >= 0), default=None)].decode(
-        errors="ignore"
-    )
-
-
-def waits(pieces: list[bytes]) -> str:
-    """Behind which tokens stock waits for a character: "-" or "w" for each. Lines of Llama._create_completion."""
-    text, multibyte_fix, seen = b"", 0, ""
-    for piece in pieces:
-        text += piece
-        for k, char in enumerate(text[-3:]):
-            k = 3 - k
-            for num, pattern in [(2, 192), (3, 224), (4, 240)]:
-                if num > k and pattern & char == pattern:
-                    multibyte_fix = num - k
-        seen += "w" if multibyte_fix > 0 else "-"
-        multibyte_fix = max(0, multibyte_fix - 1)
-    return seen
-
-
-class TestAnyTokens:
-    """Stock looks for no stop text behind an answer's end, and waits as often as it likes: see TestBetterThanStock."""
-
-    @settings(max_examples=300, deadline=None)
-    @given(pieces=answers(LETTERS.map(str.encode)), request_=REQUESTS)
-    def test_texts_cut_anywhere(self, stock, ours, pieces, request_):
-        assume("wwww" not in waits(pieces))
-        tokens = [*range(FIRST, FIRST + len(pieces)), EOS]
-        whole = ours.whole(tokens, pieces, **request_)
-        used = pieces[: whole["usage"]["completion_tokens"]]
-        if not waits(used).endswith("w"):
-            assert whole == stock.whole(tokens, pieces, **request_)
-        mine, theirs = (without_offsets(one.chunks(tokens, pieces, **request_)) for one in (ours, stock))
-        if texts(mine) != texts(theirs):  # then stock has lost a character
-            assert "".join(texts(mine)) == expected_stream(used, request_["stop"]) != "".join(texts(theirs))
-            for chunk, other in zip(mine, theirs):
-                chunk["choices"][0]["text"] = other["choices"][0]["text"]
-        assert mine == theirs
-
-    @settings(max_examples=300, deadline=None)
-    @given(pieces=answers(st.binary(max_size=12)), request_=REQUESTS)
-    def test_bytes_that_are_no_text(self, stock, ours, pieces, request_):
-        tokens = [*range(FIRST, FIRST + len(pieces)), EOS]
-        whole = ours.whole(tokens, pieces, **request_)
-        used = pieces[: whole["usage"]["completion_tokens"]]
-        if "wwww" not in waits(pieces) and not waits(used).endswith("w"):
-            assert whole == stock.whole(tokens, pieces, **request_)
-        assert "".join(texts(ours.chunks(tokens, pieces, **request_))) == expected_stream(used, request_["stop"])
-
-    @settings(max_examples=100, deadline=None)
-    @given(tokens=st.lists(st.integers(0, 319), max_size=20), request_=REQUESTS)
-    def test_tokens_of_the_vocabulary(self, stock, ours, tokens, request_):
-        assume(tokens[:1] != [BOS])
-        waited = waits([stock.llm.detokenize([token]) for token in tokens])
-        assume("wwww" not in waited and not waited.endswith("w"))
-        tokens = [*tokens, EOS]
-        try:
-            theirs = stock.whole(tokens, **request_)
-        except IndexError:  # nothing but BOS, echoed with logprobs
-            return
-        assert ours.whole(tokens, **request_) == theirs
 
 
 class TestBetterThanStock:
@@ -500,73 +322,6 @@ def test_another_tokenizer_is_left_to_stock(tiny_llama):
     assert replay.whole([*bytes_of("abc"), EOS])["choices"][0]["text"] == "ABC"
     assert "".join(texts(replay.chunks([*bytes_of("abc"), EOS]))) == "ABC"
     llm.close()
-
-
-class Counted(bytearray):
-    """Counts the bytes that are looked at."""
-
-    n_bytes = 0
-
-    def find(self, sub, start=0):
-        Counted.n_bytes += len(self) - start
-        return super().find(sub, start)
-
-    def __getitem__(self, key):
-        got = super().__getitem__(key)
-        Counted.n_bytes += len(got) if isinstance(key, slice) else 1
-        return got
-
-
-class TestWorkPerToken:
-    N = 5000
-
-    @pytest.fixture
-    def ours(self, tiny_llama):
-        llm = Llama(tiny_llama(), morphkv=SMALL, **QUIET)
-        yield Replay(llm)
-        llm.close()
-
-    @pytest.fixture
-    def long(self) -> list[int]:
-        return [*(bytes_of("some words and a sign: \u20ac. ") * 200)[: self.N], EOS]
-
-    @pytest.mark.parametrize("stream", [False, True])
-    def test_each_token_is_turned_into_text_once_and_searched_once(self, ours, monkeypatch, long, stream):
-        turned = []
-        monkeypatch.setattr(ours.llm._model, "detokenize", lambda tokens, special=False: turned.extend(tokens) or b"x")
-        monkeypatch.setattr(pieces, "bytearray", Counted, raising=False)
-        monkeypatch.setattr(Counted, "n_bytes", 0)
-        piece = ours.llm._piece
-        monkeypatch.setattr(ours.llm, "_piece", lambda token: turned.append(token) or piece(token))
-        stops = ["never here", "nor here"]
-        if stream:
-            assert len(ours.chunks(long, max_tokens=None, stop=stops)) > self.N / 2
-        else:
-            assert ours.whole(long, max_tokens=None, stop=stops)["usage"]["completion_tokens"] == len(long) - 1
-        assert turned == long[:-1]
-        n_text = len(long) - 1
-        # each token: the last 3 bytes, twice a stop text, and the tail that may begin one; then the whole answer once
-        assert Counted.n_bytes < n_text * (3 + 2 * len("never here") + len("never here") + 10) + n_text
-
-    def test_a_token_late_in_an_answer_allocates_as_little_as_an_early_one(self, ours):
-        """Through the real `generate` as well."""
-        chunks = ours.llm.create_completion(
-            "ab", max_tokens=None, temperature=0.0, stop=["never here"], logit_bias={EOS: -np.inf}, stream=True
-        )
-        peaks = []
-        for n_tokens in (1000, 8000):
-            while ours.llm.n_tokens < n_tokens:
-                next(chunks)
-            tracemalloc.start()
-            rises = []
-            for _ in range(101):
-                before, _ = tracemalloc.get_traced_memory()
-                tracemalloc.reset_peak()
-                next(chunks)
-                rises.append(tracemalloc.get_traced_memory()[1] - before)
-            tracemalloc.stop()
-            peaks.append(sorted(rises)[50])
-        assert peaks[1] < peaks[0] + 2000  # a list of 8,000 tokens has 64,000 bytes
 
 
 class TestSampled:

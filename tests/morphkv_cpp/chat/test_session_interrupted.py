@@ -6,9 +6,6 @@ from morphkv_cpp import Archive, Llama, MorphKV
 from support.chats import no_end, talk
 from support.tiny import greedy
 
-# isort: split
-# after morphkv_cpp, which says what libllama is loaded
-
 SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=96)
 FACTS = " ".join(f"fact {a}{b} is {b}{a}" for a in "abcdef" for b in "ghijk")
 ANSWERS = range(1, 25)  # over evictions, and recalls while an answer is written
