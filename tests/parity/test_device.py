@@ -21,6 +21,8 @@ from support.tiny import some_tokens
 if DEVICE is None:
     pytest.skip("MORPHKV_DEVICE names no device", allow_module_level=True)
 
+pytestmark = pytest.mark.gpu
+
 GROUP = {"n_head": 6, "n_head_kv": 2, "head_size": 64}  # 64: quantized keys are rotated
 REBASED = {"capacity": 40, "window": 8, "interval": 7, "keep": 4, "prompt_room": 30, "rope_limit": 120}
 CPU, ALL = 0, -1  # layers on the device

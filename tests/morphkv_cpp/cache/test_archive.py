@@ -3,7 +3,6 @@
 import ctypes
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -181,7 +180,7 @@ def test_a_file_outlives_a_killed_process_and_others_are_refused(open_llama, mod
         [sys.executable, "-c", CHILD, str(model), str(path)], stdout=subprocess.PIPE, text=True, cwd=tmp_path
     )
     assert child.stdout.readline() == "writing\n"
-    child.send_signal(signal.SIGKILL)
+    child.kill()
     child.wait()
     child.stdout.close()
     llm = open_llama(archive=path)
@@ -202,6 +201,7 @@ def test_a_file_outlives_a_killed_process_and_others_are_refused(open_llama, mod
 @pytest.fixture
 def small_disk():
     """Files cannot grow beyond 100 KB; a write that would fails, as on a full disk."""
+    resource = pytest.importorskip("resource", reason="limits of a process are POSIX")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
