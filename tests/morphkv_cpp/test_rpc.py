@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, UnsupportedError
-from morphkv_cpp.cli.app import main
 from morphkv_cpp.rpc import answering_servers
+from support.command import run
 from support.rpc_process import RpcServer
 from support.server_process import TIGHT, ServerProcess, free_port, program
 
@@ -111,9 +111,7 @@ def test_a_command_takes_the_options_of_llama_server(tiny_llama, names, capfd):
         ["--rpc", names[0], "-nkvo"],
         ["--rpc", ",".join(names), "-ts", "1,3"],
     ):
-        with pytest.raises(SystemExit) as stop:
-            main([*arguments, *where, "-v"])
-        assert stop.value.code == 0
+        assert run(*arguments, *where, "-v") == 0
         output = capfd.readouterr()
         texts.append((output.out, kv_buffers(output.err)))
     assert len({text for text, _ in texts}) == 1

@@ -10,7 +10,7 @@ import pytest
 
 from morphkv_cpp import Session
 from morphkv_cpp.cli import chat as cli_chat
-from morphkv_cpp.cli.app import main
+from support.command import run
 
 TIGHT = ["--capacity", "128", "--window", "16", "--interval", "16", "--prompt-room", "32", "-t", "1", "--seed", "1"]
 
@@ -35,13 +35,12 @@ main(sys.argv[1:])
 def chat(monkeypatch, capsys, tiny_llama):
     """Runs a chat: chat("line", ..., options=[...]) -> exit code, standard output, standard error."""
 
-    def run(*lines: str, options=(), predict="8"):
+    def chat_of(*lines: str, options=(), predict="8"):
         monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-        with pytest.raises(SystemExit) as stop:
-            main(["chat", str(tiny_llama()), "--predict", predict, *TIGHT, *options])
-        return stop.value.code or 0, *capsys.readouterr()
+        code = run("chat", str(tiny_llama()), "--predict", predict, *TIGHT, *options)
+        return code, *capsys.readouterr()
 
-    return run
+    return chat_of
 
 
 class TestAnswers:

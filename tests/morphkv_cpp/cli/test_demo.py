@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import MorphKV
-from morphkv_cpp.cli.app import main
 from morphkv_cpp.cli.demo_text import Written, ask_about_facts, kept, kept_by_layer, open_demo, replay_end, write_long
 from morphkv_cpp.eval import prose_sections
+from support.command import run
 from support.tiny import FLASH
 
 
@@ -62,9 +62,7 @@ class TestWriting:
 
 
 def run_demo(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(["demo", "-t", "1", *arguments])
-    assert not stop.value.code
+    assert run("demo", "-t", "1", *arguments) == 0
     return capsys.readouterr().out
 
 

@@ -2,10 +2,7 @@
 
 import json
 
-import pytest
-
 from morphkv_cpp import bridge
-from morphkv_cpp.cli.app import main
 from support.command import run
 
 
@@ -43,9 +40,7 @@ def test_threads_are_the_librarys(capsys, monkeypatch):
 
 
 def test_no_threads_are_a_sentence(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["selftest", "--threads", "0"])
-    assert stop.value.code == 1
+    assert run("selftest", "--threads", "0") == 1
     assert capsys.readouterr().err == "error: --threads must be at least 1, got 0\n"
 
 
@@ -87,7 +82,5 @@ def test_what_is_refused_is_told_and_is_no_error(capsys, monkeypatch):
 
 
 def test_servers_that_do_not_answer_are_a_sentence(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["selftest", "--rpc", "127.0.0.1:1"])
-    assert stop.value.code == 1
+    assert run("selftest", "--rpc", "127.0.0.1:1") == 1
     assert "no RPC server answers at 127.0.0.1:1" in capsys.readouterr().err

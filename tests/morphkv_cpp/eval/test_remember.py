@@ -7,7 +7,6 @@ from contextlib import closing
 import pytest
 
 from morphkv_cpp import Archive, Llama, MorphKV
-from morphkv_cpp.cli.app import main
 from morphkv_cpp.eval import facts
 from morphkv_cpp.eval.remember import (
     N_FACT_TOKENS,
@@ -18,6 +17,7 @@ from morphkv_cpp.eval.remember import (
     filler,
     run,
 )
+from support.command import run as run_command
 from support.tiny import QUIET
 
 CONFIG = MorphKV(capacity=96, window=16, interval=32, keep=4, prompt_room=0)
@@ -76,10 +76,8 @@ def test_every_question_is_asked_at_every_length_of_every_cache(tiny_llama):
 
 
 def remember(capsys, *arguments: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as stop:
-        main(["eval", "memory", *arguments, "-t", "1"])
-    captured = capsys.readouterr()
-    return stop.value.code or 0, captured.out + captured.err
+    code, captured = run_command("eval", "memory", *arguments, "-t", "1"), capsys.readouterr()
+    return code, captured.out + captured.err
 
 
 @pytest.mark.demo
