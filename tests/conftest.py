@@ -12,6 +12,8 @@ import pytest
 from support.device import DEVICE
 from support.rpc_process import RPC_SERVER, RpcServer
 
+LONG_SECONDS = 3600  # for a test that takes minutes, where the machine is busy
+
 
 def pytest_sessionstart() -> None:
     """A device that was asked for and is not there is an error: tests would pass on the CPU."""
@@ -21,6 +23,13 @@ def pytest_sessionstart() -> None:
         names = [device["name"] for device in bridge.devices()]
         if DEVICE not in names:
             pytest.exit(f"MORPHKV_DEVICE must name a device of this build, one of {names}, got {DEVICE!r}", 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        is_long = any(map(item.get_closest_marker, ("slow", "archs")))
+        if is_long and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONG_SECONDS))
 
 
 @pytest.fixture(scope="session")

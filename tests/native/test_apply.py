@@ -14,7 +14,10 @@ NATIVE = Path(__file__).resolve().parents[2] / "native"
 UNTOUCHED = "src/llama-sampler.cpp"  # by any patch
 PATCHED = "src/llama-model.cpp"
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="apply.sh is for a POSIX shell")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="apply.sh is for a POSIX shell"),
+    pytest.mark.timeout(3600),  # builds llama.cpp
+]
 
 
 def script(name, *args):
