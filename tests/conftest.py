@@ -12,7 +12,7 @@ import pytest
 from support.device import DEVICE
 from support.rpc_process import RPC_SERVER, RpcServer
 
-LONG_SECONDS = 3600  # for a test that takes minutes, where the machine is busy
+LONG_SECONDS = 3600  # for a test that may take minutes, where the machine is busy
 
 
 def pytest_sessionstart() -> None:
@@ -27,7 +27,7 @@ def pytest_sessionstart() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        is_long = any(map(item.get_closest_marker, ("slow", "archs")))
+        is_long = any(map(item.get_closest_marker, ("demo", "slow", "archs")))
         if is_long and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(LONG_SECONDS))
 
