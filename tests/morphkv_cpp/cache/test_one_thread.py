@@ -295,7 +295,7 @@ class TestOneThread:
         source = inspect.getsource(one_thread).splitlines()
         i_release = next(i for i, line in enumerate(source, 1) if "self._lock.release()" in line)
         while True:
-            use, n_lines = OneThread(), 0
+            use, n_lines, before = OneThread(), 0, sys.gettrace()
 
             def trace(frame, event, _argument, i_line=i_line):
                 nonlocal n_lines
@@ -316,7 +316,7 @@ class TestOneThread:
             except KeyboardInterrupt:
                 pass
             finally:
-                sys.settrace(None)
+                sys.settrace(before)  # coverage's
             text.close()
             assert other_thread(use.change, len, "abc") == 3
             if n_lines <= i_line:
