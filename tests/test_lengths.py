@@ -20,8 +20,6 @@ LIMITS = {
 LONGER = {
     "native/include/morphkv.h": "the C API is one header, with what each function promises",
     "native/src/llama/memory.h": "one class implements the whole of llama_memory_i",
-    "tests/morphkv_cpp/chat/test_session.py": "to be divided",
-    "tests/morphkv_cpp/text/test_completion.py": "to be divided",
 }
 
 

@@ -8,12 +8,12 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from server_process import program, run_program
 
 from morphkv_cpp import programs
 from morphkv_cpp.cli.options import morphkv_options
 from morphkv_cpp.cli.options_archive import archive_options
 from morphkv_cpp.programs import NOT_SERVED, SERVER_OPTIONS, run_in_place, server_flags
+from support.server_process import program, run_program
 
 
 class TestFlags:

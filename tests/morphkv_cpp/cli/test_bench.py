@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from server_process import program
 
 from morphkv_cpp import bench as measuring
 from morphkv_cpp.cli.app import main
 from morphkv_cpp.cli.bench import bench
 from morphkv_cpp.cli.bench.server import server_flags
 from morphkv_cpp.cli.options import llama_options
+from support.server_process import program
 
 TIGHT = ["--capacity", "64", "--window", "8", "--interval", "16", "-t", "1"]
 SIZES = ["--depth", "300", "--prompt", "200", "--rounds", "2"]
