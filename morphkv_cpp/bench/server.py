@@ -63,17 +63,19 @@ class Server:
                 return self
             except (httpx.TransportError, RuntimeError):
                 time.sleep(0.05)
-        self.__exit__()
-        raise RuntimeError(f"llama-server did not start: {self._last_lines()}")
+        raise RuntimeError(f"llama-server did not start: {self._stop()}")
 
     def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def _stop(self) -> str:
+        """The end of what it has logged."""
         self._http.close()
         self._process.terminate()
         self._process.wait()
-
-    def _last_lines(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")[-1000:]
+        with self._log:
+            self._log.seek(0)
+            return self._log.read().decode(errors="replace")[-1000:]
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The answer's JSON. Raises RuntimeError for another status than 200."""
