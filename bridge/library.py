@@ -94,10 +94,10 @@ def _llama_cpp_version() -> str | None:
     return found[1] if found else "of an unknown version"
 
 
-def _refuse_versions(ffi: cffi.FFI, lib: Any, path: Path) -> None:
+def _refuse_versions(ffi: Any, lib: Any, path: Path) -> None:
     try:
         native_abi = lib.morphkv_abi_version()
-    except AttributeError as error:
+    except (AttributeError, ffi.error) as error:
         refuse_library(f"{path} is a libllama without MorphKV: install morphkv_cpp again", error)
     if native_abi != lib.MORPHKV_ABI_VERSION:
         refuse_library(

@@ -305,8 +305,9 @@ def run(path, rules: Rules, n_runs: int, servers: str | None = None) -> None:
         native.close()
     print(tally)
     assert tally.n_cuts >= n_runs
-    # the order of kept tokens is not looked at: a copied or restored sequence repeats the same near-tie
-    assert tally.n_near_ties <= TIE_SHARE * tally.n_choices
+    # The order of kept tokens is not looked at: a copied or restored sequence repeats the same near-tie. Of few choices
+    # a share says nothing: which operations are drawn depends on the modules that are loaded, and may be few cuts.
+    assert tally.n_near_ties <= TIE_SHARE * max(tally.n_choices, 500)
 
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)

@@ -22,7 +22,7 @@ def test_this_machine_passes(capsys):
 
 
 def test_one_object_holds_every_case(capsys):
-    code, output = run(capsys, "--json")
+    code, output = selftest(capsys, "--json")
     assert code == 0
     found = json.loads(output)
     n_cpu = sum(case["device"] == "CPU" for case in found["cases"])
@@ -34,7 +34,7 @@ def test_threads_are_the_librarys(capsys, monkeypatch):
     seen = []
     original = bridge.selftest
     monkeypatch.setattr(bridge, "selftest", lambda *given: seen.append(given) or original(*given))
-    code, output = run(capsys, "-t", "3")
+    code, output = selftest(capsys, "-t", "3")
     assert (code, seen) == (0, [(None, 3)])
     assert " different" not in output
 
