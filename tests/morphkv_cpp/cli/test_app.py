@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import typer
@@ -70,10 +69,11 @@ def test_h_is_help(capsys, path):
     [("morphkv ", "eval", "remember"), ("morphkv bench ", "growth", "old"), ("morphkv bench growth --s", "--soak", "")],
 )
 def test_shells_complete_commands_and_options(tmp_path, words, wanted, hidden):
-    script = Path(sys.executable).with_name("morphkv")
+    script = "import sys; sys.argv = ['morphkv']; from morphkv_cpp.cli.app import main; main()"
     asked = {"_MORPHKV_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    command = [sys.executable, "-c", script]
     found = subprocess.run(
-        [script], env={**os.environ, **asked}, cwd=tmp_path, capture_output=True, text=True, check=True
+        command, env={**os.environ, **asked}, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert wanted in found.stdout.split()
     assert hidden not in found.stdout.split()
