@@ -91,7 +91,7 @@ class OneThread:
     def steps(self, steps: Generator[T, Any, Any], turn: Turn | None = None) -> Generator[T, Any, None]:
         """The same generator, each of whose steps is a call of `use`, the first with a turn one of `change`.
 
-        Raises RuntimeError at the next step where another turn has begun since, unless a state was restored behind it.
+        Raises BusyError at the next step where another turn has begun since, unless a state was restored behind it.
         """
         sent, begins = None, turn is not None
         try:

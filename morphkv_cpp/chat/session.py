@@ -164,7 +164,7 @@ class Session:
 
         It holds the cache, `system`, and token ids for no more than the cache's cells: its size is bounded, however
         long the chat, but for an archive. Raises OSError where it cannot be written, ValueError for a path that is no
-        regular file, RuntimeError for a cache that cannot be read.
+        regular file, NativeError for a cache that cannot be read, StateError where nothing has been said.
         """
         self._refuse_answering("saved")
         self._text.refuse_ended()
