@@ -63,9 +63,17 @@ build/cmake-args build/python-files: FORCE
 	@mkdir -p build
 	@echo '$(CONTENT)' | cmp -s - $@ || echo '$(CONTENT)' > $@
 
+WITH_PROGRESS = CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/python native/scripts/with_progress.py build/build.log
 BUILD_ARGS    = --no-build-isolation -C build-dir=$(BUILD) -C cmake.define.MORPHKV_BUILD_STOCK=ON -C cmake.define.MORPHKV_BUILD_TESTS=ON
-$(VENV)/.installed: $(VENV)/.tools $(VENV)/.upstream build/cmake-args build/python-files $(SOURCES)
-	CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/python -m pip install $(BUILD_ARGS) -e ".[bench,test]"
+INSTALLED_BY := $(VENV)/.tools $(VENV)/.upstream build/cmake-args build/python-files $(SOURCES)
+$(VENV)/.installed: $(INSTALLED_BY)
+	$(WITH_PROGRESS) $(BIN)/python -m pip install --verbose $(BUILD_ARGS) -C cmake.define.MORPHKV_BUILD_TOOLS=ON -e ".[bench,test]"
+	touch $@
+
+# What the demo needs, in half of the time: no llama-server, no tests' packages. `make venv` goes on from its objects.
+$(VENV)/.demo: $(INSTALLED_BY)
+	$(WITH_PROGRESS) $(BIN)/python -m pip install --verbose --no-build-isolation -C build-dir=$(BUILD) \
+	    -C cmake.define.MORPHKV_BUILD_TOOLS=OFF -e .
 	touch $@
 
 # The venv's packages without its editable install, which comes before all of PYTHONPATH: what is named in a .pth file is
@@ -87,7 +95,7 @@ $(SITE_WHEEL)/.installed: $(PLAIN)/.installed $(PYTHON_FILES) $(wildcard README.
 	touch $@
 PYTEST_WHEEL  = PYTHONPATH=$(CURDIR)/$(SITE_WHEEL) $(PLAIN_PYTHON) $(BIN)/pytest
 
-demo: venv ## write a long answer with the demo model
+demo: $(or $(wildcard $(VENV)/.installed),$(VENV)/.demo) ## write a long answer with the demo model
 	$(BIN)/morphkv demo $(DEMO_ARGS)
 
 # The programs that are not part of the package come from its build folder.

@@ -1,7 +1,7 @@
 """An agent that calls a tool over `morphkv serve`; its history may grow without end.
 
-    morphkv serve MODEL.gguf --jinja &
-    python examples/agent_with_tools.py "What is 17 times 23?"
+morphkv serve MODEL.gguf --jinja &
+python examples/agent_with_tools.py "What is 17 times 23?"
 """
 
 import json

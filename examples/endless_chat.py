@@ -1,6 +1,6 @@
 """A chat that goes on for as long as you like, and where the last one ended.
 
-    python examples/endless_chat.py MODEL.gguf
+python examples/endless_chat.py MODEL.gguf
 """
 
 import sys

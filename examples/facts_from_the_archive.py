@@ -1,6 +1,6 @@
 """A fact that was evicted long ago comes back when it is asked for.
 
-    python examples/facts_from_the_archive.py MODEL.gguf
+python examples/facts_from_the_archive.py MODEL.gguf
 """
 
 import sys
