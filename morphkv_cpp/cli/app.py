@@ -18,6 +18,7 @@ from .eval import evaluate
 from .eval.old import perplexity, recall, remember
 from .generate import generate
 from .info import show_info
+from .pull import pull
 from .selftest import selftest
 from .serve import CONTEXT_SETTINGS, RPC_CONTEXT_SETTINGS, rpc_server, serve
 from .texts import texts
@@ -36,6 +37,8 @@ class MorphkvGroup(TyperGroup):
 app = typer.Typer(
     cls=MorphkvGroup,
     help="MorphKV in llama.cpp: a KV cache of constant size for chats and answers of any length.",
+    epilog="Next: `morphkv chat demo` talks to a small model, `morphkv serve demo` serves it, `morphkv pull` lists "
+    "models that are here. A model of your own is a GGUF file in place of `demo`.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -58,7 +61,7 @@ def options(
 
 
 app.command("info")(show_info)
-for command in (demo, generate, chat):
+for command in (demo, generate, chat, pull):
     app.command()(command)
 app.command(context_settings=CONTEXT_SETTINGS)(serve)
 app.command("rpc-server", context_settings=RPC_CONTEXT_SETTINGS)(rpc_server)

@@ -17,6 +17,7 @@ from .. import MorphKV, bridge
 from ..cache.archive import CACHE_TYPES
 from ..config import Fusion, Policy
 from ..models.demo import demo_model_path
+from ..models.hub import hub_model_path, is_hub_name
 
 DEFAULTS = MorphKV()
 MORPHKV_PANEL = "MorphKV"
@@ -81,15 +82,18 @@ def given_options(context: typer.Context, *groups: Callable[..., Any]) -> list[s
 
 
 def model_path(text: str) -> Path:
-    """The GGUF that a MODEL argument names; `demo` is the demo model, fetched where it is missing."""
+    """The GGUF that a MODEL argument names; the demo model and those of the hub are fetched where they are missing."""
     if text == DEMO:
         return demo_model_path()
+    if is_hub_name(text):
+        return hub_model_path(text)
     if not Path(text).is_file():
-        raise FileNotFoundError(f"MODEL must be a GGUF file or '{DEMO}', got {text!r}")
+        raise FileNotFoundError(f"MODEL must be a GGUF file, '{DEMO}' or hf:OWNER/REPO:FILE, got {text!r}")
     return Path(text)
 
 
-Model = Annotated[str, typer.Argument(help=f"model path to load (GGUF), or '{DEMO}': the demo model")]
+MODEL_HELP = f"model path to load (GGUF), '{DEMO}': the demo model, or hf:OWNER/REPO:FILE"
+Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
 
 
 def _flag(panel: str, text: str, *names: str, **more: Any) -> Any:

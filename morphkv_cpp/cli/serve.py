@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from ..programs import rpc_server_command, run_in_place, server_command
-from .options import DEMO, model_path
+from .options import MODEL_HELP
+from .show import find_model
 
 # All behind MODEL is llama-server's, its --help too; so is all behind rpc-server ggml-rpc-server's.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -18,7 +19,7 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help=f"model path to load (GGUF), or '{DEMO}': the demo model; then options of MorphKV and any flags of "
+            help=f"{MODEL_HELP}; then options of MorphKV and any flags of "
             "llama-server, which --help behind MODEL lists",
             metavar="MODEL [FLAGS]...",
         ),
@@ -31,7 +32,7 @@ def serve(
     --recall-share; --no-keep-system lets system prompts be evicted. All other FLAGS are llama-server's own, --keep,
     --seed, -c and -n too; so are its names for the same options, --morphkv-capacity and so on.
     """
-    raise typer.Exit(run_in_place(server_command(model_path(model), context.args)))
+    raise typer.Exit(run_in_place(server_command(find_model(model), context.args)))
 
 
 def rpc_server(context: typer.Context) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 import requests
-from server_hub import Hub
 from server_lists import EXPECTED_TO_FAIL, EXPECTED_TO_FAIL_WITHOUT_PAGE, NOT_RUN
+
+from support.hub import Hub
 
 HUB_FOLDER = Path(os.environ["MORPHKV_TEST_HUB"])
 OUTCOMES = ("passed", "fails as listed", "not run", "wrong")

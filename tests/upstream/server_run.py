@@ -53,7 +53,7 @@ def run(folder: Path, args: argparse.Namespace) -> int:
         "LLAMA_SERVER_BIN_PATH": str(args.server.resolve()),
         "MORPHKV_TEST_HUB": str(folder / "hub"),
         "MORPHKV_TEST_WEBUI": str(int(args.webui)),
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parent))),
         "PYTEST_ADDOPTS": "",
         # Threads that spin for one another are slow where others use the cores too.
         "OMP_WAIT_POLICY": "passive",

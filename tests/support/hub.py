@@ -1,4 +1,4 @@
-"""A model hub on the loopback interface: the three requests that llama-server sends to one, answered from a folder."""
+"""A model hub on the loopback interface: what llama-server and huggingface_hub ask, answered from a folder."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ def _handler_of(folder: Path) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Repo-Commit", REVISION)
             self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
             self.end_headers()
             if self.command != "HEAD":
