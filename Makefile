@@ -31,7 +31,7 @@ PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-installed test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
+.PHONY: help venv demo test test-installed test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -216,13 +216,27 @@ $(VENV)/.lint: pyproject.toml $(VENV)/.tools
 
 # The package as it lies when it is installed, of links: checkers do not know what pyproject.toml maps.
 TREE         := build/tree
+VENV_DOCS    := build/venv-docs
+# The package's Python as it is installed, by links.
+$(TREE): FORCE
+	@rm -rf $(TREE) && mkdir -p $(TREE)/morphkv_cpp
+	@ln -s $(CURDIR)/morphkv_cpp/* $(CURDIR)/bridge $(CURDIR)/models $(TREE)/morphkv_cpp
+
+# In a venv of its own: nothing of the package is imported or built for it.
+$(VENV_DOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/python -m pip install --quiet $(shell sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
+	touch $@
+
+docs: $(VENV_DOCS)/.installed $(TREE) ## the documentation, into build/docs; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
+
 check: $(PLAIN)/.installed $(VENV)/.lint ## formats, lint, types, imports, lengths, patches equal their re-export
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	$(BIN)/python native/scripts/refresh_patches.py --check
-	rm -rf $(TREE) && mkdir -p $(TREE)/morphkv_cpp
-	ln -s $(CURDIR)/morphkv_cpp/* $(CURDIR)/bridge $(CURDIR)/models $(TREE)/morphkv_cpp
+	$(MAKE) --no-print-directory $(TREE)
 	cd $(TREE) && PYTHONPATH=. $(PLAIN_PYTHON) $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
 	$(BIN)/pytest -q tests/test_lengths.py
 	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/build/mypy
