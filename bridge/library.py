@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from . import process
+from .backends import use_cuda_module
 from .errors import refuse_library
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def load() -> tuple[cffi.FFI, Any]:
     _refuse_versions(ffi, lib, path)
     for variable in _folder_variables():
         os.environ[variable] = str(LIB_DIR)
+    use_cuda_module(LIB_DIR)
     import llama_cpp  # noqa: F401
 
     loaded = _llama_cpp_library()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,8 @@ class Info:
     libraries: tuple[str, ...]  # paths of our libraries that this process has loaded
     gpu_backends: tuple[str, ...]  # of the installed build, e.g. ("cuda",)
     devices: tuple[Device, ...]
+    cpu_variants: tuple[str, ...]  # of the installed build: the kinds of CPU that it has a module for; none: it has one for all
+    cpu_variant: str | None  # that of them which was chosen, e.g. "haswell"
     system_info: str  # llama.cpp's own line: instruction sets and options
 
     @property
@@ -51,6 +55,11 @@ class Info:
             )
         return "none: this build has no GPU backend; everything runs on the CPU"
 
+    @property
+    def _chosen(self) -> str:
+        others = f"of the {len(self.cpu_variants)} installed"
+        return f"{self.cpu_variant}, the best {others} that this CPU runs" if self.cpu_variant else f"none {others}"
+
     def __str__(self) -> str:
         rows = [
             ("morphkv_cpp", f"{self.version} (ABI {self.abi_version})"),
@@ -58,6 +67,7 @@ class Info:
             ("package", str(self.package_dir)),
             *(("library", path) for path in self.libraries),
             *(("device", _describe(device)) for device in self.devices),
+            *([("CPU variant", self._chosen)] if self.cpu_variants else []),
             ("GPU", self.gpu_note),
             ("system", self.system_info),
         ]
@@ -66,20 +76,25 @@ class Info:
 
 def info() -> Info:
     """Versions, loaded libraries and devices, as they are in this process now."""
+    devices = tuple(Device(**device) for device in bridge.devices())  # first: it loads what are modules
+    libraries = tuple(bridge.loaded_libraries())
+    module = bridge.cuda_module()
     return Info(
         version=bridge.version(),
         abi_version=bridge.abi_version(),
         upstream_version=bridge.upstream_version(),
         package_dir=bridge.PACKAGE_DIR,
-        libraries=tuple(bridge.loaded_libraries()),
-        gpu_backends=_gpu_backends(bridge.LIB_DIR),
-        devices=tuple(Device(**device) for device in bridge.devices()),
+        libraries=libraries,
+        gpu_backends=_gpu_backends([*bridge.LIB_DIR.iterdir(), *([module] if module else [])]),
+        devices=devices,
+        cpu_variants=tuple(bridge.cpu_variants(os.listdir(bridge.LIB_DIR))),
+        cpu_variant=next(iter(bridge.cpu_variants(libraries)), None),
         system_info=llama_cpp.llama_print_system_info().decode("utf-8", "replace").strip(),
     )
 
 
-def _gpu_backends(folder: Path) -> tuple[str, ...]:
-    names = {match[1] for path in folder.iterdir() if (match := re.match(r"(?:lib)?ggml-([a-z0-9]+)", path.name))}
+def _gpu_backends(files: Iterable[Path]) -> tuple[str, ...]:
+    names = {match[1] for path in files if (match := re.match(r"(?:lib)?ggml-([a-z0-9]+)", path.name))}
     return tuple(sorted(name for name in names if not HOST_BACKENDS.fullmatch(name)))
 
 

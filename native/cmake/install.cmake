@@ -46,11 +46,17 @@ set_property(TARGET ${MORPHKV_LIBRARIES} PROPERTY PRIVATE_HEADER)
 
 add_custom_target(morphkv ALL DEPENDS ${MORPHKV_LIBRARIES} ${MORPHKV_PROGRAMS})
 
-# scikit-build-core installs into the wheel's root.
+# scikit-build-core installs into the wheel's root. Backends that are modules (GGML_BACKEND_DL) lie beside libggml, which
+# searches its own folder.
 set(MORPHKV_PACKAGE_DIR morphkv_cpp)
+if (WIN32)
+    set(MORPHKV_MODULE_DIR ${MORPHKV_PACKAGE_DIR}/bin)
+else()
+    set(MORPHKV_MODULE_DIR ${MORPHKV_PACKAGE_DIR}/lib)
+endif()
 install(TARGETS ${MORPHKV_LIBRARIES} ${MORPHKV_PROGRAMS}
     RUNTIME DESTINATION ${MORPHKV_PACKAGE_DIR}/bin
-    LIBRARY DESTINATION ${MORPHKV_PACKAGE_DIR}/lib
+    LIBRARY DESTINATION ${MORPHKV_MODULE_DIR}
     ARCHIVE DESTINATION ${MORPHKV_PACKAGE_DIR}/lib)
 install(DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/include/ DESTINATION ${MORPHKV_PACKAGE_DIR}/include
     FILES_MATCHING PATTERN "*.h")

@@ -31,6 +31,17 @@ else()
     morphkv_unpack(${MORPHKV_UPSTREAM_DIR})
 endif()
 
+# For wheels. A backend is a module, and of the CPU's there is one for each kind of processor: ggml loads the best that runs.
+if (MORPHKV_PORTABLE)
+    set(GGML_NATIVE                OFF CACHE BOOL "")
+    if (APPLE)
+        set(GGML_METAL_EMBED_LIBRARY ON CACHE BOOL "")
+    else()
+        set(GGML_BACKEND_DL          ON CACHE BOOL "")
+        set(GGML_CPU_ALL_VARIANTS    ON CACHE BOOL "")
+    endif()
+endif()
+
 set(BUILD_SHARED_LIBS     ON  CACHE BOOL "one libllama for Python and for the tools")
 set(LLAMA_BUILD_COMMON    ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
 set(LLAMA_BUILD_TOOLS     ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
@@ -57,9 +68,13 @@ if (MORPHKV_WEBUI)
 endif()
 
 # The package has its libraries in one folder and loads them from Python: upstream's other ways cannot work there.
-if (NOT BUILD_SHARED_LIBS OR LLAMA_USE_SYSTEM_GGML OR GGML_BACKEND_DL)
-    message(FATAL_ERROR "morphkv_cpp needs BUILD_SHARED_LIBS=ON, LLAMA_USE_SYSTEM_GGML=OFF and GGML_BACKEND_DL=OFF, got "
-        "${BUILD_SHARED_LIBS}, ${LLAMA_USE_SYSTEM_GGML} and ${GGML_BACKEND_DL}")
+if (NOT BUILD_SHARED_LIBS OR LLAMA_USE_SYSTEM_GGML)
+    message(FATAL_ERROR "morphkv_cpp needs BUILD_SHARED_LIBS=ON and LLAMA_USE_SYSTEM_GGML=OFF, got "
+        "${BUILD_SHARED_LIBS} and ${LLAMA_USE_SYSTEM_GGML}")
+endif()
+# A folder of the machine that builds. Backends are found beside libggml.
+if (GGML_BACKEND_DIR)
+    message(FATAL_ERROR "morphkv_cpp has its backends beside libggml: GGML_BACKEND_DIR must be empty, got ${GGML_BACKEND_DIR}")
 endif()
 
 # Upstream asks git for its commit and would get ours: a new commit of ours would recompile it.

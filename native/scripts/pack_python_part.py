@@ -8,19 +8,15 @@ imported before morphkv_cpp. Metadata and licence are upstream's. Standard libra
 """
 
 import argparse
-import base64
-import hashlib
 import pathlib
 import re
 import tarfile
-import zipfile
 
 from fetch_upstream import fetch, read_pin
+from wheel_file import write_wheel
 
 FINDER = pathlib.Path(__file__).resolve().parent / "python_part" / "_morphkv_library.py"
 LOCAL = "morphkv"
-# Of 1980, the first that a zip can hold: the same files make the same wheel.
-TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def read_sdist(path):
@@ -48,41 +44,18 @@ def metadata(pkg_info, version):
     return text
 
 
-def wheel_files(files, version, info):
-    wheel = f"Wheel-Version: 1.0\nGenerator: {pathlib.Path(__file__).name}\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    packed = {name: data for name, data in files.items() if name.startswith("llama_cpp/")}
-    packed["llama_cpp/__init__.py"] = b"from . import _morphkv_library\n" + packed["llama_cpp/__init__.py"]
-    packed[f"llama_cpp/{FINDER.name}"] = FINDER.read_bytes()
-    packed[f"{info}/METADATA"] = metadata(files["PKG-INFO"], version)
-    packed[f"{info}/WHEEL"] = wheel.encode()
-    packed[f"{info}/licenses/LICENSE.md"] = files["LICENSE.md"]
-    packed[f"{info}/RECORD"] = record(packed, f"{info}/RECORD")
-    return packed
-
-
-def record(files, name):
-    rows = []
-    for path, data in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        rows.append(f"{path},sha256={digest},{len(data)}")
-    return "\n".join([*rows, f"{name},,", ""]).encode()
-
-
 def pack(folder, sdist=None):
     pin = read_pin()
     version = f"{pin['VERSION']}+{LOCAL}"
-    stem = f"{pin['PACKAGE'].replace('-', '_')}-{version}"
-    files = wheel_files(read_sdist(fetch(sdist)), version, f"{stem}.dist-info")
-    target = pathlib.Path(folder) / f"{stem}-py3-none-any.whl"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            info = zipfile.ZipInfo(name, TIME)
-            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o100644 << 16
-            archive.writestr(info, data)
-    partial.replace(target)
-    return target
+    name = pin["PACKAGE"].replace("-", "_")
+    info = f"{name}-{version}.dist-info"
+    files = read_sdist(fetch(sdist))
+    packed = {path: data for path, data in files.items() if path.startswith("llama_cpp/")}
+    packed["llama_cpp/__init__.py"] = b"from . import _morphkv_library\n" + packed["llama_cpp/__init__.py"]
+    packed[f"llama_cpp/{FINDER.name}"] = FINDER.read_bytes()
+    packed[f"{info}/METADATA"] = metadata(files["PKG-INFO"], version)
+    packed[f"{info}/licenses/LICENSE.md"] = files["LICENSE.md"]
+    return write_wheel(folder, name, version, "py3-none-any", pathlib.Path(__file__).name, packed)
 
 
 def main():

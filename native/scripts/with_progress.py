@@ -65,7 +65,8 @@ def main(log: str, *command: str) -> int:
         for line in build.stdout:
             file.write(line)
             tail.append(line)
-            if step := STEP.search(line):
+            step = STEP.search(line)
+            if step and int(step[1]) > 0:  # 0: ninja looks at the list of files
                 progress = progress or Progress(sys.stderr, time.monotonic())
                 progress.show(int(step[1]), int(step[2]), time.monotonic())
     if progress is not None:

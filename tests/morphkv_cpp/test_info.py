@@ -56,4 +56,9 @@ class TestGpuNote:
         for name in ("base", "cpu", "cpu-haswell", "blas", "cuda", "vulkan"):
             (tmp_path / f"libggml-{name}.so").touch()
         (tmp_path / "libggml.so").touch()
-        assert _gpu_backends(tmp_path) == ("cuda", "vulkan")
+        assert _gpu_backends(tmp_path.iterdir()) == ("cuda", "vulkan")
+
+    def test_the_variant_of_the_cpu_is_named_where_there_are_several(self):
+        report = replace(info(), cpu_variants=("haswell", "x64"), cpu_variant="haswell")
+        assert "haswell, the best of the 2 installed" in str(report)
+        assert "CPU variant" not in str(replace(report, cpu_variants=(), cpu_variant=None))

@@ -33,7 +33,7 @@ def is_editable():
 def wheel_files():
     """Names of the files of the installed wheel, as its RECORD has them, without what pip adds."""
     if is_editable():
-        pytest.skip("an editable install records none of its sources; make test-installed")
+        pytest.skip("an editable install records none of its sources; make test-wheel")
     names = [str(path) for path in importlib.metadata.files("morphkv_cpp")]
     return {name for name in names if name.startswith("morphkv_cpp/") and "__pycache__" not in name}
 

@@ -8,6 +8,12 @@
 #include <cstring>
 #include <sstream>
 
+void morphkv_load_backends() {
+    if (ggml_backend_reg_count() == 0) {
+        ggml_backend_load_all();
+    }
+}
+
 std::vector<ggml_backend_dev_t> morphkv_devices_of_servers(const std::string & servers) {
     ggml_backend_reg_t rpc = ggml_backend_reg_by_name("RPC");
     if (!rpc) {

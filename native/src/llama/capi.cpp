@@ -301,7 +301,7 @@ morphkv_status morphkv_tokenize(const struct llama_vocab * vocab, const char * t
 }
 
 int32_t morphkv_device_count(void) {
-    return ggml_backend_dev_count();
+    return guarded(morphkv_load_backends) == MORPHKV_STATUS_OK ? ggml_backend_dev_count() : 0;
 }
 
 morphkv_status morphkv_device_get(int32_t i, morphkv_device * out) {
@@ -328,6 +328,7 @@ morphkv_status morphkv_device_get(int32_t i, morphkv_device * out) {
 morphkv_status morphkv_rpc_devices(const char * servers, void ** devices) {
     return guarded([&] {
         require(servers && devices, "servers and devices must not be NULL");
+        morphkv_load_backends();
         std::vector<ggml_backend_dev_t> all = morphkv_devices_of_servers(servers);
         for (ggml_backend_dev_t dev : morphkv_local_gpus()) {
             all.push_back(dev);
@@ -341,12 +342,14 @@ morphkv_status morphkv_rpc_devices(const char * servers, void ** devices) {
 morphkv_status morphkv_selftest_count(const char * servers, int32_t * n) {
     return guarded([&] {
         require(n, "n must not be NULL");
+        morphkv_load_backends();
         *n = morphkv_selftest_devices(servers ? servers : "").size() * morphkv_selftest_cases().size();
     });
 }
 
 morphkv_status morphkv_selftest_run(const char * servers, int32_t i, morphkv_selftest * out) {
     return guarded([&] {
+        morphkv_load_backends();
         const auto    devices = morphkv_selftest_devices(servers ? servers : "");
         const auto    cases   = morphkv_selftest_cases();
         const int32_t n       = devices.size() * cases.size();
