@@ -55,6 +55,7 @@ def main(log: str, *command: str) -> int:
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     tail: deque[str] = deque(maxlen=N_TAIL)
     progress: Progress | None = None
+    n_most = 0
     with (
         open(log, "w", encoding="utf-8") as file,
         subprocess.Popen(
@@ -66,9 +67,11 @@ def main(log: str, *command: str) -> int:
             file.write(line)
             tail.append(line)
             step = STEP.search(line)
-            if step and int(step[1]) > 0:  # 0: ninja looks at the list of files
+            n, n_all = (int(step[1]), int(step[2])) if step else (0, 0)
+            if n > 0 and n_all >= n_most:  # 0: ninja looks at the list of files; less than before: a build inside of this one
+                n_most = n_all
                 progress = progress or Progress(sys.stderr, time.monotonic())
-                progress.show(int(step[1]), int(step[2]), time.monotonic())
+                progress.show(n, n_all, time.monotonic())
     if progress is not None:
         progress.end()
     if build.returncode:

@@ -25,6 +25,14 @@ def test_every_tenth_is_told_once_and_the_log_has_it_all(tmp_path):
     assert len((tmp_path / "new" / "log").read_text().splitlines()) == 30
 
 
+def test_a_build_inside_of_another_is_not_counted(tmp_path):
+    done = build(tmp_path / "log", "print('[0/2] look', '[1/30] a', '[1/2] b', '[2/2] c', '[30/30] d', sep='\\n')")
+    assert [line.split(",")[0] for line in done.stderr.splitlines()] == [
+        "compiling: 1 of 30 files (3%)",
+        "compiling: 30 of 30 files (100%)",
+    ]
+
+
 def test_a_failure_shows_its_end_and_where_the_rest_is(tmp_path):
     code = "import sys; [print(f'line {i}') for i in range(100)]; print('[1/9] x.o: no such type'); sys.exit(3)"
     done = build(tmp_path / "log", code)
