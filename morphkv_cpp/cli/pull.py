@@ -1,4 +1,4 @@
-"""`morphkv pull`: fetches a model, or lists those that are here."""
+"""`morphkv pull`: fetches a model, or lists those that were fetched."""
 
 from typing import Annotated
 
@@ -7,25 +7,35 @@ import typer
 from ..models.demo import FILE_NAME, cached_demo_model
 from ..models.hub import Cached, cached_models
 from .options import DEMO
-from .show import find_model, mebibytes, print_table
+from .show import Json, find_model, mebibytes, print_json, remark
 
 
 def pull(
     model: Annotated[
         str | None,
-        typer.Argument(help=f"'{DEMO}', or hf:OWNER/REPO:FILE, where FILE may be a pattern such as *q4_k_m*"),
+        typer.Argument(
+            help=f"'{DEMO}', or hf:OWNER/REPO:FILE, where FILE is the name of a file, a part of it such as Q8_0, "
+            "or a pattern such as *q4_k_m*"
+        ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Fetch MODEL and print its path; without MODEL, list what has been fetched."""
     if model is not None:
-        print(find_model(model))
+        path = find_model(model)
+        if as_json:
+            print_json({"path": path})
+        else:
+            print(path)
         return
     rows = cached_models()
-    if (path := cached_demo_model()) is not None:
-        rows.insert(0, Cached(DEMO, path, path.stat().st_size))
-    if not rows:
-        print(f"nothing yet: `morphkv pull {DEMO}` fetches {FILE_NAME}, 98 MB")
+    if (demo := cached_demo_model()) is not None:
+        rows.insert(0, Cached(DEMO, demo, demo.stat().st_size))
+    if as_json:
+        print_json({"models": rows})
         return
-    print_table(
-        "Models that are here", ("MODEL", "size", "file"), [(r.name, mebibytes(r.n_bytes), str(r.path)) for r in rows]
-    )
+    # a line a model, never wrapped: names are long, and are pasted
+    for row in rows:
+        print(f"{mebibytes(row.n_bytes):>12}  {row.name}")
+    if not rows:
+        remark(f"nothing was fetched yet; `morphkv pull {DEMO}` fetches {FILE_NAME}, 98 MB")

