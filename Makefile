@@ -31,7 +31,7 @@ PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE
+.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE check-ci
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -292,6 +292,10 @@ check: $(PLAIN)/.installed $(VENV)/.lint ## formats, lint, types, imports, lengt
 	cd $(TREE) && PYTHONPATH=. $(PLAIN_PYTHON) $(CURDIR)/$(BIN)/lint-imports --no-logo --no-cache $(CURDIR)/pyproject.toml
 	$(BIN)/pytest -q tests/test_lengths.py
 	cd $(TREE) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/build/mypy
+
+check-ci: $(VENV)/.lint ## the workflows against their schema, and for injections, permissions and left-over credentials
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github
 
 format: $(VENV)/.lint ## rewrite the sources as `make check` wants them
 	$(BIN)/ruff check --fix .
