@@ -30,9 +30,3 @@ def test_the_examples_run(tiny_llama, tmp_path, monkeypatch, capsys, path):
         assert "Turn(" in capsys.readouterr().out
         assert (tmp_path / "lisbon.session").is_file()
         assert (tmp_path / "chat.state").is_file()
-
-
-@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "native/README.md", "SECURITY.md"])
-def test_links_to_files_lead_somewhere(path):
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / path).read_text(encoding="utf-8"))
-    assert [link for link in links if not (ROOT / path).parent.joinpath(link).exists()] == []
