@@ -1,4 +1,4 @@
-"""What a MorphKV cache is told, checked before anything is loaded."""
+"""The settings of a MorphKV cache, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class MorphKV:
 
     capacity: kept per layer and KV head after an eviction, everything included; more than keep + window.
     window: the newest tokens, never evicted; their queries vote on the older ones. At least 1.
-    interval: evict when the recent region has outgrown the window by this many. At least 1; small values cost time.
+    interval: evict when the recent tokens exceed the window by this many. At least 1; small values cost time.
     keep: first tokens of a sequence that are never evicted, e.g. the system prompt.
-    prompt_room: cells beyond capacity that a prompt may fill before it is cut. Larger is better for questions about
-        long prompts, and paid for in memory: a sequence has capacity + max(interval, prompt_room) cells.
+    prompt_room: cells beyond capacity that a prompt may fill before tokens are evicted. More is better for questions
+        about long prompts, and costs memory: a sequence has capacity + max(interval, prompt_room) cells.
     votes: how many of the newest queries vote, at most window; 0 is all of the window.
-    fusion: how votes are joined, "sum" or "max".
+    fusion: how votes are combined, "sum" or "max".
     policy: what ranks older tokens: "morphkv" by attention; for comparison "recency" (the newest stay) or "random".
-    decay: weight of a token's score at the previous eviction, in [0, 1); 0 is the paper.
-    seed: of the policy "random", 0..2**32 - 1.
-    rope_limit: positions as RoPE sees them stay below it, while the text's go on without end: before one would reach
-        it, the kept tokens move together in their order. -1: the trained context. 0: never; then quality ends past the
-        trained context. Else at least capacity + max(interval, prompt_room).
+    decay: weight of a token's score at the previous eviction, in [0, 1); 0 is the paper's rule.
+    seed: seed of the policy "random", 0..2**32 - 1.
+    rope_limit: RoPE's positions stay below this value, while the text's go on without end: before one would reach it,
+        the kept tokens are moved closer together, in their order. -1: the trained context. 0: no limit; quality then
+        drops beyond the trained context. Otherwise at least capacity + max(interval, prompt_room).
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979); votes, decay and the other policies go beyond it.

@@ -1,6 +1,6 @@
-"""Every exception that this package adds to Python's own. Each is also of the standard type that fits.
+"""Every exception of this package. Each is also of the standard type that fits.
 
-`except MorphKVError` takes them all. A setting that breaks a rule is a plain ValueError or TypeError.
+`except MorphKVError` catches them all. A setting that breaks a rule is a plain ValueError or TypeError.
 """
 
 from .bridge.errors import (
@@ -53,11 +53,11 @@ class DecodeError(MorphKVError, RuntimeError):
 
 
 class EvictedError(MorphKVError, RuntimeError):
-    """Tokens were to be taken back that an eviction has left incomplete. Nothing has changed."""
+    """A rollback past the last eviction, where the cache is incomplete. Nothing has changed."""
 
 
 class StateError(MorphKVError, RuntimeError):
-    """There is no state to save yet, or a saved one is damaged, or of another model or other settings.
+    """There is no state to save yet, or a saved one is damaged or belongs to another model or other settings.
 
     Nothing has changed.
     """
@@ -72,4 +72,4 @@ class SessionEndedError(MorphKVError, RuntimeError):
 
 
 class SessionFileError(MorphKVError, ValueError):
-    """A file is no session or state, is damaged, or is of another model or other settings."""
+    """A file is not a session or state, is damaged, or belongs to another model or other settings."""

@@ -39,33 +39,34 @@ class Llama(OneTextLlama):
 
     morphkv: a MorphKV, or True for its defaults. None or False: exactly llama_cpp.Llama.
     llama_options: every keyword of llama_cpp.Llama. With MorphKV three defaults differ:
-        flash_attn is True, which MorphKV needs,
-        swa_full is False: sliding-window layers store a window, not as many cells as the others, and
-        n_ctx limits prompt plus answer, and costs no memory: 2**31 - 1, which is no limit, unless another is given,
-            0: the trained context. With logits_all or a draft_model n_ctx rows of logits are stored, and it is 0
-            unless another is given. An answer without max_tokens ends where the model ends it, or at n_ctx.
-        A draft_model gives the same greedy text as none: its drafts end where an eviction falls due.
-    rpc_servers: "HOST:PORT", several separated by commas or in a sequence: the model lives on their devices and on the
-        local GPUs, as far as n_gpu_layers says, all of it unless that is given; tensor_split has the servers' devices
-        first. A server (`morphkv rpc-server`) serves one process at a time; another waits.
+        flash_attn is True, which MorphKV needs.
+        swa_full is False: sliding-window layers store only their window.
+        n_ctx limits prompt plus answer, and costs no memory. The default, 2**31 - 1, is no limit; 0 is the trained
+            context. With logits_all or a draft_model, n_ctx rows of logits are stored, and the default is 0. An answer
+            without max_tokens ends where the model ends it, or at n_ctx.
+        A draft_model does not change the greedy text: drafts end where an eviction is due.
+    rpc_servers: "HOST:PORT", several of them separated by commas or in a sequence. The model is offloaded to their
+        devices and the local GPUs: n_gpu_layers layers, by default all. In tensor_split the servers come first. A
+        server (`morphkv rpc-server`) serves one process at a time; others wait.
 
-    archive: with MorphKV, "ram", the path of a file, or an Archive with one of these and more settings: each token's K
-        and V are kept there when they leave the window, and recalled when the new part of a prompt asks for them, so
-        that old facts can be asked for. Only this grows with the text, to 2 GiB unless an Archive says otherwise. Where
-        it can grow no more (a full disk), or a page of it cannot be read, a warning says so once, and all goes on.
-    keep: with MorphKV, which first tokens of a chat create_chat_completion never lets be evicted. "system": all before
-        the first question, and at least the settings' `keep`; where they do not fit a warning tells the capacity that
-        would do. A number: so many. None: the settings' `keep`, as create_completion has it in any case.
+    archive: with MorphKV, "ram", the path of a file, or an Archive with more settings. K and V of each token are stored
+        there when it leaves the window, and recalled when the new part of a prompt asks for them. Only the archive
+        grows with the text, up to 2 GiB unless an Archive sets another limit. If it cannot grow (a full disk), or a
+        page cannot be read, there is one warning, and the text continues.
+    keep: with MorphKV, which first tokens of a chat create_chat_completion never evicts. "system": everything before
+        the first question, and at least the settings' `keep`; if that does not fit, a warning names the capacity that
+        it needs. A number: this many. None: the settings' `keep`, which create_completion always uses.
 
-    One object is for one thread at a time; several objects may work in as many threads. A second thread gets a
+    Use one object from one thread at a time; several objects may work in as many threads. A second thread gets a
     ThreadError at once: during a call, and with MorphKV until a text that is being written is read to its end or
-    closed. Only what needs no more than the vocabulary (tokenize, detokenize, n_vocab, ...) may be called by any.
+    closed. What needs only the vocabulary (tokenize, detokenize, n_vocab, ...) may be called from any thread.
 
     A context manager: `with Llama(...) as llm:` closes it at the end.
 
-    Raises TypeError for another `morphkv`; ValueError for a model that cannot be loaded, with llama.cpp's reason, or
-    options that exclude MorphKV; ArchiveError for a file that cannot be the archive; UnsupportedError with the native
-    reason if this model or context cannot have MorphKV; ConnectionError where no RPC server answers.
+    Raises TypeError for another `morphkv`; ValueError, with llama.cpp's reason, for a model that cannot be loaded, and
+    for options that are incompatible with MorphKV; ArchiveError for a file that cannot be the archive;
+    UnsupportedError, with the native reason, if MorphKV does not work with this model or context; ConnectionError if an
+    RPC server does not answer.
     """
 
     _chat_keep: ChatKeep | None = None
@@ -115,7 +116,7 @@ class Llama(OneTextLlama):
         return Session(self, system, keep=keep, messages=messages)
 
     def load_session(self, path: str | os.PathLike[str]) -> Session:
-        """Go on with the chat that Session.save wrote: see load_session."""
+        """Continue the chat that Session.save wrote."""
         return load_session(self, path)
 
     def generate(
@@ -139,8 +140,8 @@ class Llama(OneTextLlama):
         stopping_criteria: StoppingCriteriaList | None = None,
         grammar: LlamaGrammar | None = None,
     ) -> Generator[int, Sequence[int] | None, None]:
-        """As llama_cpp's. With MorphKV, `last_prompt` then tells how much of the prompt was in the cache already, and
-        until it ends no other thread may change the text.
+        """As llama_cpp's. With MorphKV, `last_prompt` then says how much of the prompt was in the cache. No other
+        thread may change the text until the generator ends.
         """
         sampling = {name: value for name, value in locals().items() if name not in ("self", "tokens", "reset")}
         steps = self._generate(tokens, reset, sampling)
@@ -175,12 +176,12 @@ class Llama(OneTextLlama):
         return token
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Decode tokens behind the first n_tokens, as llama_cpp does.
+        """Decode tokens after the first n_tokens, as llama_cpp does.
 
-        With an archive, the first tokens of a generate() are a prompt, for which is recalled what they ask for.
+        With an archive, the first tokens of a generate() are a prompt: what they ask for is recalled.
 
         Raises ContextFullError, and changes nothing, for more tokens than n_ctx.
-        Raises EvictedError, and changes nothing, when n_tokens was set back too far: evictions cannot be taken back.
+        Raises EvictedError, and changes nothing, when n_tokens was set back too far: evictions cannot be undone.
         Raises DecodeError when decoding fails, with the reason if it was an eviction's; n_tokens then says how much
         of the text the cache still holds: all before `tokens` and perhaps some of them, or nothing.
         """
@@ -190,8 +191,8 @@ class Llama(OneTextLlama):
             self._evals.eval(self, tokens)
 
     def create_chat_completion(self, messages: Any, *arguments: Any, **options: Any) -> Any:
-        """As llama_cpp's. With MorphKV the system prompt, or what `keep` says, is never evicted, and an answer, or the
-        last chunk of a stream, has llama-server's `timings` (text.account.Timings) beside `usage`.
+        """As llama_cpp's. With MorphKV the system prompt, or what `keep` says, is never evicted. An answer, or the last
+        chunk of a stream, has `usage` and llama-server's `timings` (text.account.Timings).
         """
         if self._chat_keep is None:
             return super().create_chat_completion(messages, *arguments, **options)
@@ -209,10 +210,10 @@ class Llama(OneTextLlama):
         return self._one_thread.steps(self._chat_keep.take_along(cast(Chunks, chunks)))
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """As llama_cpp's, which ends the process for bytes that the vocabulary cannot take.
+        """As llama_cpp's, but bytes that the vocabulary cannot encode raise ValueError; llama_cpp ends the process.
 
-        Raises ValueError for such, and with MorphKV for all that is no UTF-8, of which vocabularies make less than
-        it was. A tokenizer that was given to Llama() is asked itself.
+        With MorphKV, so does everything that is not UTF-8, because vocabularies drop some of it. A tokenizer that was
+        given to Llama() is used as it is.
         """
         if type(self.tokenizer_) is not LlamaTokenizer:
             return super().tokenize(text, add_bos, special)

@@ -1,4 +1,4 @@
-"""An archive beside the constant cache, and recalls: what left the window comes back when a prompt asks for it."""
+"""The archive beside the constant cache, and recalls: evicted tokens come back when a prompt asks for them."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ KEYWORDS = {
 @fields_by_position
 @dataclass(frozen=True)
 class Archive:
-    """Where the tokens that leave the window are kept, and when they are recalled. Counts are in tokens.
+    """Where tokens that leave the window are stored, and when they are recalled. Counts are in tokens.
 
     >>> Llama("model.gguf", morphkv=True, archive=Archive("chat.archive", type="q8_0", share=0.3))
 
-    place: "ram", or the path of a file. A file that an earlier process left is opened; one that is no archive of this
-        model and type, is truncated or in use is refused.
-    type: of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0; None: as in the cache.
-    max_bytes: of tokens and index, all sequences together; the oldest pages make room. 0: no limit.
-    recall: "prompt": when the new part of a prompt has been decoded; a number: then, and also whenever so many
-        evictions' intervals have been written; "off": by Llama.recall() alone.
-    share: of the distant slots, (0, 1]: most that a recall fills, the same pages of 16 tokens in every head; 5 pages
-        where they are no more than half. The others stay MorphKV's choice. More pages bring more that is alike: a
-        small model then takes one thing for another.
-    redo: most tokens at a prompt's end that are decoded again on what was recalled, before a second recall.
-    votes: how many of the newest queries ask, at most those of the cache; 0: 16, or those if fewer.
-    distance: the archive is asked as if each of its tokens lay so many positions back, below the limit of rotary
-        positions. The default is as much as that allows where it is less.
+    place: "ram", or the path of a file. A file that an earlier process left is opened. One that is not an archive of
+        this model and type, is truncated or is in use, is rejected.
+    type: data type of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0; None: as in the cache.
+    max_bytes: limit for tokens and index of all sequences together; the oldest pages are dropped. 0: no limit.
+    recall: "prompt": after the new part of a prompt has been decoded; a number N: also while writing, every N intervals
+        of evictions; "off": only by Llama.recall().
+    share: the largest part of the distant slots that a recall fills, in (0, 1]. All heads get the same pages of 16
+        tokens, and at least 5 pages if they fit into half of the slots. MorphKV chooses the rest. More pages contain
+        more that is similar, and a small model then confuses facts.
+    redo: how many tokens at a prompt's end are decoded again after a recall, at most; then a second recall follows.
+    votes: how many of the newest queries search, at most those that vote; 0: 16, or those that vote if fewer.
+    distance: the archive is searched as if each of its tokens lay this many positions back, below the limit of rotary
+        positions. The default is smaller if that limit is.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).

@@ -21,8 +21,8 @@ class LiveText:
     """A text that only grows at its end. Of several on one Llama, the cache is that of the last one to take it.
 
     The Llama calls `leave` before anything but this text changes the cache; then the state is saved, and `take` brings
-    it back. So a state is copied only when the cache changes hands. Before `begin` there is no text, and what the cache
-    holds is not its own.
+    it back. So a state is copied only when another text takes the cache. Before `begin` there is no text, and what the
+    cache holds is not its own.
     """
 
     def __init__(self, llm: Live):

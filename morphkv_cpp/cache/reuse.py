@@ -1,4 +1,4 @@
-"""How much of a prompt a cache holds already: the rule for histories that come back as text.
+"""How much of a prompt is in the cache: the rule for histories that come back as text.
 
 A history that is tokenized anew may differ from the tokens that were sampled. What counts is the longest common prefix:
 where it ends among the recent tokens, the cache is rolled back to it and goes on; else all is evaluated again.
@@ -16,11 +16,11 @@ from .live import Live, TokenIds
 
 @dataclass(frozen=True)
 class PromptReuse:
-    """What became of a prompt. Counts are in tokens."""
+    """How much of a prompt was in the cache. Counts are in tokens."""
 
     n_prompt: int
-    n_common: int  # at its start, the same as in the cache
-    n_cached: int  # of these, not evaluated again; the others of the prompt are
+    n_common: int  # first tokens that are the same as in the cache
+    n_cached: int  # of these, the ones that are not evaluated again
 
     @property
     def n_evaluated(self) -> int:

@@ -1,4 +1,4 @@
-"""What a cache says of itself."""
+"""The state of a cache, in numbers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class CacheStats:
     n_used: int  # cells that the sequence uses now
     n_seq_max: int  # sequences that have cells of their own
     logical_pos: int  # position of the sequence's newest token, -1 when empty
-    complete_pos: int  # tokens behind it can be taken back: oldest that every head still holds; -1 when empty
-    exact_pos: int  # tokens from here on can be taken back exactly: none is older than the last eviction or rebase
+    complete_pos: int  # the oldest position that every head still holds: later tokens can be rolled back; -1 when empty
+    exact_pos: int  # tokens from here on can be rolled back exactly: none is older than the last eviction or rebase
     rope_limit: int  # rotary positions stay below it; 0: they are never rebased
     rotary_offset: int  # of the sequence's recent tokens: position minus the rotary one, which RoPE sees
     n_rebases: int  # how often the offset grew
@@ -30,10 +30,10 @@ class CacheStats:
     evict_ms: float  # time spent in evictions, all sequences
     seq_evict_ms: float  # the same, of this sequence alone
     n_archived: int  # tokens of the sequence that are in its archive; on a GPU some may still be on their way
-    n_archive_lost: int  # tokens that had to leave it, as it is bounded
-    n_archive_damaged: int  # pages of 16 tokens that turned out not to be readable: they are not recalled
+    n_archive_lost: int  # tokens that were dropped from it, as it is bounded
+    n_archive_damaged: int  # pages of 16 tokens that could not be read: they are not recalled
     archive_bytes: int  # archives of all sequences, on the host: tokens and index
     archive_ms: float  # part of evict_ms: time that decoding waited for archives, all sequences
     n_recalls: int  # recalls of the sequence
-    n_recalled: int  # tokens that they brought back, summed over layers and KV heads
+    n_recalled: int  # recalled tokens, summed over layers and KV heads
     recall_ms: float  # time spent in them

@@ -1,4 +1,4 @@
-"""Chats without end: each turn adds its own tokens to a live cache, and what was said before is never read again."""
+"""Chats without end: each turn appends its own tokens to a live cache; earlier turns are never evaluated again."""
 
 from __future__ import annotations
 
@@ -34,25 +34,26 @@ logger = logging.getLogger("morphkv_cpp")
 
 @guarded(turn="say", run="cache_stats close fork retained save")
 class Session:
-    """A chat whose cache goes on from turn to turn. Made by Llama.session and Llama.load_session.
+    """A chat on a live cache that continues from turn to turn. Made by Llama.session and Llama.load_session.
 
     >>> with llm.session(system="You are brief.") as chat:
     ...     for piece in chat.say("Why is the sky blue?"):
     ...         print(piece, end="", flush=True)
 
-    system: said once, at the start. None: what the chat template puts there, if anything.
-    keep: which tokens are never evicted. "system": all before the first question, and at least the settings' `keep`;
-        a number: so many first tokens; None: the settings' `keep`.
-    messages: a chat so far, as create_chat_completion takes it, up to an answer. What the cache holds of its start is
-        not evaluated again if that ends among the recent tokens; else all is, and `last.reprocessed` says so.
+    system: the system prompt. None: what the chat template puts there, if anything.
+    keep: which tokens are never evicted. "system": everything before the first question, and at least the settings'
+        `keep`; a number: this many first tokens; None: the settings' `keep`.
+    messages: a chat so far, as create_chat_completion takes it, that ends with an answer. If the cache holds a start of
+        it that ends within the recent tokens, only the rest is evaluated; otherwise all is, and `last.reprocessed` is
+        True.
 
-    A turn costs its own tokens: the template's text for this question alone, behind the tokens that were really
-    sampled. `last` is the last turn's account. The session keeps no text.
+    A turn evaluates only its own tokens: the template's text for this question, after the tokens that were sampled.
+    `last` says what the last turn took. The session stores no text.
 
-    A Llama has one live cache. Of several sessions the one that speaks has it, the states of the others, each as large
-    as the cache, wait in memory. It is the same when the Llama is used for something else between two turns (generate,
-    eval, load_state, and all that is made of them): the session goes on as if nothing had happened. Only what goes
-    around the Llama's methods to its context is not noticed. One thread at a time, as for the Llama.
+    A Llama has one live cache, which the active session uses. Switching sessions saves the inactive one's state in
+    memory; it is as large as the cache. The same happens when the Llama is used for something else between two turns
+    (generate, eval, load_state and whatever calls them): the session continues as if nothing had happened. Changes made
+    to the context without the Llama's methods are not noticed. One thread at a time, as for the Llama.
 
     Raises NoMorphKVError for a Llama without MorphKV, and ValueError for a `keep` that leaves no room, for messages
     that do not end with an answer, and for a chat handler that does not render text.
@@ -124,18 +125,18 @@ class Session:
         seed: int | None = None,
         **sampling: Any,
     ) -> Reply:
-        """Ask, and yield the answer in pieces of whole characters. Nothing is asked before the first piece is read.
+        """Ask, and yield the answer in pieces of whole characters. The model runs only while pieces are read.
 
-        max_tokens: most tokens of the answer; None: until the model ends it.
-        stop: strings that end the answer; they are no part of it.
-        seed: None: the next one in a series that the Llama's seed starts, as in create_completion.
+        max_tokens: limit of the answer; None: until the model ends it.
+        stop: strings that end the answer; they are not part of it.
+        seed: None: the next one of a series that the Llama's seed starts, as in create_completion.
         sampling: other keywords of Llama.generate, such as top_k, top_p, min_p, repeat_penalty, grammar,
             logits_processor.
 
-        An answer that is left early (break, close, Ctrl-C) stays in the chat as far as it came; the next question ends
-        it. Raises ContextFullError where the chat would exceed n_ctx, SessionEndedError where the session cannot go on,
-        and what decoding raises: before the answer's first token the question is then taken back, and the same one can
-        be asked again; behind it, and where the question has evicted what was before it, all stays as far as it came.
+        If you stop reading (break, close, Ctrl-C), what was written so far stays in the chat; the next question ends
+        the answer. Raises ContextFullError if the chat would exceed n_ctx, SessionEndedError if the session cannot
+        continue, and what decoding raises. If that happens before the answer's first token, the question is removed and
+        can be asked again. If it happens later, or the question has already evicted tokens, the chat stays as it is.
         """
         self._stop_answering()
         self._text.refuse_ended()
@@ -152,7 +153,7 @@ class Session:
         return answering
 
     def fork(self) -> Session:
-        """A copy that goes on by itself; the same question with the same seed gives the same answer."""
+        """An independent copy. The same question with the same seed gives the same answer."""
         self._refuse_answering("forked")
         self._text.refuse_ended()
         copy = Session.__new__(Session)
@@ -160,11 +161,11 @@ class Session:
         return copy
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the session to a file, for Llama.load_session. An older file is replaced whole or not at all.
+        """Write the session to a file, for Llama.load_session. An older file is replaced completely or not at all.
 
-        It holds the cache, `system`, and token ids for no more than the cache's cells: its size is bounded, however
-        long the chat, but for an archive. Raises OSError where it cannot be written, ValueError for a path that is no
-        regular file, NativeError for a cache that cannot be read, StateError where nothing has been said.
+        The file holds the cache, `system`, and the token ids of the cache's cells. So its size is bounded, however long
+        the chat, except for an archive. Raises OSError if it cannot be written, ValueError for a path that is not a
+        regular file, NativeError for a cache that cannot be read, StateError if nothing has been said.
         """
         self._refuse_answering("saved")
         self._text.refuse_ended()

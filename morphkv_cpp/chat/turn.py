@@ -9,13 +9,13 @@ from dataclasses import dataclass
 class Turn:
     """What one question and its answer took. Counts are in tokens."""
 
-    prompt_tokens: int  # evaluated before the answer: the end of the answer before, the question, the template's words
-    cached_tokens: int  # of a session's first prompt, what the cache held already
+    prompt_tokens: int  # evaluated before the answer: the end of the last answer, the question, the template's text
+    cached_tokens: int  # of a session's first prompt, those that were in the cache
     completion_tokens: int
     finish_reason: str  # "stop", "length" (max_tokens, or n_ctx is full) or "interrupted"
     n_evicted: int  # per KV head, during the turn
-    reprocessed: bool  # the cache knew the start of a session's first prompt but had evicted some: all was evaluated
+    reprocessed: bool  # some of a session's first prompt was in the cache, but partly evicted: all was evaluated
     seconds: float
-    rate_tok_s: float  # of the answer behind its first token; 0 where there is none
-    n_recalled: int = 0  # tokens that came back from the archive for the question, summed over layers and KV heads
-    recall_ms: float = 0.0  # time that took
+    rate_tok_s: float  # of the answer after its first token; 0 if there is none
+    n_recalled: int = 0  # tokens recalled from the archive for the question, summed over layers and KV heads
+    recall_ms: float = 0.0  # time spent in recalls

@@ -37,8 +37,8 @@ class MorphkvGroup(TyperGroup):
 app = typer.Typer(
     cls=MorphkvGroup,
     help="MorphKV in llama.cpp: a KV cache of constant size for chats and answers of any length.",
-    epilog="Next: `morphkv chat demo` talks to a small model, `morphkv serve demo` serves it, `morphkv pull` lists "
-    "models that are here. A model of your own is a GGUF file in place of `demo`.",
+    epilog="Next: `morphkv chat demo` talks to a small model, `morphkv serve demo` serves it, `morphkv pull` "
+    "lists the models that were fetched. In place of `demo` name a GGUF file, or hf:OWNER/REPO:FILE.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     no_args_is_help=True,

@@ -44,13 +44,15 @@ def chat(
         typer.Option(
             "--session",
             metavar="FILE",
-            help="go on with the chat in FILE, if it exists, and save it there after every answer",
+            help="continue the chat in FILE, if it exists, and save it there after every answer",
             show_default=False,
         ),
     ] = None,
     predict: Annotated[
         int,
-        typer.Option("--predict", "-n", "--n-predict", metavar="N", help="most tokens of an answer (-1 = no limit)"),
+        typer.Option(
+            "--predict", "-n", "--n-predict", metavar="N", help="limit of an answer in tokens (-1 = no limit)"
+        ),
     ] = -1,
     ctx_size: Annotated[
         int | None,
@@ -58,7 +60,7 @@ def chat(
             "--ctx-size",
             "-c",
             metavar="N",
-            help="most tokens of the chat; costs no KV memory",
+            help="limit of the chat in tokens; costs no KV memory",
             show_default=False,
             rich_help_panel=MODEL_PANEL,
         ),

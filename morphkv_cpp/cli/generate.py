@@ -45,8 +45,8 @@ def generate(
             "--ctx-size",
             "-c",
             metavar="N",
-            help="most tokens of prompt and answer (0 = loaded from model; default: no limit, with --stock 0); costs "
-            "memory only with --stock",
+            help="limit of prompt plus answer in tokens (0 = loaded from model; default: no limit, with --stock 0); "
+            "costs memory only with --stock",
             show_default=False,
             rich_help_panel=MODEL_PANEL,
         ),

@@ -112,7 +112,7 @@ def morphkv_options(
         int, morphkv_flag("newest tokens, never evicted; their queries vote", "--window", metavar="N")
     ] = DEFAULTS.window,
     interval: Annotated[
-        int, morphkv_flag("evict when the recent region has outgrown the window by N tokens", "--interval", metavar="N")
+        int, morphkv_flag("evict when the recent tokens exceed the window by N", "--interval", metavar="N")
     ] = DEFAULTS.interval,
     keep: Annotated[
         int, morphkv_flag("number of tokens to keep from the initial prompt, never evicted", "--keep", metavar="N")
@@ -120,7 +120,7 @@ def morphkv_options(
     prompt_room: Annotated[
         int,
         morphkv_flag(
-            "cells beyond the capacity that a prompt may fill before it is cut; they cost memory",
+            "cells beyond the capacity that a prompt may fill before tokens are evicted; they cost memory",
             "--prompt-room",
             metavar="N",
         ),
@@ -129,7 +129,7 @@ def morphkv_options(
         int, morphkv_flag("how many of the newest queries vote (0 = the window)", "--votes", metavar="N")
     ] = DEFAULTS.votes,
     fusion: Annotated[
-        str, morphkv_flag("how the votes are joined: sum or max", "--fusion", metavar="NAME")
+        str, morphkv_flag("how the votes are combined: sum or max", "--fusion", metavar="NAME")
     ] = DEFAULTS.fusion,
     policy: Annotated[
         str,
@@ -140,15 +140,15 @@ def morphkv_options(
         ),
     ] = DEFAULTS.policy,
     decay: Annotated[
-        float, morphkv_flag("weight of a token's score at the eviction before, in [0, 1)", "--decay", metavar="X")
+        float, morphkv_flag("weight of a token's score at the last eviction, in [0, 1)", "--decay", metavar="X")
     ] = DEFAULTS.decay,
     policy_seed: Annotated[
-        int, morphkv_flag("RNG seed of the policy random", "--policy-seed", metavar="SEED")
+        int, morphkv_flag("RNG seed of --policy random", "--policy-seed", metavar="SEED")
     ] = DEFAULTS.seed,
     rope_limit: Annotated[
         int,
         morphkv_flag(
-            "RoPE's positions stay below N, while the text's go on (-1 = the trained context, 0 = never rebased)",
+            "RoPE's positions stay below N, while the text's go on (-1 = the trained context, 0 = no limit)",
             "--rope-limit",
             metavar="N",
         ),

@@ -11,7 +11,7 @@ def archive_options(
     archive: Annotated[
         str | None,
         morphkv_flag(
-            "keep what leaves the window in memory, or in a file, and recall what a prompt asks for",
+            "store what leaves the window in memory, or in a file, and recall what a prompt asks for",
             "--archive",
             metavar="ram|PATH",
             show_default=False,
@@ -29,7 +29,7 @@ def archive_options(
     archive_max: Annotated[
         int | None,
         morphkv_flag(
-            "most MiB of the archive, the oldest tokens make room "
+            "limit of the archive in MiB; the oldest tokens are dropped "
             f"(default: {Archive.max_bytes // 2**20}, 0 = no limit)",
             "--archive-max",
             metavar="N",
@@ -42,7 +42,7 @@ def archive_options(
     recall: Annotated[
         str | None,
         morphkv_flag(
-            "when to recall: off, prompt, or N: then, and each N intervals of evictions while writing "
+            "when to recall: off, prompt, or N: also while writing, every N intervals of evictions "
             f"(default: {Archive.recall})",
             "--recall",
             metavar="{off,prompt,N}",
@@ -52,7 +52,7 @@ def archive_options(
     recall_share: Annotated[
         float | None,
         morphkv_flag(
-            f"most that a recall fills of the distant slots, in (0, 1] (default: {Archive.share})",
+            f"the largest part of the older cells that a recall fills, in (0, 1] (default: {Archive.share})",
             "--recall-share",
             metavar="X",
             show_default=False,
@@ -61,7 +61,7 @@ def archive_options(
     recall_redo: Annotated[
         int | None,
         morphkv_flag(
-            f"most tokens of a prompt's end that are decoded again after a recall (default: {Archive.redo})",
+            f"how many tokens of a prompt's end are decoded again after a recall, at most (default: {Archive.redo})",
             "--recall-redo",
             metavar="N",
             show_default=False,
@@ -70,7 +70,7 @@ def archive_options(
     recall_votes: Annotated[
         int | None,
         morphkv_flag(
-            "how many of the newest queries ask (default: 0 = 16, or the votes if fewer)",
+            "how many of the newest queries search (default: 0 = 16, or --votes if fewer)",
             "--recall-votes",
             metavar="N",
             show_default=False,
@@ -79,7 +79,7 @@ def archive_options(
     recall_distance: Annotated[
         int | None,
         morphkv_flag(
-            f"the archive is asked as if it lay N positions back (default: {Archive.distance})",
+            f"the archive is searched as if it lay N positions back (default: {Archive.distance})",
             "--recall-distance",
             metavar="N",
             show_default=False,

@@ -8,7 +8,7 @@ from ..programs import rpc_server_command, run_in_place, server_command
 from .options import MODEL_HELP
 from .show import find_model
 
-# All behind MODEL is llama-server's, its --help too; so is all behind rpc-server ggml-rpc-server's.
+# Everything after MODEL is llama-server's, its --help too; everything after rpc-server is ggml-rpc-server's.
 CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 RPC_CONTEXT_SETTINGS = {**CONTEXT_SETTINGS, "help_option_names": []}
@@ -19,18 +19,17 @@ def serve(
     model: Annotated[
         str,
         typer.Argument(
-            help=f"{MODEL_HELP}; then options of MorphKV and any flags of "
-            "llama-server, which --help behind MODEL lists",
+            help=f"{MODEL_HELP}; then options of MorphKV and any flags of llama-server, which `MODEL --help` lists",
             metavar="MODEL [FLAGS]...",
         ),
     ],
 ) -> None:
     """Serve MODEL to OpenAI-compatible clients: llama-server with MorphKV on.
 
-    MorphKV's options are called as in the other commands: --capacity, --window, --interval, --prompt-room, --votes,
-    --fusion, --decay, --rope-limit, --archive, --archive-type, --archive-max (of all slots), --recall and
-    --recall-share; --no-keep-system lets system prompts be evicted. All other FLAGS are llama-server's own, --keep,
-    --seed, -c and -n too; so are its names for the same options, --morphkv-capacity and so on.
+    MorphKV's options have the names that they have in the other commands: --capacity, --window, --interval,
+    --prompt-room, --votes, --fusion, --decay, --rope-limit, --archive, --archive-type, --archive-max (of all slots),
+    --recall and --recall-share; --no-keep-system lets system prompts be evicted. All other FLAGS are llama-server's
+    own, --keep, --seed, -c and -n too. Its own names for the same options, --morphkv-capacity and so on, work as well.
     """
     raise typer.Exit(run_in_place(server_command(find_model(model), context.args)))
 

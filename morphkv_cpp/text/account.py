@@ -24,9 +24,9 @@ class Usage(TypedDict):
 
 
 class Timings(TypedDict):
-    """Counts are in tokens but for evictions_n and recalls_n, which are events."""
+    """As in llama-server. Counts are in tokens, except evictions_n and recalls_n, which count events."""
 
-    cache_n: int  # of the prompt, in the cache already
+    cache_n: int  # of the prompt, in the cache
     prompt_n: int  # of the prompt, evaluated
     prompt_ms: float
     prompt_per_token_ms: float

@@ -76,8 +76,8 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
     add(common_arg(
             { "--morphkv" }, { "--no-morphkv" },
             string_format("MorphKV: a KV cache of constant size per slot, for texts of any length. Per layer and KV "
-                          "head it keeps the newest tokens, and of the older ones those that the newest attend to. "
-                          "--keep N: the first N are never evicted (0: %d); -c N: most tokens of a slot (0: no limit) "
+                          "head it keeps the newest tokens, plus older tokens that recent queries still attend to. "
+                          "--keep N: the first N are never evicted (0: %d); -c N: limit of a slot (0: no limit) "
                           "(default: %s)",
                           p.keep, params.morphkv.enabled ? "enabled" : "disabled"),
             [](common_params & params, bool value) {
@@ -101,25 +101,25 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
         "LLAMA_ARG_MORPHKV_VOTES");
     add(common_arg(
             { "--morphkv-prompt-room" }, "N",
-            string_format("MorphKV: cells beyond the capacity that a prompt may fill before it is cut; they cost "
-                          "memory (default: %d)",
+            string_format("MorphKV: cells beyond the capacity that a prompt may fill before tokens are evicted; "
+                          "they cost memory (default: %d)",
                           p.prompt_room),
             [](common_params & params, int value) { given(params, "--morphkv-prompt-room").prompt_room = value; }),
         "LLAMA_ARG_MORPHKV_PROMPT_ROOM");
     add(common_arg({ "--morphkv-interval" }, "N",
-                   string_format("MorphKV: evict when the newest tokens have outgrown the window by N (default: %d)",
+                   string_format("MorphKV: evict when the recent tokens exceed the window by N (default: %d)",
                                  p.interval),
                    [](common_params & params, int value) { given(params, "--morphkv-interval").interval = value; }),
         "LLAMA_ARG_MORPHKV_INTERVAL");
     add(common_arg({ "--morphkv-fusion" }, "{sum,max}",
-                   string_format("MorphKV: how the votes of the window's queries are joined (default: %s)",
+                   string_format("MorphKV: how the votes of the window's queries are combined (default: %s)",
                                  p.fusion == MORPHKV_FUSION_MAX ? "max" : "sum"),
                    [](common_params & params, const std::string & value) {
                        given(params, "--morphkv-fusion").fusion = to_fusion(value);
                    }),
         "LLAMA_ARG_MORPHKV_FUSION");
     add(common_arg({ "--morphkv-decay" }, "X",
-                   string_format("MorphKV: weight of a token's score at the eviction before, in [0, 1) (default: %.1f)",
+                   string_format("MorphKV: weight of a token's score at the last eviction, in [0, 1) (default: %.1f)",
                                  (double) p.decay),
                    [](common_params & params, const std::string & value) {
                        given(params, "--morphkv-decay").decay = to_float(value);
@@ -127,14 +127,14 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
         "LLAMA_ARG_MORPHKV_DECAY");
     add(common_arg(
             { "--morphkv-rope-limit" }, "N",
-            string_format("MorphKV: positions as RoPE sees them stay below N, while the text's go on (default: %d, "
-                          "-1 = the trained context, 0 = never rebased)",
+            string_format("MorphKV: RoPE's positions stay below N, while the text's go on (default: %d, "
+                          "-1 = the trained context, 0 = no limit)",
                           p.rope_limit),
             [](common_params & params, int value) { given(params, "--morphkv-rope-limit").rope_limit = value; }),
         "LLAMA_ARG_MORPHKV_ROPE_LIMIT");
     add(common_arg(
             { "--morphkv-keep-system" }, { "--no-morphkv-keep-system" },
-            string_format("MorphKV: never evict the system prompt of a chat, in place of its first --keep tokens "
+            string_format("MorphKV: never evict the system prompt of a chat, instead of its first --keep tokens "
                           "(default: %s)",
                           params.morphkv.keep_system ? "enabled" : "disabled"),
             [](common_params & params, bool value) {
@@ -145,8 +145,8 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
         "LLAMA_ARG_MORPHKV_KEEP_SYSTEM");
     add(common_arg(
             { "--morphkv-archive" }, "{ram,PATH}",
-            "MorphKV: what leaves a slot's window is kept in memory, or in a file (slot N > 0: PATH.N), and comes back "
-            "when a prompt asks for it (default: nothing is kept)",
+            "MorphKV: store what leaves a slot's window in memory, or in a file (slot N > 0: PATH.N), and recall it when "
+            "a prompt asks for it (default: nothing is stored)",
             [](common_params & params, const std::string & value) {
                 given(params, "--morphkv-archive");
                 params.morphkv.archive = value;
@@ -163,8 +163,8 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
         "LLAMA_ARG_MORPHKV_ARCHIVE_TYPE");
     add(common_arg({ "--morphkv-archive-max" }, "N",
                    string_format(
-                       "MorphKV: most MiB that the archives of all slots take, in equal parts; the oldest tokens make "
-                       "room (default: %d, 0 = no limit)",
+                       "MorphKV: limit in MiB for the archives of all slots together, in equal parts; the oldest tokens "
+                       "are dropped (default: %d, 0 = no limit)",
                        (int) params.morphkv.archive_max_mib),
                    [](common_params & params, int value) {
                        given_archive(params, "--morphkv-archive-max").archive_max_mib = value;
@@ -173,8 +173,8 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
         "LLAMA_ARG_MORPHKV_ARCHIVE_MAX");
     add(common_arg(
             { "--morphkv-recall" }, "{off,prompt,N}",
-            "MorphKV: recall what a prompt asks for from the archive; N: then, and also while an answer is written, "
-            "each N intervals of evictions (default: prompt)",
+            "MorphKV: when to recall from the archive: never, at each prompt, or (N) also while an answer is written, "
+            "every N intervals of evictions (default: prompt)",
             [](common_params & params, const std::string & value) {
                 auto & morphkv          = given_archive(params, "--morphkv-recall");
                 morphkv.recalls         = value != "off";
@@ -183,7 +183,7 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL");
     add(common_arg({ "--morphkv-recall-share" }, "X",
-                   string_format("MorphKV: most that a recall fills of a slot's older cells, in (0, 1] (default: %.2f)",
+                   string_format("MorphKV: the largest part of a slot's older cells that a recall fills, in (0, 1] (default: %.2f)",
                                  (double) params.morphkv.recall_share),
                    [](common_params & params, const std::string & value) {
                        given_archive(params, "--morphkv-recall-share").recall_share = to_float(value);

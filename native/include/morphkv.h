@@ -1,6 +1,6 @@
 // MorphKV for llama.cpp: a KV cache of constant size. C11.
 //
-// Per layer and KV head the cache keeps the newest tokens and those older ones that the newest still attend to
+// Per layer and KV head the cache keeps the newest tokens, plus older tokens that recent queries still attend to
 // (Ghadia et al., ICML 2025, arXiv 2503.00979). A context is given MorphKV when it is created, and only then.
 // Functions return a status; the sentence behind a failure is morphkv_last_error() of the same thread.
 #ifndef MORPHKV_H
@@ -161,7 +161,7 @@ typedef struct morphkv_archive_params {
 MORPHKV_API morphkv_archive_params morphkv_archive_params_default(void);
 
 // Every sequence of the context has an archive from now on. All must be empty. UNSUPPORTED where a layer rotates its keys
-// in a way that cannot be turned back, and where a device cannot compute it.
+// in a way that cannot be undone, and where a device cannot compute it.
 MORPHKV_API morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params);
 
 // Why the archive of a sequence grows no more (a full disk), or "" while it does. A text goes on without: what has been

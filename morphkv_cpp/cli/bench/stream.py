@@ -29,7 +29,7 @@ def bench_stream(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Stream an answer of create_completion: its speed behind token N against that behind token 1,000."""
+    """Stream an answer of create_completion: its speed after token N against that after token 1,000."""
     bars = parse_bars(require or [], ROWS)
     speed, lanes = measure(find_model(model), morphkv, tokens, llama)
     details = {
@@ -60,7 +60,7 @@ def measure(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any])
 def show(speed: Ratio, lanes: list[StreamLane], n_tokens: int) -> None:
     rates = {lane.name: median(lane.rates) for lane in lanes}
     print(
-        f"tok/s of a streamed answer behind token {n_tokens} over those behind token {N_MARK}, "
+        f"tok/s of a streamed answer after token {n_tokens} over those after token {N_MARK}, "
         f"{N_RATED} each in turns: {speed.middle:.3f} ({speed.low:.3f} to {speed.high:.3f}) (streaming)\n"
         f"medians: {rates['late']:.1f} and {rates['early']:.1f} tok/s"
     )

@@ -68,7 +68,7 @@ class TestStream:
         assert run("stream", str(tiny_llama()), "--tokens", "2000", *TIGHT, "--require", "streaming>=0.01") == 0
         captured = capsys.readouterr()
         assert "the requirement is met" in captured.err
-        assert "behind token 2000 over those behind token 1000" in captured.out
+        assert "after token 2000 over those after token 1000" in captured.out
 
 
 class TestArchive:
