@@ -18,8 +18,8 @@ PAGES += ["README.md", "CONTRIBUTING.md", "SECURITY.md", "native/README.md"]
 WORKFLOWS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / ".github").rglob("*.yml"))
 IMAGES = ["Dockerfile", "Dockerfile.cuda"]
 
-# Of other programs, which the pages name as well: pip, git, cmake, ctest.
-FOREIGN = {"--no-cache-dir", "--find-links", "--build", "--target", "--amend", "--test-dir"}
+# Of other programs, which the pages name as well: pip, git, cmake, ctest, docker.
+FOREIGN = {"--no-cache-dir", "--find-links", "--build", "--target", "--amend", "--test-dir", "--gpus"}
 # Targets that workflows name and that come with other changes; the list shrinks as they come.
 COMING = {"bump", "wheels", "test-wheel", "test-windows"}
 

@@ -24,6 +24,7 @@ START_SECONDS = 300
 LEFT_OUT = {
     "make ": "builds the package, or runs all tests",
     'CMAKE_ARGS="-DLLAMA_BUILD=OFF': "builds for ten minutes; tests/native/test_package.py looks at what was built",
+    "docker run": "needs Docker, and the image of the line before",
     "git clone https://github.com/": "needs a host beside the package registries",
     "native/apply.sh llama.cpp": "is about that clone; make test-apply runs it",
     "cmake -S llama.cpp": "as above",
@@ -34,7 +35,7 @@ LEFT_OUT = {
 SHORT = {
     "morphkv chat": "-n 16 -t 1",
     "morphkv generate": "-n 16 -t 1",
-    "morphkv bench decode": "-t 1 --capacity 256 --depth 300 --prompt 300 --rounds 1",
+    "morphkv bench decode": "-t 1 --capacity 64 --interval 16 --depth 100 --prompt 100 --rounds 1",
 }
 QUESTION = "What is bread?\n"  # for a chat that reads standard input
 N_MOST = 16  # tokens of an answer where the page names no limit

@@ -121,7 +121,7 @@ def archive_of(archive: Archive | str | os.PathLike[str] | None, old: dict[str, 
         if archive is None:
             raise ArchiveError(f'{_keywords(given)}: needs an archive, archive="{RAM}" or a path')
         if isinstance(archive, Archive):
-            raise ArchiveError(f"{_keywords(given)}: beside an Archive its fields say it, got {archive}")
+            raise ArchiveError(f"{_keywords(given)}: set the fields of the Archive instead, got {archive}")
     if archive is None or isinstance(archive, Archive):
         return archive
     return Archive(archive, **given)

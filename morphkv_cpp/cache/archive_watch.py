@@ -18,7 +18,7 @@ class ArchiveWatch:
         """After a decode; it costs nothing to speak of."""
         if not self._told_stop and (why := bridge.why_archive_stopped(context)):
             self._told_stop = True
-            _warn(f"the archive stopped: {why}; the chat goes on, and what was archived before is still recalled")
+            _warn(f"the archive stopped: {why}; the chat continues, and what was archived before is still recalled")
 
     def look_closely(self, context: int) -> None:
         """After pages were read."""
@@ -26,7 +26,7 @@ class ArchiveWatch:
         if not self._told_damage and (n := bridge.stats(context)["n_archive_damaged"]):
             self._told_damage = True
             pages = "a page" if n == 1 else f"{n} pages"
-            _warn(f"{pages} of the archive cannot be read, and will not be recalled; the chat goes on")
+            _warn(f"{pages} of the archive cannot be read, and will not be recalled; the chat continues")
 
 
 def _warn(sentence: str) -> None:

@@ -149,7 +149,9 @@ class ContextLlama(llama_cpp.Llama):
     @archive.setter
     def archive(self, archive: Archive) -> None:
         if self._archive is None or not archive.is_same_place(self._archive):
-            raise ArchiveError(f"of an archive that is there only recalls can be changed: {self._archive} to {archive}")
+            raise ArchiveError(
+                f"only the recall settings of an open archive can be changed, got {archive} for {self._archive}"
+            )
         self._archive = archive
 
     def n_ctx(self) -> int:

@@ -34,7 +34,7 @@ class LiveText:
         self._state: LlamaState | None = None  # while something else has the cache
         self._stats: CacheStats | None = None  # likewise
         self._works = False
-        self._end: str | None = None  # why it cannot go on
+        self._end: str | None = None  # why it cannot continue
 
     @property
     def n_tokens(self) -> int:
@@ -50,7 +50,7 @@ class LiveText:
         return self.llm.ctx is None
 
     def take(self) -> None:
-        """Make the cache this text's. Raises SessionEndedError where it cannot go on."""
+        """Make the cache this text's. Raises SessionEndedError if it cannot continue."""
         self.refuse_ended()
         if not self.is_live:
             self.llm._leave_text()
@@ -89,7 +89,7 @@ class LiveText:
     def refuse_ended(self) -> None:
         end = "its Llama is closed" if self.is_orphan else self._end
         if end is not None:
-            raise SessionEndedError(f"the session cannot go on: {end}")
+            raise SessionEndedError(f"the session cannot continue: {end}")
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:

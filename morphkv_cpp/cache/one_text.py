@@ -140,7 +140,7 @@ class OneTextLlama(ContextLlama):
         """Write what `save_state` gives to a file, but rows of logits. An older file is replaced whole or not at all.
 
         Nothing in it is ever executed, as a pickle's contents are. Raises NoMorphKVError without MorphKV, OSError where
-        it cannot be written, ValueError for a path that is no regular file.
+        it cannot be written, ValueError for a path that is not a regular file.
         """
         state_file.save(path, self._require_morphkv(), self.model_path, self.save_state())
 

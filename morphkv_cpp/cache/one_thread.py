@@ -16,7 +16,7 @@ from ..errors import BusyError, ClosedError, ThreadError
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
-RULE = "one Llama is for one thread at a time"
+RULE = "a Llama is for one thread at a time"
 
 
 class Turn:
@@ -110,7 +110,7 @@ class OneThread:
     def _step(self, steps: Generator[T, Any, Any], sent: Any, turn: Turn | None, begins: bool) -> T:
         if turn is not None:
             if not begins and self._turn() not in (turn, ANYBODY):
-                raise BusyError("this text cannot go on: another one has begun since on the same Llama")
+                raise BusyError("this text cannot continue: another one has begun on the same Llama")
             turn.thread = threading.get_ident()
             self._turn = weakref.ref(turn)
         return steps.send(sent)
@@ -118,7 +118,7 @@ class OneThread:
     def _in_turn(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         turn = self._turn()
         if turn not in (None, ANYBODY) and turn.thread != threading.get_ident():
-            raise ThreadError(f"{RULE}: another one writes a text, which has to be read to its end or closed first")
+            raise ThreadError(f"{RULE}: another one is writing a text, which must be read to its end or closed first")
         return call(*args, **kwargs)
 
     def _open(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -63,7 +63,7 @@ def read(path: str | os.PathLike[str], kind: Kind) -> Contents:
     """Read a file. Raises OSError where that cannot be, SessionFileError for one that `write` did not leave so."""
     name = os.fspath(path)
     if not stat.S_ISREG(os.stat(path).st_mode):  # a device may never end
-        raise SessionFileError(f"{name} is no regular file")
+        raise SessionFileError(f"{name} is not a regular file")
     data = Path(path).read_bytes()
     if data[:16] != MAGIC[kind]:
         raise SessionFileError(f"{name} is not a {kind} file")

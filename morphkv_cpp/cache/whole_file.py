@@ -20,7 +20,7 @@ SUFFIX = ".morphkv"
 def replace_file(path: str | os.PathLike[str], blocks: Iterable[bytes | memoryview]) -> None:
     """Write the blocks to a file, readable by its owner alone. Until all are on the disk the path holds what it held.
 
-    A link goes on pointing where it did. Raises ValueError for a path that is there and is no regular file, OSError
+    A link still points to the same file. Raises ValueError for a path that exists and is not a regular file, OSError
     where it cannot be written. Then, and after Ctrl-C, nothing is left behind; what a killed process has left, the next
     call for the same path removes.
     """
@@ -47,7 +47,7 @@ def _refuse_irregular(target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         # links have been followed, but for those that lead nowhere
         if not stat.S_ISREG(os.lstat(target).st_mode):
-            raise ValueError(f"{target} is no regular file, and nothing else can be replaced")
+            raise ValueError(f"{target} is not a regular file, and only such a file can be replaced")
 
 
 def _new_scratch(target: Path) -> tuple[int, str]:

@@ -30,7 +30,7 @@ class Reply(Iterator[str]):
             self._is_noticed = True
             start = self._question if len(self._question) <= 40 else f"{self._question[:40]}..."
             warnings.warn(
-                f"say({start!r}) was not asked, as nobody read its answer: for piece in chat.say(...)",
+                f"say({start!r}) was not asked, because its answer was not read: use `for piece in chat.say(...)`",
                 RuntimeWarning,
                 stacklevel=3,
             )

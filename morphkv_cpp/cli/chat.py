@@ -138,7 +138,7 @@ class Dialogue:
         self._session = self._llm.load_session(self._path)
         if system is not None and system != self._session.system:
             raise ValueError(f"--system must be that of {self._path}, {self._session.system!r}, got {system!r}")
-        remark(self._where(f"going on with {self._path}"))
+        remark(self._where(f"continuing {self._path}"))
 
     def status(self) -> str:
         said = self._session.n_tokens > 0
@@ -175,7 +175,7 @@ class Dialogue:
     def _obey(self, line: str) -> None:
         name, _, argument = line[1:].partition(" ")
         if name not in self.COMMANDS:
-            raise ValueError(f"no command is called /{name}; /help lists them, and // says a text that begins with /")
+            raise ValueError(f"unknown command /{name}: /help lists the commands; a text that begins with / needs //")
         self.COMMANDS[name][0](self, argument.strip())
 
     def _where(self, what: str) -> str:
@@ -204,7 +204,7 @@ class Dialogue:
             raise ValueError("/load must name a file")
         path = Path(argument).expanduser()
         self._replace(self._llm.load_session(path))
-        remark(self._where(f"going on with {path}"))
+        remark(self._where(f"continuing {path}"))
 
     def _stats(self, _: str) -> None:
         """turns, cells, evictions, memory, time"""

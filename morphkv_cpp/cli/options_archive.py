@@ -89,7 +89,9 @@ def archive_options(
     if archive_max_bytes is not None:
         warnings.warn("--archive-max-bytes is now --archive-max, in MiB", DeprecationWarning, stacklevel=2)
         if archive_max is not None:
-            raise ValueError(f"--archive-max says it, got --archive-max-bytes {archive_max_bytes} too")
+            raise ValueError(
+                f"--archive-max replaces --archive-max-bytes, got both, the latter with {archive_max_bytes}"
+            )
     elif archive_max is not None:
         archive_max_bytes = archive_max * 2**20
     settings = {

@@ -95,7 +95,7 @@ class TestArchiveKeywords:
         [
             ({"archive": None, "archive_type": "q8_0"}, "archive_type='q8_0': needs an archive"),
             ({"archive": None, "recall_redo": 1, "recall_votes": 0}, "recall_redo=1, recall_votes=0: needs"),
-            ({"archive": Archive(), "recall_share": 0.2}, "recall_share=0.2: beside an Archive its fields"),
+            ({"archive": Archive(), "recall_share": 0.2}, "recall_share=0.2: set the fields of the Archive instead"),
             ({"archive": "ram", "recall_share": 2}, r"share must be in \(0, 1\], got 2"),
         ],
     )

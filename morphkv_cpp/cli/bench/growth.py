@@ -79,7 +79,7 @@ def measure(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any],
     n_prompt = N_SOAK_PROMPT if soak else 0
     n_early = N_EARLY_SOAK if soak else N_EARLY
     if n_tokens < n_early + N_RATED:
-        raise ValueError(f"--tokens must be at least {n_early + N_RATED} of this run, got {n_tokens}")
+        raise ValueError(f"--tokens must be at least {n_early + N_RATED} in this run, got {n_tokens}")
     if morphkv.interval > N_RATED:
         raise ValueError(f"--interval must be at most {N_RATED} in this run, got {morphkv.interval}")
     n_block = morphkv.interval

@@ -44,7 +44,7 @@ def bench_stream(
 
 def measure(model: Path, morphkv: MorphKV, n_tokens: int, llama: dict[str, Any]) -> tuple[Ratio, list[StreamLane]]:
     if n_tokens < N_MARK:
-        raise ValueError(f"--tokens must be at least {N_MARK} of this run, got {n_tokens}")
+        raise ValueError(f"--tokens must be at least {N_MARK} in this run, got {n_tokens}")
     if morphkv.interval > N_RATED:
         raise ValueError(f"--interval must be at most {N_RATED} in this run, got {morphkv.interval}")
     n_block = morphkv.interval

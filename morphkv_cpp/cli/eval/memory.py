@@ -21,7 +21,7 @@ def eval_memory(
     archive: Archive | None,
     llama: dict[str, Any],
     tokens: Annotated[
-        str, typer.Option("--tokens", metavar="N,...", help="lengths of the text at which it is asked about its facts")
+        str, typer.Option("--tokens", metavar="N,...", help="text lengths at which questions about the facts are asked")
     ] = "2560,6144,16384,49152",
     arms: Annotated[
         str, typer.Option("--arms", metavar="ARMS", help="caches to compare: recall, off, full")
@@ -31,7 +31,8 @@ def eval_memory(
         int, typer.Option("--questions", metavar="N", help="questions at each length, spread over the documents")
     ] = 150,
     text: Annotated[
-        Path | None, typer.Option("--text", metavar="FILE", help="prose behind the facts, in place of the package's")
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="prose that follows the facts, instead of the package's"),
     ] = None,
     require: Annotated[
         list[str] | None,

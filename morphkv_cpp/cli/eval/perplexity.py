@@ -44,7 +44,7 @@ def eval_perplexity(
         int | None, typer.Option("--tokens", "-n", metavar="N", help="tokens of each text (default: all)")
     ] = None,
     skip: Annotated[
-        int, typer.Option("--skip", metavar="N", help="first tokens that do not count in means over a text")
+        int, typer.Option("--skip", metavar="N", help="first tokens that are left out of the mean of a text")
     ] = 0,
     bucket: Annotated[int, typer.Option("--bucket", metavar="N", help="positions in a row of the table")] = 1000,
     positions: Annotated[
@@ -70,11 +70,11 @@ def eval_perplexity(
     if bucket < 1 or skip < 0:
         raise ValueError(f"--bucket must be at least 1 and --skip at least 0, got {bucket} and {skip}")
     if compare and stock:
-        raise ValueError(f"--stock goes without --compare, where it is called {FULL}")
+        raise ValueError(f"--stock cannot be combined with --compare; name {FULL} there")
     if (require or require_each) and not compare:
-        raise ValueError("--require and --require-each compare caches: they go with --compare")
+        raise ValueError("--require and --require-each need --compare")
     if positions and not compare:
-        raise ValueError("--by-position goes with --compare; without it there is a row for each --bucket anyway")
+        raise ValueError("--by-position needs --compare; without it there is a row for each --bucket anyway")
     arms = parse_arms(compare, morphkv) if compare else [Arm(FULL, None) if stock else Arm(morphkv.policy, morphkv)]
     orderings = parse_orderings(require or [], arms)
     bounds = parse_bounds(require_each or [], arms)

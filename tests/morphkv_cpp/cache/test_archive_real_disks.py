@@ -39,7 +39,7 @@ def test_a_full_disk_stops_the_archive_and_nothing_else(tiny_llama, tmp_path, di
     assert found["n_turns"] > 20
     told = [text for text in found["warnings"] if "the archive stopped: " in text]
     assert len(told) == 1, found["warnings"]
-    assert "the chat goes on" in told[0]
+    assert "the chat continues" in told[0]
     assert found["save"] is not None
     assert len(found["warnings"]) <= 2
 

@@ -147,7 +147,7 @@ class TestBetweenTwoSteps:
             "say": lambda: next(session.say("a")),
         }
         for name, change in changes.items():
-            with pytest.raises(ThreadError, match="another one writes a text"):
+            with pytest.raises(ThreadError, match="another one is writing a text"):
                 other_thread(change)
             answer += islice(text, 5)
             assert len(answer) % 5 == 0, name
@@ -163,7 +163,7 @@ class TestBetweenTwoSteps:
         pieces = say(chat)
         text = next(pieces)
         for intruder in (lambda: chat.say("two"), lambda: next(other.say("two")), lambda: llm.eval([5])):
-            with pytest.raises(ThreadError, match="another one writes a text"):
+            with pytest.raises(ThreadError, match="another one is writing a text"):
                 other_thread(intruder)
             text += next(pieces)
         assert text + "".join(pieces) == "".join(say(alone.session()))
@@ -198,7 +198,7 @@ class TestBetweenTwoSteps:
         next(first)
         second = llm.generate(PROMPT[::-1])
         next(second)
-        with pytest.raises(RuntimeError, match="this text cannot go on: another one has begun since"):
+        with pytest.raises(RuntimeError, match="this text cannot continue: another one has begun"):
             next(first)
         next(second)
 

@@ -86,7 +86,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path, kind):
     else:
         path.symlink_to(path)
     before = os.lstat(path)
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         replace_file(path, [b"new"])
     assert os.listdir(tmp_path) == ["x"]
     assert os.lstat(path).st_ino == before.st_ino

@@ -18,7 +18,7 @@ talk = functools.partial(chats.talk, temperature=1.5)
 class TestUnreadReply:
     def test_it_warns_when_it_is_dropped(self, open_llama):
         chat = open_llama().session()
-        with pytest.warns(RuntimeWarning, match=r"say\('hello'\) was not asked, as nobody read its answer"):
+        with pytest.warns(RuntimeWarning, match=r"say\('hello'\) was not asked, because its answer was not read"):
             chat.say("hello")
         assert (chat.n_tokens, chat.n_turns) == (0, 0)
 

@@ -229,7 +229,7 @@ class TestInterrupted:
                 with pytest.raises(RuntimeError, match="decode failed"):
                     talk(chat, "more")
             for attempt in (lambda: chat.say("x"), chat.fork, lambda: chat.save("x")):
-                with pytest.raises(RuntimeError, match="cannot go on: its cache was emptied, 0 of"):
+                with pytest.raises(RuntimeError, match="cannot continue: its cache was emptied, 0 of"):
                     attempt()
 
 
@@ -243,7 +243,7 @@ class TestRefusals:
         with llm.session("abc") as chat:
             talk(chat, "one")
         for attempt in (lambda: chat.say("x"), chat.fork, lambda: chat.save("x"), lambda: chat.retained(0)):
-            with pytest.raises(RuntimeError, match="the session cannot go on: it is closed"):
+            with pytest.raises(RuntimeError, match="the session cannot continue: it is closed"):
                 attempt()
         chat.close()
         assert llm.n_tokens > 0

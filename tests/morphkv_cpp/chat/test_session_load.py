@@ -217,9 +217,9 @@ class TestRefusals:
     @pytest.mark.skipif(sys.platform == "win32", reason="devices are POSIX")
     def test_a_path_that_is_no_file(self, open_llama, saved):
         chat, _ = saved
-        with pytest.raises(ValueError, match="/dev/null is no regular file"):
+        with pytest.raises(ValueError, match="/dev/null is not a regular file"):
             chat.save("/dev/null")
-        with pytest.raises(ValueError, match="/dev/zero is no regular file"):
+        with pytest.raises(ValueError, match="/dev/zero is not a regular file"):
             open_llama().load_session("/dev/zero")
 
     def test_a_missing_file(self, open_llama, tmp_path):

@@ -49,6 +49,14 @@ class TestInfo:
         assert result.stdout == f"morphkv {morphkv_cpp.__version__}\n"
 
 
+def test_alone_it_says_what_to_do_next(tmp_path):
+    command = [sys.executable, "-m", "morphkv_cpp"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    words = " ".join((done.stdout + done.stderr).split())
+    for example in ("morphkv chat demo", "morphkv serve demo", "morphkv pull", "hf:OWNER/REPO:FILE"):
+        assert example in words, example
+
+
 def commands(group: typer.Typer, *path: str) -> Iterator[tuple[str, ...]]:
     for command in group.registered_commands:
         yield (*path, command.name or command.callback.__name__)
@@ -82,7 +90,7 @@ def test_shells_complete_commands_and_options(tmp_path, words, wanted, hidden):
 class TestMistakes:
     def test_a_missing_model_is_a_sentence(self, capsys):
         assert run("generate", "nothing.gguf", "x") == 1
-        assert sentence(capsys) == "error: MODEL must be a GGUF file or 'demo', got 'nothing.gguf'"
+        assert sentence(capsys) == "error: MODEL must be a GGUF file, 'demo' or hf:OWNER/REPO:FILE, got 'nothing.gguf'"
 
     def test_a_setting_out_of_range_is_a_sentence(self, capsys, tiny_llama):
         assert run("generate", str(tiny_llama()), "x", "--capacity", "20") == 1

@@ -89,8 +89,8 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ("/foo", "no command is called /foo; /help lists them"),
-            ("/", "no command is called /;"),
+            ("/foo", "unknown command /foo: /help lists the commands"),
+            ("/", "unknown command /:"),
             ("/load", "/load must name a file"),
             ("/load nothing", "No such file or directory: 'nothing'"),
             ("/save", "/save must name a file where there is no --session"),
@@ -129,7 +129,7 @@ class TestCommands:
         code, _, err = chat("one", f"/save {path}", "/clear", f"/load {path}", "/stats")
         assert code == 0
         assert re.search(f"saved {path}: turn 1, \\d+ tokens, [\\d.]+ MiB", err)
-        assert f"going on with {path}: turn 1, " in err
+        assert f"continuing {path}: turn 1, " in err
 
     def test_back_returns_to_the_fork(self, chat):
         code, _, err = chat("one", "/fork", "two", "three", "/back")
@@ -156,7 +156,7 @@ class TestSessionFile:
         chat("one", "two", options=options)
         assert path.exists()
         _, out, err = chat("/stats", "/system", "three", options=options)
-        assert f"going on with {path}: turn 2, " in err
+        assert f"continuing {path}: turn 2, " in err
         assert "abc" in out
         assert "turn 3, " in chat("/save", options=["--session", str(path)])[2]
 
@@ -239,7 +239,7 @@ class TestTerminal:
         for line, answer in (
             ("/stats", r"turns +2\r?\n"),
             ("/save chat", "saved chat: turn 2, "),
-            ("/nothing", "error: no command is called /nothing"),
+            ("/nothing", "error: unknown command /nothing"),
         ):
             terminal.send(f"{line}\r")
             self.wait_for(terminal, answer)

@@ -137,5 +137,5 @@ class TestModelPath:
         assert model_path(str(path)) == path
 
     def test_anything_else_is_refused(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="MODEL must be a GGUF file or 'demo', got"):
+        with pytest.raises(FileNotFoundError, match="MODEL must be a GGUF file, 'demo' or hf:OWNER/REPO:FILE, got"):
             model_path(str(tmp_path / "nothing"))

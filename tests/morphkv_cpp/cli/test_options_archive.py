@@ -71,7 +71,7 @@ def test_bytes_are_an_option_of_old():
         assert chosen("--archive", "ram", "--archive-max-bytes", "12345").max_bytes == 12345
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match="--archive-max says it, got --archive-max-bytes 5 too"):
+        with pytest.raises(ValueError, match="--archive-max replaces --archive-max-bytes, got both, the latter with 5"):
             chosen("--archive", "ram", "--archive-max", "1", "--archive-max-bytes", "5")
 
 

@@ -85,4 +85,7 @@ def test_a_missing_model_is_a_sentence(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["serve", "nothing.gguf", "--port", "8080"])
     assert stop.value.code == 1
-    assert capsys.readouterr().err == "error: MODEL must be a GGUF file or 'demo', got 'nothing.gguf'\n"
+    assert (
+        capsys.readouterr().err
+        == "error: MODEL must be a GGUF file, 'demo' or hf:OWNER/REPO:FILE, got 'nothing.gguf'\n"
+    )
