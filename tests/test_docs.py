@@ -21,7 +21,7 @@ IMAGES = ["Dockerfile", "Dockerfile.cuda"]
 # Of other programs, which the pages name as well: pip, git, cmake, ctest, docker.
 FOREIGN = {"--no-cache-dir", "--find-links", "--build", "--target", "--amend", "--test-dir", "--gpus"}
 # Targets that workflows name and that come with other changes; the list shrinks as they come.
-COMING = {"bump", "wheels", "test-wheel", "test-windows"}
+COMING = {"bump", "wheels", "wheel-cuda", "test-wheel", "test-windows"}
 
 
 def text_of(path: str) -> str:

@@ -106,10 +106,10 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                           p.prompt_room),
             [](common_params & params, int value) { given(params, "--morphkv-prompt-room").prompt_room = value; }),
         "LLAMA_ARG_MORPHKV_PROMPT_ROOM");
-    add(common_arg({ "--morphkv-interval" }, "N",
-                   string_format("MorphKV: evict when the recent tokens exceed the window by N (default: %d)",
-                                 p.interval),
-                   [](common_params & params, int value) { given(params, "--morphkv-interval").interval = value; }),
+    add(common_arg(
+            { "--morphkv-interval" }, "N",
+            string_format("MorphKV: evict when the recent tokens exceed the window by N (default: %d)", p.interval),
+            [](common_params & params, int value) { given(params, "--morphkv-interval").interval = value; }),
         "LLAMA_ARG_MORPHKV_INTERVAL");
     add(common_arg({ "--morphkv-fusion" }, "{sum,max}",
                    string_format("MorphKV: how the votes of the window's queries are combined (default: %s)",
@@ -125,32 +125,30 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                        given(params, "--morphkv-decay").decay = to_float(value);
                    }),
         "LLAMA_ARG_MORPHKV_DECAY");
-    add(common_arg(
-            { "--morphkv-rope-limit" }, "N",
-            string_format("MorphKV: RoPE's positions stay below N, while the text's go on (default: %d, "
-                          "-1 = the trained context, 0 = no limit)",
-                          p.rope_limit),
-            [](common_params & params, int value) { given(params, "--morphkv-rope-limit").rope_limit = value; }),
+    add(common_arg({ "--morphkv-rope-limit" }, "N",
+                   string_format("MorphKV: RoPE's positions stay below N, while the text's go on (default: %d, "
+                                 "-1 = the trained context, 0 = no limit)",
+                                 p.rope_limit),
+                   [](common_params & params, int value) { given(params, "--morphkv-rope-limit").rope_limit = value; }),
         "LLAMA_ARG_MORPHKV_ROPE_LIMIT");
-    add(common_arg(
-            { "--morphkv-keep-system" }, { "--no-morphkv-keep-system" },
-            string_format("MorphKV: never evict the system prompt of a chat, instead of its first --keep tokens "
-                          "(default: %s)",
-                          params.morphkv.keep_system ? "enabled" : "disabled"),
-            [](common_params & params, bool value) {
-                given(params, "--morphkv-keep-system");
-                params.morphkv.keep_system = value;
-            })
+    add(common_arg({ "--morphkv-keep-system" }, { "--no-morphkv-keep-system" },
+                   string_format("MorphKV: never evict the system prompt of a chat, instead of its first --keep tokens "
+                                 "(default: %s)",
+                                 params.morphkv.keep_system ? "enabled" : "disabled"),
+                   [](common_params & params, bool value) {
+                       given(params, "--morphkv-keep-system");
+                       params.morphkv.keep_system = value;
+                   })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_KEEP_SYSTEM");
-    add(common_arg(
-            { "--morphkv-archive" }, "{ram,PATH}",
-            "MorphKV: store what leaves a slot's window in memory, or in a file (slot N > 0: PATH.N), and recall it when "
-            "a prompt asks for it (default: nothing is stored)",
-            [](common_params & params, const std::string & value) {
-                given(params, "--morphkv-archive");
-                params.morphkv.archive = value;
-            })
+    add(common_arg({ "--morphkv-archive" }, "{ram,PATH}",
+                   "MorphKV: store what leaves a slot's window in memory, or in a file (slot N > 0: PATH.N), and "
+                   "recall it when "
+                   "a prompt asks for it (default: nothing is stored)",
+                   [](common_params & params, const std::string & value) {
+                       given(params, "--morphkv-archive");
+                       params.morphkv.archive = value;
+                   })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE");
     add(common_arg(
@@ -161,14 +159,15 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE_TYPE");
-    add(common_arg({ "--morphkv-archive-max" }, "N",
-                   string_format(
-                       "MorphKV: limit in MiB for the archives of all slots together, in equal parts; the oldest tokens "
-                       "are dropped (default: %d, 0 = no limit)",
-                       (int) params.morphkv.archive_max_mib),
-                   [](common_params & params, int value) {
-                       given_archive(params, "--morphkv-archive-max").archive_max_mib = value;
-                   })
+    add(common_arg(
+            { "--morphkv-archive-max" }, "N",
+            string_format(
+                "MorphKV: limit in MiB for the archives of all slots together, in equal parts; the oldest tokens "
+                "are dropped (default: %d, 0 = no limit)",
+                (int) params.morphkv.archive_max_mib),
+            [](common_params & params, int value) {
+                given_archive(params, "--morphkv-archive-max").archive_max_mib = value;
+            })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE_MAX");
     add(common_arg(
@@ -182,12 +181,14 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL");
-    add(common_arg({ "--morphkv-recall-share" }, "X",
-                   string_format("MorphKV: the largest part of a slot's older cells that a recall fills, in (0, 1] (default: %.2f)",
-                                 (double) params.morphkv.recall_share),
-                   [](common_params & params, const std::string & value) {
-                       given_archive(params, "--morphkv-recall-share").recall_share = to_float(value);
-                   })
+    add(common_arg(
+            { "--morphkv-recall-share" }, "X",
+            string_format(
+                "MorphKV: the largest part of a slot's older cells that a recall fills, in (0, 1] (default: %.2f)",
+                (double) params.morphkv.recall_share),
+            [](common_params & params, const std::string & value) {
+                given_archive(params, "--morphkv-recall-share").recall_share = to_float(value);
+            })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL_SHARE");
     return res;

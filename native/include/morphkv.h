@@ -56,9 +56,9 @@ typedef struct morphkv_params {
     size_t   size;         // sizeof(morphkv_params)
     int32_t  capacity;     // kept per KV head after an eviction, everything included; > keep + window
     int32_t  window;       // newest tokens, never evicted; >= 1
-    int32_t  interval;     // evict when the recent region has outgrown the window by this many; >= 1
+    int32_t  interval;     // evict when the recent tokens exceed the window by this many; >= 1
     int32_t  keep;         // first tokens of a sequence that are never evicted; >= 0
-    int32_t  prompt_room;  // cells beyond capacity that a prompt may fill before it is cut; >= 0
+    int32_t  prompt_room;  // cells beyond capacity that a prompt may fill before a cut; >= 0
     int32_t  votes;        // how many of the newest queries vote; 0 = window
     int32_t  fusion;       // morphkv_fusion
     int32_t  policy;       // morphkv_policy
