@@ -8,8 +8,32 @@
 #include <cstring>
 #include <sstream>
 
+namespace {
+
+// ggml says of each module that it was loaded. Who asks for devices wants their list alone, and what went wrong.
+struct quiet_log {
+    quiet_log() {
+        ggml_log_get(&before, &before_data);
+        ggml_log_set(hear, this);
+    }
+    ~quiet_log() { ggml_log_set(before, before_data); }
+
+    static void hear(ggml_log_level level, const char * text, void * data) {
+        const auto & log = *(const quiet_log *) data;
+        if (log.before && (level == GGML_LOG_LEVEL_WARN || level == GGML_LOG_LEVEL_ERROR)) {
+            log.before(level, text, log.before_data);
+        }
+    }
+
+    ggml_log_callback before      = nullptr;
+    void *            before_data = nullptr;
+};
+
+}  // namespace
+
 void morphkv_load_backends() {
     if (ggml_backend_reg_count() == 0) {
+        const quiet_log quiet;
         ggml_backend_load_all();
     }
 }
