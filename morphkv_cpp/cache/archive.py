@@ -124,7 +124,14 @@ def archive_of(archive: Archive | str | os.PathLike[str] | None, old: dict[str, 
             raise ArchiveError(f"{_keywords(given)}: set the fields of the Archive instead, got {archive}")
     if archive is None or isinstance(archive, Archive):
         return archive
-    return Archive(archive, **given)
+    try:
+        return Archive(archive, **given)
+    except (TypeError, ValueError) as error:
+        # whoever gave a keyword is told of it by that name
+        field, _, rule = str(error).partition(" ")
+        if field not in given:
+            raise
+        raise type(error)(f"{KEYWORDS[field]} {rule}") from error
 
 
 def _keywords(given: dict[str, Any]) -> str:
