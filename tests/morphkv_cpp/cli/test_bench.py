@@ -1,12 +1,13 @@
 """`morphkv bench`: tables, requirements, JSON and exit codes, on a tiny model."""
 
 import json
+import sys
 
 import pytest
 
 from morphkv_cpp import bench as measuring
 from morphkv_cpp.cli.app import main
-from morphkv_cpp.cli.bench import bench
+from morphkv_cpp.cli.bench import bench, decode
 from morphkv_cpp.cli.bench.server import server_flags
 from morphkv_cpp.cli.options import llama_options
 from support.server_process import program
@@ -40,6 +41,47 @@ class TestDecode:
         assert found["missed"] == [f"depth must be >= 1000, got {found['figures']['depth']:.3f}"]
         assert (found["model"], found["morphkv"]["capacity"]) == (model, 64)
         assert [len(cache["rates_tok_s"]) for cache in found["caches"]] == [2] * 4
+
+    def test_a_plot_shows_several_depths(self, capsys, tiny_llama, tmp_path):
+        pytest.importorskip("matplotlib", reason="plots need matplotlib")
+        model, plot = tiny_llama(), tmp_path / "decode.svg"
+        assert run("decode", str(model), *SIZES, *TIGHT, "--plot", str(plot), "--json") == 0
+        captured = capsys.readouterr()
+        found = json.loads(captured.out)["depths"]
+        assert [point["n_depth"] for point in found] == [37, 37, 75, 75, 150, 150, 300, 300]
+        assert all(len(point["rates_tok_s"]) == 2 and point["kv_bytes"] > 0 for point in found)
+        assert f"{model.stem}: MorphKV (capacity 64) and stock llama.cpp" in plot.read_text()
+        assert f"the plot is in {plot}" in captured.err
+
+    def test_a_plot_is_a_table_too(self, capsys, tiny_llama, tmp_path):
+        pytest.importorskip("matplotlib", reason="plots need matplotlib")
+        assert run("decode", str(tiny_llama()), *SIZES, *TIGHT, "--plot", str(tmp_path / "decode.png")) == 0
+        rows = [line.split() for line in capsys.readouterr().out.partition("At several depths")[2].splitlines()]
+        assert [row[0] for row in rows if "stock" in row] == ["37", "75", "150", "300"]
+        assert (tmp_path / "decode.png").read_bytes().startswith(b"\x89PNG")
+
+    @pytest.mark.parametrize(
+        "more, sentence",
+        [
+            (["--plot", "decode.jpg"], "must end in .svg, .png, .pdf, got 'decode.jpg'"),
+            (["--plot", "decode.svg", "--depth", "31"], "the depth must be at least 32, twice the interval, got 31"),
+        ],
+    )
+    def test_a_plot_that_cannot_be_is_refused_before_the_run(
+        self, capsys, tiny_llama, tmp_path, monkeypatch, more, sentence
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(decode, "run_suite", None)
+        assert run("decode", str(tiny_llama()), *TIGHT, *more) == 1
+        assert sentence in capsys.readouterr().err
+
+    def test_without_matplotlib_one_sentence_says_what_to_install(self, capsys, tiny_llama, tmp_path, monkeypatch):
+        for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        monkeypatch.setattr(decode, "run_suite", None)
+        assert run("decode", str(tiny_llama()), *TIGHT, "--plot", str(tmp_path / "decode.svg")) == 1
+        assert capsys.readouterr().err.count("pip install 'morphkv_cpp[plot]'") == 1
 
     def test_the_prompt_room_is_its_own(self, capsys, tiny_llama):
         assert run("decode", str(tiny_llama()), "--prompt-room", "0") == 2

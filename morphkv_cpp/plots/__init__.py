@@ -1,0 +1,1 @@
+"""Pictures of what `bench` measured; they need the extra `plot`."""
