@@ -1,15 +1,17 @@
-"""`morphkv generate`: streams a text to standard output, one line of statistics to standard error."""
+"""`morphkv generate`: streams a text to standard output, one line of statistics to standard error; or both as JSON."""
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from .. import Archive, Llama, MorphKV, bridge
+from .. import Archive, Llama, MorphKV
 from ..text.pieces import TokenText
 from ..text.tokens import end_tokens
 from ..text.write import BanTokens, write
+from .generate_stats import Written, written
 from .interrupts import noted_interrupts
 from .options import (
     MODEL_PANEL,
@@ -22,7 +24,7 @@ from .options import (
     with_options,
 )
 from .options_archive import archive_options
-from .show import find_model, mebibytes, remark
+from .show import Json, find_model, plain, print_json, remark
 
 
 @with_options(morphkv=morphkv_options, archive=archive_options, llama=llama_options, sampling=sampling_options)
@@ -72,6 +74,7 @@ def generate(
             rich_help_panel=SAMPLING_PANEL,
         ),
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a text after PROMPT with MODEL, token by token, in a cache of constant size."""
     if stock and (ignored := given_options(context, morphkv_options, archive_options)):
@@ -94,52 +97,43 @@ def generate(
         **llama,
     )
     try:
-        _stream(llm, prompt, predict, ignore_eos, sampling)
+        found = _stream(llm, prompt, predict, ignore_eos, sampling, ignore if as_json else show)
     finally:
         llm.close()
+    if as_json:
+        print_json({"model": model, **plain(found)})
+    else:
+        print(flush=True)
+        remark(found.sentence())
+    if found.finish_reason == "interrupted":
+        raise typer.Exit(130)
 
 
-def _stream(llm: Llama, prompt: str, n_predict: int, ignore_eos: bool, sampling: dict[str, Any]) -> None:
+def show(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def ignore(_: str) -> None:
+    """The whole text comes at the end."""
+
+
+def _stream(
+    llm: Llama, prompt: str, n_predict: int, ignore_eos: bool, sampling: dict[str, Any], on_piece: Callable[[str], None]
+) -> Written:
+    """Write the text, each piece told as it comes. Ctrl-C ends it: what was written is of use, and its statistics."""
     llm.set_seed(sampling.pop("seed"))
     tokens = llm.tokenize(prompt.encode(), special=True)
     text = TokenText(llm._piece)
     processors = [BanTokens(end_tokens(llm))] if ignore_eos else []
-    times = [time.perf_counter()]
-    is_stopped = False
+    pieces, times = [], [time.perf_counter()]
+    is_interrupted = False
     try:
         with noted_interrupts() as check_interrupt:
             for token in write(llm, tokens, n_predict, processors, **sampling):
-                print(text(token), end="", flush=True)
+                pieces.append(text(token))
+                on_piece(pieces[-1])
                 times.append(time.perf_counter())
                 check_interrupt()
     except KeyboardInterrupt:
-        # what was written is on the screen, and its statistics are of use
-        is_stopped = True
-    print(flush=True)
-    remark(statistics(llm, len(tokens), times))
-    if is_stopped:
-        raise typer.Exit(130)
-
-
-def statistics(llm: Llama, n_prompt: int, times: list[float]) -> str:
-    """One line. times: the start, then one for each token written; the first token's time is the prompt's."""
-    n_written = len(times) - 1
-    parts = [f"{n_prompt} prompt tokens"]
-    if n_written:
-        parts[0] += f" in {times[1] - times[0]:.2f} s"
-    rate = f" at {(n_written - 1) / (times[-1] - times[1]):.1f} tok/s" if n_written > 1 else ""
-    parts.append(f"{n_written} written{rate}")
-    if n_prompt + n_written >= llm.n_ctx():
-        parts.append(f"stopped: n_ctx={llm.n_ctx()} is full")
-    n_trained = llm._model.n_ctx_train()
-    if n_prompt + n_written > n_trained:
-        parts.append(f"past the {n_trained} tokens of the trained context, where quality ends")
-    parts.append(f"K+V {mebibytes(bridge.kv_bytes(llm.ctx))}")
-    if llm.morphkv is not None:
-        stats = llm.cache_stats()
-        parts.append(f"{stats.n_used} of {stats.n_limit} cells in use")
-        parts.append(f"{stats.n_evictions} evictions, {stats.evict_ms / max(stats.n_evictions, 1):.1f} ms each")
-        if llm.archive is not None:
-            parts.append(f"{stats.n_archived} tokens archived in {mebibytes(stats.archive_bytes)}")
-            parts.append(f"{stats.n_recalls} recalls in {stats.recall_ms:.0f} ms")
-    return "; ".join(parts)
+        is_interrupted = True
+    return written(llm, "".join(pieces), len(tokens), times, n_predict, is_interrupted)
