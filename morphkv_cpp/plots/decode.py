@@ -34,14 +34,16 @@ def plot_decode(path: Path, title: str, points: Sequence[DepthPoint]) -> None:
 def _draw(
     axes: Axes, name: str, label: str, points: Sequence[DepthPoint], value: Callable[[DepthPoint], float]
 ) -> None:
-    """A line for each cache, its name at its end: the upper line's above, so that the names of two do not meet."""
+    """A line for each cache, its name at its end: above and below it where two lines end side by side."""
     ends = []
     for cache in LINES:
         own = [point for point in points if point.cache == cache]
         values = [value(point) for point in own]
         axes.plot([point.n_depth for point in own], values, gid=f"{name}-{cache}".replace(" ", "-"), **LINES[cache])
         ends.append((values[-1], own[-1].n_depth, cache))
-    for (y, x, cache), side in zip(sorted(ends), ("top", "bottom")):
+    ends.sort()
+    is_close = ends[-1][0] - ends[0][0] < ends[-1][0] / 10
+    for (y, x, cache), side in zip(ends, ("top", "bottom") if is_close else ("center", "center")):
         color = LINES[cache]["color"]
         axes.annotate(cache, (x, y), xytext=(8, 0), textcoords="offset points", va=side, color=color)
     axes.set_xlabel("depth (tokens)")
@@ -49,4 +51,5 @@ def _draw(
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="x", nbins=5)
-    axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda n, _: f"{n:,.10g}")

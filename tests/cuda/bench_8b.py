@@ -1,23 +1,27 @@
 #!/usr/bin/env python3
 """Decoding in a model of the shape of Llama 3 8B on a GPU, random Q4_0 weights: stock llama.cpp against MorphKV.
 
-    bench_8b.py FILE.gguf [DEPTH ...]
+    bench_8b.py FILE.gguf [--plot FILE.svg] [DEPTH ...]
 
-Writes the model, 4.5 GB, into the file first. One line of JSON for each depth and cache.
+Writes the model, 4.5 GB, into the file first. One line of JSON for each depth and cache; the plot is of the same rows.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import gguf
 import numpy as np
 
 from morphkv_cpp import Llama, MorphKV, bridge
+from morphkv_cpp.bench.depths import MORPHKV, STOCK, DepthPoint
 from morphkv_cpp.models import synthetic
+from morphkv_cpp.plots.decode import plot_decode
+from morphkv_cpp.plots.figure import check_plot
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -103,9 +107,25 @@ def measure(path: str, depth: int, config: MorphKV | None) -> dict[str, object]:
         return row
 
 
+def plot(path: Path, rows: list[dict]) -> None:
+    names = {"morphkv": MORPHKV, "stock": STOCK}
+    points = [DepthPoint(names[row["cache"]], row["depth"], row["kv_mib"] * 2**20, [row["tok_s"]]) for row in rows]
+    plot_decode(path, f"Shape of Llama 3 8B: MorphKV (capacity {CONFIG.capacity:,}) and stock llama.cpp", points)
+
+
 if __name__ == "__main__":
-    model, depths = sys.argv[1], [int(text) for text in sys.argv[2:]] or [2048, 32768, 131072]
-    write_model(model)
-    for depth in depths:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("depths", nargs="*", type=int, default=[2048, 32768, 131072])
+    given = parser.parse_args()
+    if given.plot:
+        check_plot(given.plot)
+    write_model(given.model)
+    rows = []
+    for depth in given.depths:
         for config in (None, CONFIG):
-            print(json.dumps(measure(model, depth, config)), flush=True)
+            rows.append(measure(given.model, depth, config))
+            print(json.dumps(rows[-1]), flush=True)
+    if given.plot:
+        plot(given.plot, rows)

@@ -64,7 +64,7 @@ class TestRun:
         assert all(len(point.rates_tok_s) == 2 for point in points)
 
     def test_morphkv_stays_where_stock_grows(self, tiny_llama):
-        points = run_depths(tiny_llama(), CONFIG, (300, 600, 1200), 1, len_ignored, len_ignored, **FLASH)
+        points = run_depths(tiny_llama(), CONFIG, (300, 600, 1200), 1, ignore, ignore, **FLASH)
         kv_bytes = {cache: [p.kv_bytes for p in points if p.cache == cache] for cache in (MORPHKV, STOCK)}
         assert len(set(kv_bytes[MORPHKV])) == 1
         # 2 layers of K and V, 2 heads of 32 in f16; llama.cpp rounds a context up to 256 cells
@@ -72,5 +72,5 @@ class TestRun:
         assert kv_bytes[MORPHKV][0] < kv_bytes[STOCK][0]
 
 
-def len_ignored(_: object) -> None:
+def ignore(_: object) -> None:
     """Progress that nobody looks at."""
