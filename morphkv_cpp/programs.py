@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
-from types import FrameType
 
-from . import bridge
+from . import bridge, portable
 
 KEEP_SYSTEM_VARIABLES = ("LLAMA_ARG_MORPHKV_KEEP_SYSTEM", "LLAMA_ARG_NO_MORPHKV_KEEP_SYSTEM")
 
@@ -44,7 +40,7 @@ NOT_SERVED = {
 
 def program(name: str, option: str) -> str:
     """Raises FileNotFoundError where the package was built without its programs; option: what leaves this one out."""
-    path = bridge.PACKAGE_DIR / "bin" / (f"{name}.exe" if sys.platform == "win32" else name)
+    path = bridge.PACKAGE_DIR / "bin" / portable.program_file(name)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: morphkv_cpp was built with {option}; install it with the tools")
     return str(path)
@@ -77,30 +73,6 @@ def server_flags(flags: Sequence[str]) -> list[str]:
         else:
             full.append(flag)
     return full
-
-
-def run_in_place(command: Sequence[str]) -> int:
-    """Become the program where the system can do that; else run it and return its exit code.
-
-    On Windows os.execv() starts another process and ends this one, so that a shell no longer waits for it.
-    """
-    if sys.platform != "win32":
-        os.execv(command[0], list(command))
-    child = subprocess.Popen(command)
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        child.terminate()
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        while True:
-            try:
-                code = child.wait()
-            except KeyboardInterrupt:
-                continue  # the console sends Ctrl-C to the program as well, which ends as it sees fit
-            return code if code >= 0 else 128 - code
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def rpc_server_command(flags: Sequence[str]) -> list[str]:

@@ -92,6 +92,16 @@ def open_llama(request, tiny_llama) -> Iterator[Callable[..., Any]]:
 
 
 @pytest.fixture(scope="session")
+def links(tmp_path_factory) -> None:
+    """Skips what makes symbolic links where this user may not: Windows has a right for that."""
+    folder = tmp_path_factory.mktemp("links")
+    try:
+        (folder / "link").symlink_to(folder)
+    except OSError as error:
+        pytest.skip(f"no symbolic links: {error}")
+
+
+@pytest.fixture(scope="session")
 def stock_lib_dir() -> Path:
     """Folder of an unpatched build's libraries, of the pinned upstream version."""
     folder = os.environ.get("MORPHKV_STOCK_LIB")

@@ -15,6 +15,7 @@ def examples(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["README.md", "docs/index.md", "docs/chat.md", "tests/compat/examples_0_1_0.md"])
+@pytest.mark.usefixtures("links")
 def test_the_examples_run(tiny_llama, tmp_path, monkeypatch, capsys, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.gguf").symlink_to(tiny_llama(n_layer=4))

@@ -37,7 +37,7 @@ def test_every_marker_is_used():
     assert ours - used == set()
 
 
-def test_collection_needs_no_module_that_only_posix_has():
+def test_collection_needs_nothing_that_only_posix_has():
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "support.without_posix"]
     # not in ROOT, whose folder morphkv_cpp is not the installed package
     done = subprocess.run([*command, "."], cwd=TESTS, capture_output=True, text=True, check=False)

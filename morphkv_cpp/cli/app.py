@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .. import MorphKVError, __version__
+from .. import MorphKVError, __version__, portable
 from .archs import archs
 from .bench import bench
 from .chat import chat
@@ -75,6 +75,7 @@ for name, command in {"recall": recall, "remember": remember, "perplexity": perp
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, 1 with a sentence on standard error, 2 for a wrong option, 130 after Ctrl-C."""
+    portable.use_utf8()
     warnings.filterwarnings("default", category=DeprecationWarning, module="morphkv_cpp")  # options of old
     try:
         app(arguments)

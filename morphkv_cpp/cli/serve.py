@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ..programs import rpc_server_command, run_in_place, server_command
+from ..portable import run_in_place
+from ..programs import rpc_server_command, server_command
 from .options import MODEL_HELP
 from .show import find_model
 

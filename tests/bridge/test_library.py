@@ -49,7 +49,7 @@ def python(tmp_path):
 
 
 @pytest.fixture
-def package(tmp_path) -> Path:
+def package(tmp_path, links) -> Path:
     """A package of links to the tested one, to be spoilt."""
     copy = tmp_path / "site" / "morphkv_cpp"
     copy.mkdir(parents=True)
@@ -82,6 +82,7 @@ def test_an_import_of_llama_cpp_with_the_same_library_is_accepted(python):
     assert python("import llama_cpp" + CATCH, LLAMA_CPP_LIB_PATH=str(LIB_DIR)) == "imported"
 
 
+@pytest.mark.usefixtures("links")
 def test_a_folder_variable_that_names_the_same_folder_is_accepted(python, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(LIB_DIR, target_is_directory=True)

@@ -37,6 +37,7 @@ def test_versions_do_not_make_another_library(name, stem):
     assert (match and match["stem"]) == stem
 
 
+@pytest.mark.usefixtures("links")
 def test_others_are_those_of_the_same_name_elsewhere(tmp_path, monkeypatch):
     own, other = tmp_path / "own", tmp_path / "other"
     for folder in (own, other):

@@ -120,6 +120,7 @@ class TestWrite:
         with pytest.raises(FileNotFoundError):
             saved_file.write(tmp_path / "no" / "x", "session", CONTENTS)
 
+    @pytest.mark.usefixtures("links")
     def test_a_link_goes_on_pointing_where_it_did(self, tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "x").write_bytes(b"old")
