@@ -5,6 +5,7 @@
 //
 // A page is written before the header that counts it, so a process that is killed leaves the pages before.
 
+#include "core/file.h"
 #include "core/pages.h"
 
 #include <algorithm>
@@ -12,12 +13,6 @@
 #include <cstddef>
 #include <cstring>
 #include <stdexcept>
-
-#ifndef _WIN32
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 namespace {
 
@@ -42,20 +37,12 @@ public:
     file_store(const std::string & path, const morphkv_page_layout & layout)
         : path(path),
           page_bytes(layout.page_bytes),
-          layout(layout.hash()),
-          fd(call([&] { return open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600); })) {
-        if (fd < 0) {
+          layout(layout.hash()) {
+        if (call([&] { return file.open(path); }) < 0) {
             fail("cannot be opened", errno);
         }
-        try {
-            begin();
-        } catch (...) {
-            close(fd);
-            throw;
-        }
+        begin();
     }
-
-    ~file_store() override { close(fd); }
 
     void put(size_t i_place, int64_t i_page, uint64_t hash, std::shared_ptr<const morphkv_page> page) override {
         const record_header header = { page ? i_page : ~i_page, hash };
@@ -86,7 +73,7 @@ public:
         res.archive    = header;
         res.places     = places;
         write(0, &res, sizeof(res));
-        if (header.first < 0 && call([&] { return ftruncate(fd, HEADER); }) != 0) {
+        if (header.first < 0 && call([&] { return file.truncate(HEADER); }) != 0) {
             fail("cannot be shortened", errno);
         }
     }
@@ -95,7 +82,7 @@ public:
 
     record record_in(size_t i_place) const override {
         record_header header{};
-        const ssize_t n = call([&] { return pread(fd, &header, sizeof(header), at(i_place)); });
+        const int64_t n = call([&] { return file.read(at(i_place), &header, sizeof(header)); });
         if (n < 0) {
             fail("cannot be read", errno);
         }
@@ -107,25 +94,25 @@ public:
 
 private:
     void begin() {
-        if (call([&] { return flock(fd, LOCK_EX | LOCK_NB); }) != 0) {
+        if (call([&] { return file.lock(); }) != 0) {
             if (errno != EWOULDBLOCK) {
                 fail("cannot be locked", errno);
             }
             throw std::runtime_error(path + " is in use by another process");
         }
-        struct stat info{};
-        if (call([&] { return fstat(fd, &info); }) != 0) {
+        const int64_t n_bytes = call([&] { return file.size(); });
+        if (n_bytes < 0) {
             fail("cannot be read", errno);
         }
-        if (info.st_size == 0) {
+        if (n_bytes == 0) {
             commit({}, {});
             return;
         }
         file_header header{};
-        if (info.st_size < (int64_t) offsetof(file_header, places)) {
+        if (n_bytes < (int64_t) offsetof(file_header, places)) {
             throw std::runtime_error(path + " is no archive, or truncated, and is left as it is");
         }
-        read(0, &header, std::min<int64_t>(info.st_size, sizeof(header)));
+        read(0, &header, std::min<int64_t>(n_bytes, sizeof(header)));
         if (memcmp(header.magic, MAGIC, sizeof(MAGIC)) != 0) {
             throw std::runtime_error(path + " is no archive and is left as it is");
         }
@@ -156,7 +143,7 @@ private:
 
     void read(int64_t at, void * out, size_t n) const {
         while (n > 0) {
-            const ssize_t n_read = call([&] { return pread(fd, out, n, at); });
+            const int64_t n_read = call([&] { return file.read(at, out, n); });
             if (n_read < 0 && errno == EINTR) {
                 continue;
             }
@@ -174,7 +161,7 @@ private:
 
     void write(int64_t at, const void * data, size_t n) {
         while (n > 0) {
-            const ssize_t n_written = call([&] { return pwrite(fd, data, n, at); });
+            const int64_t n_written = call([&] { return file.write(at, data, n); });
             if (n_written < 0 && errno == EINTR) {
                 continue;
             }
@@ -194,7 +181,7 @@ private:
     const std::string path;
     const size_t      page_bytes;
     const uint64_t    layout;
-    const int         fd;
+    morphkv_file      file;
     content           from_before;
 };
 
@@ -204,11 +191,3 @@ std::unique_ptr<morphkv_page_store> morphkv_page_store_file(const std::string & 
                                                             const morphkv_page_layout & layout) {
     return std::make_unique<file_store>(path, layout);
 }
-
-#else
-
-std::unique_ptr<morphkv_page_store> morphkv_page_store_file(const std::string & path, const morphkv_page_layout &) {
-    throw std::runtime_error(path + ": archives in files are not supported on Windows yet");
-}
-
-#endif
