@@ -4,19 +4,10 @@
 #include "support/archived_context.h"
 
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <set>
-
-#ifdef _WIN32
-
-int main() {
-    return 77;
-}
-
-#else
-
-#include <unistd.h>
 
 static const archived_setup IN_FILE   = { "test_file_damage.tmp" };
 static const archived_setup IN_MEMORY = {};
@@ -161,8 +152,10 @@ static void test_a_file_that_is_shortened(llama_model * model, bool grows_again)
     for (int64_t i = 4; i < n_full; ++i) {
         gone.insert(i);
     }
-    CHECK(truncate(IN_FILE.path, at_page(ctx, 4) + 10) == 0);
-    CHECK(!grows_again || truncate(IN_FILE.path, size) == 0);
+    std::filesystem::resize_file(IN_FILE.path, at_page(ctx, 4) + 10);
+    if (grows_again) {
+        std::filesystem::resize_file(IN_FILE.path, size);
+    }
     check_not_recalled(ctx, gone);
     check_goes_on(model, ctx);
 }
@@ -171,7 +164,7 @@ static void test_a_file_that_is_shortened(llama_model * model, bool grows_again)
 static void test_an_empty_file(llama_model * model) {
     const auto ctx    = begin(model, IN_FILE);
     const auto before = save(ctx, 0, CHECKPOINT);
-    CHECK(truncate(IN_FILE.path, 0) == 0);
+    std::filesystem::resize_file(IN_FILE.path, 0);
     CHECK(recall(ctx).n_recalled == 0 && save(ctx, 0, CHECKPOINT) == before);
     CHECK(stats(ctx).n_archive_damaged == archive_of(ctx).n_full() && n_told("cannot be read") == 1);
     decode_singly(ctx, some_tokens(50, 2));
@@ -203,9 +196,9 @@ static void test_a_file_that_is_removed_or_replaced(llama_model * model, bool is
     const auto twin = begin(model, IN_MEMORY);
     if (is_replaced) {
         std::ofstream("test_file_damage_new.tmp") << "another file";
-        CHECK(std::rename("test_file_damage_new.tmp", IN_FILE.path) == 0);
+        std::filesystem::rename("test_file_damage_new.tmp", IN_FILE.path);
     } else {
-        CHECK(unlink(IN_FILE.path) == 0);
+        CHECK(std::filesystem::remove(IN_FILE.path));
     }
     for (const auto * c : { &ctx, &twin }) {
         recall(*c);
@@ -245,10 +238,10 @@ int main() {
     test_an_empty_file(model.get());
     test_another_archive_in_its_place(model.get());
     test_a_file_that_is_removed_or_replaced(model.get(), false);
+#ifndef _WIN32  // which lets nobody rename a file over one that is open
     test_a_file_that_is_removed_or_replaced(model.get(), true);
+#endif
     test_a_lost_page_in_a_file(model.get());
     remove_files(IN_FILE);
     return 0;
 }
-
-#endif

@@ -250,12 +250,9 @@ int main() {
     keep_the_log();
     const auto model = tiny_model_load();
     totals     all;
-#ifndef _WIN32
+
     const std::vector<const char *> paths = { nullptr, "test_store_faults.tmp" };
-#else
-    const std::vector<const char *> paths = { nullptr };
-#endif
-    std::vector<archived_setup> setups;
+    std::vector<archived_setup>     setups;
     for (const bool is_beside : { false, true }) {
         for (const char * path : paths) {
             setups.push_back({ path, is_beside, CAPACITY });
