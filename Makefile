@@ -31,7 +31,7 @@ PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE check-ci
+.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE check-ci test-windows
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -208,6 +208,18 @@ else
 	set -e; for t in $(TESTS_VULKAN); do \
 	    $(ENV_VULKAN) $(PLAIN_PYTHON) $(BIN)/pytest tests/parity/test_$$t.py -m "not slow" -k "not f32" $(PYTEST_ARGS); \
 	done
+endif
+
+MINGW        := $(or $(shell command -v x86_64-w64-mingw32-g++-posix),$(shell command -v x86_64-w64-mingw32-g++))
+WINE         := $(or $(shell command -v wine64),$(shell command -v wine))
+test-windows: ## the library and the C++ tests by MinGW-w64, run by wine; skipped where one of them is missing
+ifeq ($(and $(MINGW),$(WINE)),)
+	@echo "test-windows: skipped: needs MinGW-w64 and wine (Debian: g++-mingw-w64-x86-64-posix wine)"
+else
+	$(MAKE) $(VENV)/.tools
+	cmake --preset mingw -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	cmake --build --preset mingw
+	ctest --preset mingw
 endif
 
 # CUDA with a runtime that starts nothing and counts: needs neither a GPU nor an installed toolkit. Of ggml-cuda it
