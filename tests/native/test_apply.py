@@ -141,7 +141,8 @@ def test_a_tree_that_other_patches_have_changed_is_refused(tree, native):
 def test_sources_of_another_version_are_refused(tree, name):
     with (tree / name).open("a") as file:
         file.write("// newer\n")
-    refused(tree, "is not llama.cpp of commit 0c1e57098bba43ac29e6e3b677cdceebdd22334f: its sources have the id")
+    commit = re.search(r"(?m)^COMMIT=(.+)$", (NATIVE / "UPSTREAM").read_text())[1]
+    refused(tree, f"is not llama.cpp of commit {commit}: its sources have the id")
 
 
 def test_a_checkout_of_another_commit_is_refused(tree):
