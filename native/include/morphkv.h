@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 8
+#define MORPHKV_ABI_VERSION 9
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -28,6 +28,7 @@ extern "C" {
 struct llama_model;
 struct llama_vocab;
 struct llama_context;
+struct llama_model_params;
 struct llama_context_params;
 
 typedef enum morphkv_status {
@@ -258,6 +259,36 @@ MORPHKV_API morphkv_status morphkv_device_get(int32_t i, morphkv_device * out);
 // servers: "HOST:PORT", several separated by commas. devices: room for llama_max_devices() + 1.
 // ggml ends the process where no server answers: find that out first.
 MORPHKV_API morphkv_status morphkv_rpc_devices(const char * servers, void ** devices);
+
+// How many of a model's layers its devices have memory for.
+typedef struct morphkv_fit {
+    size_t  size;          // sizeof(morphkv_fit), set by the caller
+    int32_t n_gpu_layers;  // for llama_model_params; 0 where the model has no device but the CPU
+    int32_t n_layers;      // most that it counts: the model's layers, and the output
+    int32_t n_devices;     // of morphkv_fit_device_get()
+    int32_t n_probes;      // models that were opened to find out
+} morphkv_fit;
+
+// The most layers that leave margin_bytes of each device free, with what the context takes: K and V, what MorphKV has beside
+// them, and the buffers of decodes and evictions. To find out, the model is opened without its weights and its cache, a few
+// times where not all of it fits. mparams and cparams: as they are for the model and the context; n_gpu_layers is not read. params:
+// NULL = the context is without MorphKV. A device that does not tell its memory gets no layers. Refused as the context would be.
+MORPHKV_API morphkv_status morphkv_fit_gpu_layers(const char * path, const struct llama_model_params * mparams,
+                                                  const struct llama_context_params * cparams,
+                                                  const morphkv_params * params, uint64_t margin_bytes,
+                                                  morphkv_fit * out);
+
+// What model and context take of a device with the layers of the thread's last fit. Strings belong to ggml and stay valid while
+// the device is there.
+typedef struct morphkv_fit_device {
+    size_t       size;  // sizeof(morphkv_fit_device), set by the caller
+    const char * name;
+    const char * description;
+    uint64_t     used_bytes;
+    uint64_t     free_bytes;  // before
+} morphkv_fit_device;
+
+MORPHKV_API morphkv_status morphkv_fit_device_get(int32_t i, morphkv_fit_device * out);
 
 typedef enum morphkv_selftest_result {
     MORPHKV_SELFTEST_RESULT_SAME      = 0,

@@ -128,7 +128,7 @@ static void assign(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vect
 
 std::string morphkv_runner::reserve(ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
     assign(engine.sched(), gf, backends);
-    const bool is_reserved = ggml_backend_sched_reserve(engine.sched(), gf);
+    const bool is_reserved = engine.reserve(gf);
     ggml_backend_sched_reset(engine.sched());
     return is_reserved ? "" : ggml_status_to_string(GGML_STATUS_ALLOC_FAILED);
 }

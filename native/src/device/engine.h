@@ -72,13 +72,15 @@ class morphkv_engine {
 public:
     virtual ~morphkv_engine() = default;
 
-    virtual void                 begin()                   = 0;
-    virtual void                 end()                     = 0;
-    virtual ggml_backend_sched_t sched()                   = 0;
+    virtual void                 begin()         = 0;
+    virtual void                 end()           = 0;
+    virtual ggml_backend_sched_t sched()         = 0;
     // An empty graph; the last one is gone.
-    virtual ggml_cgraph *        new_graph()               = 0;
-    virtual ggml_context *       graph_context()           = 0;  // of the last new_graph()
-    virtual size_t               max_nodes()               = 0;
+    virtual ggml_cgraph *        new_graph()     = 0;
+    virtual ggml_context *       graph_context() = 0;  // of the last new_graph()
+    virtual size_t               max_nodes()     = 0;
+    // Memory for a graph, which stays; false where there is too little.
+    virtual bool                 reserve(ggml_cgraph * gf) { return ggml_backend_sched_reserve(sched(), gf); }
     // Begins; whoever reads results has to synchronize the scheduler.
     virtual ggml_status          compute(ggml_cgraph * gf) = 0;
 };

@@ -15,8 +15,29 @@ bool is_alike(const ggml_tensor * a, const ggml_tensor * b) {
     return a->buffer == b->buffer && a->type == b->type && ggml_are_same_shape(a, b) && ggml_are_same_stride(a, b);
 }
 
-ptrdiff_t stride(const ggml_tensor * from, const ggml_tensor * to) {
-    return from ? (const char *) to->data - (const char *) from->data : 0;
+size_t n_bytes_allocated(const ggml_tensor * t) {
+    ggml_backend_buffer_type_t buft = ggml_backend_buffer_get_type(t->buffer);
+    return GGML_PAD(ggml_backend_buft_get_alloc_size(buft, t), ggml_backend_buft_get_alignment(buft));
+}
+
+// In bytes, from a layer's tensor to that of the next one; 0 where there is none. Where nothing is allocated (a probe), as it
+// will be: the layers of a buffer one behind the other, K and V in one, what is beside them in another.
+ptrdiff_t stride(const morphkv_side_layer & from, const morphkv_side_layer & to,
+                 ggml_tensor * morphkv_side_layer::* tensor) {
+    if (!(from.*tensor)) {
+        return 0;
+    }
+    if ((from.*tensor)->data) {
+        return (const char *) (to.*tensor)->data - (const char *) (from.*tensor)->data;
+    }
+    const bool is_beside = tensor != &morphkv_side_layer::k && tensor != &morphkv_side_layer::v;
+    ptrdiff_t  res       = 0;
+    for (const auto t : TENSORS) {
+        if (from.*t && is_beside == (t != &morphkv_side_layer::k && t != &morphkv_side_layer::v)) {
+            res += n_bytes_allocated(from.*t);
+        }
+    }
+    return res;
 }
 
 // Whether b, behind the layers of the stack, is one more of them.
@@ -30,12 +51,12 @@ bool goes_on(const morphkv_stack & stack, const morphkv_side_layer & b) {
         if (!is_alike(a.*t, b.*t)) {
             return false;
         }
-        const ptrdiff_t n_bytes = stride(a.*t, b.*t);
+        const ptrdiff_t n_bytes = stride(a, b, t);
         // strides are counted in blocks of a type
         if (a.*t && (n_bytes < (ptrdiff_t) ggml_nbytes(a.*t) || n_bytes % ggml_type_size((a.*t)->type) != 0)) {
             return false;
         }
-        if (stack.size() > 1 && n_bytes != stride(stack[0]->*t, stack[1]->*t)) {
+        if (stack.size() > 1 && n_bytes != stride(*stack[0], *stack[1], t)) {
             return false;
         }
     }
@@ -49,12 +70,16 @@ ggml_tensor * stream(ggml_context * ctx, const morphkv_stack & stack, ggml_tenso
     if (!first || stack.size() == 1) {
         return morphkv_side::stream(ctx, first, i_stream);
     }
-    const size_t  n_bytes = stride(first, stack[1]->*tensor);
+    const size_t  n_bytes = stride(*stack[0], *stack[1], tensor);
     const int64_t n       = stack.size();
 
     // bytes: of quantized rows CUDA would clear what it takes for padding behind the last
     ggml_tensor * all = ggml_new_tensor_1d(ctx, GGML_TYPE_I8, (n - 1) * n_bytes + ggml_nbytes(first));
-    ggml_backend_tensor_alloc(first->buffer, all, first->data);
+    if (first->data) {
+        ggml_backend_tensor_alloc(first->buffer, all, first->data);
+    } else {
+        all->buffer = first->buffer;
+    }
 
     ggml_tensor * res = ggml_view_1d(ctx, all, 1, i_stream * first->nb[2]);
     res->type         = first->type;

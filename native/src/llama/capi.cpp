@@ -1,9 +1,8 @@
-// The C API: check, call, catch all. No exception leaves it.
+// The C API of contexts: their caches, archives and states.
 
+#include "llama/capi.h"
 #include "core/params.h"
 #include "core/prompt.h"
-#include "device/devices.h"
-#include "device/selftest.h"
 #include "llama/hybrid.h"
 #include "llama/memory.h"
 #include "llama/state.h"
@@ -15,32 +14,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
-#include <new>
 #include <string>
 
 namespace {
-
-template <typename F> morphkv_status guarded(F && call) {
-    morphkv_error_clear();
-    try {
-        call();
-        return MORPHKV_STATUS_OK;
-    } catch (const morphkv_error & err) {
-        return morphkv_error_set(err.status, err.what());
-    } catch (const std::bad_alloc &) {
-        return morphkv_error_set(MORPHKV_STATUS_FAILED, "out of memory");
-    } catch (const std::exception & err) {
-        return morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
-    } catch (...) {
-        return morphkv_error_set(MORPHKV_STATUS_FAILED, "unknown error");
-    }
-}
-
-void require(bool ok, const std::string & rule) {
-    if (!ok) {
-        throw morphkv_error(MORPHKV_STATUS_INVALID, rule);
-    }
-}
 
 // The cache of a context, for one of its sequences.
 morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
@@ -53,12 +29,6 @@ morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
     require(seq_id >= 0 && seq_id < n_seq,
             "seq_id must be in 0.." + std::to_string(n_seq - 1) + ", got " + std::to_string(seq_id));
     return *cache;
-}
-
-template <typename T> void require_size(const T * out, const char * name) {
-    require(out, std::string(name) + " must not be NULL");
-    require(out->size == sizeof(T), std::string(name) + ".size must be " + std::to_string(sizeof(T)) + ", got " +
-                                        std::to_string(out->size) + " (header and library differ)");
 }
 
 // What cannot be known before the context exists.
@@ -297,85 +267,5 @@ morphkv_status morphkv_tokenize(const struct llama_vocab * vocab, const char * t
             const std::string why = err.what();
             throw morphkv_error(MORPHKV_STATUS_INVALID, "the model's vocabulary cannot take this text: " + why);
         }
-    });
-}
-
-int32_t morphkv_device_count(void) {
-    return guarded(morphkv_load_backends) == MORPHKV_STATUS_OK ? ggml_backend_dev_count() : 0;
-}
-
-morphkv_status morphkv_device_get(int32_t i, morphkv_device * out) {
-    return guarded([&] {
-        require(i >= 0 && i < morphkv_device_count(),
-                "device must be in 0.." + std::to_string(morphkv_device_count() - 1) + ", got " + std::to_string(i));
-        require_size(out, "out");
-
-        ggml_backend_dev_t dev     = ggml_backend_dev_get(i);
-        size_t             n_free  = 0;
-        size_t             n_total = 0;
-        ggml_backend_dev_memory(dev, &n_free, &n_total);
-
-        const auto type  = ggml_backend_dev_type(dev);
-        out->name        = ggml_backend_dev_name(dev);
-        out->description = ggml_backend_dev_description(dev);
-        out->backend     = ggml_backend_reg_name(ggml_backend_dev_backend_reg(dev));
-        out->is_gpu      = type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
-        out->free_bytes  = n_free;
-        out->total_bytes = n_total;
-    });
-}
-
-morphkv_status morphkv_rpc_devices(const char * servers, void ** devices) {
-    return guarded([&] {
-        require(servers && devices, "servers and devices must not be NULL");
-        morphkv_load_backends();
-        std::vector<ggml_backend_dev_t> all = morphkv_devices_of_servers(servers);
-        for (ggml_backend_dev_t dev : morphkv_local_gpus()) {
-            all.push_back(dev);
-        }
-        require(all.size() <= llama_max_devices(), "there must be at most " + std::to_string(llama_max_devices()) +
-                                                       " devices, got " + std::to_string(all.size()));
-        *std::copy(all.begin(), all.end(), devices) = nullptr;
-    });
-}
-
-morphkv_status morphkv_selftest_count(const char * servers, int32_t * n) {
-    return guarded([&] {
-        require(n, "n must not be NULL");
-        morphkv_load_backends();
-        *n = morphkv_selftest_devices(servers ? servers : "").size() * morphkv_selftest_cases().size();
-    });
-}
-
-morphkv_status morphkv_selftest_run(const char * servers, int32_t i, morphkv_selftest * out) {
-    return guarded([&] {
-        morphkv_load_backends();
-        const auto    devices = morphkv_selftest_devices(servers ? servers : "");
-        const auto    cases   = morphkv_selftest_cases();
-        const int32_t n       = devices.size() * cases.size();
-        require(i >= 0 && i < n, "case must be in 0.." + std::to_string(n - 1) + ", got " + std::to_string(i));
-        require_size(out, "out");
-        require(out->n_threads >= 0, "n_threads must not be negative, got " + std::to_string(out->n_threads));
-
-        const auto &       c   = cases[i % cases.size()];
-        ggml_backend_dev_t dev = devices[i / cases.size()];
-        ggml_backend_ptr   cpu(morphkv_selftest_start(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
-        ggml_backend_ptr   device(morphkv_selftest_start(dev, std::max(1, out->n_threads)));
-        const auto         expected = morphkv_selftest_compute(c, cpu.get());
-        const auto         got      = morphkv_selftest_compute(c, device.get());
-        const auto         verdict  = morphkv_selftest_compare(c, expected, got);
-
-        static thread_local std::string shape, reason;
-        shape            = c.describe();
-        reason           = verdict.reason;
-        out->device      = ggml_backend_dev_name(dev);
-        out->description = ggml_backend_dev_description(dev);
-        out->graph       = c.n_rows > 0 ? "rebase" : "evict";
-        out->type        = ggml_type_name(c.type);
-        out->shape       = shape.c_str();
-        out->result      = verdict.result;
-        out->n_near_ties = verdict.n_near_ties;
-        out->reason      = reason.c_str();
-        out->took_ms     = got.took_ms;
     });
 }

@@ -1,7 +1,9 @@
 #include "llama/engine.h"
 
 #include "llama-context.h"
+#include "llama-model.h"
 
+#include <algorithm>
 #include <vector>
 
 // While our graphs run on a context's scheduler.
@@ -20,9 +22,16 @@ public:
         // the context would warn of buffers that have grown
         const std::vector<size_t> now = buffer_sizes();
         for (size_t i = 0; i < now.size(); ++i) {
-            lctx->backend_buf_exp_size[i] += now[i] - sizes[i];
+            size_t & n_bytes = lctx->backend_buf_exp_size[i];
+            // decodes have no buffers in a context that is a probe, and are to use the same
+            n_bytes          = is_probe() ? std::max({ n_bytes, now[i], n_bytes_missed }) : n_bytes + now[i] - sizes[i];
         }
     }
+
+    // A context that only tells what it would take.
+    bool is_probe() const { return lctx->get_model().hparams.no_alloc; }
+
+    size_t n_bytes_missed = 0;  // of a buffer that a probe could not have
 
 private:
     void set(ggml_abort_callback new_callback, void * new_data) {
@@ -74,6 +83,15 @@ ggml_context * morphkv_context_engine::graph_context() {
 
 size_t morphkv_context_engine::max_nodes() {
     return lctx->get_gf_res_reserve()->get_max_nodes();
+}
+
+bool morphkv_context_engine::reserve(ggml_cgraph * gf) {
+    const bool is_reserved = morphkv_engine::reserve(gf);
+    if (is_reserved || !guard->is_probe()) {
+        return is_reserved;
+    }
+    guard->n_bytes_missed = SIZE_MAX / 8;
+    return true;
 }
 
 ggml_status morphkv_context_engine::compute(ggml_cgraph * gf) {

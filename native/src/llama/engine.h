@@ -23,6 +23,7 @@ public:
     ggml_cgraph *        new_graph() override;
     ggml_context *       graph_context() override;
     size_t               max_nodes() override;
+    bool                 reserve(ggml_cgraph * gf) override;
     ggml_status          compute(ggml_cgraph * gf) override;
 
     // Raised when a graph of ours used the scheduler: a decode graph from before has lost its memory.

@@ -6,6 +6,7 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -22,8 +23,8 @@ public:
         dev.iface.get_description = [](ggml_backend_dev_t) {
             return "a device of a test";
         };
-        dev.iface.get_memory = [](ggml_backend_dev_t, size_t * free, size_t * total) {
-            *free = *total = 1 << 30;
+        dev.iface.get_memory = [](ggml_backend_dev_t d, size_t * free, size_t * total) {
+            *free = *total = self(d).n_free;
         };
         dev.iface.get_type = [](ggml_backend_dev_t) {
             return GGML_BACKEND_DEVICE_TYPE_GPU;
@@ -66,6 +67,8 @@ public:
     const std::string   name;
     ggml_backend_device dev{};
 
+    size_t n_free = 1 << 30;
+
     // beside what the CPU supports
     std::function<bool(const ggml_tensor *)> supports = [](const ggml_tensor *) {
         return true;
@@ -75,6 +78,7 @@ public:
     std::map<std::string, int> n_read, n_written;
     int                        n_graphs  = 0;
     int                        n_buffers = 0;  // ever allocated
+    size_t                     n_most    = 0;  // bytes of the largest
 
 private:
     static fake_device & self(ggml_backend_dev_t d) { return *(fake_device *) d->context; }
@@ -117,9 +121,9 @@ private:
             memset(buf->context, value, buf->size);
         };
         self(b->device).n_buffers++;
+        self(b->device).n_most = std::max(self(b->device).n_most, size);
         // whole multiples of the alignment
-        size = (size + 127) / 64 * 64;
-        return ggml_backend_buffer_init(b, iface, aligned_alloc(64, size), size);
+        return ggml_backend_buffer_init(b, iface, aligned_alloc(64, (size + 127) / 64 * 64), size);
     }
 
     static ggml_backend_t init_backend(ggml_backend_dev_t d, const char *) {
