@@ -27,6 +27,7 @@ from .calls import (
     why_archive_stopped,
 )
 from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
+from .fit import fit_gpu_layers
 from .library import LIB_DIR, PACKAGE_DIR
 
 # isort: split
@@ -52,6 +53,7 @@ __all__ = [
     "cuda_module",
     "default_params",
     "devices",
+    "fit_gpu_layers",
     "heard_errors",
     "kv_bytes",
     "last_error",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import process
-from .errors import NoMorphKVError, check_status, refuse_argument, refuse_context
+from .errors import MorphKVError, NoMorphKVError, check_status, refuse_argument, refuse_context
 from .library import LIB_DIR
 from .native import ffi, lib
 
@@ -57,13 +57,15 @@ def check_params(params: Mapping[str, Any]) -> None:
 def next_context_has(params: Mapping[str, Any]) -> Iterator[None]:
     """Within, the first context that this thread creates, by whatever code, gets MorphKV with these parameters.
 
-    If the body fails after a native refusal, the refusal is raised in its place: llama_cpp knows no reasons.
+    If the body fails after a native refusal, the refusal is raised in its place: llama_cpp knows no reasons. An
+    exception that is raised from a refusal knows them.
     """
     _check(lib.morphkv_params_set_next(_native_params(params)))
     try:
         yield
-    except Exception:
-        _check(lib.morphkv_last_status())
+    except Exception as error:
+        if not isinstance(error.__cause__, MorphKVError):
+            _check(lib.morphkv_last_status())
         raise
     finally:
         lib.morphkv_params_set_next(ffi.NULL)

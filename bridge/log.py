@@ -17,6 +17,7 @@ Callback = Any  # a pointer to a function, of ctypes
 
 _mutex = threading.Lock()
 _listeners: dict[int, list[str]] = {}  # by thread: text of its errors
+_silent: set[int] = set()  # threads of which nothing is logged
 _before = (llama_cpp.llama_log_callback(), ctypes.c_void_p())
 
 
@@ -26,13 +27,16 @@ def _hear(level: int, text: bytes, user_data: int) -> None:
     if lines is not None and (level == LEVEL_ERROR or (level == LEVEL_CONT and lines)):
         lines.append(text.decode("utf-8", "replace"))
     callback, data = _before
-    if callback:
+    if callback and threading.get_ident() not in _silent:
         callback(level, text, data)
 
 
 @contextlib.contextmanager
-def heard_errors() -> Iterator[list[str]]:
-    """The errors that llama.cpp logs in this thread within, a list that grows. They are logged as before, too."""
+def heard_errors(is_logged: bool = True) -> Iterator[list[str]]:
+    """The errors that llama.cpp logs in this thread within, a list that grows.
+
+    is_logged: whether they, and all else that it says in this thread, are logged as before, too.
+    """
     global _before
     thread = threading.get_ident()
     errors: list[str] = []
@@ -43,10 +47,15 @@ def heard_errors() -> Iterator[list[str]]:
             llama_cpp.llama_log_set(_hear, None)
         outer = _listeners.get(thread)
         _listeners[thread] = errors
+        was_silent = thread in _silent
+        if not is_logged:
+            _silent.add(thread)
     try:
         yield errors
     finally:
         with _mutex:
+            if not was_silent:
+                _silent.discard(thread)
             if outer is None:
                 del _listeners[thread]
             else:

@@ -48,7 +48,7 @@ class Info:
         """One sentence: which GPUs can be used, or why none."""
         gpus = [device.name for device in self.devices if device.is_gpu]
         if gpus:
-            return f"{', '.join(gpus)}; layers go there only as far as n_gpu_layers says"
+            return f"{', '.join(gpus)}; layers go there as far as they fit, or n_gpu_layers says"
         if self.gpu_backends:
             return (
                 f"none: the build has {', '.join(self.gpu_backends)}, but found no device; everything runs on the CPU"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 from collections.abc import Sequence
@@ -20,8 +21,11 @@ from ..rpc import answering_servers
 from .archive import Archive
 from .archive_watch import ArchiveWatch
 from .draft import DraftUpToEviction
+from .gpu_layers import GpuFit, fit, has_gpu, with_gpu_layers
 from .live import TokenIds
 from .stats import CacheStats
+
+logger = logging.getLogger("morphkv_cpp")
 
 # Logical limit of a context with MorphKV unless another is given: positions are 32-bit integers.
 N_CTX_MAX = 2**31 - 1
@@ -37,6 +41,11 @@ class ContextLlama(llama_cpp.Llama):
     _rpc_servers: str | None = None
     _n_ctx_given = 0  # with MorphKV
     _token_ids: TokenIds
+    _options_to_fit: dict[str, Any] | None = (
+        None  # while llama_cpp opens a model of which as many layers as fit go to GPUs
+    )
+
+    gpu_fit: GpuFit | None = None  # as many layers as fit; None where n_gpu_layers said how many, and without a GPU
 
     def __init__(
         self,
@@ -69,6 +78,9 @@ class ContextLlama(llama_cpp.Llama):
             self._archive_watch = ArchiveWatch()
 
     def _open(self, model_path: str, options: dict[str, Any]) -> None:
+        options, is_fitted = with_gpu_layers(options, self._morphkv is not None)
+        if is_fitted and (self._rpc_servers is not None or has_gpu()):
+            self._options_to_fit = options
         with bridge.heard_errors() as errors:
             try:
                 super().__init__(model_path, **options)
@@ -76,6 +88,20 @@ class ContextLlama(llama_cpp.Llama):
                 if reason := bridge.as_reason(errors):
                     raise ValueError(f"{error}: {reason}") from error
                 raise
+
+    @property
+    def model_path(self) -> str:
+        # llama_cpp reads it to load the model: by then all parameters are there
+        options, self._options_to_fit = self._options_to_fit, None
+        if options is not None:
+            self.gpu_fit = fit(self._path, self.model_params, self.context_params, options, self._morphkv)
+            self.model_params.n_gpu_layers = self.gpu_fit.n_gpu_layers
+            logger.info("%s", self.gpu_fit)
+        return self._path
+
+    @model_path.setter
+    def model_path(self, path: str) -> None:
+        self._path = path
 
     @property
     def model_params(self) -> llama_cpp.llama_model_params:

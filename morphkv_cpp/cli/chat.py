@@ -12,16 +12,17 @@ import typer
 
 from .. import Archive, Llama, MorphKV, Session
 from .chat_view import pictures, printable, stats_rows, status_line
+from .gpu_layers import fitted
 from .interrupts import noted_interrupts
 from .options import MODEL_PANEL, Model, llama_options, morphkv_options, sampling_options, with_options
 from .options_archive import archive_options
-from .show import find_model, remark
+from .show import find_model, remark, remark_gpu_layers
 
 PROMPT = "> "
 HINT = "/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves"
 
 
-@with_options(morphkv=morphkv_options, archive=archive_options, llama=llama_options, sampling=sampling_options)
+@with_options(morphkv=morphkv_options, archive=archive_options, llama=fitted(llama_options), sampling=sampling_options)
 def chat(
     model: Model,
     morphkv: MorphKV,
@@ -71,6 +72,7 @@ def chat(
         raise ValueError(f"--predict must be -1 or at least 1, got {predict}")
     context: dict[str, Any] = {} if ctx_size is None else {"n_ctx": ctx_size}
     llm = Llama(find_model(model), morphkv=morphkv, archive=archive, **context, **llama)
+    remark_gpu_layers(llm)
     try:
         # one seed for all; each answer has the next of its series
         seed = sampling.pop("seed")

@@ -12,6 +12,7 @@ from ..text.pieces import TokenText
 from ..text.tokens import end_tokens
 from ..text.write import BanTokens, write
 from .generate_stats import Written, written
+from .gpu_layers import fitted
 from .interrupts import noted_interrupts
 from .options import (
     MODEL_PANEL,
@@ -24,10 +25,10 @@ from .options import (
     with_options,
 )
 from .options_archive import archive_options
-from .show import Json, find_model, plain, print_json, remark
+from .show import Json, find_model, plain, print_json, remark, remark_gpu_layers
 
 
-@with_options(morphkv=morphkv_options, archive=archive_options, llama=llama_options, sampling=sampling_options)
+@with_options(morphkv=morphkv_options, archive=archive_options, llama=fitted(llama_options), sampling=sampling_options)
 def generate(
     context: typer.Context,
     model: Model,
@@ -96,6 +97,7 @@ def generate(
         **limit,
         **llama,
     )
+    remark_gpu_layers(llm)
     try:
         found = _stream(llm, prompt, predict, ignore_eos, sampling, ignore if as_json else show)
     finally:

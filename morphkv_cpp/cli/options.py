@@ -13,11 +13,12 @@ from typing import Annotated, Any, cast
 import llama_cpp
 import typer
 
-from .. import MorphKV, bridge
+from .. import MorphKV
 from ..cache.archive import CACHE_TYPES
 from ..config import Fusion, Policy
 from ..models.demo import demo_model_path
 from ..models.hub import hub_model_path, is_hub_name
+from .gpu_layers import gpu_layers as gpu_layers_of
 
 DEFAULTS = MorphKV()
 MORPHKV_PANEL = "MorphKV"
@@ -179,11 +180,6 @@ def _cache_type(option: str, name: str) -> int:
     return CACHE_TYPES[name]
 
 
-def _gpu_layers(rpc: str | None) -> int:
-    """All of them where there is something to store them in, as llama-server does."""
-    return -1 if rpc is not None or any(device["is_gpu"] for device in bridge.devices()) else 0
-
-
 def _proportions(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -203,9 +199,10 @@ def llama_options(
         ),
     ] = None,
     gpu_layers: Annotated[
-        int | None,
+        str | None,
         _model(
-            "max. number of layers to store in VRAM (-1 = all; default: all where there is a GPU or --rpc, else 0)",
+            "max. number of layers to store in VRAM, either an exact number, 'auto' (as many as fit), or 'all' "
+            "(default: auto in chat and generate, else and with --rpc all)",
             "--gpu-layers",
             "-ngl",
             "--n-gpu-layers",
@@ -240,7 +237,7 @@ def llama_options(
 ) -> dict[str, Any]:
     """Keywords of Llama(). Flash attention is on, as MorphKV needs it, so that stock runs compare."""
     options: dict[str, Any] = {
-        "n_gpu_layers": _gpu_layers(rpc) if gpu_layers is None else gpu_layers,
+        "n_gpu_layers": gpu_layers_of(gpu_layers, rpc),
         "offload_kqv": kv_offload,
         "type_k": _cache_type("--cache-type-k", cache_type_k),
         "type_v": _cache_type("--cache-type-v", cache_type_v),

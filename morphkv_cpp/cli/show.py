@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from .. import Llama
 from ..eval.bars import Bar, missed
 from ..models.demo import PACKAGE as DEMO_PACKAGE
 from ..models.demo import cached_demo_model, demo_model_path
@@ -52,6 +53,12 @@ def console(stream: TextIO | None = None) -> Console:
 
 def remark(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def remark_gpu_layers(llm: Llama) -> None:
+    """How many went to the GPUs, where as many as fit were asked for."""
+    if llm.gpu_fit is not None:
+        remark(str(llm.gpu_fit))
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], n_text: int = 1) -> None:

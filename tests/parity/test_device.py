@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, bridge
+from morphkv_cpp.cache import context
 from support.device import DEVICE
 from support.pair import Pair
 from support.tiny import last_logits, some_tokens
@@ -56,6 +57,33 @@ def test_the_cache_is_where_its_layers_are(tiny_llama, capfd, options, expected)
         assert llm.cache_stats().n_evictions > 10
         assert llm.cache_stats().n_rebases > 0
     assert set(re.findall(r"(\S+) KV buffer size", capfd.readouterr().err)) == expected
+
+
+class TestFit:
+    CONFIG = MorphKV(capacity=40, window=8, interval=7, prompt_room=30)
+
+    @pytest.fixture(autouse=True)
+    def gpu(self, monkeypatch):
+        monkeypatch.setattr(context, "has_gpu", lambda: True)
+
+    def test_all_of_a_tiny_model_fits(self, tiny_llama):
+        options = {"n_ubatch": 16, "n_threads": 1, "verbose": False, "n_gpu_layers": "auto"}
+        with closing(Llama(tiny_llama(**GROUP, seed=3), morphkv=self.CONFIG, **options)) as llm:
+            assert (llm.gpu_fit.n_gpu_layers, llm.gpu_fit.n_layers) == (3, 3)
+            assert DEVICE in [device.name for device in llm.gpu_fit.devices]
+            llm.eval(some_tokens(100))
+            assert llm.cache_stats().n_evictions > 0
+
+    def test_less_fits_where_less_is_free(self, tiny_llama, monkeypatch):
+        path = tiny_llama(**GROUP, seed=3)
+        with closing(Llama(path, morphkv=self.CONFIG, verbose=False, n_gpu_layers="auto")) as llm:
+            (device,) = llm.gpu_fit.devices
+        margin = device.free_bytes - device.used_bytes * 3 // 4
+        ask = bridge.fit_gpu_layers
+        monkeypatch.setattr(bridge, "fit_gpu_layers", lambda *arguments: ask(*arguments, margin))
+        with closing(Llama(path, morphkv=self.CONFIG, verbose=False, n_gpu_layers="auto")) as llm:
+            assert llm.gpu_fit.n_gpu_layers < 3
+            assert llm.gpu_fit.devices[0].used_bytes < device.used_bytes
 
 
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])

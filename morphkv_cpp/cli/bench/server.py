@@ -20,6 +20,7 @@ from ...bench.server import (
 )
 from ...bench.suite import Sizes
 from ...cache.archive import CACHE_TYPES
+from ...cache.gpu_layers import ALL
 from ...eval.bars import parse_bars
 from ..options import Model
 from ..show import Json, find_model, progress_bar, report
@@ -80,7 +81,8 @@ def measure(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any])
 def server_flags(llama: dict[str, Any]) -> list[object]:
     """llama-server's flags for what llama_options() gives."""
     cache_types = {number: name for name, number in CACHE_TYPES.items()}
-    flags: list[object] = ["-t", llama["n_threads"], "-ngl", llama["n_gpu_layers"]]
+    n_gpu_layers = ALL if llama["n_gpu_layers"] == -1 else llama["n_gpu_layers"]
+    flags: list[object] = ["-t", llama["n_threads"], "-ngl", n_gpu_layers]
     flags += ["-ctk", cache_types[llama["type_k"]], "-ctv", cache_types[llama["type_v"]]]
     if not llama["offload_kqv"]:
         flags.append("--no-kv-offload")

@@ -135,6 +135,7 @@ class TestServer:
         plain = server_flags(llama_options(threads=3, gpu_layers=5, cache_type_k="q8_0"))
         assert plain == ["-t", 3, "-ngl", 5, "-ctk", "q8_0", "-ctv", "f16"]
         more = server_flags(llama_options(threads=3, rpc="a:1,b:2", tensor_split="3,1.5", kv_offload=False))
+        assert more[2:4] == ["-ngl", "all"]  # of which llama-server takes -1 for auto
         assert more[8:] == ["--no-kv-offload", "--rpc", "a:1,b:2", "--tensor-split", "3,1.5"]
 
     @pytest.mark.parametrize("option", ["--policy=random", "--policy-seed=1", "--tokens=5", "--depth=5"])

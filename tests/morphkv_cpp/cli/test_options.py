@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from morphkv_cpp import MorphKV, bridge
+from morphkv_cpp.cli.gpu_layers import fitted
 from morphkv_cpp.cli.options import llama_options, model_path, morphkv_options, sampling_options, with_options
 
 
@@ -102,7 +103,26 @@ class TestLlamaOptions:
         monkeypatch.setattr(bridge, "devices", lambda: [{"is_gpu": False}, {"is_gpu": is_gpu}])
         assert llama_options()["n_gpu_layers"] == n_layers
         assert llama_options(gpu_layers=5)["n_gpu_layers"] == 5
-        assert llama_options(gpu_layers=0)["n_gpu_layers"] == 0
+        assert llama_options(gpu_layers="0")["n_gpu_layers"] == 0
+
+    @pytest.mark.parametrize("is_gpu", [False, True])
+    def test_as_many_as_fit_go_there_where_nothing_is_compared(self, monkeypatch, is_gpu):
+        monkeypatch.setattr(bridge, "devices", lambda: [{"is_gpu": is_gpu}])
+        default = {p.name: p.default for p in inspect.signature(fitted(llama_options)).parameters.values()}
+        assert fitted(llama_options)(**default)["n_gpu_layers"] == "auto"
+        assert fitted(llama_options)(**default | {"gpu_layers": "0"})["n_gpu_layers"] == 0
+        assert fitted(llama_options)(**default | {"rpc": "a:1"})["n_gpu_layers"] == -1
+        assert fitted(llama_options)(**default | {"rpc": "a:1", "gpu_layers": "auto"})["n_gpu_layers"] == "auto"
+
+    def test_layers_are_counted_with_the_words_of_llama_server(self):
+        assert [llama_options(gpu_layers=text)["n_gpu_layers"] for text in ("auto", "all", "17", "-1")] == [
+            "auto",
+            -1,
+            17,
+            -1,
+        ]
+        with pytest.raises(ValueError, match="--gpu-layers must be a number, 'auto' or 'all', got 'most'"):
+            llama_options(gpu_layers="most")
 
     def test_layers_go_to_rpc_servers_unless_it_is_said_how_many(self, monkeypatch):
         monkeypatch.setattr(bridge, "devices", list)
