@@ -56,7 +56,7 @@ def with_gpu_layers(options: dict[str, Any], is_fitted: bool) -> tuple[dict[str,
 
 
 def layers_of(given: str | int, option: str) -> str | int:
-    """ "auto", or a number, which may be a text; "all" is -1. option: its name, for the error."""
+    """The word auto, or a number, which may be a text; all is -1. option: its name, for the error."""
     if given in (AUTO, ALL):
         return AUTO if given == AUTO else -1
     try:

@@ -79,6 +79,11 @@ std::vector<morphkv_device_use> morphkv_device_uses(const morphkv_memory_probe &
 morphkv_fitted morphkv_fit_layers(const char * path, const llama_model_params & mparams,
                                   const llama_context_params & cparams, const morphkv_params * params,
                                   size_t n_margin) {
+    if (!params && mparams.split_mode == LLAMA_SPLIT_MODE_TENSOR) {
+        throw morphkv_error(
+            MORPHKV_STATUS_UNSUPPORTED,
+            "how many layers fit cannot be told where each is split (split mode tensor): give n_gpu_layers");
+    }
     morphkv_fitted                                     res{};
     std::map<int32_t, std::vector<morphkv_device_use>> uses;  // by n_gpu_layers
 

@@ -231,6 +231,11 @@ static void test_c_says_what_is_wrong() {
     CHECK(morphkv_fit_gpu_layers(file.path.c_str(), &file.mparams, &cparams, &params, 0, &fit) ==
           MORPHKV_STATUS_UNSUPPORTED);
     CHECK(strstr(morphkv_last_error(), "needs flash attention"));
+    auto mparams       = file.mparams;
+    mparams.split_mode = LLAMA_SPLIT_MODE_TENSOR;
+    CHECK(morphkv_fit_gpu_layers(file.path.c_str(), &mparams, &cparams, nullptr, 0, &fit) ==
+          MORPHKV_STATUS_UNSUPPORTED);
+    CHECK(strstr(morphkv_last_error(), "split mode tensor"));
 }
 
 int main() {
