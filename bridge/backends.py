@@ -1,7 +1,8 @@
 """Backends that are modules, which ggml loads when the first model is: the CPU's, Vulkan's, that of a CUDA package.
 
-A build with GGML_BACKEND_DL, as our wheels are, has one for each kind of CPU beside libggml; the best that this one runs
-is taken. A package of its own, e.g. morphkv_cpp_cu13, brings CUDA's; ggml finds it by GGML_BACKEND_PATH, child processes too.
+A build with GGML_BACKEND_DL, as our wheels are, has one for each kind of CPU beside libggml. ggml takes the best that
+runs here. CUDA's comes with a package of its own, e.g. morphkv_cpp_cu13. GGML_BACKEND_PATH names it to ggml, in child
+processes too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ CPU_MODULE = re.compile(r"(?:lib)?ggml-cpu-(?P<variant>[A-Za-z0-9_.]+)\.(?:so|dl
 
 
 def cpu_variants(names: Iterable[str]) -> list[str]:
-    """Of files' names: the kinds of CPU that they are for, e.g. "haswell"; none where the CPU's backend is no module."""
+    """The kinds of CPU that files are for by their names, e.g. "haswell"; none if the CPU's backend is no module."""
     return sorted(match["variant"] for name in names if (match := CPU_MODULE.fullmatch(os.path.basename(name))))
 
 

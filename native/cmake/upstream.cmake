@@ -43,9 +43,6 @@ if (MORPHKV_PORTABLE)
 endif()
 
 set(BUILD_SHARED_LIBS     ON  CACHE BOOL "one libllama for Python and for the tools")
-set(LLAMA_BUILD_COMMON    ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
-set(LLAMA_BUILD_TOOLS     ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
-set(LLAMA_BUILD_SERVER    ${MORPHKV_BUILD_TOOLS} CACHE BOOL "")
 set(LLAMA_BUILD_TESTS     OFF CACHE BOOL "")
 set(LLAMA_BUILD_EXAMPLES  OFF CACHE BOOL "")
 set(LLAMA_BUILD_APP       OFF CACHE BOOL "")
@@ -54,7 +51,10 @@ set(LLAMA_OPENSSL         OFF CACHE BOOL "a wheel cannot count on the system's O
 set(GGML_RPC              ON  CACHE BOOL "layers on other machines: small, and no library beside it")
 set(GGML_RPC_RDMA         OFF CACHE BOOL "a wheel cannot count on the system's libibverbs")
 
-# No cache entry: it follows MORPHKV_WEBUI, whatever an earlier configure has left.
+# No cache entries: they follow our options, whatever an earlier configure has left.
+set(LLAMA_BUILD_COMMON ${MORPHKV_BUILD_TOOLS})
+set(LLAMA_BUILD_TOOLS  ${MORPHKV_BUILD_TOOLS})
+set(LLAMA_BUILD_SERVER ${MORPHKV_BUILD_TOOLS})
 if (LLAMA_BUILD_UI AND NOT MORPHKV_WEBUI)
     message(FATAL_ERROR "the web page is built with MORPHKV_WEBUI=ON, got LLAMA_BUILD_UI=${LLAMA_BUILD_UI}")
 endif()

@@ -3,9 +3,9 @@
 
     pack_cuda.py LIBRARY TAG FOLDER
 
-LIBRARY: libggml-cuda.so of a build with GGML_BACKEND_DL, whose run path is set here by patchelf. The CUDA libraries that
-it was linked with name the package: morphkv_cpp_cu12 or morphkv_cpp_cu13; they come from NVIDIA's packages. morphkv_cpp,
-of the same version, finds the package when it is imported, and names the module to ggml.
+LIBRARY: libggml-cuda.so of a build with GGML_BACKEND_DL. patchelf sets its run path. The CUDA libraries that it was
+linked with come from NVIDIA's packages, and name ours: morphkv_cpp_cu12 or morphkv_cpp_cu13. morphkv_cpp, of the same version,
+finds it when it is imported, and names the module to ggml.
 """
 
 import pathlib

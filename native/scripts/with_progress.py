@@ -68,7 +68,9 @@ def main(log: str, *command: str) -> int:
             tail.append(line)
             step = STEP.search(line)
             n, n_all = (int(step[1]), int(step[2])) if step else (0, 0)
-            if n > 0 and n_all >= n_most:  # 0: ninja looks at the list of files; less than before: a build inside of this one
+            if (
+                n > 0 and n_all >= n_most
+            ):  # 0: ninja looks at the list of files; less than before: a build inside of this one
                 n_most = n_all
                 progress = progress or Progress(sys.stderr, time.monotonic())
                 progress.show(n, n_all, time.monotonic())

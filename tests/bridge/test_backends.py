@@ -32,7 +32,13 @@ def modules(folder, *names):
 
 
 def test_kinds_of_cpu_are_read_from_names():
-    names = ["lib/libggml-cpu-x64.so", "ggml-cpu-armv8.2_1.dll", "libggml-cpu.so", "libggml-base.so", "libggml-vulkan.so"]
+    names = [
+        "lib/libggml-cpu-x64.so",
+        "ggml-cpu-armv8.2_1.dll",
+        "libggml-cpu.so",
+        "libggml-base.so",
+        "libggml-vulkan.so",
+    ]
     assert backends.cpu_variants(names) == ["armv8.2_1", "x64"]
 
 

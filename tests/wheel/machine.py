@@ -1,6 +1,6 @@
-"""The installed wheel on the machine that this runs on, or that qemu plays: self-test, 20 tokens, the logits after them.
+"""The installed wheel on this machine, or on one that qemu plays: self-test, 20 tokens, the logits after them.
 
-    machine.py MODEL.gguf LOGITS.npy    writes the logits, or compares with them where the file is there
+machine.py MODEL.gguf LOGITS.npy    writes the logits, or compares with them where the file is there
 """
 
 from __future__ import annotations
