@@ -4,8 +4,8 @@
     pack_cuda.py LIBRARY TAG FOLDER
 
 LIBRARY: libggml-cuda.so of a build with GGML_BACKEND_DL. patchelf sets its run path. The CUDA libraries that it was
-linked with come from NVIDIA's packages, and name ours: morphkv_cpp_cu12 or morphkv_cpp_cu13. morphkv_cpp, of the same version,
-finds it when it is imported, and names the module to ggml.
+linked with come from NVIDIA's packages, and name ours: morphkv_cpp_cu12 or morphkv_cpp_cu13. morphkv_cpp, of the same
+version, finds it when it is imported, and names the module to ggml.
 """
 
 import pathlib
