@@ -6,8 +6,9 @@
 #include "ggml-backend-impl.h"
 #include "ggml-cpu.h"
 
+#include "core/aligned.h"
+
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -99,7 +100,7 @@ private:
     static ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t b, size_t size) {
         ggml_backend_buffer_i iface{};
         iface.free_buffer = [](ggml_backend_buffer_t buf) {
-            free(buf->context);
+            morphkv_free_aligned()(buf->context);
         };
         iface.get_base = [](ggml_backend_buffer_t buf) {
             return buf->context;
@@ -123,7 +124,7 @@ private:
         self(b->device).n_buffers++;
         self(b->device).n_most = std::max(self(b->device).n_most, size);
         // whole multiples of the alignment
-        return ggml_backend_buffer_init(b, iface, aligned_alloc(64, (size + 127) / 64 * 64), size);
+        return ggml_backend_buffer_init(b, iface, morphkv_malloc_aligned((size + 127) / 64 * 64), size);
     }
 
     static ggml_backend_t init_backend(ggml_backend_dev_t d, const char *) {
