@@ -148,8 +148,9 @@ test-wheel-machines: $(WHEEL_VENV)/.installed ## the wheel on a CPU without AVX,
 	    -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/cmake/aarch64.cmake" _PYTHON_HOST_PLATFORM=linux-aarch64 \
 	    $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -C build-dir=$(ARM)/build -w $(ARM)/dist .
 	tests/wheel/arm_root.sh $(ARM)/root
-	$(BIN)/python -m pip install --quiet --upgrade --target $(ARM)/site --platform manylinux_2_28_aarch64 --python-version 3.11 \
-	    --platform linux_aarch64 --only-binary :all: --find-links dist $(ARM)/dist/*.whl
+	$(BIN)/python -m pip install --quiet --upgrade --target $(ARM)/site --python-version 3.11 --only-binary :all: \
+	    $(addprefix --platform ,linux_aarch64 manylinux_2_28_aarch64 manylinux_2_17_aarch64 manylinux2014_aarch64) \
+	    --find-links dist $(ARM)/dist/*.whl
 	PYTHONPATH=$(ARM)/site qemu-aarch64 -L $(ARM)/root $(ARM)/root/usr/bin/python3.11 $(WHEEL_ON)
 
 # CUDA's part, where a toolkit is: of version 12 or 13, as the package's name says. Its libraries are NVIDIA's packages.

@@ -43,7 +43,7 @@ def main(model: str, logits: str) -> int:
         return 1 if not_same else 0
     expected = np.load(path)
     error = float(np.abs(got - expected).max())
-    print(f"logits of {np.abs(expected).max():.1f} at most differ by {error:.4f} at most; allowed is {TOLERANCE}")
+    print(f"logits of {np.abs(expected).max():.1f} at most differ by {error:.1e} at most; allowed is {TOLERANCE}")
     return 0 if not not_same and len(cpu) > 20 and stats.n_evictions > 0 and error < TOLERANCE else 1
 
 
