@@ -215,7 +215,7 @@ class TestTerminal:
             env={**os.environ, "TERM": "xterm"},
             encoding="utf-8",
             codec_errors="replace",
-            timeout=30,
+            timeout=120,
             dimensions=(30, 100),
         )
         yield child
