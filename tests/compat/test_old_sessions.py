@@ -184,7 +184,7 @@ class TestRefusals:
         with llm.session("abc") as chat:
             talk(chat, "one")
         for attempt in (lambda: chat.say("x"), chat.fork, lambda: chat.save("x"), lambda: chat.retained(0)):
-            with pytest.raises(RuntimeError, match="the session cannot .*: it is closed"):
+            with pytest.raises(RuntimeError, match=r"the session cannot .*: it is closed"):
                 attempt()
         chat.close()
         assert llm.n_tokens > 0
