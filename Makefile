@@ -122,9 +122,8 @@ wheels: $(VENV)/.tools ## dist/: wheels to install without a compiler, checked b
 	$(BIN)/python -m auditwheel show dist/morphkv_cpp-*.whl
 
 # As a user has it: from dist/ alone, without a compiler, cmake or ninja. The unpatched libllama that it is compared with is
-# of the wheel's build folder, with the same kernels; the wheel's programs for tests are of the venv's.
+# of the wheel's build folder, with the same kernels. Tests that need programs of the build folder are skipped.
 WHEEL_VENV   := build/venv-wheel
-WHEEL_PATH    = $(CURDIR)/$(WHEEL_VENV)/bin:/usr/bin:/bin
 $(WHEEL_VENV)/.installed: $(wildcard dist/*.whl)
 	$(PYTHON) -m venv --clear $(WHEEL_VENV)
 	PATH=$(CURDIR)/$(WHEEL_VENV)/bin CC=false CXX=false $(WHEEL_VENV)/bin/python -m pip install --quiet --find-links dist \

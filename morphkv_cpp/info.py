@@ -39,9 +39,7 @@ class Info:
     libraries: tuple[str, ...]  # paths of our libraries that this process has loaded
     gpu_backends: tuple[str, ...]  # of the installed build, e.g. ("cuda",)
     devices: tuple[Device, ...]
-    cpu_variants: tuple[
-        str, ...
-    ]  # of the installed build: the kinds of CPU that it has a module for; none: it has one for all
+    cpu_variants: tuple[str, ...]  # kinds of CPU that the build has a module for; none: it has one for all
     cpu_variant: str | None  # that of them which was chosen, e.g. "haswell"
     system_info: str  # llama.cpp's own line: instruction sets and options
 

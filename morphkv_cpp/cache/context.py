@@ -41,9 +41,7 @@ class ContextLlama(llama_cpp.Llama):
     _rpc_servers: str | None = None
     _n_ctx_given = 0  # with MorphKV
     _token_ids: TokenIds
-    _options_to_fit: dict[str, Any] | None = (
-        None  # while llama_cpp opens a model of which as many layers as fit go to GPUs
-    )
+    _options_to_fit: dict[str, Any] | None = None  # while llama_cpp opens a model whose GPU layers are to be found
 
     gpu_fit: GpuFit | None = None  # as many layers as fit; None where n_gpu_layers said how many, and without a GPU
 
