@@ -21,10 +21,10 @@ SERVED += ("jamba", "granitehybrid", "falcon-h1", "nemotron_h", "minimax-01")  #
 SERVED += ("grok",)  # without flash attention
 SERVED += ("kimi-linear", "kimi-k3")  # and whose attention keeps compressed keys only, without rotation
 SERVED += ("gemma2", "gemma3", "gpt-oss", "cohere2", "llama4")  # with sliding windows in some layers
-# a norm with weights after the rotation; a part of each key is not rotated, of MLA too
-NOT_REBASED = ("hunyuan-dense", "minicpm3", "deepseek2", "mistral4")
-NOT_REBASED += ("qwen2vl", "qwen3vl", "qwen35")  # M-RoPE
-NOT_REBASED += ("gpt2", "starcoder")  # learned positions
+SERVED += ("minicpm3", "deepseek2", "mistral4")  # a part of each key is rotated, of MLA too
+SERVED += ("qwen2vl", "qwen3vl", "qwen35")  # M-RoPE
+SERVED += ("hunyuan-dense", "maincoder")  # a norm with weights after the rotation
+NOT_REBASED = ("gpt2", "starcoder")  # learned positions
 REFUSED = {
     "mamba": "recurrent",
     "bloom": "ALiBi",

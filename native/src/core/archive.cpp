@@ -187,7 +187,9 @@ void morphkv_archive::append(int32_t first, int32_t n, const rows & rows) noexce
             const auto & layer = layout.layers[il];
             const size_t nk = layout.k_bytes(il), nv = layout.v_bytes(il);
             memcpy(tail.data() + layer.k_at + i_row * nk, rows.k[il].data() + i * nk, nk);
-            memcpy(tail.data() + layer.v_at + i_row * nv, rows.v[il].data() + i * nv, nv);
+            if (nv > 0) {
+                memcpy(tail.data() + layer.v_at + i_row * nv, rows.v[il].data() + i * nv, nv);
+            }
         }
         if (i_row + 1 < N_PAGE) {
             held.n_tokens++;

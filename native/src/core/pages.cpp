@@ -114,6 +114,9 @@ std::unique_ptr<morphkv_page_store> morphkv_page_store_ram() {
 //
 
 void morphkv_convert_rows(ggml_type from, const void * data, ggml_type to, void * out, int64_t n_rows, int64_t n_row) {
+    if (n_row == 0) {
+        return;
+    }
     if (from == to) {
         memcpy(out, data, n_rows * ggml_row_size(to, n_row));
         return;

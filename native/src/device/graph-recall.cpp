@@ -13,8 +13,20 @@
 
 static constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
 static constexpr size_t  N_BYTES   = 256u << 20;  // of rows in memory at once, where that is more than one layer's
-static constexpr size_t  N_TENSORS = 24;          // of a layer in a graph, votes apart
+static constexpr size_t  N_TENSORS = 30;          // of a layer in a graph, votes apart
 static_assert(N_PAGE == MORPHKV_VOTES_PAGE);
+
+// Keys of the archive are without weights, so that queries get those of both. q: (n_votes, n_head*n_embd_k)
+static ggml_tensor * build_weights_of_both(ggml_context * ctx, ggml_tensor * q, const morphkv_side_layer & layer) {
+    for (ggml_tensor * weights : { layer.query_weights, layer.rope.weights }) {
+        if (weights) {
+            const int64_t n_row = q->ne[0], n_votes = q->ne[1];
+            q = ggml_mul(ctx, ggml_reshape_3d(ctx, q, n_row / layer.n_head, layer.n_head, n_votes), weights);
+            q = ggml_reshape_2d(ctx, q, n_row, n_votes);
+        }
+    }
+    return q;
+}
 
 std::string morphkv_read_votes(morphkv_runner & runner, const std::vector<morphkv_side_layer> & layers,
                                const morphkv_k_rot & k_rot, uint32_t i_stream, int32_t n_distant,
@@ -32,7 +44,7 @@ std::string morphkv_read_votes(morphkv_runner & runner, const std::vector<morphk
     morphkv_evict_inputs inp{};
     auto                 begin = [&](morphkv_inputs & inputs) {
         inp.vote_rows = inputs.add(GGML_TYPE_I32, vote_rows.size(), 1, vote_rows);
-        deltas        = inputs.add(GGML_TYPE_I32, vote_rows.size(), 1, turn);
+        deltas        = nullptr;
         rot           = k_rot.add_to(inputs);
     };
     auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
@@ -42,9 +54,14 @@ std::string morphkv_read_votes(morphkv_runner & runner, const std::vector<morphk
         ggml_build_forward_expand(gf, v);
         inputs.read(v, [&votes, i = il](const std::vector<float> & data) { votes[i] = data; });
 
-        const bool    rotates = layer.rope.is == morphkv_rope::kind::ROTATED;
-        ggml_tensor * q       = ggml_get_rows(ctx, cur.ring, inp.vote_rows);
-        q = morphkv_build_unrotated(ctx, q, layer.n_head, rotates ? deltas : nullptr, layer.rope, rot);
+        const bool rotates = layer.rope.is == morphkv_rope::kind::ROTATED;
+        if (rotates && !deltas) {  // the same for all layers
+            const std::vector<int32_t> by = layer.rope.turns(turn);
+            deltas                        = inputs.add(GGML_TYPE_I32, by.size(), 1, by);
+        }
+        ggml_tensor * q = ggml_get_rows(ctx, cur.ring, inp.vote_rows);
+        q = morphkv_build_unrotated(ctx, q, layer.n_head, rotates ? deltas : nullptr, layer.query_rope(), rot);
+        q = build_weights_of_both(ctx, q, layer);
         ggml_build_forward_expand(gf, q);
         inputs.read(q, [&queries, i = il](const std::vector<float> & data) { queries[i] = data; });
         il++;

@@ -11,6 +11,12 @@ bool morphkv_side_layer::is_on_cpu() const {
     return !dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU;
 }
 
+morphkv_rope morphkv_side_layer::query_rope() const {
+    morphkv_rope res = rope;
+    res.weights      = query_weights;
+    return res;
+}
+
 void morphkv_side::init(std::vector<morphkv_side_layer> layers_in, int32_t n_ring_in, int32_t n_distant_in,
                         uint32_t n_stream, bool with_scores, bool dry) {
     layers    = std::move(layers_in);

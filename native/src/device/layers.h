@@ -25,11 +25,12 @@ struct morphkv_side_layer {
     int32_t il;  // layer of the model
     int32_t n_head;
     int32_t n_head_kv;
-    float   softcap;        // 0 = none
-    float   softcap_scale;  // a factor more before the soft-cap; 0 = none
-    float   kq_scale;       // learned, as rope and sinks, when the layer's attention is built first
+    float   softcap;              // 0 = none
+    float   softcap_scale;        // a factor more before the soft-cap; 0 = none
+    float   kq_scale;             // learned, as rope and sinks, when the layer's attention is built first
 
-    morphkv_rope  rope;
+    morphkv_rope  rope;           // of keys
+    ggml_tensor * query_weights;  // rope.weights of queries, which are rotated as keys are
     ggml_tensor * sinks;  // (n_head) F32, the model's: logits that take part in each softmax; null where there are none
 
     ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
@@ -39,7 +40,8 @@ struct morphkv_side_layer {
     ggml_tensor * serial;  // (n_stream, n_head_kv, n_distant) int32 bits in F32
     ggml_tensor * score;   // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
 
-    bool is_on_cpu() const;
+    bool         is_on_cpu() const;
+    morphkv_rope query_rope() const;
 };
 
 class morphkv_side {

@@ -27,6 +27,7 @@ struct moved_layer {
     }
 
     ggml_tensor * numbers(const std::vector<int32_t> & x) const { return inputs.add(GGML_TYPE_I32, x.size(), 1, x); }
+    ggml_tensor * turns(const std::vector<int32_t> & x) const { return numbers(layer.rope.turns(x)); }
 
     // rows of a page, as F32
     ggml_tensor * from_host(const std::vector<uint8_t> & data, ggml_type type, ggml_tensor * like, int64_t n) const {
@@ -45,8 +46,8 @@ void build_window(morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_
     ggml_tensor * keys =
         ggml_view_2d(inputs.ctx, layer.k, layer.k->ne[0], n_cells, layer.k->nb[1], i_stream * layer.k->nb[2]);
 
-    const std::vector<int32_t> deltas(n_cells * layer.n_head_kv, delta);
-    ggml_tensor *              input = inputs.add(GGML_TYPE_I32, deltas.size(), 1, deltas);
+    const std::vector<int32_t> deltas = layer.rope.turns(std::vector<int32_t>(n_cells * layer.n_head_kv, delta));
+    ggml_tensor *              input  = inputs.add(GGML_TYPE_I32, deltas.size(), 1, deltas);
     ggml_build_forward_expand(gf, morphkv_build_rotate(inputs.ctx, keys, layer.n_head_kv, input, layer.rope, rot));
 }
 
@@ -79,25 +80,25 @@ std::string morphkv_run_moves(morphkv_runner & runner, const std::vector<morphkv
         if (!move.turned.empty()) {
             ggml_tensor * rows = cur.numbers(move.turned);
             ggml_tensor * k    = ggml_get_rows(inputs.ctx, cur.heads(layer.k), rows);
-            cur.put(layer.k, morphkv_build_turned(inputs.ctx, k, cur.numbers(move.by), layer.rope, rot), rows);
+            cur.put(layer.k, morphkv_build_turned(inputs.ctx, k, cur.turns(move.by), layer.rope, rot), rows);
         }
         if (!move.placed.empty()) {
             ggml_tensor * k  = cur.from_host(move.k, layout->type_k, layer.k, move.placed.size());
-            ggml_tensor * at = rotates ? cur.numbers(move.at) : nullptr;
+            ggml_tensor * at = rotates ? cur.turns(move.at) : nullptr;
             cur.put(layer.k, morphkv_build_rotated(inputs.ctx, k, at, layer.rope, rot), cur.numbers(move.placed));
         }
-        if (!move.filled.empty()) {
+        if (!move.filled.empty() && layer.v) {
             cur.put(layer.v, cur.from_host(move.v, layout->type_v, layer.v, move.filled.size()),
                     cur.numbers(move.filled));
         }
         if (rotates && query_delta != 0) {
-            const int64_t n_queries = layer.n_head * layer.ring->ne[1];
-            if (!query_deltas || query_deltas->ne[0] != n_queries) {
-                query_deltas = cur.numbers(std::vector<int32_t>(n_queries, query_delta));
+            const std::vector<int32_t> deltas(layer.n_head * layer.ring->ne[1], query_delta);
+            if (!query_deltas || query_deltas->ne[0] != (int64_t) deltas.size() * layer.rope.n_pos()) {
+                query_deltas = cur.turns(deltas);
             }
             ggml_tensor * ring = morphkv_side::stream(inputs.ctx, layer.ring, i_stream);
             ggml_build_forward_expand(
-                gf, morphkv_build_rotate(inputs.ctx, ring, layer.n_head, query_deltas, layer.rope, rot));
+                gf, morphkv_build_rotate(inputs.ctx, ring, layer.n_head, query_deltas, layer.query_rope(), rot));
         }
     };
     std::vector<const morphkv_side_layer *> all = morphkv_refs(layers);

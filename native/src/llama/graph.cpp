@@ -57,17 +57,22 @@ public:
 // Gives an input of the decode graph the rotary positions of a ubatch; the model's own input has filled it before.
 class position_input : public llm_graph_input_i {
 public:
-    position_input(const morphkv_cache * mkv, ggml_tensor * pos) : mkv(mkv), pos(pos) {}
+    // n_pos: numbers of a token
+    position_input(const morphkv_cache * mkv, ggml_tensor * pos, uint32_t n_pos) : mkv(mkv), pos(pos), n_pos(n_pos) {}
 
     void set_input(const llama_ubatch * ubatch) override {
         if (!pos->buffer || !ubatch->pos) {
             return;
         }
+        const uint32_t         n        = ubatch->n_tokens;
         bool                   is_moved = false;
-        std::vector<llama_pos> data(ubatch->n_tokens);
-        for (uint32_t i = 0; i < ubatch->n_tokens; ++i) {
+        std::vector<llama_pos> data(n * n_pos);  // with M-RoPE blocks of times, rows, columns and zeros
+        for (uint32_t i = 0; i < n; ++i) {
             const llama_pos offset = mkv->rotary_offset(ubatch->seq_id[i][0]);
-            data[i]                = ubatch->pos[i] - offset;
+            for (uint32_t j = 0; j < std::min(n_pos, 3u); ++j) {
+                // words have one position
+                data[i + j * n] = ubatch->pos[ubatch->token ? i : i + j * n] - offset;
+            }
             is_moved |= offset != 0;
         }
         if (!is_moved) {
@@ -79,12 +84,13 @@ public:
 
     bool can_reuse(const llm_graph_params & params) override {
         const auto * mctx = dynamic_cast<const morphkv_context *>(params.mctx);
-        return mctx && mctx->get_cache() == mkv && pos->ne[0] == params.ubatch.n_tokens;
+        return mctx && mctx->get_cache() == mkv && pos->ne[0] == (int64_t) params.ubatch.n_tokens * n_pos;
     }
 
 private:
     const morphkv_cache * mkv;
     ggml_tensor *         pos;
+    const uint32_t        n_pos;
 };
 
 }  // namespace
@@ -97,7 +103,8 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
     it->kq_scale = it->softcap_scale != 0.0f ? kq_scale * it->softcap_scale : kq_scale;
     it->sinks    = sinks;
     if (it->rope.is == morphkv_rope::kind::UNSEEN) {
-        it->rope = morphkv_find_rope(k);
+        it->rope          = morphkv_find_rope(k);
+        it->query_weights = morphkv_find_rope(q).weights;
     }
 
     const int64_t n_seqs  = ubatch.n_seqs_unq;
@@ -130,9 +137,9 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
 }
 
 void morphkv_cache::build_rotary_positions(llm_graph_result * res, ggml_tensor * pos) {
-    // several positions a token (M-RoPE) and learned ones are not rebased
-    if (params.rope_limit != 0 && n_pos == 1 && pos_end == 0) {
-        res->add_input(std::make_unique<position_input>(this, pos));
+    // learned ones are not rebased
+    if (params.rope_limit != 0 && pos_end == 0) {
+        res->add_input(std::make_unique<position_input>(this, pos, n_pos));
     }
 }
 

@@ -71,7 +71,7 @@ morphkv_can_lose morphkv_cache::can_lose() const {
 }
 
 int32_t morphkv_cache::rope_limit() const {
-    if (params.rope_limit == 0 || n_pos > 1 || pos_end > 0 || find_unknown_rope()) {
+    if (params.rope_limit == 0 || pos_end > 0 || find_unknown_rope()) {
         return 0;
     }
     // a rebase cannot bring positions below the number of cells

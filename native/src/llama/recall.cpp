@@ -57,10 +57,12 @@ morphkv_page_layout morphkv_cache::archive_layout(const morphkv_archive_params &
         }
         return type < 0 ? own : (ggml_type) type;
     };
-    morphkv_page_layout res(type_of(p.type_k, side.layers.front().k->type, "type_k"),
-                            type_of(p.type_v, side.layers.front().v->type, "type_v"));
+    const auto &        first = side.layers.front();
+    const ggml_type     own_v = first.v ? first.v->type : first.k->type;
+    morphkv_page_layout res(type_of(p.type_k, first.k->type, "type_k"), type_of(p.type_v, own_v, "type_v"));
     for (const auto & layer : side.layers) {
-        const int64_t n_embd_k = layer.k->ne[0] / layer.n_head_kv, n_embd_v = layer.v->ne[0] / layer.n_head_kv;
+        const int64_t n_embd_k = layer.k->ne[0] / layer.n_head_kv;
+        const int64_t n_embd_v = layer.v ? layer.v->ne[0] / layer.n_head_kv : 0;  // 0: it is a part of K (MLA)
         if (n_embd_k % ggml_blck_size(res.type_k) != 0 || n_embd_v % ggml_blck_size(res.type_v) != 0) {
             invalid("type_k and type_v must fit heads of " + std::to_string(n_embd_k) + " and " +
                     std::to_string(n_embd_v) + " values, got " + ggml_type_name(res.type_k) + " and " +
@@ -98,9 +100,6 @@ void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_pa
                 (layer ? "layer " + std::to_string(layer->il) + " rotates its keys in a way that cannot be turned back"
                        : std::string("positions are not rebased (rope_limit)")));
     }
-    if (!side.layers.front().v) {
-        throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV cannot archive compressed keys (MLA)");
-    }
     const morphkv_page_layout layout    = archive_layout(p);
     const uint64_t            max_bytes = p.max_bytes > 0 ? std::max<uint64_t>(1, p.max_bytes / sequences.size()) : 0;
 
@@ -125,8 +124,9 @@ void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_pa
         LLAMA_LOG_WARN("%s: MorphKV: the archive of sequence %d: %s\n", "tell", i_text, news.c_str());
     };
     // fewer bytes to read where the archive has no use for more
-    const ggml_type       type_k = layout.type_k == GGML_TYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_F32;
-    const morphkv_staging staging(layout, N_CHUNK, type_k, side.layers.front().v->type);
+    const ggml_type            type_k = layout.type_k == GGML_TYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_F32;
+    const morphkv_side_layer & first  = side.layers.front();
+    const morphkv_staging      staging(layout, N_CHUNK, type_k, first.v ? first.v->type : layout.type_v);
     keeps_originals = p.path != nullptr;
     archives        = std::make_unique<morphkv_archives>(std::move(all), staging, alloc_from(buft), tell, has_thread);
     const std::string why = why_not_archived();

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 using floats = std::vector<float>;
@@ -26,10 +27,17 @@ struct rope_case {
     float       ext_factor  = 0.0f;
     float       attn_factor = 1.0f;
     bool        has_factors = false;
-    int32_t     n_rot       = 0;     // rows are multiplied with a Hadamard matrix of this size
+    int32_t     n_rot       = 0;             // rows are multiplied with a Hadamard matrix of this size
     ggml_type   type        = GGML_TYPE_F32;
-    double      tolerance   = 3e-4;  // of a key's length: angles of thousands of radians are in F32
-    bool        multiplies  = true;  // else there is a matrix, and the model does not use it
+    double      tolerance   = 3e-4;          // of a key's length: angles of thousands of radians are in F32
+    bool        multiplies  = true;          // else there is a matrix, and the model does not use it
+
+    std::vector<int32_t> sections  = {};     // of M-RoPE
+    int32_t              n_before  = 0;      // values of a head that are not rotated, in front of n_dims that are (MLA)
+    bool                 is_last   = false;  // no: behind them
+    bool                 is_normed = false;  // with weights, behind the rotation
+
+    int32_t n_pos() const { return sections.empty() ? 1 : 4; }
 };
 
 constexpr int32_t N_EMBD_HEAD = 64, N_HEADS = 3, N_ROWS = 40, N_CTX_ORIG = 512;
@@ -41,9 +49,10 @@ public:
         ctx.reset(ggml_init({ 64 * ggml_tensor_overhead(), nullptr, true }));
         rows    = ggml_new_tensor_2d(ctx.get(), c.type, N_HEADS * N_EMBD_HEAD, N_ROWS);
         plain   = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, N_EMBD_HEAD, N_HEADS, N_ROWS);
-        pos     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, N_ROWS);
-        deltas  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, N_ROWS * N_HEADS);
+        pos     = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, N_ROWS * c.n_pos());
+        deltas  = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, N_ROWS * N_HEADS * c.n_pos());
         factors = c.has_factors ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, c.n_dims / 2) : nullptr;
+        weights = c.is_normed ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, N_EMBD_HEAD) : nullptr;
         rot     = c.n_rot ? ggml_new_tensor_2d(ctx.get(), GGML_TYPE_F32, c.n_rot, c.n_rot) : nullptr;
         if (rot) {
             ggml_set_input(rot);
@@ -57,6 +66,13 @@ public:
                 x = 1.0f + (rng() % 1000) / 250.0f;
             }
             ggml_backend_tensor_set(factors, f.data(), 0, ggml_nbytes(factors));
+        }
+        if (weights) {
+            floats f(N_EMBD_HEAD);
+            for (float & x : f) {
+                x = 0.5f + (rng() % 1000) / 500.0f;
+            }
+            ggml_backend_tensor_set(weights, f.data(), 0, ggml_nbytes(weights));
         }
         if (rot) {
             floats h(c.n_rot * c.n_rot);
@@ -75,8 +91,14 @@ public:
         ggml_backend_tensor_set(plain, x.data(), 0, ggml_nbytes(plain));
     }
 
-    // as a model does it: rope, the cache's rotation, stored
-    void store(const std::vector<int32_t> & positions) {
+    // as a model does it: rope, the cache's rotation, stored. With M-RoPE as an image has it: rows and columns of their own.
+    void store(const std::vector<int32_t> & times) {
+        std::vector<int32_t> positions = times;
+        for (int32_t j = 1; j < c.n_pos(); ++j) {
+            for (int32_t i = 0; i < N_ROWS; ++i) {
+                positions.push_back(j == 3 ? 0 : times[i] + (j == 1 ? i / 7 : i % 7));
+            }
+        }
         ggml_backend_tensor_set(pos, positions.data(), 0, ggml_nbytes(pos));
         compute([&](ggml_context * g) {
             ggml_tensor * k = model_keys(g);
@@ -86,7 +108,9 @@ public:
         });
     }
 
-    void turn(const std::vector<int32_t> & by) {
+    void turn(const std::vector<int32_t> & rows_by) {
+        const std::vector<int32_t> by = found.turns(rows_by);
+        CHECK(by.size() * sizeof(int32_t) == ggml_nbytes(deltas));
         ggml_backend_tensor_set(deltas, by.data(), 0, ggml_nbytes(deltas));
         compute([&](ggml_context * g) { return morphkv_build_rotate(g, rows, N_HEADS, deltas, found, rot); });
     }
@@ -105,8 +129,22 @@ public:
     }
 
     ggml_tensor * model_keys(ggml_context * g) const {
-        ggml_tensor * k = ggml_rope_ext(g, plain, pos, factors, c.n_dims, c.mode, N_CTX_ORIG, 10000.0f, c.freq_scale,
-                                        c.ext_factor, c.attn_factor, 32.0f, 1.0f);
+        ggml_tensor * k = c.n_before > 0 ? part(g, c.is_last ? c.n_before : 0, c.n_dims) : plain;
+        if (c.sections.empty()) {
+            k = ggml_rope_ext(g, k, pos, factors, c.n_dims, c.mode, N_CTX_ORIG, 10000.0f, c.freq_scale, c.ext_factor,
+                              c.attn_factor, 32.0f, 1.0f);
+        } else {
+            std::vector<int32_t> sections = c.sections;
+            k = ggml_rope_multi(g, k, pos, factors, c.n_dims, sections.data(), c.mode, N_CTX_ORIG, 10000.0f,
+                                c.freq_scale, c.ext_factor, c.attn_factor, 32.0f, 1.0f);
+        }
+        if (c.n_before > 0) {
+            ggml_tensor * other = part(g, c.is_last ? 0 : c.n_dims, c.n_before);
+            k                   = c.is_last ? ggml_concat(g, other, k, 0) : ggml_concat(g, k, other, 0);
+        }
+        if (weights) {
+            k = ggml_mul(g, ggml_rms_norm(g, k, 1e-5f), weights);
+        }
         if (rot && c.multiplies) {
             k = ggml_reshape_2d(g, k, c.n_rot, ggml_nelements(k) / c.n_rot);
             k = ggml_reshape_3d(g, ggml_mul_mat(g, rot, k), N_EMBD_HEAD, N_HEADS, N_ROWS);
@@ -115,6 +153,12 @@ public:
     }
 
 private:
+    // n values of each head from i_first on
+    ggml_tensor * part(ggml_context * g, int32_t i_first, int32_t n) const {
+        return ggml_cont(
+            g, ggml_view_3d(g, plain, n, N_HEADS, N_ROWS, plain->nb[1], plain->nb[2], i_first * sizeof(float)));
+    }
+
     template <typename F> void compute(F && build) const {
         ggml_context_ptr g(ggml_init({ 64 * ggml_tensor_overhead() + ggml_graph_overhead(), nullptr, true }));
         ggml_cgraph *    gf = ggml_new_graph(g.get());
@@ -132,6 +176,7 @@ private:
     ggml_tensor *    pos;
     ggml_tensor *    deltas;
     ggml_tensor *    factors;
+    ggml_tensor *    weights;
     ggml_tensor *    rot;
     morphkv_rope     found;
 
@@ -229,10 +274,23 @@ static void test_ropes_are_told_apart() {
     CHECK(morphkv_find_rope(ggml_mul_mat(g, rot, ggml_reshape_2d(g, rotated, 64, 10))).is == kind::ROTATED);
     CHECK(morphkv_find_rope(ggml_rms_norm(g, rotated, 1e-5f)).is == kind::ROTATED);
     CHECK(morphkv_find_rope(ggml_scale(g, ggml_cont(g, rotated), 0.5f)).is == kind::ROTATED);
-    // weights of a norm after the rotation, or a part without one beside it
-    CHECK(morphkv_find_rope(ggml_mul(g, ggml_rms_norm(g, rotated, 1e-5f), norm)).is == kind::UNKNOWN);
-    CHECK(morphkv_find_rope(ggml_concat(g, k, rotated, 0)).is == kind::UNKNOWN);
+    // weights of a norm after the rotation: once, one for each value of a head
+    ggml_tensor * normed = ggml_mul(g, ggml_rms_norm(g, rotated, 1e-5f), norm);
+    CHECK(morphkv_find_rope(normed).is == kind::ROTATED && morphkv_find_rope(normed).weights == norm);
+    CHECK(!morphkv_find_rope(ggml_rope(g, ggml_mul(g, k, norm), pos, 64, GGML_ROPE_TYPE_NEOX)).weights);
+    CHECK(morphkv_find_rope(ggml_mul(g, normed, norm)).is == kind::UNKNOWN);
+    CHECK(morphkv_find_rope(ggml_mul(g, rotated, ggml_reshape_3d(g, ggml_mul_mat(g, w, x), 64, 2, 5))).is ==
+          kind::UNKNOWN);
+    CHECK(morphkv_find_rope(ggml_concat(g, k, normed, 0)).is == kind::UNKNOWN);
+    // a part without a rotation beside it
+    CHECK(morphkv_find_rope(ggml_concat(g, rotated, rotated, 0)).is == kind::UNKNOWN);
+    CHECK(morphkv_find_rope(ggml_concat(g, k, rotated, 1)).is == kind::UNKNOWN);
     CHECK(morphkv_find_rope(ggml_concat(g, k, k, 0)).is == kind::NONE);
+    // a part without a rotation before it, or behind it
+    for (const bool is_last : { true, false }) {
+        const auto found = morphkv_find_rope(is_last ? ggml_concat(g, k, rotated, 0) : ggml_concat(g, rotated, k, 0));
+        CHECK(found.is == kind::ROTATED && found.n_dims == 64 && found.n_offs == (is_last ? 64 : 0));
+    }
     // whether they are multiplied, rotated or not
     ggml_tensor * multiplied = ggml_mul_mat(g, rot, ggml_reshape_2d(g, rotated, 64, 10));
     for (ggml_tensor * t : { k, rotated, ggml_concat(g, k, rotated, 0) }) {
@@ -246,8 +304,13 @@ static void test_ropes_are_told_apart() {
     int           sections[4] = { 8, 8, 8, 8 };
     ggml_tensor * pos4        = ggml_new_tensor_1d(g, GGML_TYPE_I32, 20);
     CHECK(morphkv_find_rope(
-              ggml_rope_multi(g, k, pos4, nullptr, 64, sections, GGML_ROPE_TYPE_MROPE, 0, 1e4f, 1, 0, 1, 0, 0))
+              ggml_rope_multi(g, k, pos4, nullptr, 32, sections, GGML_ROPE_TYPE_VISION, 0, 1e4f, 1, 0, 1, 0, 0))
               .is == kind::UNKNOWN);
+    const auto found = morphkv_find_rope(
+        ggml_rope_multi(g, k, pos4, nullptr, 64, sections, GGML_ROPE_TYPE_MROPE, 0, 1e4f, 1, 0, 1, 0, 0));
+    CHECK(found.is == kind::ROTATED && found.n_pos() == 4 && found.sections[3] == 8);
+    CHECK((found.turns({ 5, -2 }) == std::vector<int32_t>{ 5, -2, 5, -2, 5, -2, 0, 0 }));
+    CHECK((morphkv_find_rope(rotated).turns({ 5, -2 }) == std::vector<int32_t>{ 5, -2 }));
 }
 
 int main() {
@@ -264,6 +327,29 @@ int main() {
         { "factors, hadamard", neox, 64, 1.0f, 0.0f, 1.0f, true, 64 },
         { "hadamard, not used", neox, 64, 1.0f, 0.0f, 1.0f, false, 64, GGML_TYPE_F32, 3e-4, false },
     };
+    // of Qwen 2.5 VL and Qwen 3 VL in small; of these the last pairs of values belong to no section, and do not turn
+    for (const auto & [name, mode, sections] :
+         { std::tuple("m-rope", GGML_ROPE_TYPE_MROPE, std::vector<int32_t>{ 8, 12, 12, 0 }),
+           std::tuple("im-rope", GGML_ROPE_TYPE_IMROPE, std::vector<int32_t>{ 12, 10, 10, 0 }) }) {
+        rope_case c{ name, mode };
+        c.sections = sections;
+        cases.push_back(c);
+        c.name += ", hadamard";
+        c.n_rot = 64;
+        cases.push_back(c);
+    }
+    for (const int32_t n_rot : { 0, 64 }) {
+        rope_case c{ n_rot ? "norm behind it, hadamard" : "norm behind it", neox };
+        c.n_rot     = n_rot;
+        c.is_normed = true;
+        cases.push_back(c);
+    }
+    for (const bool is_last : { true, false }) {
+        rope_case c{ is_last ? "last 24 of a head" : "first 24 of a head", normal, 24 };
+        c.n_before = N_EMBD_HEAD - 24;
+        c.is_last  = is_last;
+        cases.push_back(c);
+    }
     for (const auto & c : cases) {
         for (const int n : { 1, 20 }) {
             test_turned_rows_are_as_if_rotated_once(c, n);

@@ -132,6 +132,21 @@ int main() {
             test_positions_go_on_without_end(model.get(), type);
         }
     }
+    // M-RoPE; compressed keys, of which a part is rotated
+    tiny_shape sections, mla;
+    sections.arch      = "qwen2vl";
+    sections.n_head    = 2;
+    sections.n_head_kv = 1;
+    mla.arch           = "deepseek2";
+    mla.n_embd_head    = 64;
+    mla.n_lora_kv      = 96;
+    for (const tiny_shape & shape : { sections, mla }) {
+        const auto model = tiny_model_load(shape);
+        test_sequences_are_rebased_one_by_one(model.get());
+        for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
+            test_positions_go_on_without_end(model.get(), type);
+        }
+    }
     test_layers_without_rotation_are_left_alone();
 
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);

@@ -26,8 +26,9 @@ static float largest_difference(const floats & a, const floats & b) {
 
 // In the first layer a token's K and V depend on itself and where it stands alone: the recalled rows are those of a context
 // that decodes the same token at that rotary position.
-static void test_what_comes_back_is_what_left(bool is_beside, ggml_type type, float tolerance) {
-    const auto model = tiny_model_load();
+static void test_what_comes_back_is_what_left(bool is_beside, const tiny_shape & shape, ggml_type type,
+                                              float tolerance) {
+    const auto model = tiny_model_load(shape);
     const auto ctx   = create_archived(model.get(), alone(is_beside, type));
     const auto text  = some_tokens(700);
     CHECK(decode(ctx, text) == 0);
@@ -72,6 +73,9 @@ static void test_what_comes_back_is_what_left(bool is_beside, ggml_type type, fl
             CHECK(decode(other, fill) == 0);
             const auto & same = cache_of(other).get_side().layers[0];
             for (const bool is_k : { true, false }) {
+                if (!is_k && !layer.v) {
+                    continue;  // a part of K
+                }
                 const floats a = row_of(is_k ? layer.k : layer.v, i, h, layer.n_head_kv);
                 const floats b = row_of(is_k ? same.k : same.v, base + rank, h, layer.n_head_kv);
                 CHECK(largest_difference(a, b) <= tolerance);
@@ -261,10 +265,20 @@ int main() {
     log_errors_only();
     llama_backend_init();
     const auto model = tiny_model_load();
+    // M-RoPE; compressed keys, of which a part is rotated
+    tiny_shape sections, mla;
+    sections.arch      = "qwen2vl";
+    sections.n_head    = 2;
+    sections.n_head_kv = 1;
+    mla.arch           = "deepseek2";
+    mla.n_embd_head    = 64;
+    mla.n_lora_kv      = 96;
     for (const bool is_beside : { false, true }) {
-        test_what_comes_back_is_what_left(is_beside, GGML_TYPE_F32, 1e-4f);
-        test_what_comes_back_is_what_left(is_beside, GGML_TYPE_F16, 0.01f);
-        test_what_comes_back_is_what_left(is_beside, GGML_TYPE_Q8_0, 0.1f);
+        test_what_comes_back_is_what_left(is_beside, {}, GGML_TYPE_F32, 1e-4f);
+        test_what_comes_back_is_what_left(is_beside, {}, GGML_TYPE_F16, 0.01f);
+        for (const tiny_shape & shape : { tiny_shape(), sections, mla }) {
+            test_what_comes_back_is_what_left(is_beside, shape, GGML_TYPE_Q8_0, 0.1f);
+        }
         test_nothing_comes_back_before_the_first_eviction(model.get(), is_beside);
         test_a_recall_that_fails_changes_nothing(is_beside, step::ALLOC);
         test_a_recall_that_fails_changes_nothing(is_beside, step::COMPUTE);
