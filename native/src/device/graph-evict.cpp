@@ -60,6 +60,19 @@ static ggml_tensor * build_move(ggml_context * ctx, ggml_tensor * t, int32_t n_h
     return ggml_set_rows(ctx, heads, ggml_get_rows(ctx, heads, src), dst);
 }
 
+ggml_tensor * morphkv_build_voters(ggml_context * ctx, const morphkv_evict_layer & layer, ggml_tensor * vote_rows) {
+    ggml_tensor * q = ggml_get_rows(ctx, layer.ring, vote_rows);
+    if (layer.n_readers == 1) {
+        return q;
+    }
+    // the heads of a reader are together in the ring
+    const int64_t n_row = q->ne[0], n_votes = q->ne[1], n_layers = q->ne[2];
+    q = ggml_reshape_4d(ctx, q, n_row / layer.n_readers / layer.n_head_kv, layer.n_head_kv, layer.n_readers,
+                        n_votes * n_layers);
+    q = ggml_cont(ctx, ggml_permute(ctx, q, 0, 2, 1, 3));
+    return ggml_reshape_3d(ctx, q, n_row, n_votes, n_layers);
+}
+
 // max over the query heads of a group of the softmax of the voters' logits: (n_layers, n_head_kv, n_votes, n_old)
 static ggml_tensor * build_each_vote(ggml_context * ctx, const morphkv_evict_layer & layer, int64_t n_old,
                                      const morphkv_evict_inputs & inp) {
@@ -70,7 +83,7 @@ static ggml_tensor * build_each_vote(ggml_context * ctx, const morphkv_evict_lay
     const int64_t n_embd    = layer.k->ne[0] / n_head_kv;
 
     // (n_layers, n_head, n_votes, n_embd)
-    ggml_tensor * q = ggml_get_rows(ctx, layer.ring, inp.vote_rows);
+    ggml_tensor * q = morphkv_build_voters(ctx, layer, inp.vote_rows);
     q               = ggml_permute(ctx, ggml_reshape_4d(ctx, q, n_embd, layer.n_head, n_votes, n_layers), 0, 2, 1, 3);
 
     // (n_layers, n_head_kv, n_old, n_embd)
@@ -113,7 +126,7 @@ ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer 
 
     ggml_tensor * cur = nullptr;
     if (n_layers == 1 && morphkv_votes_on_cpu(layer.backend, layer.k->type, layer.k->ne[0] / n_head_kv)) {
-        cur = morphkv_build_votes_on_cpu(ctx, layer.k, ggml_get_rows(ctx, layer.ring, inp.vote_rows), layer.sinks,
+        cur = morphkv_build_votes_on_cpu(ctx, layer.k, morphkv_build_voters(ctx, layer, inp.vote_rows), layer.sinks,
                                          { shape.n_old(), layer.n_head_kv, layer.kq_scale, layer.softcap,
                                            policy.fusion == MORPHKV_FUSION_MAX, 0, 0 });
     } else {
@@ -243,5 +256,5 @@ static size_t n_halvings(int32_t n) {
 
 size_t morphkv_evict_max_tensors(int32_t n_group, int32_t n_votes) {
     // per halving three views and two joins of up to 3 ops
-    return 114 + 9 * (n_halvings(n_group) + n_halvings(n_votes));
+    return 118 + 9 * (n_halvings(n_group) + n_halvings(n_votes));
 }

@@ -42,6 +42,7 @@ struct morphkv_evict_layer {
                           // as for several layers
 
     int32_t n_head;
+    int32_t n_readers;
     int32_t n_head_kv;
     float   kq_scale;
     float   softcap;         // 0 = none
@@ -58,9 +59,12 @@ struct morphkv_evict_inputs {
     ggml_tensor * noise;        // (n_layers*n_head_kv, n_old) F32: scores of MORPHKV_POLICY_RANDOM, else null
 };
 
+// Queries of the voters, heads in the order of the K heads that they attend to: (n_layers, n_votes, n_head*n_embd_head_k) F32.
+ggml_tensor * morphkv_build_voters(ggml_context * ctx, const morphkv_evict_layer & layer, ggml_tensor * vote_rows);
+
 // One score per older cell: (n_layers*n_head_kv, n_old) F32. Higher is kept.
-// MorphKV (arXiv 2503.00979): softmax of the voters' logits over the older cells only, max over a head's query group,
-// then sum or max over the voters.
+// MorphKV (arXiv 2503.00979): softmax of the voters' logits over the older cells only, max over a head's query group, which is
+// that of all layers that attend to these keys, then sum or max over the voters.
 ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
                                   const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
                                   const morphkv_evict_inputs & inp);

@@ -59,7 +59,7 @@ std::string morphkv_read_votes(morphkv_runner & runner, const std::vector<morphk
             const std::vector<int32_t> by = layer.rope.turns(turn);
             deltas                        = inputs.add(GGML_TYPE_I32, by.size(), 1, by);
         }
-        ggml_tensor * q = ggml_get_rows(ctx, cur.ring, inp.vote_rows);
+        ggml_tensor * q = morphkv_build_voters(ctx, cur, inp.vote_rows);
         q = morphkv_build_unrotated(ctx, q, layer.n_head, rotates ? deltas : nullptr, layer.query_rope(), rot);
         q = build_weights_of_both(ctx, q, layer);
         ggml_build_forward_expand(gf, q);

@@ -22,8 +22,11 @@ struct morphkv_slice {
 void morphkv_copy_slices(const std::vector<morphkv_slice> & slices, uint32_t i_src, uint32_t i_dst);
 
 struct morphkv_side_layer {
-    int32_t il;  // layer of the model
-    int32_t n_head;
+    int32_t il;                    // layer of the model
+    int32_t n_head;                // query heads that attend to K, of all readers
+
+    std::vector<int32_t> readers;  // layers that attend to K: this one, then those that have none of their own
+
     int32_t n_head_kv;
     float   softcap;              // 0 = none
     float   softcap_scale;        // a factor more before the soft-cap; 0 = none
@@ -36,10 +39,12 @@ struct morphkv_side_layer {
     ggml_tensor * k;      // (n_stream, n_cells, n_head_kv*n_embd_head_k), the cache's own
     ggml_tensor * v;      // (n_stream, n_cells, n_head_kv*n_embd_head_v); null where V is a part of K (MLA)
 
-    ggml_tensor * ring;   // (n_stream, n_ring, n_head*n_embd_head_k) F16, row = serial % n_ring
+    // (n_stream, n_ring, n_readers, n_head/n_readers*n_embd_head_k) F16, row = serial % n_ring
+    ggml_tensor * ring;
     ggml_tensor * serial;  // (n_stream, n_head_kv, n_distant) int32 bits in F32
     ggml_tensor * score;   // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
 
+    int32_t      n_readers() const { return readers.size(); }
     bool         is_on_cpu() const;
     morphkv_rope query_rope() const;
 };

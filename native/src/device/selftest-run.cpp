@@ -141,6 +141,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     std::vector<morphkv_side_layer> layers(2);
     for (auto & layer : layers) {
         layer.n_head    = c.n_head_kv * c.n_group;
+        layer.readers   = { 0 };
         layer.n_head_kv = c.n_head_kv;
         layer.kq_scale  = 1.0f / std::sqrt((float) c.n_embd_head);
         layer.softcap   = c.softcap;

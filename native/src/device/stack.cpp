@@ -43,8 +43,8 @@ ptrdiff_t stride(const morphkv_side_layer & from, const morphkv_side_layer & to,
 // Whether b, behind the layers of the stack, is one more of them.
 bool goes_on(const morphkv_stack & stack, const morphkv_side_layer & b) {
     const morphkv_side_layer & a = *stack.back();
-    if (a.n_head != b.n_head || a.n_head_kv != b.n_head_kv || a.softcap != b.softcap || a.kq_scale != b.kq_scale ||
-        a.sinks || b.sinks) {
+    if (a.n_head != b.n_head || a.n_readers() != b.n_readers() || a.n_head_kv != b.n_head_kv ||
+        a.softcap != b.softcap || a.kq_scale != b.kq_scale || a.sinks || b.sinks) {
         return false;
     }
     for (const auto t : TENSORS) {
@@ -115,6 +115,7 @@ morphkv_evict_layer morphkv_stack_layer(ggml_context * ctx, const morphkv_stack 
     res.score     = stream(ctx, stack, &morphkv_side_layer::score, i_stream);
     res.sinks     = stack[0]->sinks;
     res.n_head    = stack[0]->n_head;
+    res.n_readers = stack[0]->n_readers();
     res.n_head_kv = stack[0]->n_head_kv;
     res.kq_scale  = stack[0]->kq_scale;
     res.softcap   = stack[0]->softcap;

@@ -3,7 +3,8 @@
 #include "llama-batch.h"
 #include "llama-hparams.h"
 
-std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams) {
+std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams,
+                                                  const llama_memory_i::layer_reuse_cb & reuse) {
     // the one way from here to V
     ggml_context_ptr ctx(
         ggml_init({ ggml_tensor_overhead() * cache.get_layer_ids().size(), nullptr, /*.no_alloc =*/true }));
@@ -13,8 +14,15 @@ std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, 
         const llama_kv_cache::slot_info first_stream = { 0, 0, { 0 }, { { 0 } } };
 
         morphkv_side_layer layer{};
-        layer.il        = il;
-        layer.n_head    = hparams.n_head(il);
+        layer.il      = il;
+        layer.readers = { (int32_t) il };
+        for (uint32_t i = 0; reuse && i < hparams.n_layer(); ++i) {
+            if (reuse(i) == (int32_t) il) {
+                GGML_ASSERT(hparams.n_head(i) == hparams.n_head(il));
+                layer.readers.push_back(i);
+            }
+        }
+        layer.n_head    = hparams.n_head(il) * layer.readers.size();
         layer.n_head_kv = hparams.n_head_kv(il);
         layer.softcap   = hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f;
         layer.k         = cache.get_k_storage(il);

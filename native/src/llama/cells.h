@@ -13,7 +13,8 @@
 struct llama_hparams;
 
 // The layers of a cache, without what is beside K and V.
-std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams);
+std::vector<morphkv_side_layer> morphkv_layers_of(const llama_kv_cache & cache, const llama_hparams & hparams,
+                                                  const llama_memory_i::layer_reuse_cb & reuse);
 
 morphkv_k_rot morphkv_k_rot_of(const llama_kv_cache & cache);
 

@@ -98,11 +98,17 @@ private:
 void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                                       const llama_ubatch & ubatch, ggml_tensor * q, const ggml_tensor * k,
                                       ggml_tensor * sinks, float kq_scale, int32_t il) {
-    auto it = std::find_if(side.layers.begin(), side.layers.end(), [&](const auto & layer) { return layer.il == il; });
+    auto it = std::find_if(side.layers.begin(), side.layers.end(), [&](const auto & layer) {
+        return std::count(layer.readers.begin(), layer.readers.end(), il) > 0;
+    });
     GGML_ASSERT(it != side.layers.end());
-    it->kq_scale = it->softcap_scale != 0.0f ? kq_scale * it->softcap_scale : kq_scale;
+    const int64_t i_reader = std::find(it->readers.begin(), it->readers.end(), il) - it->readers.begin();
+    const float   scale    = it->softcap_scale != 0.0f ? kq_scale * it->softcap_scale : kq_scale;
+    // layers of one ring are asked as one
+    GGML_ASSERT(i_reader == 0 || (it->kq_scale == scale && !sinks && !it->sinks));
+    it->kq_scale = scale;
     it->sinks    = sinks;
-    if (it->rope.is == morphkv_rope::kind::UNSEEN) {
+    if (it->rope.is == morphkv_rope::kind::UNSEEN && k) {
         it->rope          = morphkv_find_rope(k);
         it->query_weights = morphkv_find_rope(q).weights;
     }
@@ -110,7 +116,7 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
     const int64_t n_seqs  = ubatch.n_seqs_unq;
     const int64_t n_per   = ubatch.n_tokens / n_seqs;
     const int64_t n_store = n_stored(ubatch, side.n_ring);
-    const int64_t n_embd  = it->ring->ne[0];
+    const int64_t n_embd  = it->ring->ne[0] / it->n_readers();
 
     ggml_tensor * rows = nullptr;
     for (const auto & input : res->inputs) {
@@ -132,7 +138,8 @@ void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx
     q = ggml_is_contiguous(q) ? q : ggml_cont(ctx, q);
     q = ggml_reshape_2d(ctx, q, n_embd, n_seqs * n_store);
 
-    ggml_tensor * ring = ggml_reshape_2d(ctx, it->ring, n_embd, it->ring->ne[1] * it->ring->ne[2]);
+    ggml_tensor * ring = ggml_view_2d(ctx, it->ring, n_embd, it->ring->ne[1] * it->ring->ne[2], it->ring->nb[1],
+                                      i_reader * ggml_row_size(it->ring->type, n_embd));
     ggml_build_forward_expand(gf, ggml_set_rows(ctx, ring, q, rows));
 }
 

@@ -182,7 +182,9 @@ void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_c
     if (const auto * cur = dynamic_cast<const morphkv_cache_context *>(mctx)) {
         cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, k, sinks, kq_scale, il);
     } else if (const auto * cur = dynamic_cast<const morphkv_window_context *>(mctx)) {
-        cur->get_window()->note_rope(k, il);
+        if (k) {
+            cur->get_window()->note_rope(k, il);
+        }
     }
 }
 

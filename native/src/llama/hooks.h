@@ -23,7 +23,8 @@ llama_memory_i * morphkv_hook_create_hybrid(const llama_model & model, const lla
                                             const llama_memory_i::layer_filter_cb & filter_recr);
 
 // After K and V of a layer are stored: q (n_tokens, n_head, n_embd_head) is what attention will use, k (n_tokens,
-// n_head_kv, n_embd_head) is what was stored. sinks: (n_head) or null. mctx: of the cache that the layer is in.
+// n_head_kv, n_embd_head) is what was stored, null where the layer attends to another's. sinks: (n_head) or null. mctx: of the
+// cache that the layer is in.
 void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                               const llama_memory_context_i * mctx, const llama_ubatch & ubatch, ggml_tensor * q,
                               const ggml_tensor * k, ggml_tensor * sinks, float kq_scale, int il);

@@ -31,7 +31,7 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
       pos_end(model.pos_embd ? hparams.n_ctx_train : 0),
       n_distant(params.capacity - params.window),
       k_rot(morphkv_k_rot_of(*this)) {
-    auto layers = morphkv_layers_of(*this, hparams);
+    auto layers = morphkv_layers_of(*this, hparams, reuse);
     if (model.arch == LLM_ARCH_GROK) {
         // the soft-cap of its own in llama.cpp's graph, and the scale before it
         for (auto & layer : layers) {

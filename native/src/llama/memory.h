@@ -111,7 +111,8 @@ public:
     //
 
     // Writes the newest queries of the ubatch into the ring, in the decode graph, and learns from q and k how the layer
-    // attends. q: (n_tokens, n_head, n_embd_head), k: (n_tokens, n_head_kv, n_embd_head).
+    // attends. q: (n_tokens, n_head, n_embd_head), k: (n_tokens, n_head_kv, n_embd_head), null
+    // where the layer attends to the keys of another.
     void build_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf, const llama_ubatch & ubatch,
                            ggml_tensor * q, const ggml_tensor * k, ggml_tensor * sinks, float kq_scale, int32_t il);
 

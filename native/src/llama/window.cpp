@@ -14,7 +14,7 @@ morphkv_window::morphkv_window(const llama_model & model, const llama_hparams & 
     : llama_kv_cache(model, hparams, type_k, type_v, /*v_trans =*/false, offload, /*unified =*/false, n_cells,
                      n_seq_max, /*n_pad =*/1, hparams.n_swa, hparams.swa_type, /*mem_other =*/nullptr, filter, reuse,
                      /*share =*/nullptr),
-      layers(morphkv_layers_of(*this, hparams)),
+      layers(morphkv_layers_of(*this, hparams, reuse)),
       k_rot(morphkv_k_rot_of(*this)),
       n_swa(hparams.n_swa),
       swa_type(hparams.swa_type),
