@@ -103,6 +103,11 @@ def set_keep(context: int, seq_id: int, n_keep: int) -> None:
     _check(lib.morphkv_keep_set(_context(context), _int32("seq_id", seq_id), _int32("n_keep", n_keep)))
 
 
+def set_mark(context: int, seq_id: int = 0) -> None:
+    """Let a sequence with recurrent layers go back to where it ends now; other sequences can without."""
+    _check(lib.morphkv_mark_set(_context(context), _int32("seq_id", seq_id)))
+
+
 def start_archive(
     context: int, *, path: str | None = None, type_k: int = -1, type_v: int = -1, max_bytes: int | None = None
 ) -> None:
@@ -145,15 +150,16 @@ def recall(context: int, seq_id: int = 0, **settings: float) -> dict[str, Any]:
 
 
 class Prompt:
-    """The reading of a prompt with an archive: all but its last token, its end again, its last token.
+    """The reading of a prompt: with an archive all but its last token, its end again, its last token.
 
     Counts are in tokens of the text up to the prompt's end, of which the sequence held the first n_past already; the
-    last n_redo at most are decoded again.
+    last n_redo at most are decoded again. recalls: whether the archive is asked at all.
     """
 
-    def __init__(self, n_past: int, n_tokens: int, n_redo: int) -> None:
+    def __init__(self, n_past: int, n_tokens: int, n_redo: int, recalls: bool = True) -> None:
         prompt = lib.morphkv_prompt_begin(_int32("n_past", n_past), _int32("n_tokens", n_tokens))
         prompt.n_redo = _int32("n_redo", n_redo)
+        prompt.stage = lib.MORPHKV_PROMPT_STAGE_FIRST if recalls else lib.MORPHKV_PROMPT_STAGE_LAST
         self._prompt = ffi.new("morphkv_prompt *", prompt)
 
     def next(self, context: int, n_held: int, **settings: float) -> tuple[int, int, dict[str, Any] | None]:

@@ -19,13 +19,14 @@ class CacheStats:
     logical_pos: int  # position of the sequence's newest token, -1 when empty
     complete_pos: int  # the oldest position that every head still holds: later tokens can be rolled back; -1 when empty
     exact_pos: int  # tokens from here on can be rolled back exactly: none is older than the last eviction or rebase
+    mark_pos: int  # with recurrent layers: tokens from here on can be rolled back, and no others; -1: there is no mark
     rope_limit: int  # rotary positions stay below it; 0: they are never rebased
     rotary_offset: int  # of the sequence's recent tokens: position minus the rotary one, which RoPE sees
     n_rebases: int  # how often the offset grew
     n_evictions: int  # evictions of the sequence
     n_evicted: int  # tokens evicted per KV head, over all evictions of the sequence
     kv_bytes: int  # K and V of all sequences
-    extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores; tokens to be archived
+    extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores, marks; tokens to be archived
     scratch_bytes: int  # most that an eviction has taken, for its duration, from the compute buffer
     evict_ms: float  # time spent in evictions, all sequences
     seq_evict_ms: float  # the same, of this sequence alone

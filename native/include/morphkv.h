@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 9
+#define MORPHKV_ABI_VERSION 10
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -72,25 +72,28 @@ typedef struct morphkv_params {
 } morphkv_params;
 
 typedef struct morphkv_stats {
-    size_t   size;           // sizeof(morphkv_stats), set by the caller
+    size_t   size;          // sizeof(morphkv_stats), set by the caller
     int32_t  capacity;
-    int32_t  keep;           // first tokens of the sequence that are never evicted
-    int32_t  n_cells;        // allocated per sequence
-    int32_t  n_limit;        // most cells that a sequence uses: capacity + max(interval, prompt_room)
-    int32_t  n_distant;      // distant slots per KV head: capacity - window
-    int32_t  n_used;         // cells that the sequence uses now
-    int32_t  n_seq_max;      // sequences that have cells of their own
-    int32_t  logical_pos;    // position of the sequence's newest token, -1 when empty
-    int32_t  complete_pos;   // tokens behind it can be taken back: every head still holds them; -1 when empty
-    int32_t  exact_pos;      // tokens from here on can be taken back exactly: none is older than the last eviction or
-                             // rebase
-    int32_t  rope_limit;     // in force; 0 = rotary positions are never rebased
+    int32_t  keep;          // first tokens of the sequence that are never evicted
+    int32_t  n_cells;       // allocated per sequence
+    int32_t  n_limit;       // most cells that a sequence uses: capacity + max(interval, prompt_room)
+    int32_t  n_distant;     // distant slots per KV head: capacity - window
+    int32_t  n_used;        // cells that the sequence uses now
+    int32_t  n_seq_max;     // sequences that have cells of their own
+    int32_t  logical_pos;   // position of the sequence's newest token, -1 when empty
+    int32_t  complete_pos;  // tokens behind it can be taken back: every head still holds them; -1 when empty. With
+                            // recurrent layers the newest token
+    int32_t  exact_pos;     // tokens from here on can be taken back exactly: none is older than the last eviction or
+                            // rebase
+    int32_t  mark_pos;    // with recurrent layers: tokens from here on can be taken back, and no other tail; -1 = there
+                          // is no mark, or evictions have come too far since
+    int32_t  rope_limit;  // in force; 0 = rotary positions are never rebased
     int32_t  rotary_offset;  // of the sequence's recent tokens: position minus the rotary one, which RoPE sees
     int64_t  n_rebases;      // how often the offset grew
     int64_t  n_evictions;    // evictions of the sequence
     int64_t  n_evicted;      // tokens evicted per KV head, summed over the sequence's evictions
     uint64_t kv_bytes;       // K and V of all sequences
-    uint64_t extra_bytes;    // query rings, positions and scores of all sequences
+    uint64_t extra_bytes;    // query rings, positions and scores of all sequences, and their marks
     uint64_t scratch_bytes;  // most that an eviction has taken from the compute buffer
     double   evict_ms;       // time spent in evictions, all sequences
     double   seq_evict_ms;   // the same, of this sequence id alone; emptying the sequence does not set it back
@@ -139,6 +142,13 @@ MORPHKV_API morphkv_status morphkv_stats_get(struct llama_context * ctx, int32_t
 // First tokens of a sequence that are never evicted, in place of params.keep, until the sequence is emptied. Below
 // capacity - window; after the sequence's first eviction it can only be lowered.
 MORPHKV_API morphkv_status morphkv_keep_set(struct llama_context * ctx, int32_t seq_id, int32_t n_keep);
+
+// A model with recurrent layers cannot take any tail back: their state has to be kept where it is to come back to. From now on
+// the sequence can be gone back to where it ends now, by llama_memory_seq_rm(mem, seq_id, mark_pos, -1), as often as one likes,
+// as long as the other layers still hold its tokens. One mark a sequence, the newest; an empty sequence has none, nor one that a
+// state was loaded into. morphkv_prompt_next() sets marks, too. Without recurrent
+// layers nothing is needed, and nothing happens.
+MORPHKV_API morphkv_status morphkv_mark_set(struct llama_context * ctx, int32_t seq_id);
 
 // Sizes of morphkv_retained_get's answer for a layer; one without KV, or with a sliding window, is MORPHKV_STATUS_INVALID.
 MORPHKV_API morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv,
@@ -204,7 +214,8 @@ MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t se
 
 // The reading of a prompt with an archive. A question is understood only with what it is about at hand: all but its last token
 // is decoded and asks the archive, its end is decoded again on what came back and asks once more, its last token is decoded
-// alone. Hosts decode, in batches of their own; morphkv_prompt_next() recalls and says what is next.
+// alone. With recurrent layers the sequence is marked before its end, and then before its last token, where an answer that is
+// asked for again begins. Hosts decode, in batches of their own; morphkv_prompt_next() recalls and says what is next.
 typedef enum morphkv_prompt_stage {
     MORPHKV_PROMPT_STAGE_FIRST = 0,
     MORPHKV_PROMPT_STAGE_AGAIN = 1,  // its end is decoded again

@@ -97,3 +97,18 @@ bool morphkv_plan::add(const std::vector<int32_t> & i_texts, int32_t n, std::vec
     }
     return true;
 }
+
+morphkv_text morphkv_text_behind_prompt(morphkv_text text, int32_t n) {
+    while (n > 0) {
+        int32_t n_room = n;
+        for (size_t i = 0; i < text.groups.size(); ++i) {
+            if (text.n_used(i) >= text.groups[i].shape.n_limit) {
+                text.note_cut(i);
+            }
+            n_room = std::min(n_room, text.groups[i].shape.n_limit - text.n_used(i));
+        }
+        text.append(text.is_empty() ? 0 : text.positions.next(), n_room, /*is_prompt =*/true);
+        n -= n_room;
+    }
+    return text;
+}

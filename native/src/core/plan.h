@@ -49,3 +49,6 @@ private:
     std::vector<int32_t>            n_steps;  // tokens of the batch, if they are no prompt and in no micro-batch yet
     int32_t                         limit;
 };
+
+// As the text is once n more tokens of a prompt have been decoded.
+morphkv_text morphkv_text_behind_prompt(morphkv_text text, int32_t n);

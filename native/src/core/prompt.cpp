@@ -12,31 +12,58 @@ morphkv_prompt morphkv_prompt_begin(int32_t n_past, int32_t n_tokens) {
     return res;
 }
 
-void morphkv_prompt_step(morphkv_prompt & prompt, int32_t n_held, const std::function<morphkv_recalled()> & recall,
-                         const std::function<int32_t()> & n_removable) {
-    prompt.n_back    = 0;
-    prompt.n_recalls = 0;
-    if (prompt.stage != MORPHKV_PROMPT_STAGE_LAST && n_held < prompt.n_tokens - 1) {
-        prompt.n_end = prompt.n_tokens - 1;
+// Before its last token: a mark where its end begins, which is decoded again.
+static void read_on(morphkv_prompt & prompt, int32_t n_held, const morphkv_prompt_memory & memory) {
+    const int32_t n_last = prompt.n_tokens - 1;
+    prompt.n_end         = n_last;
+    if (!memory.mark || prompt.stage != MORPHKV_PROMPT_STAGE_FIRST) {
         return;
     }
-    // before the recall, which may throw
+    const int32_t n_mark = std::max({ prompt.n_past, n_last - prompt.n_redo, memory.first_mark(n_last - n_held) });
+    if (n_held == n_mark) {
+        memory.mark();
+    } else if (n_held < n_mark) {
+        prompt.n_end = std::min(n_mark, n_last);
+    }
+}
+
+// Its last token is all that is left: an answer that is asked for again begins here.
+static void read_last(morphkv_prompt & prompt, int32_t n_held, const morphkv_prompt_memory & memory) {
+    prompt.stage = MORPHKV_PROMPT_STAGE_LAST;
+    prompt.n_end = prompt.n_tokens;
+    if (memory.mark && n_held == prompt.n_tokens - 1) {
+        memory.mark();
+    }
+}
+
+void morphkv_prompt_step(morphkv_prompt & prompt, int32_t n_held, const morphkv_prompt_memory & memory) {
+    prompt.n_back       = 0;
+    prompt.n_recalls    = 0;
     const bool is_first = prompt.stage == MORPHKV_PROMPT_STAGE_FIRST;
     const bool is_last  = prompt.stage == MORPHKV_PROMPT_STAGE_LAST;
-    prompt.stage        = MORPHKV_PROMPT_STAGE_LAST;
-    prompt.n_end        = prompt.n_tokens;
+    if (n_held < prompt.n_tokens - 1 && (!is_last || memory.mark)) {
+        read_on(prompt, n_held, memory);
+        return;
+    }
     if (is_last || n_held >= prompt.n_tokens) {
+        read_last(prompt, n_held, memory);
         return;
     }
-    prompt.recalled  = recall();
-    prompt.n_recalls = 1;
-    if (!is_first || prompt.recalled.n_recalled == 0) {
+    try {
+        prompt.recalled = memory.recall();
+    } catch (...) {
+        read_last(prompt, n_held, memory);
+        throw;
+    }
+    prompt.n_recalls     = 1;
+    const int32_t n_back = is_first && prompt.recalled.n_recalled > 0
+                               ? memory.n_removable(std::min(n_held - prompt.n_past, prompt.n_redo))
+                               : 0;
+    if (n_back <= 0) {
+        read_last(prompt, n_held, memory);
         return;
     }
-    const int32_t n_back = std::min({ n_held - prompt.n_past, prompt.n_redo, n_removable() });
-    if (n_back > 0) {
-        prompt.stage  = MORPHKV_PROMPT_STAGE_AGAIN;
-        prompt.n_back = n_back;
-        prompt.n_end  = prompt.n_tokens - 1;
-    }
+    prompt.stage  = MORPHKV_PROMPT_STAGE_AGAIN;
+    prompt.n_back = n_back;
+    prompt.n_end  = prompt.n_tokens - 1;
 }

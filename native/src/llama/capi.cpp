@@ -150,6 +150,15 @@ morphkv_status morphkv_keep_set(struct llama_context * ctx, int32_t seq_id, int3
     return guarded([&] { cache_of(ctx, seq_id).set_keep(seq_id, n_keep); });
 }
 
+morphkv_status morphkv_mark_set(struct llama_context * ctx, int32_t seq_id) {
+    return guarded([&] {
+        cache_of(ctx, seq_id);
+        if (auto * hybrid = dynamic_cast<morphkv_hybrid *>(ctx->get_memory())) {
+            hybrid->set_mark(seq_id);
+        }
+    });
+}
+
 morphkv_status morphkv_retained_shape(struct llama_context * ctx, int32_t layer, int32_t * n_head_kv,
                                       int32_t * n_distant) {
     return guarded([&] {
@@ -213,7 +222,7 @@ morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id, const 
 morphkv_status morphkv_prompt_next(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,
                                    morphkv_prompt * prompt, int32_t n_held) {
     return guarded([&] {
-        cache_of(ctx, seq_id);
+        const auto & cache = cache_of(ctx, seq_id);
         require_size(params, "params");
         require_size(prompt, "prompt");
         require(prompt->stage >= MORPHKV_PROMPT_STAGE_FIRST && prompt->stage <= MORPHKV_PROMPT_STAGE_LAST,
@@ -231,13 +240,27 @@ morphkv_status morphkv_prompt_next(struct llama_context * ctx, int32_t seq_id, c
             ok(morphkv_recall(ctx, seq_id, params, &res));
             return res;
         };
-        auto n_removable = [&] {
+        const auto & text        = cache.text_of(seq_id);
+        auto         n_removable = [&](int32_t n) {
             morphkv_stats stats{};
             stats.size = sizeof(stats);
             ok(morphkv_stats_get(ctx, seq_id, &stats));
-            return stats.logical_pos - stats.complete_pos;
+            if (stats.mark_pos < 0) {
+                return std::min(n, stats.logical_pos - stats.complete_pos);
+            }
+            const int32_t n_behind = text.n_tokens() - text.positions.serial_from(stats.mark_pos);
+            return n_behind <= n ? n_behind : 0;
         };
-        morphkv_prompt_step(*prompt, n_held, recall, n_removable);
+        morphkv_prompt_memory memory{ recall, n_removable, nullptr, nullptr };
+        if (auto * hybrid = dynamic_cast<morphkv_hybrid *>(ctx->get_memory())) {
+            memory.mark = [=] {
+                hybrid->set_mark(seq_id);
+            };
+            memory.first_mark = [&](int32_t n) {
+                return cache.n_complete_behind(seq_id, n) + n_held - text.n_tokens();
+            };
+        }
+        morphkv_prompt_step(*prompt, n_held, memory);
     });
 }
 

@@ -165,10 +165,11 @@ llama_memory_i * morphkv_hook_create_hybrid(const llama_model & model, const lla
                 return hparams.is_recr(il);
             };
         }
-        auto attn = make_cache(model, mparams, cparams, *params, attends, nullptr);
+        auto           attn    = make_cache(model, mparams, cparams, *params, attends, nullptr);
+        const uint32_t n_cells = morphkv_marks::n_cells(cparams.n_seq_max);
+
         auto recr = std::make_unique<llama_memory_recurrent>(model, GGML_TYPE_F32, GGML_TYPE_F32, cparams.offload_kqv,
-                                                             std::max(1u, cparams.n_seq_max), cparams.n_seq_max,
-                                                             cparams.n_rs_seq, recurs);
+                                                             n_cells, n_cells, cparams.n_rs_seq, recurs);
         return new morphkv_hybrid(std::move(attn), std::move(recr));
     } catch (const std::exception & err) {
         morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());

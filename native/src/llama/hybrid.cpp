@@ -10,9 +10,11 @@
 
 morphkv_hybrid::morphkv_hybrid(std::unique_ptr<morphkv_cache> attn, std::unique_ptr<llama_memory_recurrent> recr)
     : attn(std::move(attn)),
-      recr(std::move(recr)) {
+      recr(std::move(recr)),
+      marks(*this->recr, this->attn->get_n_stream()) {
     this->attn->on_clear = [this](llama_seq_id seq_id) {
         this->recr->seq_rm(seq_id, -1, -1);
+        marks.drop(seq_id);
     };
 }
 
@@ -99,15 +101,42 @@ bool morphkv_hybrid::get_can_shift() const {
 void morphkv_hybrid::clear(bool data) {
     attn->clear(data);
     recr->clear(data);
+    marks.clear();
+}
+
+void morphkv_hybrid::set_mark(llama_seq_id seq_id) {
+    marks.set(seq_id, attn->text_of(seq_id).n_tokens());
+}
+
+bool morphkv_hybrid::begins_at_mark(llama_seq_id seq_id, llama_pos p0) const {
+    return marks.at(seq_id) > 0 && attn->text_of(seq_id).positions.serial_from(std::max(p0, 0)) == marks.at(seq_id);
+}
+
+llama_pos morphkv_hybrid::mark_pos(llama_seq_id seq_id) const {
+    if (marks.at(seq_id) == 0) {
+        return -1;
+    }
+    auto until_mark = attn->text_of(seq_id).positions;
+    until_mark.truncate(marks.at(seq_id));
+    const llama_pos res = until_mark.next();
+    return attn->plan_removal(seq_id, res, -1) == morphkv_removal::REFUSED ? -1 : res;
 }
 
 bool morphkv_hybrid::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     const llama_seq_id n_seq = attn->get_n_stream();
-    for (llama_seq_id s = std::max(seq_id, 0); s < (seq_id < 0 ? n_seq : std::min(seq_id + 1, n_seq)); ++s) {
+    const llama_seq_id first = std::max(seq_id, 0), end = seq_id < 0 ? n_seq : std::min(seq_id + 1, n_seq);
+
+    std::vector<llama_seq_id> going_back;
+    for (llama_seq_id s = first; s < end; ++s) {
         const auto removal = attn->plan_removal(s, p0, p1);
-        if (removal == morphkv_removal::REFUSED || removal == morphkv_removal::TAIL) {
+        if (removal == morphkv_removal::TAIL && begins_at_mark(s, p0)) {
+            going_back.push_back(s);
+        } else if (removal == morphkv_removal::REFUSED || removal == morphkv_removal::TAIL) {
             return false;
         }
+    }
+    for (const llama_seq_id s : going_back) {
+        marks.go_back(s);
     }
     return attn->seq_rm(seq_id, p0, p1);
 }
@@ -115,6 +144,7 @@ bool morphkv_hybrid::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 void morphkv_hybrid::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
     if (attn->copy(seq_id_src, seq_id_dst, p0, p1)) {
         recr->seq_cp(seq_id_src, seq_id_dst, -1, -1);
+        marks.copy(seq_id_src, seq_id_dst);
     }
 }
 
@@ -152,6 +182,7 @@ std::map<ggml_backend_buffer_type_t, size_t> morphkv_hybrid::memory_breakdown() 
 
 void morphkv_hybrid::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     attn->state_write(io, seq_id, flags);
+    const morphkv_marks::hidden hidden(marks);
     morphkv_recurrent_state::write(io, *recr, seq_id, flags);
 }
 
@@ -165,7 +196,7 @@ void morphkv_hybrid::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama
         }
         const morphkv_recurrent_state recurrent(io, *recr, seq_id, flags, newest, /*has_end =*/state->version >= 5);
         morphkv_require_end(io);
-        attn->apply_state(std::move(state));
+        attn->apply_state(std::move(state));  // empties sequences, and so drops their marks
         recurrent.apply(*recr);
     } catch (const std::exception & err) {
         // llama.cpp says it to the log alone
@@ -182,6 +213,8 @@ void morphkv_hybrid::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     attn->get_stats(seq_id, out);
     out.complete_pos = seq_pos_min(seq_id);
     out.exact_pos    = std::max(out.exact_pos, seq_pos_max(seq_id) + 1);
+    out.mark_pos     = mark_pos(seq_id);
+    out.extra_bytes += marks.n_bytes();
 }
 
 morphkv_cache * morphkv_find_cache(llama_memory_i * memory) {

@@ -1,9 +1,11 @@
 // The memory of a model with recurrent layers: a MorphKV cache for the layers that attend, and llama.cpp's own memory of
 // constant size for the others. Both get the same micro-batches.
 //
-// A recurrent state cannot go back, so neither can the pair: a tail is never removed, only the whole sequence.
+// A recurrent state goes back to a mark alone (llama/marks.h), and so does the pair: a tail is removed if it begins at the
+// sequence's mark, or else the whole sequence.
 #pragma once
 
+#include "llama/marks.h"
 #include "llama/memory.h"
 
 #include "llama-memory-recurrent.h"
@@ -24,6 +26,7 @@ public:
 
     void clear(bool data) override;
 
+    // A tail that begins at the mark, or the whole sequence; anything else is refused without a change.
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
     void seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id) override;
@@ -35,7 +38,8 @@ public:
 
     std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
 
-    // The cache's state, then the recurrent one in llama.cpp's format (llama/recurrent.h). All or nothing.
+    // The cache's state, then the recurrent one in llama.cpp's format (llama/recurrent.h). All or nothing. Without marks: a
+    // sequence that is loaded has none.
     void state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const override;
     void state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) override;
 
@@ -45,14 +49,23 @@ public:
 
     void get_stats(llama_seq_id seq_id, morphkv_stats & out) const;
 
+    // Where the sequence ends now it can be gone back to, in place of its last mark. An empty one has no mark.
+    void set_mark(llama_seq_id seq_id);
+
     morphkv_cache & get_cache() const { return *attn; }
 
 private:
+    bool begins_at_mark(llama_seq_id seq_id, llama_pos p0) const;
+
+    // The position of the first token behind the mark, if that can be gone back to; else -1.
+    llama_pos mark_pos(llama_seq_id seq_id) const;
+
     llama_memory_context_ptr make_context(std::vector<llama_ubatch> ubatches, llama_memory_context_ptr ctx_attn,
                                           llama_memory_context_ptr ctx_recr) const;
 
     const std::unique_ptr<morphkv_cache>          attn;
     const std::unique_ptr<llama_memory_recurrent> recr;
+    morphkv_marks                                 marks;
 };
 
 // The MorphKV cache of a memory, or null.

@@ -93,6 +93,9 @@ public:
     // memory_breakdown() of K and V alone, the windowed layers' too
     std::map<ggml_backend_buffer_type_t, size_t> kv_breakdown() const;
 
+    // Once n more tokens of a prompt have been decoded, a tail can be taken back behind so many of the first tokens, or more.
+    int32_t n_complete_behind(llama_seq_id seq_id, int32_t n) const;
+
     // In force: rotary positions stay below it; 0 = they are never rebased.
     int32_t rope_limit() const;
 
@@ -173,6 +176,8 @@ public:
     void                                  apply_state(std::unique_ptr<morphkv_loaded_state> state) noexcept;
 
     morphkv_removal plan_removal(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
+    const morphkv_text & text_of(llama_seq_id seq_id) const { return sequences.at(seq_id).text; }
 
     // seq_cp(); false where it is refused.
     bool copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);

@@ -33,6 +33,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.logical_pos       = seq_pos_max(seq_id);
     out.complete_pos      = seq_pos_min(seq_id);
     out.exact_pos         = text.pos_of(text.first_exact(can_lose()));
+    out.mark_pos          = -1;
     out.rope_limit        = rope_limit();
     out.rotary_offset     = text.rotary_offset;
     out.n_rebases         = text.n_rebases;
@@ -83,6 +84,10 @@ void morphkv_cache::set_keep(llama_seq_id seq_id, int32_t n_keep) {
                                                         " after the sequence's first eviction" + got);
     }
     text.n_keep = n_keep;
+}
+
+int32_t morphkv_cache::n_complete_behind(llama_seq_id seq_id, int32_t n) const {
+    return morphkv_text_behind_prompt(text_of(seq_id), n).first_complete(can_lose()) + 1;
 }
 
 const morphkv_side_layer & morphkv_cache::side_layer(int32_t il) const {

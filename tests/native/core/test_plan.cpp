@@ -286,3 +286,37 @@ TEST_CASE(an_offset_that_a_text_has_counts) {
     auto plan = plan_of({ text }, { prompt(8) }, /*limit =*/100);
     CHECK(plan.n_most(512, false) == 10);
 }
+
+//
+// ahead of a plan
+//
+
+// What a tail can be taken from, once a prompt has been decoded in micro-batches of any length.
+TEST_CASE(a_text_behind_a_prompt_is_known_before) {
+    const morphkv_can_lose never = [](int32_t, int32_t) {
+        return true;
+    };
+    for (const auto & groups : { std::vector{ SMALL }, std::vector{ TIGHT }, std::vector{ SMALL, LARGE } }) {
+        for (int32_t n_held = 0; n_held < 30; ++n_held) {
+            // as it is after a prompt of so many
+            const auto text = morphkv_text_behind_prompt(text_of(groups, 0, 0), n_held);
+            for (int32_t n = 2; n < 40; ++n) {
+                for (const int32_t n_ubatch : { 1, 5, 512 }) {
+                    auto plan  = plan_of({ text }, { prompt(n, n_held) });
+                    auto after = text;
+                    for (int32_t left = n; left > 0;) {
+                        const int32_t n_next = std::min(left, plan.n_most(n_ubatch, false));
+                        for (const size_t i_group : add(plan, n_next).cuts) {
+                            after.note_cut(i_group);
+                        }
+                        after.append(after.positions.next(), n_next, true);
+                        left -= n_next;
+                    }
+                    const auto known = morphkv_text_behind_prompt(text, n);
+                    CHECK(known.n_tokens() == after.n_tokens());
+                    CHECK(known.first_complete(never) == after.first_complete(never));
+                }
+            }
+        }
+    }
+}

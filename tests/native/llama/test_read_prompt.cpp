@@ -2,39 +2,15 @@
 
 #include "support/archived_context.h"
 
-#include <algorithm>
 #include <cstring>
-
-// Reads text behind what the sequence holds, in batches of n_batch tokens.
-static int32_t read(const context_ptr & ctx, const tokens & text, int32_t n_batch) {
-    const auto    params = morphkv_recall_params_default();
-    const int32_t n_past = stats(ctx).logical_pos + 1;
-    const int32_t n_text = text.size();
-    auto          prompt = morphkv_prompt_begin(n_past, n_past + n_text);
-    int32_t       n      = 0;
-    while (prompt.n_end < prompt.n_tokens) {
-        const int32_t n_held = stats(ctx).logical_pos + 1;
-        CHECK(morphkv_prompt_next(ctx.get(), 0, &params, &prompt, n_held) == MORPHKV_STATUS_OK);
-        n += prompt.n_recalls;
-        const int32_t first = n_held - prompt.n_back;
-        const int32_t end   = std::min(prompt.n_end, first + n_batch);
-        CHECK(llama_memory_seq_rm(memory(ctx), 0, first, -1));
-        CHECK(decode(ctx, tokens(text.begin() + (first - n_past), text.begin() + (end - n_past))) == 0);
-        if (prompt.n_end == prompt.n_tokens) {
-            CHECK(end == prompt.n_tokens && end == first + 1);
-        }
-    }
-    CHECK(stats(ctx).logical_pos == n_past + n_text - 1);
-    return n;
-}
 
 static void test_a_text_with_an_archive_is_read() {
     tiny_shape shape;
     const auto model = tiny_model_load(shape);
     const auto ctx   = create_archived(model.get());
-    CHECK(read(ctx, some_tokens(50), 1000) == 1);  // of nothing, which the cache does not count
-    CHECK(read(ctx, some_tokens(600, 2), 64) == 2);
-    CHECK(read(ctx, some_tokens(20, 3), 1000) == 2);
+    CHECK(read_prompt(ctx, some_tokens(50), 1000).n_recalls == 1);  // of nothing, which the cache does not count
+    CHECK(read_prompt(ctx, some_tokens(600, 2), 64).n_recalls == 2);
+    CHECK(read_prompt(ctx, some_tokens(20, 3), 1000).n_recalls == 2);
     CHECK(stats(ctx).n_recalls == 4 && stats(ctx).n_recalled > 0);
 }
 

@@ -79,6 +79,35 @@ inline morphkv_recalled recall(const context_ptr & ctx, llama_seq_id seq = 0,
     return res;
 }
 
+// How a prompt was read.
+struct prompt_reading {
+    int32_t n_recalls = 0;
+    int32_t n_decoded = 0;  // tokens, those that were decoded again too
+};
+
+// Reads text behind what the first sequence holds, as morphkv_prompt_next() says, in batches of n_batch tokens.
+inline prompt_reading read_prompt(const context_ptr & ctx, const tokens & text, int32_t n_batch, bool recalls = true) {
+    const auto     params = morphkv_recall_params_default();
+    const int32_t  n_past = stats(ctx).logical_pos + 1;
+    const int32_t  n_text = text.size();
+    auto           prompt = morphkv_prompt_begin(n_past, n_past + n_text);
+    prompt_reading res;
+    prompt.stage = recalls ? MORPHKV_PROMPT_STAGE_FIRST : MORPHKV_PROMPT_STAGE_LAST;
+    while (prompt.n_end < prompt.n_tokens) {
+        const int32_t n_held = stats(ctx).logical_pos + 1;
+        CHECK(morphkv_prompt_next(ctx.get(), 0, &params, &prompt, n_held) == MORPHKV_STATUS_OK);
+        const int32_t first = n_held - prompt.n_back;
+        const int32_t end   = std::min(prompt.n_end, first + n_batch);
+        CHECK(llama_memory_seq_rm(memory(ctx), 0, first, -1));
+        CHECK(decode(ctx, tokens(text.begin() + (first - n_past), text.begin() + (end - n_past))) == 0);
+        CHECK(!recalls || prompt.n_end < prompt.n_tokens || (end == prompt.n_tokens && end == first + 1));
+        res.n_recalls += prompt.n_recalls;
+        res.n_decoded += end - first;
+    }
+    CHECK(stats(ctx).logical_pos == n_past + n_text - 1);
+    return res;
+}
+
 // All bytes or nothing. False: it was refused, and morphkv_last_error() says why.
 inline bool load_strictly(const context_ptr & ctx, const bytes & state, llama_seq_id seq = 0,
                           llama_state_seq_flags flags = 0) {
