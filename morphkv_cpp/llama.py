@@ -160,6 +160,7 @@ class Llama(OneTextLlama):
             self.last_prompt = prompt_reuse(self, tokens)
             if self._chat_keep.apply(self, tokens, self.last_prompt):
                 reset = False  # it has been, and would forget what is to be kept
+            self._go_back(self.last_prompt)
         self.last_recalls = ()
         if self._evals is not None:
             self._evals.prompt_comes = True
@@ -170,6 +171,13 @@ class Llama(OneTextLlama):
             if self._evals is not None:
                 self._evals.prompt_comes = False
             self._look_at_archive()
+
+    def _go_back(self, reuse: PromptReuse) -> None:
+        """To a mark that lies before the end of what the prompt and the cache have in common: llama_cpp knows none."""
+        if 0 < reuse.n_cached < min(reuse.n_common, reuse.n_prompt - 1):
+            self._ctx.kv_cache_seq_rm(-1, reuse.n_cached, -1)
+            self.n_tokens = reuse.n_cached
+            self._requires_eval = True
 
     def sample(self, *arguments: Any, **options: Any) -> int:
         """As llama_cpp's."""

@@ -83,6 +83,13 @@ def tiny_llama(tmp_path_factory) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def tiny_hybrid(tmp_path_factory) -> Path:
+    """GGUF of a tiny model with recurrent layers, and tiny_llama's vocabulary."""
+    hybrids = pytest.importorskip("support.hybrids", reason="tiny models need the gguf package")
+    return hybrids.write_tiny_hybrid(tmp_path_factory.mktemp("tiny_hybrid") / "hybrid.gguf")
+
+
 @pytest.fixture
 def open_llama(request, tiny_llama) -> Iterator[Callable[..., Any]]:
     """Factory of tiny models for chats, with settings SMALL and options OPEN of the test's module.

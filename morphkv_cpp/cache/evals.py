@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import bridge
-from .archive import Archive, Recall
+from .archive import Recall
 from .live import Live
 
 
@@ -20,7 +20,7 @@ class Evals:
         self._drawn = (position, token)
 
     def eval(self, llm: Live, tokens: Sequence[int]) -> None:
-        """Decode tokens; before the last of a prompt, recall what it asks for.
+        """Decode tokens; before the last of a prompt, recall what it asks for, and mark where its answer begins.
 
         An answer's last token is left to be decoded with what comes next, unless Ctrl-C came late. So it is decoded
         alone in any case: evictions and recalls then come where they would have come, had the answer gone on.
@@ -32,10 +32,7 @@ class Evals:
         if len(tokens) > 1 and self._begins_with_answer(llm, tokens):
             self._write(llm, tokens[:1])
             tokens = tokens[1:]
-        if llm.archive is None or llm.archive.recall == "off":
-            llm.decode(tokens)
-        else:
-            llm.last_recalls = _eval_prompt(llm, llm.archive, tokens)
+        llm.last_recalls = _eval_prompt(llm, tokens)
 
     def _begins_with_answer(self, llm: Live, tokens: Sequence[int]) -> bool:
         return self._drawn == (llm.n_tokens, tokens[0]) and not llm._is_end(tokens[0])
@@ -57,16 +54,18 @@ class Evals:
         return n_before // n_period < llm.n_tokens // n_period
 
 
-def _eval_prompt(llm: Live, archive: Archive, tokens: Sequence[int]) -> list[Recall]:
-    """Decode a prompt's new part, as the native library says: before its last token, recall what it asks for, decode
-    its end again, and recall again.
+def _eval_prompt(llm: Live, tokens: Sequence[int]) -> list[Recall]:
+    """Decode a prompt's new part, as the native library says: with an archive, before its last token, recall what it
+    asks for, decode its end again, and recall again.
     """
+    archive = None if llm.archive is None or llm.archive.recall == "off" else llm.archive
+    n_redo, settings = (0, {}) if archive is None else (archive.redo, archive.recall_settings())
     n_past = llm.n_tokens
     n_tokens = n_past + len(tokens)
-    prompt = bridge.Prompt(n_past, n_tokens, min(archive.redo, len(tokens)))
+    prompt = bridge.Prompt(n_past, n_tokens, min(n_redo, len(tokens)), recalls=archive is not None)
     recalls, n_end = [], n_past
     while n_end < n_tokens:
-        n_back, n_end, recalled = prompt.next(llm.ctx, llm.n_tokens, **archive.recall_settings())
+        n_back, n_end, recalled = prompt.next(llm.ctx, llm.n_tokens, **settings)
         if recalled is not None:
             recalls.append(llm._recalled(recalled))
         llm.n_tokens -= n_back

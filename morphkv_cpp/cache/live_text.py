@@ -13,7 +13,7 @@ from .. import bridge
 from ..errors import SessionEndedError
 from . import saved_state
 from .live import Live
-from .reuse import PromptReuse, common_prefix, prompt_reuse
+from .reuse import PromptReuse, common_prefix, first_tokens_kept, prompt_reuse
 from .stats import CacheStats
 
 
@@ -108,8 +108,10 @@ class LiveText:
         n_held = min(reuse.n_cached, len(prompt) - 1)
         if stats.n_evictions > 0 and n_keep > stats.keep:
             n_held = 0  # what is to be kept may be gone
+        if not llm._ctx.kv_cache_seq_rm(-1, n_held, -1):
+            n_held = 0  # the prompt is the text, and of that not even the last token can be taken back
+            llm._clear()
         llm.n_tokens = n_held
-        llm._ctx.kv_cache_seq_rm(-1, n_held, -1)
         bridge.set_keep(llm.ctx, 0, n_keep)
         self.n_held, self.ahead, self.begun = n_held, list(prompt[n_held:]), True
         return PromptReuse(len(prompt), reuse.n_common, n_held)
@@ -120,10 +122,16 @@ class LiveText:
             return
         self._settle()
         n_left = self.n_tokens - n
-        # what is still ahead can go in any case
-        if n > 0 and n_left > min(self.n_held - 1, max(self.llm.cache_stats().complete_pos, 0)):
-            del self.ahead[max(n_left - self.n_held, 0) :]
-            self.n_held = self.llm.n_tokens = min(self.n_held, n_left)
+        if n <= 0:
+            return
+        if n_left >= self.n_held:
+            # what is still ahead can go in any case
+            del self.ahead[n_left - self.n_held :]
+        elif n_kept := first_tokens_kept(self.llm.cache_stats(), n_left):
+            self.ahead = self.llm.input_ids[n_kept:n_left].tolist()
+            self.n_held = self.llm.n_tokens = n_kept
+            if self.ahead:
+                self.llm._ctx.kv_cache_seq_rm(-1, n_kept, -1)  # else they would be found there
 
     def mark(self) -> int | None:
         """This place of the text, for go_back; None before it has begun."""

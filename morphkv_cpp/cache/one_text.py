@@ -50,9 +50,11 @@ class OneTextLlama(ContextLlama):
             raise ContextFullError(f"Requested tokens ({n_all}) exceed context window of {self._n_ctx}")
         self._leave_text()
         if not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1):
+            stats = self.cache_stats()
+            mark = f", or {stats.mark_pos}, where it has a mark" if stats.mark_pos > 0 else ""
             raise EvictedError(
-                f"n_tokens must be above {self.cache_stats().complete_pos}, where the cache is complete since its last "
-                f"eviction, got {self.n_tokens}: reset() and evaluate the whole text again"
+                f"n_tokens must be above {stats.complete_pos}, where the cache is complete since its last "
+                f"eviction{mark}, got {self.n_tokens}: reset() and evaluate the whole text again"
             )
         n_before = self.n_tokens
         try:

@@ -1,7 +1,8 @@
 """How much of a prompt is in the cache: the rule for histories that come back as text.
 
 A history that is tokenized anew may differ from the tokens that were sampled. What counts is the longest common prefix:
-where it ends among the recent tokens, the cache is rolled back to it and goes on; else all is evaluated again.
+where it ends among the recent tokens, the cache is rolled back to it and goes on; else all is evaluated again. A model
+with recurrent layers is rolled back to the mark that the last prompt set before its last token.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .live import Live, TokenIds
+from .stats import CacheStats
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,14 @@ def prompt_reuse(llm: Live, prompt: Sequence[int]) -> PromptReuse:
         return PromptReuse(n_prompt, n_common, n_cached=n_prompt)
     # of a prompt that is known to its end, the last token is decoded again, for its logits
     n_cached = min(n_common, n_prompt - 1)
-    can_roll_back = n_cached > max(llm.cache_stats().complete_pos, 0)
-    return PromptReuse(n_prompt, n_common, n_cached if can_roll_back else 0)
+    return PromptReuse(n_prompt, n_common, first_tokens_kept(llm.cache_stats(), n_cached))
+
+
+def first_tokens_kept(stats: CacheStats, n: int) -> int:
+    """Of the text's first n tokens, how many stay where those behind are taken back."""
+    if n > max(stats.complete_pos, 0):
+        return n
+    return stats.mark_pos if 0 < stats.mark_pos <= n else 0
 
 
 def common_prefix(a: Sequence[int] | TokenIds, b: Sequence[int] | TokenIds) -> int:

@@ -131,3 +131,69 @@ class TestPrefix:
         first = greedy(llm, some_tokens(80), 1)
         assert greedy(llm, some_tokens(80), 1) == first
         assert llm.cache_stats().n_evictions == 0
+
+
+class TestMarks:
+    """With recurrent layers: rolled back to where the last prompt's answer began, and nowhere else."""
+
+    ROOM = MorphKV(capacity=256, window=32, interval=16, keep=2, prompt_room=0)
+
+    @pytest.fixture(params=[None, "ram"], ids=["", "archive"])
+    def hybrid(self, request, tiny_hybrid):
+        llm = Llama(str(tiny_hybrid), morphkv=self.ROOM, archive=request.param, **OPEN, **QUIET)
+        yield llm
+        llm.close()
+
+    @pytest.mark.parametrize("n_prompt", [200, 290])
+    def test_an_answer_that_is_asked_for_again_costs_a_token(self, hybrid, monkeypatch, n_prompt):
+        """Before the first eviction and after some, of which none comes while the answer is written."""
+        prompt = some_tokens(n_prompt)
+        first = hybrid.create_completion(prompt, max_tokens=8, temperature=0.0)
+        for _ in range(2):
+            foreseen = prompt_reuse(hybrid, prompt)
+            with monkeypatch.context() as patch:
+                lengths = count_evaluated(hybrid, patch)
+                again = hybrid.create_completion(prompt, max_tokens=8, temperature=0.0)
+            assert again["choices"] == first["choices"]
+            assert foreseen == hybrid.last_prompt == PromptReuse(n_prompt, n_prompt, n_prompt - 1)
+            assert lengths[0] == 1
+            assert sum(lengths) < 64
+
+    def test_a_prompt_that_leaves_the_answer_goes_on_from_where_that_began(self, hybrid, tiny_hybrid, monkeypatch):
+        prompt = some_tokens(100)
+        answer = greedy(hybrid, prompt, 8)
+        other = [*prompt, *answer[:4], *some_tokens(20, seed=1)]
+        assert prompt_reuse(hybrid, other) == PromptReuse(124, 104, 99)
+        fresh = Llama(str(tiny_hybrid), morphkv=self.ROOM, **OPEN, **QUIET)
+        lengths = count_evaluated(hybrid, monkeypatch)
+        assert greedy(hybrid, other, 8) == greedy(fresh, other, 8)
+        assert sum(lengths) == 25 + 7
+        fresh.close()
+
+    def test_it_says_what_generate_will_evaluate(self, hybrid, monkeypatch):
+        prompt = some_tokens(90)
+        text = [*prompt, *greedy(hybrid, prompt, 9)]
+        seen = set()
+        for n_common in range(80, 99):
+            fork = [*text[:n_common], 2, 2]
+            foreseen = prompt_reuse(hybrid, fork)
+            with monkeypatch.context() as patch:
+                lengths = count_evaluated(hybrid, patch)
+                next(hybrid.generate(fork, temp=0.0))
+            assert foreseen == hybrid.last_prompt
+            assert foreseen.n_evaluated == sum(lengths)
+            seen.add(foreseen.n_cached)
+            assert greedy(hybrid, prompt, 9) == text[90:]
+        assert seen == {0, 89, 98}
+
+    def test_what_lies_between_is_refused_and_the_mark_is_told(self, hybrid):
+        greedy(hybrid, some_tokens(60), 5)
+        before = hybrid.cache_stats()
+        assert (before.mark_pos, before.complete_pos) == (59, 63)
+        hybrid.n_tokens = 61
+        with pytest.raises(RuntimeError, match=r"n_tokens must be above 63.*, or 59, where it has a mark, got 61"):
+            hybrid.eval([5])
+        assert hybrid.cache_stats() == before
+        hybrid.n_tokens = 59
+        hybrid.eval([5])
+        assert hybrid.cache_stats().logical_pos == 59
