@@ -330,7 +330,7 @@ void morphkv_common_before_draft_rm(llama_context * ctx_dft, int32_t seq_id, int
     if (seq_id < 0 || p0 <= 0 || morphkv_stats_get(ctx_dft, seq_id, &stats) != MORPHKV_STATUS_OK) {
         return;
     }
-    if (stats.n_evictions > 0 && p0 <= stats.complete_pos) {
+    if (p0 <= stats.complete_pos && p0 != stats.mark_pos) {
         llama_memory_seq_rm(llama_get_memory(ctx_dft), seq_id, -1, -1);
     }
 }

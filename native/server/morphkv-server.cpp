@@ -172,6 +172,16 @@ int32_t morphkv_observer::keep_first_tokens(int32_t id_slot, const morphkv_keep 
     return 0;
 }
 
+// From where the slot's text can go on, at pos_end or before, or -1.
+int32_t morphkv_observer::find_start(int32_t id_slot, int32_t pos_end) {
+    view.look_at(id_slot);
+    const morphkv_stats & now = view.of(id_slot);
+    if (now.logical_pos + 1 == pos_end) {
+        return pos_end;
+    }
+    return now.mark_pos <= pos_end ? now.mark_pos : -1;
+}
+
 const morphkv_prompt & morphkv_observer::read_prompt(int32_t id_slot, int32_t n_held) {
     state &              now    = states.at(id_slot);
     const auto           params = recall_params();

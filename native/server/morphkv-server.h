@@ -38,6 +38,22 @@ public:
     // is_decoding: the context cannot be read.
     void before_task(const server_task & task, bool is_decoding);
 
+    // Whether a prompt that has its first n_past tokens in the slot, up to pos_next, goes on without a checkpoint where what is
+    // behind cannot be taken back anywhere: nothing is behind, or it goes on from the slot's mark. Sets both to where.
+    template <typename slot_type> bool goes_on(const slot_type & slot, int32_t & n_past, int32_t & pos_next) {
+        // of a prompt that is known to its end the last token is decoded again
+        const bool    has_new = n_past < slot.task->n_tokens();
+        const int32_t pos     = is_on() ? find_start(slot.id, has_new ? pos_next : pos_next - 1) : -1;
+        if (pos < 0) {
+            return false;
+        }
+        if (pos != pos_next) {
+            n_past   = (int32_t) slot.prompt.tokens.size_up_to_pos(pos);
+            pos_next = pos;
+        }
+        return true;
+    }
+
     // Before a prompt is decoded behind the n_past tokens of it that are in the cache. Returns n_past, or 0, and the slot is
     // empty, where more tokens are to be kept than the slot is sure to have.
     template <typename slot_type> int32_t begin(const slot_type & slot, int32_t n_past) {
@@ -96,6 +112,7 @@ private:
     bool                   start_archive() const;
     int32_t                begin_prompt(int32_t id_slot, const server_task & task, int32_t n_past, int32_t n_fixed);
     int32_t                keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) const;
+    int32_t                find_start(int32_t id_slot, int32_t pos_end);
     const morphkv_prompt & read_prompt(int32_t id_slot, int32_t n_held);
     int32_t                write_token(int32_t id_slot, const server_task & task);
     bool                   holds(int32_t id_slot, int32_t n_tokens) const;

@@ -112,17 +112,12 @@ void morphkv_view::add_to_slot(json & slot) const {
     const morphkv_stats &       s       = stats.at(id_slot);
 
     slot["morphkv"] = {
-        { "capacity", s.capacity },
-        { "keep", s.keep },
-        { "n_cells", s.n_cells },
-        { "n_used", s.n_used },
-        { "n_evictions", s.n_evictions },
-        { "n_evicted", s.n_evicted },
-        { "evict_ms", s.seq_evict_ms },
-        { "logical_pos", s.logical_pos },
-        { "complete_pos", s.complete_pos },
-        { "exact_pos", s.exact_pos },
-        { "rotary_offset", s.rotary_offset },
+        { "capacity", s.capacity },         { "keep", s.keep },
+        { "n_cells", s.n_cells },           { "n_used", s.n_used },
+        { "n_evictions", s.n_evictions },   { "n_evicted", s.n_evicted },
+        { "evict_ms", s.seq_evict_ms },     { "logical_pos", s.logical_pos },
+        { "complete_pos", s.complete_pos }, { "exact_pos", s.exact_pos },
+        { "mark_pos", s.mark_pos },         { "rotary_offset", s.rotary_offset },
         { "n_rebases", s.n_rebases },
     };
     if (!given.archive.empty()) {

@@ -44,6 +44,14 @@ def test_a_prompt_recalls_twice_and_says_so(server):
     assert server.slot()["morphkv"]["n_recalls"] == 4
 
 
+def test_with_recurrent_layers_too(start_server, tiny_hybrid):
+    server = start_server(tiny_hybrid, *RECALLING)
+    for seed in range(3):
+        done = server.complete(tokens(400, seed), 4, id_slot=0)
+        assert done["timings"]["recalls_n"] == 2
+        assert done["timings"]["cache_n"] + done["timings"]["prompt_n"] == 400
+
+
 def test_slots_side_by_side_write_what_they_write_alone(start_server, tiny_llama):
     server = start_server(tiny_llama(), *RECALLING, "-ub", 1)
     prompts = [tokens(350 + 70 * i, seed=i) for i in range(2)]

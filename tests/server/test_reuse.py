@@ -61,6 +61,43 @@ class TestTurns:
         assert again["choices"][0]["message"] == answer["choices"][0]["message"]
 
 
+class TestRecurrentLayers:
+    """Their state goes back to the slot's mark, which lies where the last answer began."""
+
+    @pytest.fixture(params=[[], ["--morphkv-archive", "ram"]], ids=["", "archive"])
+    def hybrid(self, start_server, tiny_hybrid, request):
+        room = ["--morphkv-capacity", 256, "--morphkv-window", 32]
+        return start_server(tiny_hybrid, *TIGHT, *room, "-np", 2, "--slots", *request.param)
+
+    @pytest.mark.parametrize("n_prompt", [100, 400])
+    def test_an_answer_that_is_asked_for_again_costs_a_token(self, hybrid, n_prompt):
+        question = tokens(n_prompt)
+        first, cached = ask(hybrid, question, 8)
+        assert cached == 0
+        for _ in range(2):
+            assert ask(hybrid, question, 8) == (first, n_prompt - 1)
+        assert hybrid.slot()["morphkv"]["mark_pos"] == n_prompt - 1
+
+    def test_a_turn_costs_its_own_tokens(self, hybrid):
+        text, _ = ask(hybrid, tokens(400))
+        for turn in range(5):
+            before = len(text)
+            text, cached = ask(hybrid, [*text, 260 + turn, 270, 280], 30)
+            assert cached == before - 1
+
+    def test_a_prompt_that_leaves_the_answer_goes_on_from_where_that_began(self, hybrid):
+        text, _ = ask(hybrid, tokens(100), 12)
+        _, cached = ask(hybrid, [*text[:104], *tokens(20, seed=3)[1:]])
+        assert cached == 99
+
+    def test_behind_evictions_a_checkpoint_serves(self, hybrid):
+        first, _ = ask(hybrid, tokens(400), 150)
+        assert hybrid.slot()["morphkv"]["mark_pos"] == -1
+        again, cached = ask(hybrid, tokens(400), 150)
+        assert 400 - 8 <= cached < 400
+        assert again == first
+
+
 class TestHostCache:
     def test_a_text_that_had_to_leave_its_slot_comes_back(self, start_server, tiny_llama):
         server = start_server(tiny_llama(), *TIGHT, "-np", 1, "--cache-ram", 64)
