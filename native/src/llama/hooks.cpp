@@ -61,9 +61,6 @@ static const char * why_not_this_context(const llama_model & model, const llama_
     if (cparams.kv_unified && cparams.n_seq_max > 1) {
         return "needs a stream of cells for each sequence, got kv_unified = true";
     }
-    if (llm_arch_is_hybrid(model.arch) && cparams.n_rs_seq > 0) {
-        return "needs recurrent layers that never go back (n_rs_seq = 0, no drafts), got n_rs_seq above 0";
-    }
     return nullptr;
 }
 

@@ -7,14 +7,17 @@
 #include "llama/state.h"
 
 #include <algorithm>
+#include <functional>
 
 morphkv_hybrid::morphkv_hybrid(std::unique_ptr<morphkv_cache> attn, std::unique_ptr<llama_memory_recurrent> recr)
     : attn(std::move(attn)),
       recr(std::move(recr)),
-      marks(*this->recr, this->attn->get_n_stream()) {
+      marks(*this->recr, this->attn->get_n_stream()),
+      n_drafted(this->attn->get_n_stream(), 0) {
     this->attn->on_clear = [this](llama_seq_id seq_id) {
         this->recr->seq_rm(seq_id, -1, -1);
         marks.drop(seq_id);
+        n_drafted[seq_id] = 0;
     };
 }
 
@@ -24,23 +27,33 @@ morphkv_hybrid::morphkv_hybrid(std::unique_ptr<morphkv_cache> attn, std::unique_
 
 namespace {
 
+using note_fn = std::function<void(const llama_ubatch &)>;
+
 // base: the class that graphs take the two parts from.
 template <typename base> class hybrid_context : public base, public morphkv_context {
 public:
-    hybrid_context(morphkv_cache * mkv, std::vector<llama_ubatch> ubatches, llama_memory_context_i * attn,
+    hybrid_context(morphkv_cache * mkv, note_fn note, std::vector<llama_ubatch> ubatches, llama_memory_context_i * attn,
                    llama_memory_context_i * recr)
         : base(std::move(ubatches), llama_memory_context_ptr(attn), llama_memory_context_ptr(recr)),
           mkv(mkv),
+          note(std::move(note)),
           attn(attn),
           recr(recr) {}
 
     // The recurrent layers get no tokens that the others could not take.
-    bool apply() override { return attn->apply() && recr->apply(); }
+    bool apply() override {
+        if (!attn->apply() || !recr->apply()) {
+            return false;
+        }
+        note(attn->get_ubatch());
+        return true;
+    }
 
     morphkv_cache * get_cache() const override { return mkv; }
 
 private:
     morphkv_cache * mkv;
+    note_fn         note;
 
     // owned by base
     llama_memory_context_i * attn;
@@ -51,13 +64,16 @@ private:
 
 llama_memory_context_ptr morphkv_hybrid::make_context(std::vector<llama_ubatch> ubatches,
                                                       llama_memory_context_ptr  ctx_attn,
-                                                      llama_memory_context_ptr  ctx_recr) const {
+                                                      llama_memory_context_ptr  ctx_recr) {
+    auto note = [this](const llama_ubatch & ubatch) {
+        note_decoded(ubatch);
+    };
     if (attn->window) {
         return std::make_unique<hybrid_context<llama_memory_hybrid_iswa_context>>(
-            attn.get(), std::move(ubatches), ctx_attn.release(), ctx_recr.release());
+            attn.get(), std::move(note), std::move(ubatches), ctx_attn.release(), ctx_recr.release());
     }
-    return std::make_unique<hybrid_context<llama_memory_hybrid_context>>(attn.get(), std::move(ubatches),
-                                                                         ctx_attn.release(), ctx_recr.release());
+    return std::make_unique<hybrid_context<llama_memory_hybrid_context>>(
+        attn.get(), std::move(note), std::move(ubatches), ctx_attn.release(), ctx_recr.release());
 }
 
 llama_memory_context_ptr morphkv_hybrid::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
@@ -66,9 +82,11 @@ llama_memory_context_ptr morphkv_hybrid::init_batch(llama_batch_allocr & balloc,
         return std::make_unique<llama_memory_hybrid_context>(LLAMA_MEMORY_STATUS_FAILED_COMPUTE);
     }
 
-    // as llama_memory_hybrid splits
-    auto split = [&](uint32_t n_max) {
-        return embd_all ? balloc.split_seq(n_max) : balloc.split_equal(n_max, attn->get_n_stream() > 1, 0);
+    // as llama_memory_hybrid splits: what may be taken back as a draft stays in one micro-batch, if there is room
+    const uint32_t n_tail = recr->n_rs_seq > 0 ? recr->n_rs_seq + 1 : 0;
+    auto           split  = [&](uint32_t n_max) {
+        return embd_all ? balloc.split_seq(n_max)
+                        : balloc.split_equal(n_max, attn->get_n_stream() > 1, n_max > n_tail ? n_tail : 0);
     };
     for (const bool is_careful : { false, true }) {
         auto plan = attn->plan_batch(balloc, n_ubatch, is_careful, split);
@@ -102,14 +120,39 @@ void morphkv_hybrid::clear(bool data) {
     attn->clear(data);
     recr->clear(data);
     marks.clear();
+    n_drafted.assign(n_drafted.size(), 0);
 }
 
 void morphkv_hybrid::set_mark(llama_seq_id seq_id) {
     marks.set(seq_id, attn->text_of(seq_id).n_tokens());
 }
 
-bool morphkv_hybrid::begins_at_mark(llama_seq_id seq_id, llama_pos p0) const {
-    return marks.at(seq_id) > 0 && attn->text_of(seq_id).positions.serial_from(std::max(p0, 0)) == marks.at(seq_id);
+void morphkv_hybrid::note_decoded(const llama_ubatch & ubatch) {
+    const uint32_t n_new = ubatch.n_tokens / ubatch.n_seqs_unq;
+    for (uint32_t i = 0; i < ubatch.n_tokens; i += n_new) {
+        n_drafted[ubatch.seq_id[i][0]] = std::min(n_new - 1, recr->n_rs_seq);
+    }
+}
+
+morphkv_hybrid::way morphkv_hybrid::find_way(llama_seq_id seq_id, int32_t serial) const {
+    if (serial == marks.at(seq_id)) {
+        return way::MARK;
+    }
+    return attn->text_of(seq_id).n_tokens() - serial <= n_drafted[seq_id] ? way::DRAFT : way::NONE;
+}
+
+void morphkv_hybrid::go_back(llama_seq_id seq_id, int32_t serial) {
+    if (find_way(seq_id, serial) == way::MARK) {
+        marks.go_back(seq_id);
+    } else {
+        // a mark that shares the sequence's cell would follow it
+        if (marks.at(seq_id) > serial) {
+            marks.drop(seq_id);
+        }
+        const bool is_done = recr->seq_rm(seq_id, attn->text_of(seq_id).pos_of(serial), -1);
+        GGML_ASSERT(is_done);
+    }
+    n_drafted[seq_id] = 0;
 }
 
 llama_pos morphkv_hybrid::mark_pos(llama_seq_id seq_id) const {
@@ -126,17 +169,20 @@ bool morphkv_hybrid::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     const llama_seq_id n_seq = attn->get_n_stream();
     const llama_seq_id first = std::max(seq_id, 0), end = seq_id < 0 ? n_seq : std::min(seq_id + 1, n_seq);
 
-    std::vector<llama_seq_id> going_back;
+    auto serial_of = [&](llama_seq_id s) {
+        return attn->text_of(s).positions.serial_from(std::max(p0, 0));
+    };
     for (llama_seq_id s = first; s < end; ++s) {
         const auto removal = attn->plan_removal(s, p0, p1);
-        if (removal == morphkv_removal::TAIL && begins_at_mark(s, p0)) {
-            going_back.push_back(s);
-        } else if (removal == morphkv_removal::REFUSED || removal == morphkv_removal::TAIL) {
+        if (removal == morphkv_removal::REFUSED ||
+            (removal == morphkv_removal::TAIL && find_way(s, serial_of(s)) == way::NONE)) {
             return false;
         }
     }
-    for (const llama_seq_id s : going_back) {
-        marks.go_back(s);
+    for (llama_seq_id s = first; s < end; ++s) {
+        if (attn->plan_removal(s, p0, p1) == morphkv_removal::TAIL) {
+            go_back(s, serial_of(s));
+        }
     }
     return attn->seq_rm(seq_id, p0, p1);
 }
@@ -145,6 +191,8 @@ void morphkv_hybrid::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, ll
     if (attn->copy(seq_id_src, seq_id_dst, p0, p1)) {
         recr->seq_cp(seq_id_src, seq_id_dst, -1, -1);
         marks.copy(seq_id_src, seq_id_dst);
+        // they share a cell now
+        n_drafted[seq_id_src] = n_drafted[seq_id_dst] = 0;
     }
 }
 
@@ -211,9 +259,12 @@ void morphkv_hybrid::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama
 
 void morphkv_hybrid::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     attn->get_stats(seq_id, out);
-    out.complete_pos = seq_pos_min(seq_id);
-    out.exact_pos    = std::max(out.exact_pos, seq_pos_max(seq_id) + 1);
-    out.mark_pos     = mark_pos(seq_id);
+    const auto & text = attn->text_of(seq_id);
+    if (!text.is_empty()) {
+        out.complete_pos = std::max(out.complete_pos, text.pos_of(text.n_tokens() - 1 - n_drafted[seq_id]));
+        out.exact_pos    = std::max(out.exact_pos, out.complete_pos + 1);
+    }
+    out.mark_pos = mark_pos(seq_id);
     out.extra_bytes += marks.n_bytes();
 }
 

@@ -1,8 +1,8 @@
 // The memory of a model with recurrent layers: a MorphKV cache for the layers that attend, and llama.cpp's own memory of
 // constant size for the others. Both get the same micro-batches.
 //
-// A recurrent state goes back to a mark alone (llama/marks.h), and so does the pair: a tail is removed if it begins at the
-// sequence's mark, or else the whole sequence.
+// A recurrent state goes back to a mark alone (llama/marks.h), or by a draft that was just decoded (n_rs_seq), and so does the
+// pair: a tail is removed if it begins there, or else the whole sequence.
 #pragma once
 
 #include "llama/marks.h"
@@ -26,7 +26,7 @@ public:
 
     void clear(bool data) override;
 
-    // A tail that begins at the mark, or the whole sequence; anything else is refused without a change.
+    // A tail that begins at the mark or in the last draft, or the whole sequence; anything else is refused without a change.
     bool seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) override;
     void seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id) override;
@@ -55,17 +55,23 @@ public:
     morphkv_cache & get_cache() const { return *attn; }
 
 private:
-    bool begins_at_mark(llama_seq_id seq_id, llama_pos p0) const;
+    // How recurrent layers come to lose a text's tokens from a serial on.
+    enum class way { MARK, DRAFT, NONE };
+    way  find_way(llama_seq_id seq_id, int32_t serial) const;
+    void go_back(llama_seq_id seq_id, int32_t serial);
+
+    void note_decoded(const llama_ubatch & ubatch);
 
     // The position of the first token behind the mark, if that can be gone back to; else -1.
     llama_pos mark_pos(llama_seq_id seq_id) const;
 
     llama_memory_context_ptr make_context(std::vector<llama_ubatch> ubatches, llama_memory_context_ptr ctx_attn,
-                                          llama_memory_context_ptr ctx_recr) const;
+                                          llama_memory_context_ptr ctx_recr);
 
     const std::unique_ptr<morphkv_cache>          attn;
     const std::unique_ptr<llama_memory_recurrent> recr;
     morphkv_marks                                 marks;
+    std::vector<int32_t> n_drafted;  // (n_seq) newest tokens that llama.cpp's snapshots (n_rs_seq) can take back
 };
 
 // The MorphKV cache of a memory, or null.

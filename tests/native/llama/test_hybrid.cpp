@@ -271,13 +271,78 @@ static void test_a_failed_eviction_leaves_all_in_step(llama_model * model) {
     CHECK(all_finite(logits(ctx, 0)) && all_finite(logits(ctx, 1)));
 }
 
-static void test_drafts_are_refused(llama_model * model) {
-    auto cparams           = context_params();
-    cparams.n_rs_seq       = 4;
-    const auto      params = small_params();
-    llama_context * ctx    = nullptr;
-    CHECK(morphkv_context_create(model, &cparams, &params, &ctx) == MORPHKV_STATUS_UNSUPPORTED && !ctx);
-    CHECK(strstr(morphkv_last_error(), "recurrent layers that never go back"));
+// The recurrent layers have snapshots of the last tokens (n_rs_seq): a draft is decoded, and what was wrong in it taken back.
+static void test_drafts(llama_model * model) {
+    auto cparams     = context_params(2);
+    cparams.n_rs_seq = 4;
+    auto params      = small_params();
+    params.capacity  = 120;
+    const auto  ctx  = create(model, params, cparams);
+    context_ptr stock(llama_init_from_model(model, cparams));
+    CHECK(decode(ctx, some_tokens(50), { 0, 1 }) == 0 && decode(stock, some_tokens(50), { 0, 1 }) == 0);
+    CHECK(stats(ctx).complete_pos == 49 - 4 || stats(ctx).complete_pos == 49);  // as the prompt came in micro-batches
+
+    int32_t      n_equal = 0;
+    std::mt19937 rng(1);
+    for (int i = 0; i < 60; ++i) {
+        const auto    seqs      = i % 3 ? std::vector<llama_seq_id>{ 0, 1 } : std::vector<llama_seq_id>{ 1 };
+        const int32_t n_wrong   = rng() % 5;
+        const auto    draft     = some_tokens(5, 10 + i);
+        const bool    is_before = stats(ctx, 1).n_evictions == 0;
+        CHECK(decode(ctx, draft, seqs, want::ALL) == 0);
+        if (is_before) {
+            CHECK(decode(stock, draft, seqs, want::ALL) == 0);
+        }
+        for (const llama_seq_id seq : seqs) {
+            const auto s = stats(ctx, seq);
+            CHECK(s.complete_pos == s.logical_pos - 4 && s.exact_pos >= s.complete_pos + 1);
+            CHECK(!llama_memory_seq_rm(memory(ctx), seq, s.complete_pos, -1));
+            CHECK(llama_memory_seq_rm(memory(ctx), seq, s.logical_pos + 1 - n_wrong, -1));
+            CHECK(n_wrong == 0 || stats(ctx, seq).complete_pos == stats(ctx, seq).logical_pos);
+            CHECK(!is_before || llama_memory_seq_rm(memory(stock), seq, s.logical_pos + 1 - n_wrong, -1));
+        }
+        if (is_before && stats(ctx, 1).n_evictions == 0) {
+            for (size_t j = 0; j < 5 * seqs.size(); ++j) {
+                CHECK(logits(ctx, j) == logits(stock, j));
+            }
+            n_equal++;
+        }
+    }
+    CHECK(n_equal > 10 && n_equal < 40 && stats(ctx, 0).n_evictions > 2 && all_finite(logits(ctx)));
+
+    // what is taken back is in no state
+    CHECK(decode(ctx, some_tokens(5), { 0 }, want::ALL) == 0);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, stats(ctx).logical_pos - 2, -1));
+    const auto other = create(model, params, cparams);
+    CHECK(load(other, save(ctx)) && load_all(other, save_all(ctx)));
+    CHECK(logits_of(ctx, some_tokens(9)) == logits_of(other, some_tokens(9)));
+}
+
+// A draft behind a mark, and one that begins before it.
+static void test_drafts_and_marks(llama_model * model) {
+    auto cparams     = context_params();
+    cparams.n_rs_seq = 4;
+    auto params      = small_params();
+    params.capacity  = 200;
+    const auto ctx   = create(model, params, cparams);
+    CHECK(decode(ctx, some_tokens(50)) == 0);
+    CHECK(morphkv_mark_set(ctx.get(), 0) == MORPHKV_STATUS_OK);
+    const auto first = logits_of(ctx, some_tokens(5, 2));
+    CHECK(decode(ctx, some_tokens(5, 3), { 0 }, want::ALL) == 0);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, 57, -1) && stats(ctx).mark_pos == 50);
+    decode_singly(ctx, some_tokens(2));
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, 50, -1));
+    CHECK(logits_of(ctx, some_tokens(5, 2)) == first);
+
+    // a mark at its end goes with what is taken back; then there is nothing to mark before the next token
+    CHECK(decode(ctx, some_tokens(5, 3), { 0 }, want::ALL) == 0);
+    CHECK(morphkv_mark_set(ctx.get(), 0) == MORPHKV_STATUS_OK && stats(ctx).mark_pos == 60);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, 58, -1) && stats(ctx).mark_pos == -1);
+    CHECK(morphkv_mark_set(ctx.get(), 0) == MORPHKV_STATUS_OK && stats(ctx).mark_pos == -1);
+    decode_singly(ctx, { 7 });
+    CHECK(morphkv_mark_set(ctx.get(), 0) == MORPHKV_STATUS_OK && stats(ctx).mark_pos == 59);
+    const auto next = logits_of(ctx, some_tokens(5, 4));
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, 59, -1) && logits_of(ctx, some_tokens(5, 4)) == next);
 }
 
 // One kind of layer each: attends to all, to a window, recurrent.
@@ -328,7 +393,8 @@ int main() {
         test_a_refused_state_of_all_sequences_changes_nothing(model);
         test_a_file_without_its_end_changes_nothing(model);
         test_a_failed_eviction_leaves_all_in_step(model);
-        test_drafts_are_refused(model);
+        test_drafts(model);
+        test_drafts_and_marks(model);
     }
     test_a_layer_keeps_what_it_keeps_in_a_plain_model();
     test_three_kinds_of_layers(windowed.get());
