@@ -196,17 +196,11 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
 
 static void check_speculative(const common_params_speculative & speculative) {
     for (const common_speculative_type type : speculative.types) {
-        switch (type) {
-            case COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3:
-            case COMMON_SPECULATIVE_TYPE_DRAFT_MTP:
-            case COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH:
-            case COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK:
-                throw refusal(
-                    "MorphKV speculates with a draft model or n-grams, not with heads that share the target's "
-                    "cache, got --spec-type " +
-                    common_speculative_type_name_str({ type }));
-            default:
-                break;
+        if (type == COMMON_SPECULATIVE_TYPE_DRAFT_DFLASH || type == COMMON_SPECULATIVE_TYPE_DRAFT_DSPARK) {
+            throw refusal(
+                "MorphKV speculates with heads (draft-mtp, draft-eagle3), a draft model or n-grams, not with blocks "
+                "whose tokens attend both ways, got --spec-type " +
+                common_speculative_type_name_str({ type }));
         }
     }
 }

@@ -219,7 +219,14 @@ void morphkv_observer::recalled(int32_t id_slot, morphkv_status status, const mo
 // tokens that are written
 //
 
-int32_t morphkv_observer::write_token(int32_t id_slot, const server_task & task) {
+// Tokens that a context takes before an eviction or a rebase falls due. Negative: one is due.
+static int32_t n_before_change(const morphkv_stats & stats, const morphkv_params & params) {
+    const int32_t n_free   = params.capacity + params.interval - stats.n_used;
+    const int32_t n_rotary = stats.rope_limit - (stats.logical_pos + 1 - stats.rotary_offset);
+    return stats.rope_limit > 0 ? std::min(n_free, n_rotary) : n_free;
+}
+
+int32_t morphkv_observer::write_token(int32_t id_slot, const server_task & task, llama_context * ctx_dft) {
     state & now = states.at(id_slot);
     view.look_at(id_slot);
     const int32_t pos = view.of(id_slot).logical_pos;
@@ -238,10 +245,16 @@ int32_t morphkv_observer::write_token(int32_t id_slot, const server_task & task)
         now.next_recall_pos = pos + n_between;
     }
     // One more token is decoded with the draft. Where an eviction is due already, it comes alone: the eviction may wait for
-    // it. A draft model decodes its drafts one by one, and an eviction among them leaves it the window to go back in.
-    const morphkv_params & p      = given.params;
-    const int32_t          n_free = p.capacity + p.interval - view.of(id_slot).n_used - 1;
-    return std::min({ n_free, MORPHKV_DRAFT_MAX - 1, p.window - 2 });
+    // it. What drafts decodes them one by one, with the text that the target has: it is due there at about the same time, and
+    // a draft must not vote.
+    const morphkv_params & p     = given.params;
+    int32_t                n_fit = n_before_change(view.of(id_slot), p);
+    morphkv_stats          dft{};
+    dft.size = sizeof(dft);
+    if (ctx_dft && morphkv_stats_get(ctx_dft, id_slot, &dft) == MORPHKV_STATUS_OK) {
+        n_fit = std::min(n_fit, n_before_change(dft, p));
+    }
+    return std::min({ n_fit - 1, MORPHKV_DRAFT_MAX - 1, p.window - 2 });
 }
 
 morphkv_counts morphkv_observer::cost(int32_t id_slot, const server_task & task) {

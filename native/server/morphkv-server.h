@@ -78,9 +78,9 @@ public:
     }
 
     // Before a written token joins a batch. The longest draft that can be verified with it, and taken back, in one step: it ends
-    // where an eviction falls due, so that evictions fall between the same tokens as without drafts.
+    // where an eviction or a rebase falls due, so that these fall between the same tokens as without drafts.
     template <typename slot_type> int32_t before_token(const slot_type & slot) {
-        return is_on() ? write_token(slot.id, *slot.task) : std::numeric_limits<int32_t>::max();
+        return is_on() ? write_token(slot.id, *slot.task, slot.ctx_dft) : std::numeric_limits<int32_t>::max();
     }
 
     // After a decode that succeeded: what it has cost goes to the slots' timings.
@@ -114,7 +114,7 @@ private:
     int32_t                keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) const;
     int32_t                find_start(int32_t id_slot, int32_t pos_end);
     const morphkv_prompt & read_prompt(int32_t id_slot, int32_t n_held);
-    int32_t                write_token(int32_t id_slot, const server_task & task);
+    int32_t                write_token(int32_t id_slot, const server_task & task, llama_context * ctx_dft);
     bool                   holds(int32_t id_slot, int32_t n_tokens) const;
     morphkv_counts         cost(int32_t id_slot, const server_task & task);
     morphkv_recall_params  recall_params() const;

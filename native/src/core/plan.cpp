@@ -69,7 +69,9 @@ int32_t morphkv_plan::n_most(int32_t n_ubatch, bool is_careful) const {
     int64_t n_active = 0;
     for (size_t i = 0; i < texts.size(); ++i) {
         if (parts[i].n > 0) {
-            room = std::min<int64_t>(room, n_room(i));
+            // a draft that has room must not be parted for another text's sake: snapshots are of one micro-batch
+            const int32_t n_free = n_room(i);
+            room                 = n_free < parts[i].n || n_steps[i] == 0 ? std::min<int64_t>(room, n_free) : room;
             n_active++;
         }
     }

@@ -35,13 +35,19 @@ bool morphkv_cache::accepts(const llama_batch & batch) const {
     return true;
 }
 
-static std::vector<morphkv_batch_part> parts_of(const llama_batch & batch, size_t n_seq) {
+// follows: a short batch is what another context has verified, whose logits nobody needs here, and treated as there.
+static std::vector<morphkv_batch_part> parts_of(const llama_batch & batch, size_t n_seq, bool follows) {
     std::vector<morphkv_batch_part> res(n_seq);
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         auto & part = res[batch.seq_id[i][0]];
         part.pos    = part.n == 0 ? batch.pos[i] : part.pos;
         part.n++;
         part.n_logits += batch.logits[i] != 0;
+    }
+    for (auto & part : res) {
+        if (follows && part.n <= MORPHKV_DRAFT_MAX) {
+            part.n_logits = part.n;
+        }
     }
     return res;
 }
@@ -52,8 +58,8 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
     for (const auto & sequence : sequences) {
         texts.push_back(sequence.text);
     }
-    morphkv_plan plan(std::move(texts), parts_of(balloc.get_batch(), sequences.size()), MORPHKV_DRAFT_MAX,
-                      rope_limit());
+    morphkv_plan plan(std::move(texts), parts_of(balloc.get_batch(), sequences.size(), follows_target),
+                      MORPHKV_DRAFT_MAX, rope_limit());
 
     batch_plan res;
     for (size_t s = 0; s < sequences.size(); ++s) {

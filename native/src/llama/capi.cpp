@@ -3,6 +3,7 @@
 #include "llama/capi.h"
 #include "core/params.h"
 #include "core/prompt.h"
+#include "llama/borrowed.h"
 #include "llama/hybrid.h"
 #include "llama/memory.h"
 #include "llama/state.h"
@@ -37,6 +38,9 @@ void check_context(llama_context & ctx) {
         throw morphkv_error(MORPHKV_STATUS_UNSUPPORTED, "MorphKV " + what);
     };
 
+    if (dynamic_cast<morphkv_borrowed *>(ctx.get_memory())) {
+        return;  // the target's cache, which has been checked
+    }
     auto * cache = morphkv_find_cache(ctx.get_memory());
     if (!cache) {
         refuse("cannot serve this model: it has no KV cache of a known kind");

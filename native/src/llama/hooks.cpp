@@ -2,14 +2,23 @@
 
 #include "core/types.h"
 #include "llama/batch-context.h"
+#include "llama/borrowed.h"
 #include "llama/hybrid.h"
 #include "llama/memory.h"
 
 #include "llama-arch.h"
+#include "llama-context.h"
 #include "llama-model.h"
 
-static bool has_full_layer(const llama_hparams & hparams) {
-    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+static bool is_of_heads(const llama_memory_params & mparams) {
+    return mparams.ctx_type == LLAMA_CONTEXT_TYPE_MTP;
+}
+
+// Of the layers that a context of this kind has in its cache.
+static bool has_full_layer(const llama_hparams & hparams, const llama_memory_params & mparams) {
+    const uint32_t first = is_of_heads(mparams) ? hparams.n_layer() : 0;
+    const uint32_t last  = is_of_heads(mparams) ? hparams.n_layer_all : hparams.n_layer();
+    for (uint32_t il = first; il < last; ++il) {
         if (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !hparams.is_swa(il) && !hparams.is_recr(il)) {
             return true;
         }
@@ -35,10 +44,19 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (hparams.is_swa_any() && hparams.is_mla()) {
         return "it has sliding windows over compressed keys (MLA)";
     }
-    if (hparams.is_swa_any() && !has_full_layer(hparams)) {
+    if (model.arch == LLM_ARCH_GEMMA4_ASSISTANT) {
+        return morphkv_find_cache(static_cast<llama_memory_i *>(mparams.mem_other)) ?
+                   nullptr :
+                   "it has no K and V of its own and needs those of a target with MorphKV";
+    }
+    if (hparams.is_swa_any() && !has_full_layer(hparams, mparams)) {
         return "each layer that attends has a sliding window, so that there is nothing to cut";
     }
-    if (!hparams.causal_attn || llama_model_has_encoder(&model)) {
+    if (model.arch == LLM_ARCH_DFLASH) {
+        return "it drafts a block whose tokens attend both ways, in cells that it writes anew for each";
+    }
+    // the encoder of EAGLE 3 makes inputs of what the target computed, token by token
+    if (!hparams.causal_attn || (llama_model_has_encoder(&model) && model.arch != LLM_ARCH_EAGLE3)) {
         return "its attention is not causal";
     }
     if (hparams.use_alibi) {
@@ -47,8 +65,8 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (model.split_mode() == LLAMA_SPLIT_MODE_TENSOR) {
         return "its layers are split inside (split mode tensor); devices can have whole layers (split mode layer)";
     }
-    if (mparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT || mparams.mem_other) {
-        return "the context is a draft head that shares its cache with another";
+    if (is_of_heads(mparams) && hparams.n_layer_nextn > 1) {
+        return "it has several draft heads, each of which reads a whole text anew";
     }
     return nullptr;
 }
@@ -132,7 +150,14 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
         return nullptr;
     }
     try {
-        return make_cache(model, mparams, cparams, *params, filter, reuse).release();
+        if (model.arch == LLM_ARCH_GEMMA4_ASSISTANT) {
+            auto & target = *morphkv_find_cache(static_cast<llama_memory_i *>(mparams.mem_other));
+            return new morphkv_borrowed(model, mparams.type_k, mparams.type_v, cparams.n_seq_max,
+                                        *llama_get_model(cparams.ctx_other), target);
+        }
+        auto res            = make_cache(model, mparams, cparams, *params, filter, reuse);
+        res->follows_target = is_of_heads(mparams) || model.arch == LLM_ARCH_EAGLE3;
+        return res.release();
     } catch (const std::exception & err) {
         morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
         throw;

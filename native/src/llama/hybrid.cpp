@@ -190,6 +190,7 @@ bool morphkv_hybrid::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
 void morphkv_hybrid::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
     if (attn->copy(seq_id_src, seq_id_dst, p0, p1)) {
         recr->seq_cp(seq_id_src, seq_id_dst, -1, -1);
+        recr->set_rs_idx(seq_id_dst, recr->rs_idx[seq_id_src]);
         marks.copy(seq_id_src, seq_id_dst);
         // they share a cell now
         n_drafted[seq_id_src] = n_drafted[seq_id_dst] = 0;

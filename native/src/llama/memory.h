@@ -185,6 +185,9 @@ public:
     // Called when a sequence has been emptied.
     std::function<void(llama_seq_id)> on_clear;
 
+    // Of a draft head: its text is the target's, in the same batches, and it is cut between the same tokens.
+    bool follows_target = false;
+
     // Of the sliding-window layers; null where the model has none.
     const std::unique_ptr<morphkv_window> window;
 
