@@ -71,7 +71,7 @@ def sizes(n_layer: int, n_head_kv: int = N_HEAD_KV, head_size: int = HEAD_SIZE) 
     }
 
 
-def write_qwen35(path: Path, recurrent: tuple[int, ...] = (1, 0, 1, 0), noise: float = 0.35, seed: int = 0) -> Path:
+def write_qwen35(path: Path, recurrent: tuple[int, ...] = (1, 0, 1, 0), noise: float = 0.15, seed: int = 0) -> Path:
     """Two layers of linear attention and two of full attention, then a head. Rope sections as published: the last is 0."""
     weights = Weights(seed)
     n_layer, state, n_groups = len(recurrent), 32, 2
@@ -121,3 +121,93 @@ def write_qwen35(path: Path, recurrent: tuple[int, ...] = (1, 0, 1, 0), noise: f
         "ssm.group_count": n_groups,
     }
     return write(path, "qwen35", keys, weights)
+
+
+def write_gemma4(target: Path, assistant: Path, noise: float = 0.15, seed: int = 0) -> tuple[Path, Path]:
+    """A gemma4 and an assistant, whose two layers have no K and V of their own and read those of the target's last two."""
+    n_small, window, full = N_EMBD // 2, 32, 64
+    weights, heads = Weights(seed), Weights(seed + 1)
+    weights["token_embd.weight"] = weights.rng.standard_normal((N_VOCAB, N_EMBD)).astype(np.float32)
+    # what both make of a token's embedding before they choose the next one
+    narrow = weights.rng.standard_normal((n_small, N_EMBD)) / np.sqrt(N_EMBD)
+    output = weights.rng.standard_normal((N_VOCAB, n_small)) / np.sqrt(n_small)
+    weights["output.weight"] = (output @ narrow).astype(np.float32)
+    heads["token_embd.weight"] = output.astype(np.float32)
+    heads["nextn.pre_projection.weight"] = np.concatenate([narrow, np.zeros_like(narrow)], axis=1).astype(np.float32)
+    heads.matrix("nextn.post_projection", N_EMBD, n_small)
+
+    pattern = [True, False, True, False]
+    for some, n_embd, n_layer in ((weights, N_EMBD, 4), (heads, n_small, 2)):
+        some["output_norm.weight"] = np.ones(n_embd, np.float32)
+        some["rope_freqs.weight"] = np.ones(full // 2, np.float32)
+        for i in range(n_layer):
+            block, head_size = f"blk.{i}", window if pattern[i] else full
+            some.norm(f"{block}.attn_norm", n_embd)
+            some.norm(f"{block}.ffn_norm", n_embd)
+            for name in ("post_attention_norm", "post_ffw_norm"):
+                some[f"{block}.{name}.weight"] = np.full(n_embd, 4 * noise, np.float32)
+            some.matrix(f"{block}.attn_q", N_HEAD * head_size, n_embd)
+            some.matrix(f"{block}.attn_output", n_embd, N_HEAD * head_size)
+            some[f"{block}.attn_q_norm.weight"] = np.full(head_size, 0.5, np.float32)
+            if some is weights:
+                some.matrix(f"{block}.attn_k", N_HEAD_KV * head_size, n_embd)
+                some.matrix(f"{block}.attn_v", N_HEAD_KV * head_size, n_embd)
+                some[f"{block}.attn_k_norm.weight"] = np.full(head_size, 0.5, np.float32)
+            else:
+                some[f"{block}.layer_output_scale.weight"] = np.ones(1, np.float32)
+            some.matrix(f"{block}.ffn_gate", N_FF, n_embd)
+            some.matrix(f"{block}.ffn_up", N_FF, n_embd)
+            some.matrix(f"{block}.ffn_down", n_embd, N_FF)
+
+    keys = {
+        "attention.sliding_window": 32,
+        "attention.key_length_swa": window,
+        "attention.value_length_swa": window,
+        "rope.dimension_count_swa": window,
+        "rope.freq_base_swa": 10000.0,
+        "attention.shared_kv_layers": 0,
+    }
+    own = {"attention.sliding_window_pattern": pattern, "embedding_length_per_layer_input": 0}
+    write(target, "gemma4", sizes(4, head_size=full) | keys | own, weights)
+    own = {
+        "attention.sliding_window_pattern": pattern[:2],
+        "embedding_length": n_small,
+        "embedding_length_out": N_EMBD,
+        "nextn_predict_layers": 2,
+    }
+    write(assistant, "gemma4-assistant", sizes(2, head_size=full) | keys | own, heads)
+    return target, assistant
+
+
+def write_eagle3(target: Path, head: Path, noise: float = 0.2, seed: int = 0) -> tuple[Path, Path]:
+    """A llama and its EAGLE 3, which guesses from a token's embedding and nearly nothing of what the model computes."""
+    n_layer = 3
+    weights, draft = Weights(seed), Weights(seed + 1)
+    weights["token_embd.weight"] = weights.rng.standard_normal((N_VOCAB, N_EMBD)).astype(np.float32)
+    weights.matrix("output", N_VOCAB, N_EMBD)
+    for i in range(n_layer):
+        block = f"blk.{i}"
+        weights.norm(f"{block}.attn_norm")
+        weights.norm(f"{block}.ffn_norm")
+        weights.feed_forward(block, noise)
+        weights.matrix(f"{block}.attn_q", N_HEAD * HEAD_SIZE, N_EMBD, 1.5)
+        weights.matrix(f"{block}.attn_k", N_HEAD * HEAD_SIZE, N_EMBD, 1.5)
+        weights.matrix(f"{block}.attn_v", N_HEAD * HEAD_SIZE, N_EMBD)
+        weights.matrix(f"{block}.attn_output", N_EMBD, N_HEAD * HEAD_SIZE, 2 * noise)
+    # a token attends to itself, and its value is its embedding
+    zeros = np.zeros((N_EMBD, N_EMBD))
+    for name, gain in (("attn_q", 3.0), ("attn_k", 3.0), ("attn_v", 1.0)):
+        draft[f"blk.0.{name}.weight"] = np.concatenate([gain * np.eye(N_EMBD), zeros], axis=1).astype(np.float32)
+    draft["blk.0.attn_output.weight"] = np.eye(N_EMBD, dtype=np.float32)
+    draft["blk.0.attn_norm_2.weight"] = np.full(N_EMBD, 0.1, np.float32)
+    draft.norm("blk.0.attn_norm")
+    draft.norm("blk.0.ffn_norm")
+    draft.feed_forward("blk.0", 0.1)
+    draft.matrix("fc", N_EMBD, 3 * N_EMBD)
+    for some in (weights, draft):
+        some.norm("output_norm")
+    keys = sizes(n_layer, n_head_kv=N_HEAD)
+    write(target, "llama", keys, weights)
+    own = {"target_layers": [0, 1, 2], "target_hidden_size": N_EMBD, "norm_before_residual": True}
+    write(head, "eagle3", keys | own | {"block_count": 1, "rope.dimension_count": 4}, draft)
+    return target, head

@@ -1,0 +1,138 @@
+"""Heads that draft: inside of the model (qwen35), beside it (gemma4 and its assistant), and EAGLE 3.
+
+Their weights are such that some drafts are right and some are not (tests/support/heads.py).
+"""
+
+import re
+from typing import ClassVar
+
+import pytest
+
+from support import heads
+from support.server_process import TIGHT
+from support.server_process import some_tokens as tokens
+
+# with K and V in f16 sums of a batch and of single tokens differ so much that eviction scores may change places
+EXACT = ["-np", 1, "-ctk", "f32", "-ctv", "f32", "--slots"]
+ROOMY = [*TIGHT, "--morphkv-capacity", 512]
+MTP = ["--spec-type", "draft-mtp", "--spec-draft-n-max", 4, "-ctkd", "f32", "-ctvd", "f32"]
+
+
+@pytest.fixture(scope="module", params=["qwen35", "gemma4", "eagle3"])
+def pair(request, tmp_path_factory):
+    """A model, and the flags that make a server draft with its heads."""
+    folder = tmp_path_factory.mktemp("heads")
+    if request.param == "qwen35":
+        return heads.write_qwen35(folder / "model.gguf"), MTP
+    if request.param == "gemma4":
+        model, head = heads.write_gemma4(folder / "model.gguf", folder / "head.gguf")
+        return model, [*MTP, "--spec-draft-model", head]
+    model, head = heads.write_eagle3(folder / "model.gguf", folder / "head.gguf")
+    return model, [*MTP, "--spec-type", "draft-eagle3", "--spec-draft-model", head]
+
+
+def assert_drafted(timings, least=0.1, most=0.95):
+    assert least < timings["draft_n_accepted"] / timings["draft_n"] < most
+
+
+def test_the_greedy_text_is_the_same(start_server, pair):
+    model, flags = pair
+    plain, drafting = (start_server(model, *TIGHT, *EXACT, *more) for more in ([], flags))
+    for n, text in enumerate(map(tokens, (20, 150, 450))):
+        one, two = (server.complete(text, 160, cache_prompt=False) for server in (plain, drafting))
+        assert two["tokens"] == one["tokens"], n
+        assert two["timings"]["evicted_n"] == one["timings"]["evicted_n"] > 0
+        assert_drafted(two["timings"])
+    # the text goes on, and the heads have not lost it
+    more = [*text, *two["tokens"], 261, 262]
+    one, two = (server.complete(more, 100) for server in (plain, drafting))
+    assert two["tokens"] == one["tokens"]
+    assert_drafted(two["timings"])
+
+
+def test_before_the_first_eviction_drafts_are_those_of_stock(start_server, pair):
+    model, flags = pair
+    one, two = (
+        start_server(model, *EXACT, *flags, *more).complete(tokens(100), 200) for more in (["-c", 1024], ROOMY)
+    )
+    assert two["timings"].get("evicted_n") == 0
+    assert two["tokens"] == one["tokens"]
+    for key in ("draft_n", "draft_n_accepted"):
+        assert two["timings"][key] == one["timings"][key] > 0
+
+
+def test_positions_are_rebased_under_drafts(start_server, pair):
+    model, flags = pair
+    plain, drafting = (start_server(model, *TIGHT, *EXACT, "--morphkv-rope-limit", 256, *more) for more in ([], flags))
+    one, two = (server.complete(tokens(60), 500) for server in (plain, drafting))
+    assert two["tokens"] == one["tokens"]
+    assert [server.slot()["morphkv"]["rebases"] for server in (plain, drafting)] == [3, 3]
+    assert_drafted(two["timings"])
+
+
+def test_slots_draft_beside_each_other(start_server, pair):
+    model, flags = pair
+    server = start_server(model, *TIGHT, *EXACT, *flags, "-np", 2)
+    lengths = (300, 90)
+    alone = [server.complete(tokens(n, seed=n), 120, id_slot=0, cache_prompt=False)["tokens"] for n in lengths]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool:
+        jobs = [
+            pool.submit(server.complete, tokens(n, seed=n), 120, id_slot=i, cache_prompt=False)
+            for i, n in enumerate(lengths)
+        ]
+        both = [job.result() for job in jobs]
+    assert [len(each["tokens"]) for each in both] == [len(each) for each in alone]
+    for each in both:
+        assert each["timings"]["evicted_n"] > 0
+        assert_drafted(each["timings"])
+
+
+def test_a_restored_slot_drafts_on(start_server, pair, tmp_path):
+    model, flags = pair
+    server = start_server(model, *TIGHT, *EXACT, *flags, "--slot-save-path", tmp_path)
+    text = tokens(200)
+    text += server.complete(text, 60)["tokens"]
+    assert server.post("/slots/0?action=save", {"filename": "slot.bin"}).status_code == 200
+    expected = server.complete([*text, 270], 80)["tokens"]
+    server.complete(tokens(90, seed=3), 40)
+    assert server.post("/slots/0?action=restore", {"filename": "slot.bin"}).status_code == 200
+    again = server.complete([*text, 270], 80)
+    assert again["tokens"] == expected
+    assert again["timings"]["cache_n"] > 200
+    assert again["timings"]["draft_n_accepted"] > 0
+
+
+@pytest.mark.slow
+def test_2000_tokens_past_the_first_eviction(start_server, pair):
+    model, flags = pair
+    plain, drafting = (start_server(model, *TIGHT, *EXACT, *more) for more in ([], flags))
+    text = tokens(100)
+    rss = []
+    for _ in range(22):
+        one, two = (server.complete(text, 100) for server in (plain, drafting))
+        assert two["tokens"] == one["tokens"]
+        assert_drafted(two["timings"])
+        text += two["tokens"]
+        rss.append(drafting.rss_bytes())
+    # of a text that grows by a factor of 10 the server itself keeps 4 bytes a token, and some of what it has sent
+    assert max(rss[11:]) < max(rss[:11]) + 2**20
+    sizes = re.findall(r"cells = (\d+)", drafting.log.read_text(errors="replace"))
+    assert set(sizes) == {"256"}
+
+
+class TestRefusals:
+    CASES: ClassVar = {
+        "draft-dflash": "not with blocks whose tokens attend both ways, got --spec-type draft-dflash",
+        "draft-dspark": "not with blocks whose tokens attend both ways, got --spec-type draft-dspark",
+    }
+
+    @pytest.mark.parametrize("kind", CASES)
+    def test_blocks_are_refused(self, start_server, tiny_llama, kind):
+        with pytest.raises(RuntimeError, match=self.CASES[kind]):
+            start_server(tiny_llama(), *TIGHT, "--spec-type", kind)
+
+    def test_a_model_without_heads_says_so(self, start_server, tiny_llama):
+        with pytest.raises(RuntimeError, match="doesn't contain MTP layers"):
+            start_server(tiny_llama(), *TIGHT, *MTP)
