@@ -39,12 +39,16 @@ struct tiny_shape {
     // of "deci": which layers have no heads at all, and so no attention
     std::vector<uint32_t> is_headless = {};
 
+    // of "qwen35", here without recurrent layers: heads that draft, behind the other layers
+    int32_t n_nextn = 1;
+
     // of "deepseek2": length of compressed keys, beside which n_embd_head/2 dimensions of each are rotated
     int32_t n_lora_kv = 0;
 };
 
 inline void tiny_model_write(const std::string & path, const tiny_shape & shape) {
-    const int32_t n_embd = 64, n_ff = 96, n_layer = shape.n_layer;
+    const bool    has_nextn = shape.arch == "qwen35";
+    const int32_t n_embd = 64, n_ff = 96, n_layer = shape.n_layer + (has_nextn ? shape.n_nextn : 0);
     const int32_t n_q = shape.n_head * shape.n_embd_head, n_kv = shape.n_head_kv * shape.n_embd_head;
 
     gguf_context_ptr  gguf(gguf_init_empty());
@@ -97,7 +101,16 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
         gguf_set_arr_data(gguf.get(), (a + ".attention.sliding_window_pattern").c_str(), GGUF_TYPE_UINT32,
                           shape.is_windowed.data(), shape.is_windowed.size());
     }
-    if (a == "qwen2vl") {
+    if (has_nextn) {
+        gguf_set_val_u32(gguf.get(), (a + ".nextn_predict_layers").c_str(), shape.n_nextn);
+        gguf_set_val_u32(gguf.get(), (a + ".full_attention_interval").c_str(), 1);
+        for (const auto & [key, value] : { std::pair(".ssm.conv_kernel", 4), std::pair(".ssm.inner_size", 64),
+                                           std::pair(".ssm.state_size", 32), std::pair(".ssm.time_step_rank", 2),
+                                           std::pair(".ssm.group_count", 2) }) {
+            gguf_set_val_u32(gguf.get(), (a + key).c_str(), value);
+        }
+    }
+    if (a == "qwen2vl" || has_nextn) {
         const int32_t sections[] = { 6, 5, 5, 0 };  // pairs of dimensions that are rotated by t, h and w
         gguf_set_arr_data(gguf.get(), (a + ".rope.dimension_sections").c_str(), GGUF_TYPE_INT32, sections, 4);
     }
@@ -143,16 +156,21 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
             add(blk + "attn_v_b.weight", shape.n_lora_kv, shape.n_embd_head, 1.0f, shape.n_head);
             add(blk + "attn_output.weight", n_q, n_embd, 1.0f);
         } else if (!is_headless) {
-            if (a == "lfm2" || a == "qwen3") {
+            if (a == "lfm2" || a == "qwen3" || has_nextn) {
                 add(blk + "attn_q_norm.weight", shape.n_embd_head, 0, 1.0f);
                 add(blk + "attn_k_norm.weight", shape.n_embd_head, 0, 1.0f);
             }
-            add(blk + "attn_q.weight", n_embd, n_q, 1.5f);
+            add(blk + "attn_q.weight", n_embd, has_nextn ? 2 * n_q : n_q, 1.5f);  // beside each query its gate
             add(blk + "attn_k.weight", n_embd, n_kv, 1.5f);
             add(blk + "attn_v.weight", n_embd, n_kv, 1.0f);
             add(blk + "attn_output.weight", n_q, n_embd, 1.0f);
         }
-        add(blk + "ffn_norm.weight", n_embd, 0, 1.0f);
+        if (has_nextn && il >= shape.n_layer) {
+            add(blk + "nextn.eh_proj.weight", 2 * n_embd, n_embd, 1.0f);
+            add(blk + "nextn.enorm.weight", n_embd, 0, 1.0f);
+            add(blk + "nextn.hnorm.weight", n_embd, 0, 1.0f);
+        }
+        add(blk + (has_nextn ? "post_attention_norm.weight" : "ffn_norm.weight"), n_embd, 0, 1.0f);
         add(blk + "ffn_gate.weight", n_embd, n_ff, 1.0f);
         add(blk + "ffn_up.weight", n_embd, n_ff, 1.0f);
         add(blk + "ffn_down.weight", n_ff, n_embd, 1.0f);
