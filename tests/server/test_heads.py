@@ -53,9 +53,7 @@ def test_the_greedy_text_is_the_same(start_server, pair):
 
 def test_before_the_first_eviction_drafts_are_those_of_stock(start_server, pair):
     model, flags = pair
-    one, two = (
-        start_server(model, *EXACT, *flags, *more).complete(tokens(100), 200) for more in (["-c", 1024], ROOMY)
-    )
+    one, two = (start_server(model, *EXACT, *flags, *more).complete(tokens(100), 200) for more in (["-c", 1024], ROOMY))
     assert two["timings"].get("evicted_n") == 0
     assert two["tokens"] == one["tokens"]
     for key in ("draft_n", "draft_n_accepted"):
@@ -67,7 +65,7 @@ def test_positions_are_rebased_under_drafts(start_server, pair):
     plain, drafting = (start_server(model, *TIGHT, *EXACT, "--morphkv-rope-limit", 256, *more) for more in ([], flags))
     one, two = (server.complete(tokens(60), 500) for server in (plain, drafting))
     assert two["tokens"] == one["tokens"]
-    assert [server.slot()["morphkv"]["rebases"] for server in (plain, drafting)] == [3, 3]
+    assert [server.slot()["morphkv"]["n_rebases"] for server in (plain, drafting)] == [3, 3]
     assert_drafted(two["timings"])
 
 

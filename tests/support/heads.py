@@ -72,7 +72,7 @@ def sizes(n_layer: int, n_head_kv: int = N_HEAD_KV, head_size: int = HEAD_SIZE) 
 
 
 def write_qwen35(path: Path, recurrent: tuple[int, ...] = (1, 0, 1, 0), noise: float = 0.15, seed: int = 0) -> Path:
-    """Two layers of linear attention and two of full attention, then a head. Rope sections as published: the last is 0."""
+    """Two layers of linear attention and two of full attention, then a head. Rope sections as published, the last 0."""
     weights = Weights(seed)
     n_layer, state, n_groups = len(recurrent), 32, 2
     weights["token_embd.weight"] = weights.rng.standard_normal((N_VOCAB, N_EMBD)).astype(np.float32)
@@ -124,7 +124,7 @@ def write_qwen35(path: Path, recurrent: tuple[int, ...] = (1, 0, 1, 0), noise: f
 
 
 def write_gemma4(target: Path, assistant: Path, noise: float = 0.15, seed: int = 0) -> tuple[Path, Path]:
-    """A gemma4 and an assistant, whose two layers have no K and V of their own and read those of the target's last two."""
+    """A gemma4 and an assistant, whose two layers have no K and V and read those of the last two of the model."""
     n_small, window, full = N_EMBD // 2, 32, 64
     weights, heads = Weights(seed), Weights(seed + 1)
     weights["token_embd.weight"] = weights.rng.standard_normal((N_VOCAB, N_EMBD)).astype(np.float32)

@@ -35,6 +35,21 @@ bool morphkv_cache::accepts(const llama_batch & batch) const {
     return true;
 }
 
+void morphkv_cache::clear_before_gaps(const llama_batch & batch) {
+    std::vector<bool> is_seen(sequences.size());
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        const llama_seq_id s = batch.seq_id[i][0];
+        if (s < 0 || s >= (llama_seq_id) is_seen.size() || is_seen[s]) {
+            continue;
+        }
+        is_seen[s]             = true;
+        const llama_pos newest = seq_pos_max(s);
+        if (newest >= 0 && batch.pos[i] > newest + 1) {
+            clear_sequence(s);
+        }
+    }
+}
+
 // follows: a short batch is what another context has verified, whose logits nobody needs here, and treated as there.
 static std::vector<morphkv_batch_part> parts_of(const llama_batch & batch, size_t n_seq, bool follows) {
     std::vector<morphkv_batch_part> res(n_seq);

@@ -46,9 +46,9 @@ morphkv_borrowed::morphkv_borrowed(const llama_model & model, ggml_type type_k, 
                 !target_model.hparams.is_swa(il_full),
             "the target's last two layers must be one with a sliding window and one without, got " +
                 std::to_string(n_layer) + " layers of '" + target_model.arch_name() + "'");
-    require(target.get_n_stream() == n_seq_max,
-            "both contexts must have as many sequences, got " + std::to_string(n_seq_max) + " and " +
-                std::to_string(target.get_n_stream()));
+    require(target.get_n_stream() == n_seq_max, "both contexts must have as many sequences, got " +
+                                                    std::to_string(n_seq_max) + " and " +
+                                                    std::to_string(target.get_n_stream()));
     for (uint32_t s = 0; s < n_seq_max; ++s) {
         // llama.cpp empties the cells when they are shared
         require(target.seq_pos_max(s) < 0, "the target must be empty, got a text in sequence " + std::to_string(s));

@@ -45,9 +45,9 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
         return "it has sliding windows over compressed keys (MLA)";
     }
     if (model.arch == LLM_ARCH_GEMMA4_ASSISTANT) {
-        return morphkv_find_cache(static_cast<llama_memory_i *>(mparams.mem_other)) ?
-                   nullptr :
-                   "it has no K and V of its own and needs those of a target with MorphKV";
+        return morphkv_find_cache(static_cast<llama_memory_i *>(mparams.mem_other))
+                   ? nullptr
+                   : "it has no K and V of its own and needs those of a target with MorphKV";
     }
     if (hparams.is_swa_any() && !has_full_layer(hparams, mparams)) {
         return "each layer that attends has a sliding window, so that there is nothing to cut";

@@ -85,6 +85,9 @@ int32_t morphkv_cache::rope_limit() const {
 llama_memory_context_ptr morphkv_cache::init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     GGML_UNUSED(embd_all);
     morphkv_error_clear();
+    if (follows_target) {
+        clear_before_gaps(balloc.get_batch());
+    }
     if (!accepts(balloc.get_batch())) {
         return std::make_unique<llama_kv_cache_context>(LLAMA_MEMORY_STATUS_FAILED_COMPUTE);
     }

@@ -221,6 +221,8 @@ private:
     void                     set_tokens(llama_seq_id seq_id, uint32_t i_first, const std::vector<llama_token> & tokens);
 
     void clear_sequence(llama_seq_id seq_id, bool clears_archive = true);
+    // Heads are not given what has no tokens (an image): a text of theirs begins anew behind it.
+    void clear_before_gaps(const llama_batch & batch);
     bool fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed);
 
     // One eviction down to capacity. On failure the sequence is as it was, or cleared if rows had moved already.

@@ -156,24 +156,24 @@ static pair with_heads(const morphkv_params & params) {
     mparams.load_mtp = true;
 
     pair res;
-    res.model       = tiny_model_load(shape, mparams);
-    auto cparams    = context_params();
-    res.target      = create(res.model.get(), params, cparams);
+    res.model        = tiny_model_load(shape, mparams);
+    auto cparams     = context_params();
+    res.target       = create(res.model.get(), params, cparams);
     cparams.ctx_type = LLAMA_CONTEXT_TYPE_MTP;
-    res.heads       = create(res.model.get(), params, cparams);
+    res.heads        = create(res.model.get(), params, cparams);
     llama_set_embeddings_nextn(res.target.get(), true, /*masked =*/false);
     return res;
 }
 
 // Tokens and what the target computed at the token before each: here, any numbers.
-static int decode_heads(const context_ptr & ctx, const tokens & t, bool wants_logits) {
+static int decode_heads(const context_ptr & ctx, const tokens & t, bool wants_logits, int32_t n_left_out = 0) {
     const int32_t      n_embd = 64;
     llama_batch        batch  = llama_batch_init(t.size(), 0, 1);
     std::vector<float> hidden(t.size() * n_embd, 0.1f);
     batch.embd = hidden.data();
     for (size_t i = 0; i < t.size(); ++i) {
         batch.token[i]     = t[i];
-        batch.pos[i]       = llama_memory_seq_pos_max(memory(ctx), 0) + 1 + i;
+        batch.pos[i]       = llama_memory_seq_pos_max(memory(ctx), 0) + 1 + n_left_out + i;
         batch.n_seq_id[i]  = 1;
         batch.seq_id[i][0] = 0;
         batch.logits[i]    = wants_logits;
@@ -236,15 +236,26 @@ static void test_heads_as_stock_before_the_first_eviction() {
     }
 }
 
+// An image has no tokens, and llama.cpp gives heads nothing of it.
+static void test_heads_begin_anew_behind_a_gap() {
+    const auto p = with_heads(small_params());
+    CHECK(decode_heads(p.heads, some_tokens(100), false) == 0 && stats(p.heads).n_evictions > 0);
+    CHECK(decode_heads(p.heads, some_tokens(20), false, /*n_left_out =*/30) == 0);
+    CHECK(stats(p.heads).n_used == 20 && stats(p.heads).logical_pos == 149);
+    for (const llama_token token : some_tokens(60, 2)) {
+        CHECK(decode_heads(p.heads, { token }, true) == 0 && all_finite(logits(p.heads)));
+    }
+}
+
 static void test_several_heads_are_refused() {
     tiny_shape shape;
-    shape.arch           = "qwen35";
-    shape.n_nextn        = 2;
-    auto       mparams   = llama_model_default_params();
-    mparams.load_mtp     = true;
-    const auto model     = tiny_model_load(shape, mparams);
-    auto       cparams   = context_params();
-    cparams.ctx_type     = LLAMA_CONTEXT_TYPE_MTP;
+    shape.arch             = "qwen35";
+    shape.n_nextn          = 2;
+    auto mparams           = llama_model_default_params();
+    mparams.load_mtp       = true;
+    const auto model       = tiny_model_load(shape, mparams);
+    auto       cparams     = context_params();
+    cparams.ctx_type       = LLAMA_CONTEXT_TYPE_MTP;
     const auto      params = small_params();
     llama_context * ctx    = nullptr;
     CHECK(morphkv_context_create(model.get(), &cparams, &params, &ctx) == MORPHKV_STATUS_UNSUPPORTED && !ctx);
@@ -263,6 +274,7 @@ int main() {
     test_heads_are_cut_between_the_same_tokens_as_the_target(0);
     test_heads_are_cut_between_the_same_tokens_as_the_target(120);
     test_heads_as_stock_before_the_first_eviction();
+    test_heads_begin_anew_behind_a_gap();
     test_several_heads_are_refused();
     return 0;
 }

@@ -104,9 +104,9 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
     if (has_nextn) {
         gguf_set_val_u32(gguf.get(), (a + ".nextn_predict_layers").c_str(), shape.n_nextn);
         gguf_set_val_u32(gguf.get(), (a + ".full_attention_interval").c_str(), 1);
-        for (const auto & [key, value] : { std::pair(".ssm.conv_kernel", 4), std::pair(".ssm.inner_size", 64),
-                                           std::pair(".ssm.state_size", 32), std::pair(".ssm.time_step_rank", 2),
-                                           std::pair(".ssm.group_count", 2) }) {
+        for (const auto & [key, value] :
+             { std::pair(".ssm.conv_kernel", 4), std::pair(".ssm.inner_size", 64), std::pair(".ssm.state_size", 32),
+               std::pair(".ssm.time_step_rank", 2), std::pair(".ssm.group_count", 2) }) {
             gguf_set_val_u32(gguf.get(), (a + key).c_str(), value);
         }
     }
