@@ -1,4 +1,4 @@
-"""Heads that draft: inside of the model (qwen35), beside it (gemma4 and its assistant), and EAGLE 3.
+"""Heads that draft: inside of the model (qwen35, GLM Flash), beside it (gemma4 and its assistant), and EAGLE 3.
 
 Their weights are such that some drafts are right and some are not (tests/support/heads.py).
 """
@@ -19,12 +19,14 @@ DRAFT = ["--spec-draft-n-max", 4, "-ctkd", "f32", "-ctvd", "f32"]
 MTP = [*DRAFT, "--spec-type", "draft-mtp"]
 
 
-@pytest.fixture(scope="module", params=["qwen35", "gemma4", "eagle3"])
+@pytest.fixture(scope="module", params=["qwen35", "glm-flash", "gemma4", "eagle3"])
 def pair(request, tmp_path_factory):
     """A model, and the flags that make a server draft with its heads."""
     folder = tmp_path_factory.mktemp("heads")
     if request.param == "qwen35":
         return heads.write_qwen35(folder / "model.gguf"), MTP
+    if request.param == "glm-flash":
+        return heads.write_glm_flash(folder / "model.gguf"), MTP
     if request.param == "gemma4":
         model, head = heads.write_gemma4(folder / "model.gguf", folder / "head.gguf")
         return model, [*MTP, "--spec-draft-model", head]

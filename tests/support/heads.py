@@ -1,4 +1,4 @@
-"""Random-weight models with heads that draft: qwen35 with its own, gemma4 with an assistant, llama with EAGLE 3.
+"""Random-weight models with heads that draft: qwen35 and GLM Flash, gemma4 with an assistant, llama with EAGLE 3.
 
 What a model writes next depends on its newest token for the most part, and a head guesses from that token alone: it is
 right as often as the model's layers change nothing. `noise` says how much they do.
@@ -36,6 +36,13 @@ class Weights(dict[str, np.ndarray]):
         self.matrix(f"{block}.ffn_gate", N_FF, N_EMBD)
         self.matrix(f"{block}.ffn_up", N_FF, N_EMBD)
         self.matrix(f"{block}.ffn_down", N_EMBD, N_FF, noise)
+
+    def head(self, name: str) -> None:
+        """Of the newest token's embedding all, of what the model made of the one before nearly nothing."""
+        self.norm(f"{name}.enorm")
+        self.norm(f"{name}.hnorm")
+        parts = [np.eye(N_EMBD), self.rng.standard_normal((N_EMBD, N_EMBD)) * 0.02]
+        self[f"{name}.eh_proj.weight"] = np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def write(path: Path, architecture: str, keys: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Path:
@@ -102,13 +109,7 @@ def write_qwen35(path: Path, recurrent: tuple[int, ...] = (1, 0, 1, 0), noise: f
             weights.norm(f"{block}.ssm_norm", state)
             weights[f"{block}.ssm_dt.bias"] = np.zeros(n_groups, np.float32)
             weights[f"{block}.ssm_a"] = np.full(n_groups, -0.5, np.float32)
-    head = f"blk.{n_layer}.nextn"
-    weights.norm(f"{head}.enorm")
-    weights.norm(f"{head}.hnorm")
-    # of the newest token's embedding all, of what the model made of the one before nearly nothing
-    weights[f"{head}.eh_proj.weight"] = np.concatenate(
-        [np.eye(N_EMBD), weights.rng.standard_normal((N_EMBD, N_EMBD)) * 0.02], axis=1
-    ).astype(np.float32)
+    weights.head(f"blk.{n_layer}.nextn")
     keys = sizes(n_layer + 1) | {
         "nextn_predict_layers": 1,
         "attention.recurrent_layers": [bool(each) for each in (*recurrent, 0)],
@@ -121,6 +122,52 @@ def write_qwen35(path: Path, recurrent: tuple[int, ...] = (1, 0, 1, 0), noise: f
         "ssm.group_count": n_groups,
     }
     return write(path, "qwen35", keys, weights)
+
+
+def write_glm_flash(path: Path, noise: float = 0.15, seed: int = 0) -> Path:
+    """Compressed keys (MLA), and a head whose feed-forward network is of experts, as GLM 4.7 Flash has it."""
+    weights = Weights(seed)
+    n_layer, n_rope, n_lora, n_experts = 2, 16, 48, 4
+    weights["token_embd.weight"] = weights.rng.standard_normal((N_VOCAB, N_EMBD)).astype(np.float32)
+    weights.norm("output_norm")
+    weights.matrix("output", N_VOCAB, N_EMBD)
+    for i in range(n_layer + 1):
+        block = f"blk.{i}"
+        weights.norm(f"{block}.attn_norm")
+        weights.norm(f"{block}.ffn_norm")
+        weights.norm(f"{block}.attn_kv_a_norm", n_lora)
+        weights.norm(f"{block}.attn_q_a_norm", n_lora)
+        weights.matrix(f"{block}.attn_q_a", n_lora, N_EMBD)
+        weights.matrix(f"{block}.attn_q_b", N_HEAD * HEAD_SIZE, n_lora, 1.5)
+        weights.matrix(f"{block}.attn_kv_a_mqa", n_lora + n_rope, N_EMBD, 1.5)
+        for name, n_out, n_in in (("k", n_lora, HEAD_SIZE - n_rope), ("v", HEAD_SIZE, n_lora)):
+            parts = weights.rng.standard_normal((N_HEAD, n_out, n_in)) / np.sqrt(n_in)
+            weights[f"{block}.attn_{name}_b.weight"] = parts.astype(np.float32)
+        weights.matrix(f"{block}.attn_output", N_EMBD, N_HEAD * HEAD_SIZE, 2 * noise)
+        if i < n_layer:
+            weights.feed_forward(block, noise)
+            continue
+        weights.matrix(f"{block}.ffn_gate_inp", n_experts, N_EMBD)
+        for name, n_out, n_in in (("gate", N_FF, N_EMBD), ("up", N_FF, N_EMBD), ("down", N_EMBD, N_FF)):
+            experts = weights.rng.standard_normal((n_experts, n_out, n_in)) * noise / np.sqrt(n_in)
+            weights[f"{block}.ffn_{name}_exps.weight"] = experts.astype(np.float32)
+            weights.matrix(f"{block}.ffn_{name}_shexp", n_out, n_in, noise)
+        weights.head(f"{block}.nextn")
+    keys = sizes(n_layer + 1, head_size=n_lora + n_rope) | {
+        "nextn_predict_layers": 1,
+        "rope.dimension_count": n_rope,
+        "attention.value_length": n_lora,
+        "attention.q_lora_rank": n_lora,
+        "attention.kv_lora_rank": n_lora,
+        "attention.key_length_mla": HEAD_SIZE,
+        "attention.value_length_mla": HEAD_SIZE,
+        "leading_dense_block_count": n_layer,
+        "expert_count": n_experts,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": N_FF,
+        "expert_shared_count": 1,
+    }
+    return write(path, "deepseek2", keys, weights)
 
 
 def write_gemma4(target: Path, assistant: Path, noise: float = 0.15, seed: int = 0) -> tuple[Path, Path]:

@@ -79,6 +79,9 @@ static const char * why_not_this_context(const llama_model & model, const llama_
     if (cparams.kv_unified && cparams.n_seq_max > 1) {
         return "needs a stream of cells for each sequence, got kv_unified = true";
     }
+    if (cparams.n_rs_seq > 0 && cparams.n_ubatch <= cparams.n_rs_seq + 1) {
+        return "needs a micro-batch for a whole draft, got n_ubatch of at most n_rs_seq + 1";
+    }
     return nullptr;
 }
 
