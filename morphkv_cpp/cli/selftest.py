@@ -11,7 +11,7 @@ from .. import bridge
 from ..rpc import answering_servers
 from .show import Json, print_json
 
-COLUMNS = "{device:<12}  {graph:<7} {type:<5} {shape:<50} {result:<10} {took_ms:>8.1f} ms  {note}"
+COLUMNS = "{device:<12}  {graph:<7} {type:<5} {shape:<53} {result:<10} {took_ms:>8.1f} ms  {note}"
 
 RESULTS = ("same", "different", "refused")
 

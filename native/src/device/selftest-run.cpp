@@ -71,6 +71,8 @@ public:
         return ggml_view_2d(ctx.get(), both, n_row, n_rows, both->nb[1], both->nb[2]);
     }
 
+    ggml_tensor * add_weights(int64_t n) { return ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, n); }
+
     ggml_tensor * both_streams(ggml_type type, int64_t n_row, int64_t n_rows) {
         return ggml_new_tensor_3d(ctx.get(), type, n_row, n_rows, 2);
     }
@@ -141,7 +143,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     std::vector<morphkv_side_layer> layers(2);
     for (auto & layer : layers) {
         layer.n_head    = c.n_head_kv * c.n_group;
-        layer.readers   = { 0 };
+        layer.readers   = std::vector<int32_t>(c.n_readers);
         layer.n_head_kv = c.n_head_kv;
         layer.kq_scale  = 1.0f / std::sqrt((float) c.n_embd_head);
         layer.softcap   = c.softcap;
@@ -284,14 +286,22 @@ morphkv_selftest_state rebase(const morphkv_selftest_case & c, ggml_backend_t ba
     const int32_t n_rot  = hadamard_size(c);
 
     storage       cache;
-    ggml_tensor * rows = cache.add_cells(c.type, n_embd, c.n_rows);
+    ggml_tensor * rows    = cache.add_cells(c.type, n_embd, c.n_rows);
+    ggml_tensor * weights = c.is_normed ? cache.add_weights(c.n_embd_head) : nullptr;
     cache.alloc(backend);
     std::mt19937 rng(2);
     write(rows, as_type(c.type, random_floats(rng, ggml_nelements(rows), 1.5f), n_embd));
+    if (weights) {
+        floats w = random_floats(rng, c.n_embd_head, 0.1f);
+        for (float & x : w) {
+            x += 1.0f;
+        }
+        write(weights, w);
+    }
 
-    std::vector<int32_t> turns;
+    std::vector<int32_t> by;
     for (int32_t i = 0; i < c.n_rows * c.n_head_kv; ++i) {
-        turns.push_back((int32_t) (rng() % (2 * MAX_TURN)) - MAX_TURN);
+        by.push_back((int32_t) (rng() % (2 * MAX_TURN)) - MAX_TURN);
     }
     floats hadamard;
     for (int32_t i = 0; i < n_rot * n_rot; ++i) {
@@ -305,14 +315,20 @@ morphkv_selftest_state rebase(const morphkv_selftest_case & c, ggml_backend_t ba
     morphkv_rope rope;
     rope.is         = morphkv_rope::kind::ROTATED;
     rope.n_dims     = c.n_rot_dims;
+    rope.n_offs     = c.n_rot_offs;
     rope.mode       = c.rope_mode;
     rope.n_ctx_orig = MAX_TURN;
     rope.freq_base  = 10000.0f;
     rope.freq_scale = 1.0f;
     rope.beta_fast  = 32.0f;
     rope.beta_slow  = 1.0f;
+    rope.weights    = weights;
+    std::copy(c.sections.begin(), c.sections.end(), rope.sections);
 
-    rope.is_multiplied = n_rot > 0;
+    // compressed keys are not, though they are quantized
+    rope.is_multiplied = n_rot > 0 && c.n_rot_offs == 0;
+
+    const std::vector<int32_t> turns = rope.turns(by);
 
     morphkv_selftest_state res{};
     graph                  g;

@@ -6,17 +6,35 @@
 #include "core/types.h"
 #include "device/devices.h"
 
+static const char * rope_name(int32_t mode) {
+    switch (mode) {
+        case GGML_ROPE_TYPE_NEOX:
+            return "neox";
+        case GGML_ROPE_TYPE_MROPE:
+            return "mrope";
+        case GGML_ROPE_TYPE_IMROPE:
+            return "imrope";
+        default:
+            return "norm";
+    }
+}
+
 std::string morphkv_selftest_case::describe() const {
     std::string res = std::to_string(n_head_kv) + "x" + std::to_string(n_embd_head);
     if (n_rows > 0) {
-        return res + ", " + std::to_string(n_rows) + " rows, " + std::to_string(n_rot_dims) + " dims " +
-               (rope_mode == GGML_ROPE_TYPE_NEOX ? "neox" : "norm");
+        res += ", " + std::to_string(n_rows) + " rows, " + std::to_string(n_rot_dims) + " dims " + rope_name(rope_mode);
+        res += n_rot_offs > 0 ? ", offset " + std::to_string(n_rot_offs) : "";
+        for (size_t i = 0; sections[0] > 0 && i < sections.size(); ++i) {
+            res += (i == 0 ? ", sections " : "/") + std::to_string(sections[i]);
+        }
+        return res + (is_normed ? ", norm" : "");
     }
     res += ", group " + std::to_string(n_group) + ", " + std::to_string(shape.n_distant) + "+" +
            std::to_string(shape.n_grad) + " cells, " + std::to_string(shape.n_votes) + " votes";
     res += policy.fusion == MORPHKV_FUSION_MAX ? ", max" : "";
     res += policy.decay > 0.0f ? ", decay" : "";
     res += softcap > 0.0f ? ", softcap" : "";
+    res += n_readers > 1 ? ", " + std::to_string(n_readers) + " layers" : "";
     return res;
 }
 
@@ -35,6 +53,14 @@ std::vector<morphkv_selftest_case> morphkv_selftest_cases() {
         res.push_back({ type, 64, 1, 7, { 4, 5, 1, 1, 1 }, paper, 0.0f, 0, 0, 0 });
         res.push_back({ type, 64, 3, 1, {}, paper, 0.0f, 401, 64, GGML_ROPE_TYPE_NORMAL });
         res.push_back({ type, 128, 2, 1, {}, paper, 0.0f, 77, 64, GGML_ROPE_TYPE_NEOX });
+        // as in Qwen 2.5 VL, Qwen 3 VL and Qwen 3.5; DeepSeek 2; Hunyuan; and Gemma 4's layers that share K
+        res.push_back({ type, 128, 2, 1, {}, paper, 0.0f, 77, 128, GGML_ROPE_TYPE_MROPE, 0, { 16, 24, 24, 0 } });
+        res.push_back({ type, 128, 2, 1, {}, paper, 0.0f, 77, 128, GGML_ROPE_TYPE_IMROPE, 0, { 24, 20, 20, 0 } });
+        res.push_back({ type, 256, 1, 1, {}, paper, 0.0f, 33, 64, GGML_ROPE_TYPE_IMROPE, 0, { 11, 11, 10, 0 } });
+        res.push_back({ type, 576, 1, 1, {}, paper, 0.0f, 33, 64, GGML_ROPE_TYPE_NORMAL, 512 });
+        res.push_back({ type, 128, 2, 1, {}, paper, 0.0f, 77, 128, GGML_ROPE_TYPE_NEOX, 0, {}, true });
+        res.push_back(
+            { type, 64, 2, 6, { 4, 120, 32, 16, 16 }, paper, 0.0f, 0, 0, 0, 0, {}, false, /*.n_readers =*/3 });
     }
     return res;
 }

@@ -6,7 +6,7 @@
 
 #include "ggml-backend.h"
 
-#include <functional>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -25,6 +25,13 @@ struct morphkv_selftest_case {
     int32_t n_rows;
     int32_t n_rot_dims;  // of a head
     int32_t rope_mode;
+
+    // how a rebase's keys are rotated beyond that
+    int32_t                n_rot_offs = 0;      // values of a head in front of those that turn (MLA)
+    std::array<int32_t, 4> sections   = {};     // of M-RoPE
+    bool                   is_normed  = false;  // weights of a norm behind the rotation
+
+    int32_t n_readers = 1;                      // layers whose queries attend to K, n_group heads together
 
     std::string describe() const;
 };

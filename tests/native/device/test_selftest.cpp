@@ -122,6 +122,42 @@ static void test_wrong_results_are_seen() {
     }
 }
 
+// A device that turned keys in another way, or that asked one layer of several, would be seen.
+static void test_other_turns_and_other_votes_are_seen() {
+    auto differs = [](const morphkv_selftest_case & c, morphkv_selftest_case other) {
+        const auto cpu = cpu_backend();
+        const auto res = morphkv_selftest_compare(c, morphkv_selftest_compute(c, cpu.get()),
+                                                  morphkv_selftest_compute(other, cpu.get()));
+        return res.result == MORPHKV_SELFTEST_RESULT_DIFFERENT;
+    };
+    int n_sections = 0, n_offs = 0, n_normed = 0, n_readers = 0;
+    for (const auto & c : morphkv_selftest_cases()) {
+        auto other = c;
+        if (c.sections[0] > 0) {
+            // as if the pairs of no section turned, too; of Qwen 3 VL's two of 64 pairs, in the others none
+            other.rope_mode = GGML_ROPE_TYPE_NEOX;
+            other.sections  = {};
+            n_sections += differs(c, other);
+            other.rope_mode = GGML_ROPE_TYPE_NORMAL;
+            CHECK(differs(c, other));
+        }
+        if (c.n_rot_offs > 0) {
+            other.n_rot_offs = 0;
+            n_offs += differs(c, other);
+        }
+        if (c.is_normed) {
+            other.is_normed = false;
+            n_normed += differs(c, other);
+        }
+        if (c.n_readers > 1) {
+            other.n_readers = 1;
+            n_readers += differs(c, other);
+        }
+    }
+    // q4_0's rounding may hide two pairs
+    CHECK((n_sections == 5 || n_sections == 6) && n_offs == 6 && n_normed == 6 && n_readers == 6);
+}
+
 static void test_the_c_api_tells_case_by_case() {
     int32_t n = 0;
     CHECK(morphkv_selftest_count(nullptr, &n) == MORPHKV_STATUS_OK);
@@ -148,6 +184,7 @@ int main() {
     test_a_device_with_memory_of_its_own_passes();
     test_what_a_device_lacks_is_named();
     test_wrong_results_are_seen();
+    test_other_turns_and_other_votes_are_seen();
     test_the_c_api_tells_case_by_case();
     return 0;
 }
