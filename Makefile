@@ -29,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What the installed package is made of. The install is editable: of its Python only the list of files is known to it.
 PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path '*/__pycache__/*'))
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
-CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
+CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/archs tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
 .PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE check-ci test-windows bump
 .DEFAULT_GOAL := help
@@ -266,12 +266,12 @@ cuda-launches: $(FAKE_CUDA)/libcublas.so.13 ## how many CUDA kernels an eviction
 # The programs that write and run models, for tests/archs.
 ARCHS_ENV     = MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native
 
-test-archs: venv ## a model of every architecture: served, bit-equal to stock, rollback, states; as listed
-	cmake --build $(BUILD) --target test-llama-archs
+test-archs: venv ## a model of every architecture: served, bit-equal to stock, rollback, states, rebases, recalls; as listed
+	cmake --build $(BUILD) --target test-llama-archs morphkv-model-rows
 	$(ARCHS_ENV) $(BIN)/pytest tests/archs tests/native/test_architectures.py $(PYTEST_ARGS)
 
 archs: venv ## write morphkv_cpp/architectures.tsv, the list of `morphkv archs`, by running every architecture
-	cmake --build $(BUILD) --target test-llama-archs
+	cmake --build $(BUILD) --target test-llama-archs morphkv-model-rows
 	$(ARCHS_ENV) $(BIN)/python tests/archs/run.py
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.tools

@@ -50,7 +50,7 @@ GEMMA4 = {
 # what an architecture, or a variant of it, needs beside
 MODELS = {
     ("bitnet", ""): {},
-    ("gemma3n", ""): {"block_count": 22},
+    ("gemma3n", ""): {"block_count": 25},  # the last has no window, and the K and V of layer 19
     ("gemma4", "shared K and V"): GEMMA4 | {"attention.shared_kv_layers": 2},
     ("gemma4", "no shared K and V"): GEMMA4 | {"attention.shared_kv_layers": 0},
     ("apertus", ""): {"xielu.alpha_n": 0.8, "xielu.alpha_p": 0.8, "xielu.beta": 0.5, "xielu.eps": 1e-6},

@@ -6,16 +6,6 @@
 
 using step = morphkv_runner::step;
 
-// K or V of a cell, a layer and a head as floats.
-static floats row_of(const ggml_tensor * t, int32_t i_cell, int32_t head, int32_t n_head_kv) {
-    const int64_t        n = t->ne[0] / n_head_kv;
-    std::vector<uint8_t> data(ggml_row_size(t->type, n));
-    ggml_backend_tensor_get(t, data.data(), i_cell * t->nb[1] + head * data.size(), data.size());
-    floats res(n);
-    morphkv_convert_rows(t->type, data.data(), GGML_TYPE_F32, res.data(), 1, n);
-    return res;
-}
-
 static float largest_difference(const floats & a, const floats & b) {
     float res = 0.0f;
     for (size_t i = 0; i < a.size(); ++i) {

@@ -24,6 +24,8 @@ struct morphkv_inside {
         return cache_of(ctx).slices(0, text);
     }
 
+    static const morphkv_k_rot & k_rot(const context_ptr & ctx) { return cache_of(ctx).k_rot; }
+
     static morphkv_context_engine & engine(const context_ptr & ctx) { return cache_of(ctx).engine; }
 };
 
@@ -37,5 +39,15 @@ inline bytes keys_of(const context_ptr & ctx, size_t i_layer, llama_seq_id seq =
     const ggml_tensor * k = cache_of(ctx).get_side().layers[i_layer].k;
     bytes               res(stats(ctx, seq).n_used * k->nb[1]);
     ggml_backend_tensor_get(k, res.data(), seq * k->nb[2], res.size());
+    return res;
+}
+
+// K or V of a cell, a layer and a head as floats.
+inline floats row_of(const ggml_tensor * t, int32_t i_cell, int32_t head, int32_t n_head_kv) {
+    const int64_t        n = t->ne[0] / n_head_kv;
+    std::vector<uint8_t> data(ggml_row_size(t->type, n));
+    ggml_backend_tensor_get(t, data.data(), i_cell * t->nb[1] + head * data.size(), data.size());
+    floats res(n);
+    morphkv_convert_rows(t->type, data.data(), GGML_TYPE_F32, res.data(), 1, n);
     return res;
 }
