@@ -38,9 +38,10 @@ def archs(
 
 
 def describe(each: Architecture) -> str:
-    limits = [text for text in (each.variant and f"[{each.variant}]", each.why) if text]
-    if each.goes_back == "no":
-        limits.append("tokens cannot be taken back")
-    if each.is_rebased == "no":
-        limits.append("positions are not rebased")
-    return "; ".join(limits)
+    notes = [text for text in (each.variant and f"[{each.variant}]", each.why) if text] + each.limits()
+    if each.goes_back == "to marks":
+        notes.append("goes back to the end of a prompt")
+    for what, value in (("images", each.images), ("MTP", each.mtp)):
+        if value:
+            notes.append(f"no {what}" if value == "no" else f"{what}: {value}")
+    return "; ".join(notes)

@@ -9,6 +9,7 @@ ends with a traceback. Each model gets a process of its own: llama.cpp asserts.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 
@@ -32,6 +33,7 @@ OPTIONS = {
 N_CTX = 2048
 N_PROMPT = 60
 N_PAST = 500  # tokens behind the first eviction
+N_READ = 400  # of a prompt that is read with an archive
 FAR = 10**6
 
 
@@ -42,15 +44,34 @@ def main(path: str, quick: bool) -> dict:
         return refused_or_no_cache(path, str(error))
     except ValueError:
         return {"support": "no cache", "why": "llama.cpp makes no context for a text of it"}
-    answer = {**layers_of(llm), "is_rebased": llm.cache_stats().rope_limit > 0}
+    answer = {**layers_of(llm), "is_rebased": llm.cache_stats().rope_limit > 0, "has_mrope": has_mrope(llm)}
     llm.close()
+    answer["is_archived"] = is_archived(path)
     if not quick:
         answer |= checked(path)
     return answer
 
 
-def open_with_morphkv(path: str) -> morphkv_cpp.Llama:
-    return morphkv_cpp.Llama(path, morphkv=morphkv_cpp.MorphKV(**SMALL), n_ctx=N_CTX, **OPTIONS)
+def open_with_morphkv(path: str, **options) -> morphkv_cpp.Llama:
+    return morphkv_cpp.Llama(path, morphkv=morphkv_cpp.MorphKV(**SMALL), n_ctx=N_CTX, **OPTIONS, **options)
+
+
+def open_archived(path: str) -> morphkv_cpp.Llama:
+    return open_with_morphkv(path, archive=morphkv_cpp.Archive("ram", share=1.0))
+
+
+def has_mrope(llm: morphkv_cpp.Llama) -> bool:
+    """Whether a token has several positions."""
+    kinds = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
+    return llama_cpp.llama_model_rope_type(llm.model) in kinds
+
+
+def is_archived(path: str) -> bool:
+    try:
+        open_archived(path).close()
+    except morphkv_cpp.UnsupportedError:
+        return False
+    return True
 
 
 def refused_or_no_cache(path: str, why: str) -> dict:
@@ -103,11 +124,13 @@ def checked(path: str) -> dict:
         require(np.isfinite(logits(llm)).all(), f"finite at token {llm.n_tokens}")
     require(llm.cache_stats().n_evictions >= N_PAST // SMALL["interval"] - 1, "evictions go on")
 
-    goes_back = checked_rollback(llm, rng, n_vocab)
+    goes_back = "exactly" if checked_rollback(llm, rng, n_vocab) else "no"
     checked_state(path, llm, rng, n_vocab)
     if end < FAR:
         checked_end(llm, end)
     llm.close()
+    if is_archived(path) and checked_reading(path, rng, n_vocab) and goes_back == "no":
+        goes_back = "to marks"
     return {"goes_back": goes_back, "n_equal": n_equal}
 
 
@@ -131,6 +154,31 @@ def checked_rollback(llm: morphkv_cpp.Llama, rng: np.random.Generator, n_vocab: 
     again = [evaluated(llm, token) for token in tail]
     require(all((a == b).all() for a, b in zip(before, again)), "the same tokens give the same bits again")
     return True
+
+
+def checked_reading(path: str, rng: np.random.Generator, n_vocab: int) -> bool:
+    """Reads a prompt with an archive and writes an answer, twice; whether the second begins where the prompt ended, and
+    is the same.
+    """
+    llm = open_archived(path)
+    prompt = rng.integers(3, n_vocab, N_READ).tolist()
+    answers: list[list[int]] = []
+    lengths: list[int] = []
+    decode = llm._ctx.decode
+
+    def count(batch) -> None:
+        lengths.append(batch.n_tokens())
+        decode(batch)
+
+    llm._ctx.decode = count
+    for _ in range(2):
+        lengths.clear()
+        answers.append(list(itertools.islice(llm.generate(prompt, temp=0.0), 8)))
+        require(np.isfinite(logits(llm)).all(), "finite behind a recall")
+    stats = llm.cache_stats()
+    require(stats.n_archived > N_READ // 2 and stats.n_recalled > 0, f"a prompt recalls, got {stats}")
+    llm.close()
+    return sum(lengths) < N_READ // 4 and answers[0] == answers[1]
 
 
 def checked_state(path: str, llm: morphkv_cpp.Llama, rng: np.random.Generator, n_vocab: int) -> None:

@@ -2,7 +2,7 @@
 
     python tests/archs/run.py      write morphkv_cpp/architectures.tsv anew (make archs)
 
-MORPHKV_TEST_PROGRAMS names the folder with test-llama-archs.
+MORPHKV_TEST_PROGRAMS names the folder with test-llama-archs and morphkv-model-rows.
 """
 
 from __future__ import annotations
@@ -18,17 +18,29 @@ from pathlib import Path
 from gguf import GGUFReader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from archs import more_models, more_positions, variants
+from archs import facts, more_models, more_positions, variants
+from archs.rows import Rows
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = ROOT / "morphkv_cpp" / "architectures.tsv"
 PROBE = Path(__file__).with_name("probe.py")
-HEADER = ("architecture", "variant", "support", "why", "goes_back", "is_rebased")
+HEADER = (
+    "architecture",
+    "variant",
+    "support",
+    "why",
+    "goes_back",
+    "is_rebased",
+    "is_archived",
+    "images",
+    "mtp",
+)
 
 
 def programs() -> Path | None:
     folder = Path(os.environ.get("MORPHKV_TEST_PROGRAMS", ""))
-    return folder if (folder / "test-llama-archs").is_file() else None
+    names = ("test-llama-archs", "morphkv-model-rows")
+    return folder if all((folder / name).is_file() for name in names) else None
 
 
 def write_models(folder: Path) -> list[Path]:
@@ -59,22 +71,44 @@ def probe(models: list[Path], quick: bool) -> list[dict]:
 
 
 def row(answer: dict) -> dict[str, str]:
-    """A line of the list. goes_back and is_rebased: "yes", "no", or "" of what is not served or was not run."""
+    """A line of the list. "" of what is not served or was not run."""
     yes_no = {True: "yes", False: "no", None: ""}
     architecture, variant = variants.names_of(Path(answer["model"]))
+    is_served = answer["support"] in ("all", "part")
     return {
         "architecture": architecture,
         "variant": variant,
         "support": answer["support"],
         "why": answer["why"].replace(f"MorphKV cannot serve architecture '{architecture}': ", ""),
-        "goes_back": yes_no[answer.get("goes_back")],
+        "goes_back": answer.get("goes_back", ""),
         "is_rebased": yes_no[answer.get("is_rebased")],
+        "is_archived": yes_no[answer.get("is_archived")],
+        "images": facts.images_of(architecture, answer["has_mrope"]) if is_served else "",
+        "mtp": facts.mtp_of(architecture, upstream_source()) if is_served else "",
     }
+
+
+def checked(model: Path) -> dict[str, str]:
+    """Its line, by probe.py with all checks, and by those of its rows."""
+    (answer,) = probe([model], quick=False)
+    rows = Rows(programs())
+    # compressed keys are not multiplied before they are quantized, and quantized ones of M-RoPE are
+    kinds = ["f16", "q8_0"] if answer.get("has_mrope") or variants.has_compressed_keys(model) else ["f16"]
+    for kind in kinds:
+        if answer.get("is_rebased"):
+            rows.check_rebases(model, kind)
+        if answer.get("is_archived"):
+            rows.check_recall(model, kind)
+    return row(answer)
+
+
+def upstream_source() -> Path:
+    return programs().parents[1] / "upstream" / "src"
 
 
 def all_names() -> list[str]:
     """Every architecture that this upstream version has a name for."""
-    source = (programs().parents[1] / "upstream" / "src" / "llama-arch.cpp").read_text()
+    source = (upstream_source() / "llama-arch.cpp").read_text()
     table = source[source.index("LLM_ARCH_NAMES") :]
     names = re.findall(r'\{ LLM_ARCH_\w+,\s*"([^"]+)"', table[: table.index("};")])
     return [name for name in names if name != "(unknown)"]
@@ -90,7 +124,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows: dict[tuple[str, str], dict[str, str]] = {}
         for model in write_models(Path(folder)):
-            new = row(*probe([model], quick=False))
+            new = checked(model)
             old = rows.setdefault((new["architecture"], new["variant"]), new)
             if old != new:
                 raise AssertionError(f"two models of one variant differ: {new} and {old}")

@@ -8,12 +8,14 @@ import pytest
 
 morphkv_cpp = pytest.importorskip("morphkv_cpp")
 
-from archs import run, variants  # noqa: E402
+from archs import facts, run, variants  # noqa: E402
 
 from morphkv_cpp.architectures import architectures  # noqa: E402
 
 if run.programs() is None:
-    pytest.skip("MORPHKV_TEST_PROGRAMS names no folder with test-llama-archs", allow_module_level=True)
+    pytest.skip(
+        "MORPHKV_TEST_PROGRAMS names no folder with test-llama-archs and morphkv-model-rows", allow_module_level=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +50,31 @@ def test_what_is_served_and_what_is_refused_is_as_listed(models):
 
 @pytest.mark.archs
 def test_each_model_does_what_is_listed(models):
-    """Bit-equal to stock before the first eviction, 500 tokens behind it, rollback, state: see probe.py."""
+    """Bit-equal to stock before the first eviction, 500 tokens behind it, rollback, state, a prompt read with an
+    archive: see probe.py. A hundred rebases, and rows that come back: see rows.py.
+    """
     for model in models:
-        (answer,) = run.probe([model], quick=False)
-        found = run.row(answer)
+        found = run.checked(model)
         assert found == listed()[found["architecture"], found["variant"]]
 
 
 def test_most_architectures_with_a_cache_are_served():
     with_cache = [each for each in architectures() if each.support in ("all", "part", "refused")]
-    served = [each for each in with_cache if each.support != "refused"]
-    assert len(served) >= 0.9 * len(with_cache)
+    served = {each.name for each in with_cache if each.is_served}
+    assert len(served) >= 0.9 * len({each.name for each in with_cache})
+
+
+def test_at_least_105_are_rebased_and_archived():
+    """Whole, but for those with recurrent layers where they do not go back."""
+    whole = {each.name for each in architectures() if each.is_served}
+    whole -= {each.name for each in architectures() if {each.is_rebased, each.is_archived} & {"no"}}
+    assert len(whole) >= 105
+    cannot = [each for each in architectures() if each.goes_back == "no"]
+    assert all("layers that attend" in each.why for each in cannot)
+
+
+def test_images_and_heads_are_those_of_llama_cpp():
+    assert set(facts.WITH_IMAGES) <= set(run.all_names())
+    heads = facts.with_heads(run.upstream_source())
+    assert {"qwen35", "glm4moe", "nemotronhmoe"} <= heads <= {facts.plain(name) for name in run.all_names()}
+    assert not heads & {"llama", "gemma4"}

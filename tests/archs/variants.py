@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from archs.rewrite import rewrite
 from gguf import GGUFReader
 
@@ -15,6 +16,8 @@ from morphkv_cpp.models.synthetic import write_tiny_llama
 # positions of several coordinates (M-RoPE), if the file has sections: these have them all, and those some
 WITH_SECTIONS = ("paddleocr", "qwen2vl", "qwen3tts", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe")
 WITH_OR_WITHOUT = ("bailingmoe3", "glm4", "glm4moe", "hunyuan_vl")
+# norms with weights behind the rotation, which a rebase has to undo
+NORM_BEHIND = ("hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder")
 SECTIONS = "rope.dimension_sections"
 
 # what the model is that test-llama-archs writes, where there are others
@@ -36,12 +39,29 @@ def names_of(path: Path) -> tuple[str, str]:
     return stem.rsplit("-", 1)[0], variant
 
 
+def real_norms(path: Path) -> None:
+    """Weights of norms of keys and queries as published, all about 1; written, some are nearly 0."""
+    reader = GGUFReader(path, "r+")
+    rng = np.random.default_rng(0)
+    for tensor in reader.tensors:
+        if tensor.name.endswith((".attn_k_norm.weight", ".attn_q_norm.weight")):
+            tensor.data[:] = rng.uniform(0.5, 1.5, tensor.data.shape)
+    reader.data.flush()
+
+
+def has_compressed_keys(path: Path) -> bool:
+    """MLA: one head of compressed keys, of which attention takes a part as values."""
+    return any(tensor.name.endswith(".attn_k_b.weight") for tensor in GGUFReader(path).tensors)
+
+
 def write_variants(folder: Path) -> None:
     """Give the models of test-llama-archs in the folder their variants' names, and write some more."""
     for path in sorted(folder.glob("*.gguf")):
         architecture, kind = path.stem.rsplit("-", 1)
         if architecture in WITH_SECTIONS + WITH_OR_WITHOUT:
             real_sections(path)
+        if architecture in NORM_BEHIND:
+            real_norms(path)
         if architecture in WITH_OR_WITHOUT:
             rewrite(path, path_of(folder, architecture, "no rope sections", kind), keys={SECTIONS: None})
         path.rename(path_of(folder, architecture, WRITTEN.get(architecture, ""), kind))
@@ -53,11 +73,21 @@ def real_sections(path: Path) -> None:
     reader = GGUFReader(path, "r+")
     (field,) = (field for name, field in reader.fields.items() if name.endswith(SECTIONS))
     sections = [field.parts[i] for i in field.data]
-    quarter = int(sections[0][0])
     if sections[3][0] != 0:
-        for part, n in zip(sections, (quarter // 2, quarter * 3 // 4, quarter * 3 // 4, 0)):
+        published = published_sections(path.stem.rsplit("-", 1)[0], 2 * int(sections[0][0]))
+        for part, n in zip(sections, published):
             part[0] = n
     reader.data.flush()
+
+
+def published_sections(architecture: str, n_pairs: int) -> tuple[int, int, int, int]:
+    """Qwen 3.5: 11, 11, 10 of 32; Qwen 3 VL: 24, 20, 20 of 64, both interleaved; the others: 16, 24, 24 of 64."""
+    if architecture.startswith("qwen35"):
+        third = -(-n_pairs // 3)
+        return third, third, n_pairs - 2 * third, 0
+    if architecture.startswith("qwen3"):
+        return n_pairs * 3 // 8, n_pairs * 5 // 16, n_pairs * 5 // 16, 0
+    return n_pairs // 4, n_pairs * 3 // 8, n_pairs * 3 // 8, 0
 
 
 def write_deci(path: Path, n_heads=(4, 4, 0, 4), n_heads_kv=(4, 0, 0, 4)) -> None:

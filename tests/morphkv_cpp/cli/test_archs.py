@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from morphkv_cpp.architectures import architectures
+from morphkv_cpp.architectures import Architecture, architectures
+from morphkv_cpp.cli.archs import describe
 from support.command import run
 
 
@@ -30,14 +31,33 @@ def test_a_part_of_a_name_chooses(capsys):
 
 
 def test_variants_are_told_apart(capsys):
-    assert run("archs", "glm4moe") == 0
+    assert run("archs", "deci") == 0
     assert capsys.readouterr().out == (
         "Every layer with a KV cache is cut (2):\n"
-        "  glm4moe            [no rope sections]\n"
-        "  glm4moe            [rope sections]; positions are not rebased\n\n"
+        "  deci               [equal heads]\n"
+        "  deci               [layers without KV heads]\n\n"
     )
 
 
 def test_limits_are_told(capsys):
-    assert run("archs", "qwen35") == 0
-    assert "layers that attend; tokens cannot be taken back; positions are not rebased" in capsys.readouterr().out
+    assert run("archs", "starcoder") == 0
+    assert "  starcoder          positions are not rebased; no archive\n" in capsys.readouterr().out
+
+
+def test_what_there_is_beside_text_is_told():
+    def told(*values: str) -> str:
+        return describe(Architecture("name", "", "part", "layers that attend", *values))
+
+    assert told("no", "yes", "yes", "no", "no") == "layers that attend; tokens cannot be taken back; no images; no MTP"
+    assert told("to marks", "yes", "yes", "M-RoPE", "inside") == (
+        "layers that attend; goes back to the end of a prompt; images: M-RoPE; MTP: inside"
+    )
+    assert told("exactly", "yes", "no", "", "") == "layers that attend; no archive"
+
+
+def test_the_list_has_its_own_words():
+    for each in architectures():
+        assert each.goes_back in (("exactly", "to marks", "no") if each.is_served else ("",)), each
+        assert {each.is_rebased, each.is_archived} <= ({"yes", "no"} if each.is_served else {""}), each
+        assert each.images in ("M-RoPE", "one position", "no", ""), each
+        assert each.mtp in ("inside", "beside", "no", ""), each
