@@ -71,9 +71,18 @@ morphkv_text_rules rules_of(const recipe & r) {
 // what is true of each text
 //
 
-// Whether words alone follow each other without a leap, as those of a chat do: a rebase can bring them below a limit.
+// Whether words alone, or tokens in a line as theirs, follow each other without a leap, as those of a chat do: a rebase can
+// bring them below a limit.
 bool are_words(const morphkv_text & text) {
-    return text.positions.runs().size() <= 1 && (text.is_empty() || text.positions.runs()[0].n_column == 0);
+    const auto & runs = text.positions.runs();
+    int32_t      next = runs.empty() ? 0 : runs[0].pos;
+    for (const auto & run : runs) {
+        if (run.n_column > 0 || run.pos != next) {
+            return false;
+        }
+        next = run.pos + run.n;
+    }
+    return true;
 }
 
 // Rotary positions of a head's slots: as ranked, each is one token's, and they are before those of recent tokens.
@@ -89,7 +98,7 @@ void check_rotary(const morphkv_text & text, size_t i_group, int32_t i_head) {
         // an image's tokens stand at one time
         CHECK(at > last || (at == last && !are_words(text)));
         CHECK(at < recent || !are_words(text));
-        CHECK(at >= std::min<int64_t>(group.base + i, recent));
+        CHECK(at >= std::min<int64_t>(group.base + (are_words(text) ? i : 0), recent));
         last = at;
     }
 }
@@ -232,7 +241,7 @@ void remove_tail(morphkv_saved_text & saved, int32_t n, const recipe & r, const 
     const int32_t p0   = std::max(0, text.positions.next() - n);
     switch (morphkv_plan_removal(text, p0, -1, rules.can_lose)) {
         case morphkv_removal::NOTHING:
-            CHECK(text.is_empty() || n == 0);
+            CHECK(text.is_empty() || n == 0 || text.positions.runs().back().n_column > 0);
             break;
         case morphkv_removal::ALL:
             saved.text    = morphkv_text(rules.shape, rules.n_keep);
@@ -244,7 +253,8 @@ void remove_tail(morphkv_saved_text & saved, int32_t n, const recipe & r, const 
             CHECK(text.n_tokens() == first && text.pos_of(first - 1) < p0);
         } break;
         case morphkv_removal::REFUSED:
-            CHECK(text.positions.serial_from(p0) <= text.first_complete(rules.can_lose));
+            CHECK(text.positions.serial_from(p0) <= text.first_complete(rules.can_lose) ||
+                  !text.positions.can_end_at(text.positions.serial_from(p0)));
             break;
     }
     CHECK(text.is_empty() || r.has_images ||

@@ -27,7 +27,7 @@ void make_positions(bytes_reader & in, uint32_t n_runs, bool is_old, bool has_im
         auto run     = take<morphkv_run>(in);
         run.serial   = sum.n_tokens();
         run.pos      = is_old ? 0 : clamp(run.pos, sum.next(), END - 1);
-        run.n_column = has_images ? std::max(run.n_column, 0) : 0;
+        run.n_column = has_images ? std::max(run.n_column, MORPHKV_BOTH_WAYS) : 0;
         run.n        = clamp(run.n, 1, END - std::max(run.serial, run.pos));
         if (sum.next() >= END || run.serial >= END) {
             break;

@@ -113,14 +113,16 @@ morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
             const auto           after  = slots[il].after.begin() + h * n_distant;
             std::vector<int32_t> ordered(after, after + n_distant);
             std::sort(ordered.begin(), ordered.end());
+            const std::vector<int32_t> was    = text.ranked_places(i_group, i_head);
+            const std::vector<int32_t> places = text.positions.packed(ordered.data(), n_distant);
             for (int32_t i = 0; i < n_distant; ++i) {
                 // a hostile state may have any bits for serials
                 const int32_t serial = after[i];
                 const bool    is_new = before[i] != serial;
                 const int64_t rank   = std::lower_bound(ordered.begin(), ordered.end(), serial) - ordered.begin();
                 const int64_t moved  = (int64_t) text.pos_of(serial) - offset;
-                const int64_t to     = moved < (int64_t) base + n_distant ? base + rank : moved;
-                const int64_t by     = to - text.rotary_position(i_group, i_head, serial);
+                const int64_t to     = moved < (int64_t) base + n_distant ? (int64_t) base + places[rank] : moved;
+                const int64_t by     = to - text.rotary_position(i_group, i_head, serial, was);
                 if (!is_new && (by == 0 || !rotates)) {
                     continue;
                 }

@@ -8,8 +8,8 @@ morphkv_plan::morphkv_plan(std::vector<morphkv_text> texts_in, std::vector<morph
       parts(std::move(parts_in)),
       limit(limit) {
     for (const auto & part : parts) {
-        const bool is_draft = part.n <= n_draft && part.n_logits == part.n;
-        n_steps.push_back(part.n == 1 || is_draft ? part.n : 0);
+        const bool is_draft = part.n == 1 || (part.n <= n_draft && part.n_logits == part.n);
+        n_steps.push_back(is_draft && !part.is_embedded ? part.n : 0);
         prompts.push_back(n_steps.back() == 0);
     }
 }
@@ -19,8 +19,8 @@ bool morphkv_plan::is_due(int32_t i_text, size_t i_group) const {
     const auto &  shape  = text.groups[i_group].shape;
     const int32_t n_used = text.n_used(i_group);
     const int32_t n_step = n_steps[i_text];
-    if (n_used >= shape.n_limit) {
-        return true;
+    if (n_used >= shape.n_limit || (parts[i_text].is_whole && n_used + parts[i_text].n > shape.n_limit)) {
+        return n_used > shape.capacity;
     }
     if (n_step == 0) {
         return false;
@@ -35,7 +35,8 @@ bool morphkv_plan::is_due(int32_t i_text, size_t i_group) const {
            (int32_t) text.voters().size() == text.votes;
 }
 
-// A rebase falls before the token whose rotary position is the limit, however the tokens come.
+// A rebase falls before the token whose rotary position is the limit, however the tokens come, and before an image that would
+// reach it.
 morphkv_text morphkv_plan::made_ready(int32_t i_text, std::vector<size_t> * cuts) const {
     morphkv_text res = texts[i_text];
     for (size_t i = 0; i < res.groups.size(); ++i) {
@@ -46,8 +47,11 @@ morphkv_text morphkv_plan::made_ready(int32_t i_text, std::vector<size_t> * cuts
             }
         }
     }
-    if (limit > 0 && !res.is_empty() && res.positions.next() - res.rotary_offset >= limit) {
-        res.rotary_offset = res.rebase_offset(limit);
+    const auto &  part   = parts[i_text];
+    const int32_t newest = part.n_column > 0 || part.is_whole ? part.end - 1 : res.positions.next();
+    if (limit > 0 && !res.is_empty() && newest - res.rotary_offset >= limit) {
+        // an image that is longer than what a rebase leaves goes beyond the limit
+        res.rotary_offset = std::max(res.rotary_offset, res.rebase_offset(limit));
     }
     return res;
 }
@@ -59,7 +63,11 @@ int32_t morphkv_plan::n_room(int32_t i_text) const {
     for (size_t i = 0; i < text.groups.size(); ++i) {
         n_cells = std::min(n_cells, text.groups[i].shape.n_limit - text.n_used(i));
     }
-    const int32_t next     = text.is_empty() ? parts[i_text].pos : text.positions.next();
+    const auto & part = parts[i_text];
+    if (part.n_column > 0 || part.is_whole) {
+        return n_cells;
+    }
+    const int32_t next     = text.is_empty() ? part.pos : text.positions.next();
     const int32_t n_rotary = limit - (next - text.rotary_offset);
     return limit > 0 && n_rotary > 0 ? std::min(n_cells, n_rotary) : n_cells;
 }
@@ -84,15 +92,18 @@ bool morphkv_plan::add(const std::vector<int32_t> & i_texts, int32_t n, std::vec
         if (n > n_room(i_text)) {
             return false;
         }
-        morphkv_planned_text cur{ i_text, {}, {} };
-        texts[i_text] = made_ready(i_text, &cur.cuts);
+        morphkv_planned_text cur{ i_text, {}, {}, false };
+        auto &               text = texts[i_text];
+        auto &               part = parts[i_text];
+        const int32_t        was  = text.rotary_offset;
 
-        auto & text = texts[i_text];
-        auto & part = parts[i_text];
+        text        = made_ready(i_text, &cur.cuts);
+        cur.rebases = text.rotary_offset != was;
         for (size_t i = 0; i < text.groups.size(); ++i) {
             cur.first_cells.push_back(text.n_used(i));
         }
-        text.append(text.is_empty() ? part.pos : text.positions.next(), n, prompts[i_text]);
+        text.append(text.is_empty() || part.n_column > 0 ? part.pos : text.positions.next(), n, prompts[i_text],
+                    part.n_column);
         part.n -= n;
         n_steps[i_text] = 0;
         planned.push_back(std::move(cur));

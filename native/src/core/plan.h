@@ -9,16 +9,21 @@
 
 // What a batch brings for one text.
 struct morphkv_batch_part {
-    int32_t n        = 0;
-    int32_t n_logits = 0;  // of these, tokens whose logits are wanted
-    int32_t pos      = 0;  // of the first, where a text begins; the others follow
+    int32_t n           = 0;
+    int32_t n_logits    = 0;      // of these, tokens whose logits are wanted
+    int32_t pos         = 0;      // of the first, where a text begins, and of an image; the others follow
+    int32_t n_column    = 0;      // as in a run
+    int32_t end         = 0;      // behind all positions of an image, or of tokens that come together
+    bool    is_whole    = false;  // they come in one micro-batch
+    bool    is_embedded = false;  // no words: never a draft
 };
 
 // What a micro-batch is for one of its texts.
 struct morphkv_planned_text {
     int32_t              i_text;
-    std::vector<int32_t> first_cells;  // by group, of its tokens
-    std::vector<size_t>  cuts;         // groups that are cut before
+    std::vector<int32_t> first_cells;      // by group, of its tokens
+    std::vector<size_t>  cuts;             // groups that are cut before
+    bool                 rebases = false;  // before, and behind the cuts
 };
 
 class morphkv_plan {

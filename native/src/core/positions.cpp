@@ -1,6 +1,7 @@
 #include "core/positions.h"
 
 #include <algorithm>
+#include <numeric>
 
 // Behind all positions of a run.
 static int64_t end_of(const morphkv_run & run) {
@@ -20,8 +21,20 @@ void morphkv_positions::append(int32_t pos, int32_t n) {
 }
 
 void morphkv_positions::append_image(int32_t pos, int32_t n_column, int32_t n) {
+    if (n <= 0) {
+        return;
+    }
+    if (!all.empty() && all.back().n_column > 0 && all.back().pos == pos) {
+        all.back().n += n;
+        all.back().n_column = n_column;
+        return;
+    }
+    all.push_back({ n_tokens(), n, pos, n_column });
+}
+
+void morphkv_positions::append_both_ways(int32_t pos, int32_t n) {
     if (n > 0) {
-        all.push_back({ n_tokens(), n, pos, n_column });
+        all.push_back({ n_tokens(), n, pos, MORPHKV_BOTH_WAYS });
     }
 }
 
@@ -53,14 +66,54 @@ morphkv_position morphkv_positions::at(int32_t serial) const {
     if (serial >= n_tokens()) {
         return line((int64_t) next() + serial - n_tokens());
     }
-    auto run = std::upper_bound(all.begin(), all.end(), serial,
-                                [](int32_t serial, const morphkv_run & run) { return serial < run.serial; });
-    run -= run != all.begin();
-    const int64_t i = (int64_t) serial - run->serial;
-    if (run->n_column == 0 || i < 0) {
+    const morphkv_run * run = serial < 0 ? &all.front() : find(serial);
+    const int64_t       i   = (int64_t) serial - run->serial;
+    if (run->n_column <= 0 || i < 0) {
         return line(run->pos + i);
     }
     return { run->pos, run->pos + (int32_t) i / run->n_column, run->pos + (int32_t) i % run->n_column };
+}
+
+const morphkv_run * morphkv_positions::find(int32_t serial) const {
+    if (serial < 0 || serial >= n_tokens()) {
+        return nullptr;
+    }
+    const auto run = std::upper_bound(all.begin(), all.end(), serial,
+                                      [](int32_t serial, const morphkv_run & run) { return serial < run.serial; });
+    return &*(run - 1);
+}
+
+int32_t morphkv_positions::pos_from(int32_t serial) const {
+    const morphkv_run * run = find(serial);
+    return run && run->n_column != 0 && serial > run->serial ? (int32_t) end_of(*run) : at(serial).t;
+}
+
+bool morphkv_positions::can_end_at(int32_t serial) const {
+    const morphkv_run * run = find(serial);
+    return !run || run->n_column == 0 || serial == run->serial;
+}
+
+std::vector<int32_t> morphkv_positions::packed(const int32_t * serials, int32_t n) const {
+    std::vector<int32_t> res(n);
+    std::iota(res.begin(), res.end(), 0);
+    if (std::none_of(all.begin(), all.end(), [](const morphkv_run & run) { return run.n_column > 0; })) {
+        return res;
+    }
+    int32_t             next  = 0;
+    const morphkv_run * image = nullptr;
+    int32_t             at    = 0;  // of that image
+    for (int32_t i = 0; i < n; ++i) {
+        const morphkv_run * run = find(serials[i]);
+        if (!run || run->n_column <= 0) {
+            res[i] = next++;
+            continue;
+        }
+        at     = run == image ? at : next;
+        image  = run;
+        res[i] = at;
+        next   = std::min<int64_t>(next + 1, at + end_of(*run) - run->pos);
+    }
+    return res;
 }
 
 int32_t morphkv_positions::serial_from(int32_t pos) const {
@@ -83,7 +136,7 @@ bool morphkv_positions::are_right(const std::vector<morphkv_run> & runs, int32_t
             *why = "runs of tokens follow each other";
             return false;
         }
-        if (run.n_column < 0) {
+        if (run.n_column < MORPHKV_BOTH_WAYS) {
             *why = "an image has columns";
             return false;
         }

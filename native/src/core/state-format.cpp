@@ -158,8 +158,12 @@ static void read_positions(const std::vector<morphkv_run> & runs, bool has_image
     if (!morphkv_positions::are_right(runs, END, &why)) {
         throw std::runtime_error("the state is damaged: " + std::string(why));
     }
-    require(has_images || runs.empty() || (runs.size() == 1 && runs[0].n_column == 0),
-            "words follow each other where there are no images", runs.size());
+    int32_t next = runs.empty() ? 0 : runs[0].pos;
+    for (const auto & run : runs) {
+        require(has_images || (run.n_column <= 0 && run.pos == next),
+                "words follow each other where images have no rows", run.pos);
+        next = run.pos + run.n;
+    }
     text.positions.set(runs);
 }
 

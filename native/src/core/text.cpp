@@ -24,9 +24,15 @@ bool morphkv_text::has_evicted() const {
 // what comes and goes
 //
 
-void morphkv_text::append(int32_t pos, int32_t n, bool is_prompt) {
+void morphkv_text::append(int32_t pos, int32_t n, bool is_prompt, int32_t n_column) {
     const int32_t first = n_tokens();
-    positions.append(pos, n);
+    if (n_column > 0) {
+        positions.append_image(pos, n_column, n);
+    } else if (n_column == MORPHKV_BOTH_WAYS) {
+        positions.append_both_ways(pos, n);
+    } else {
+        positions.append(pos, n);
+    }
     for (int32_t serial = std::max<int32_t>(first, n_tokens() - queries.size()); serial < n_tokens(); ++serial) {
         queries[query_row(serial)] = serial;
     }
@@ -136,6 +142,14 @@ int32_t morphkv_text::first_exact(const morphkv_can_lose & can_lose) const {
     return std::max(decoded_since_cut, std::min(std::max(first_possible(can_lose), end - 256), n_tokens()));
 }
 
+int32_t morphkv_text::n_removable_words(const morphkv_can_lose & can_lose) const {
+    if (is_empty() || positions.runs().back().n_column != 0) {
+        return 0;
+    }
+    const int32_t first = std::max(positions.runs().back().serial, first_complete(can_lose) + 1);
+    return std::max(0, n_tokens() - first);
+}
+
 int32_t morphkv_text::n_near(int32_t limit) const {
     int32_t n_most = 0;
     for (const auto & group : groups) {
@@ -155,7 +169,15 @@ int32_t morphkv_text::rebase_offset(int32_t limit) const {
     return res;
 }
 
-int64_t morphkv_text::rotary_position(size_t i_group, size_t i_head, int32_t serial) const {
+std::vector<int32_t> morphkv_text::ranked_places(size_t i_group, size_t i_head) const {
+    const auto &  group     = groups[i_group];
+    const int32_t n_distant = group.shape.n_distant();
+    return group.ranked ? positions.packed(group.ranked->data() + i_head * n_distant, n_distant)
+                        : std::vector<int32_t>();
+}
+
+int64_t morphkv_text::rotary_position(size_t i_group, size_t i_head, int32_t serial,
+                                      const std::vector<int32_t> & places) const {
     const auto &  group     = groups[i_group];
     const int32_t n_distant = group.shape.n_distant();
     const int64_t rotary    = (int64_t) pos_of(serial) - rotary_offset;
@@ -163,7 +185,7 @@ int64_t morphkv_text::rotary_position(size_t i_group, size_t i_head, int32_t ser
         const auto ranked = group.ranked->begin() + i_head * n_distant;
         const auto it     = std::lower_bound(ranked, ranked + n_distant, serial);
         if (it != ranked + n_distant && *it == serial) {
-            return group.base + (it - ranked);
+            return (int64_t) group.base + places[it - ranked];
         }
     }
     return rotary;
@@ -185,6 +207,10 @@ morphkv_removal morphkv_plan_removal(const morphkv_text & text, int32_t p0, int3
     if (first == 0) {
         return morphkv_removal::ALL;
     }
+    if (first == text.n_tokens()) {
+        return morphkv_removal::NOTHING;  // behind the time of an image
+    }
     // one recent token must stay: its position is where the sequence goes on
-    return first > text.first_complete(can_lose) ? morphkv_removal::TAIL : morphkv_removal::REFUSED;
+    return first > text.first_complete(can_lose) && text.positions.can_end_at(first) ? morphkv_removal::TAIL
+                                                                                     : morphkv_removal::REFUSED;
 }

@@ -50,7 +50,7 @@ struct morphkv_cut_group {
     int32_t n_evicted   = 0;  // tokens of each head
 
     // Rotary positions: a token's is its position less the text's offset where that is base + n_distant or more, and always
-    // before the first rebase or recall. Below it stand, from base on one behind the other in their order, head by head, the
+    // before the first rebase or recall. Below it stand, from base on one behind the other (packed()), head by head, the
     // oldest of those that were in a distant slot at the last rebase or recall: `ranked` has the serials of all that were,
     // ascending in each head, (n_layer, n_head_kv, n_distant). Null before the first. A rebase lets the offset grow, and its
     // base is 0. A recall leaves the offset alone, so that recent keys, of which there is no original, are not turned; distant
@@ -79,7 +79,8 @@ public:
     morphkv_text(const morphkv_text_shape & shape, int32_t n_keep);
 
     // what comes and goes
-    void append(int32_t pos, int32_t n, bool is_prompt);
+    // n_column: as in a run.
+    void append(int32_t pos, int32_t n, bool is_prompt, int32_t n_column = 0);
     void note_cut(size_t i_group);
     void remove_from(int32_t serial);
     // Keys and queries have been turned. ranked: of each group; empty where it has not evicted.
@@ -102,13 +103,20 @@ public:
     int32_t first_complete(const morphkv_can_lose & can_lose) const;
     // From here on they can be taken back and decoded again with the same bits.
     int32_t first_exact(const morphkv_can_lose & can_lose) const;
+    // How many of the newest tokens, words alone, can be taken back.
+    int32_t n_removable_words(const morphkv_can_lose & can_lose) const;
 
     // Offset and distance of a rebase that brings positions below limit: tokens up to n_near() before the recent ones keep
     // their distance to these.
-    int32_t n_near(int32_t limit) const;
-    int32_t rebase_offset(int32_t limit) const;
-    // Where RoPE has a token of a slot; i_head is counted over all layers of the group.
-    int64_t rotary_position(size_t i_group, size_t i_head, int32_t serial) const;
+    int32_t              n_near(int32_t limit) const;
+    int32_t              rebase_offset(int32_t limit) const;
+    // Where the ranked tokens of a head stand behind the base; i_head is counted over all layers of the group.
+    std::vector<int32_t> ranked_places(size_t i_group, size_t i_head) const;
+    // Where RoPE has a token of a slot, by its head's places.
+    int64_t rotary_position(size_t i_group, size_t i_head, int32_t serial, const std::vector<int32_t> & places) const;
+    int64_t rotary_position(size_t i_group, size_t i_head, int32_t serial) const {
+        return rotary_position(i_group, i_head, serial, ranked_places(i_group, i_head));
+    }
 
     morphkv_positions                 positions;
     std::vector<morphkv_cut_group>    groups;

@@ -6,7 +6,9 @@ morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv, morphkv_cache:
     : llama_kv_cache_context(mkv, std::move(plan.sinfos), std::move(plan.ubatches)),
       mkv(mkv),
       cuts(std::move(plan.cuts)),
-      is_prompt(std::move(plan.is_prompt)) {}
+      rebases(std::move(plan.rebases)),
+      is_prompt(std::move(plan.is_prompt)),
+      n_column(std::move(plan.n_column)) {}
 
 bool morphkv_cache_context::next() {
     i_next++;
@@ -19,20 +21,19 @@ bool morphkv_cache_context::apply() {
             return false;
         }
     }
-    const auto &   ubatch       = get_ubatch();
-    // the last token of each sequence stands highest
-    const uint32_t n_seq_tokens = ubatch.n_tokens / ubatch.n_seqs_unq;
-    for (uint32_t i = n_seq_tokens - 1; i < ubatch.n_tokens; i += n_seq_tokens) {
-        if (!mkv->make_rotary_room(ubatch.seq_id[i][0], ubatch.pos[i])) {
+    for (const llama_seq_id seq_id : rebases.at(i_next)) {
+        if (!mkv->rebase(seq_id)) {
             return false;
         }
     }
+    const auto &   ubatch       = get_ubatch();
+    const uint32_t n_seq_tokens = ubatch.n_tokens / ubatch.n_seqs_unq;
     if (!llama_kv_cache_context::apply()) {
         return false;
     }
     for (uint32_t i = 0; i < ubatch.n_tokens; i += n_seq_tokens) {
         const llama_seq_id seq_id = ubatch.seq_id[i][0];
-        mkv->sequences[seq_id].text.append(ubatch.pos[i], n_seq_tokens, is_prompt[seq_id]);
+        mkv->sequences[seq_id].text.append(ubatch.pos[i], n_seq_tokens, is_prompt[seq_id], n_column[seq_id]);
     }
     return true;
 }

@@ -25,8 +25,10 @@ public:
 private:
     morphkv_cache * mkv;
 
-    std::vector<std::vector<llama_seq_id>> cuts;       // by micro-batch
-    std::vector<bool>                      is_prompt;  // by sequence
+    // as in a batch_plan
+    std::vector<std::vector<llama_seq_id>> cuts, rebases;
+    std::vector<bool>                      is_prompt;
+    std::vector<int32_t>                   n_column;
     size_t                                 i_next = 0;
 };
 

@@ -1,20 +1,29 @@
 // Which batches are accepted, and how one is split into micro-batches: core/plan.h in llama.cpp's terms.
 
+#include "core/arrival.h"
 #include "llama-batch.h"
+#include "llama-context.h"
 #include "llama-impl.h"
 #include "llama/memory.h"
 
 #include <algorithm>
 
+static bool refuse(const std::string & sentence) {
+    LLAMA_LOG_ERROR("%s: MorphKV: %s\n", "accepts", sentence.c_str());
+    morphkv_error_set(MORPHKV_STATUS_INVALID, sentence.c_str());
+    return false;
+}
+
+bool morphkv_cache::attends_both_ways() const {
+    return engine.context() && !engine.context()->get_causal_attn();
+}
+
 bool morphkv_cache::accepts(const llama_batch & batch) const {
-    auto refuse = [func = __func__](const std::string & sentence) {
-        LLAMA_LOG_ERROR("%s: MorphKV: %s\n", func, sentence.c_str());
-        morphkv_error_set(MORPHKV_STATUS_INVALID, sentence.c_str());
-        return false;
-    };
-    std::vector<llama_pos> newest(get_n_stream());
-    for (size_t s = 0; s < newest.size(); ++s) {
-        newest[s] = seq_pos_max(s);
+    // embeddings are looked at by text, below
+    const bool             is_line = batch.token && !attends_both_ways();
+    std::vector<llama_pos> newest;
+    for (const auto & sequence : sequences) {
+        newest.push_back(sequence.text.positions.next() - 1);
     }
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
         const llama_seq_id s   = batch.seq_id[i][0];
@@ -23,7 +32,7 @@ bool morphkv_cache::accepts(const llama_batch & batch) const {
             return refuse("a token must belong to one sequence among 0.." + std::to_string(newest.size() - 1) +
                           ", got " + (batch.n_seq_id[i] == 1 ? std::to_string(s) : "several"));
         }
-        if (newest[s] >= 0 && batch.pos[i] != newest[s] + 1) {
+        if (is_line && newest[s] >= 0 && batch.pos[i] != newest[s] + 1) {
             return refuse("positions must be consecutive" + got + " after " + std::to_string(newest[s]) +
                           " in sequence " + std::to_string(s));
         }
@@ -31,6 +40,20 @@ bool morphkv_cache::accepts(const llama_batch & batch) const {
             return refuse("positions of this model are learned and must be below " + std::to_string(pos_end) + got);
         }
         newest[s] = batch.pos[i];
+    }
+    for (size_t s = 0; !is_line && s < sequences.size(); ++s) {
+        morphkv_batch_part part;
+        std::string        why = note_arrival(batch, s, part);
+        if (why.empty() && part.is_whole && part.n > 0) {
+            why = part.n != batch.n_tokens ? "tokens that attend to each other both ways must be of one sequence"
+                                           : morphkv_why_no_room(sequences[s].text, part.n);
+        }
+        if (why.empty() && part.n_column > 0 && window) {
+            why = "images in rows and columns need a model without sliding windows";
+        }
+        if (!why.empty()) {
+            return refuse(why + " in sequence " + std::to_string(s));
+        }
     }
     return true;
 }
@@ -43,11 +66,29 @@ void morphkv_cache::clear_before_gaps(const llama_batch & batch) {
             continue;
         }
         is_seen[s]             = true;
-        const llama_pos newest = seq_pos_max(s);
+        const llama_pos newest = sequences[s].text.positions.next() - 1;
         if (newest >= 0 && batch.pos[i] > newest + 1) {
             clear_sequence(s);
         }
     }
+}
+
+// Of a batch that is not words one behind the other.
+std::string morphkv_cache::note_arrival(const llama_batch & batch, llama_seq_id seq_id,
+                                        morphkv_batch_part & part) const {
+    std::vector<morphkv_position> tokens;
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        if (batch.seq_id[i][0] == seq_id) {
+            // words have one position, all else has blocks of times, rows and columns
+            const bool has_all = n_pos > 1 && !batch.token;
+            tokens.push_back({ batch.pos[i], batch.pos[has_all ? i + batch.n_tokens : i],
+                               batch.pos[has_all ? i + 2 * batch.n_tokens : i] });
+        }
+    }
+    part.n = tokens.size();
+    return tokens.empty()
+               ? ""
+               : morphkv_note_arrival(sequences[seq_id].text.positions, tokens, n_pos > 1, attends_both_ways(), part);
 }
 
 // follows: a short batch is what another context has verified, whose logits nobody needs here, and treated as there.
@@ -73,10 +114,16 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
     for (const auto & sequence : sequences) {
         texts.push_back(sequence.text);
     }
-    morphkv_plan plan(std::move(texts), parts_of(balloc.get_batch(), sequences.size(), follows_target),
-                      MORPHKV_DRAFT_MAX, rope_limit());
-
-    batch_plan res;
+    const llama_batch & batch = balloc.get_batch();
+    auto                parts = parts_of(batch, sequences.size(), follows_target);
+    batch_plan          res;
+    for (size_t s = 0; s < sequences.size(); ++s) {
+        if (parts[s].n > 0 && (!batch.token || attends_both_ways())) {
+            note_arrival(batch, s, parts[s]);
+        }
+        res.n_column.push_back(parts[s].n_column);
+    }
+    morphkv_plan plan(std::move(texts), std::move(parts), MORPHKV_DRAFT_MAX, rope_limit());
     for (size_t s = 0; s < sequences.size(); ++s) {
         res.is_prompt.push_back(plan.is_prompt(s));
     }
@@ -95,10 +142,13 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
             return std::nullopt;
         }
         slot_info                 sinfo = { LLAMA_MAX_SEQ, 0, {}, {} };
-        std::vector<llama_seq_id> cut_seqs;
+        std::vector<llama_seq_id> cut_seqs, rebased_seqs;
         for (const auto & text : planned) {
             if (!text.cuts.empty()) {
                 cut_seqs.push_back(text.i_text);
+            }
+            if (text.rebases) {
+                rebased_seqs.push_back(text.i_text);
             }
             sinfo.s0 = std::min<uint32_t>(sinfo.s0, text.i_text);
             sinfo.s1 = std::max<uint32_t>(sinfo.s1, text.i_text);
@@ -111,6 +161,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
         res.ubatches.push_back(std::move(ubatch));
         res.sinfos.push_back(std::move(sinfo));
         res.cuts.push_back(std::move(cut_seqs));
+        res.rebases.push_back(std::move(rebased_seqs));
     }
     return res;
 }

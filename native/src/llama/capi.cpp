@@ -249,11 +249,13 @@ morphkv_status morphkv_prompt_next(struct llama_context * ctx, int32_t seq_id, c
             morphkv_stats stats{};
             stats.size = sizeof(stats);
             ok(morphkv_stats_get(ctx, seq_id, &stats));
+            // what is not words cannot be decoded again from a prompt's tokens
+            const int32_t n_most = std::min(n, cache.n_removable_words(seq_id));
             if (stats.mark_pos < 0) {
-                return std::min(n, stats.logical_pos - stats.complete_pos);
+                return std::min(n_most, stats.logical_pos - stats.complete_pos);
             }
             const int32_t n_behind = text.n_tokens() - text.positions.serial_from(stats.mark_pos);
-            return n_behind <= n ? n_behind : 0;
+            return n_behind <= n_most ? n_behind : 0;
         };
         morphkv_prompt_memory memory{ recall, n_removable, nullptr, nullptr };
         if (auto * hybrid = dynamic_cast<morphkv_hybrid *>(ctx->get_memory())) {

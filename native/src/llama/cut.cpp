@@ -93,9 +93,15 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
     n_old_measured = std::max(n_old_measured, shape.n_old());
 
     // the graduates' cells are free, the window's stand at the start of the recent region
-    const std::vector<llama_token> tokens = get_tokens(seq_id, n_used(seq_id) - params.window);
-    llama_kv_cache::seq_rm(seq_id, get_cells(seq_id).pos_get(n_distant), -1);
+    const std::vector<llama_token> tokens  = get_tokens(seq_id, n_used(seq_id) - params.window);
+    const auto &                   cells   = get_cells(seq_id);
+    // llama.cpp frees by positions, and an image's tokens share one
+    const bool                     is_torn = cells.pos_get(n_distant - 1) == cells.pos_get(n_distant);
+    std::vector<llama_token>       distant = get_tokens(seq_id, is_torn ? 0 : n_used(seq_id));
+    distant.resize(is_torn ? n_distant : 0);
+    llama_kv_cache::seq_rm(seq_id, is_torn ? -1 : cells.pos_get(n_distant), -1);
     text.note_cut(GROUP);
+    set_tokens(seq_id, 0, distant);
     set_tokens(seq_id, n_distant, tokens);
     return true;
 }
@@ -133,14 +139,6 @@ std::string morphkv_cache::run_moves(llama_seq_id seq_id, const std::vector<morp
     const morphkv_turned_window turned = { window->layers, window->k_rot,
                                            sequences[seq_id].text.windowed->n_spanned() };
     return morphkv_run_moves(runner, side.layers, k_rot, &turned, seq_id, moves, layout, query_delta);
-}
-
-bool morphkv_cache::make_rotary_room(llama_seq_id seq_id, llama_pos pos) {
-    const llama_pos limit = rope_limit();
-    if (limit == 0 || pos - rotary_offset(seq_id) < limit || n_used(seq_id) == 0) {
-        return true;
-    }
-    return rebase(seq_id);
 }
 
 bool morphkv_cache::rebase(llama_seq_id seq_id) {

@@ -73,6 +73,10 @@ public:
                 // words have one position
                 data[i + j * n] = ubatch->pos[ubatch->token ? i : i + j * n] - offset;
             }
+            // sound has its time there, an image nothing
+            if (n_pos > 3 && !ubatch->token && ubatch->pos[i + 3 * n] != 0) {
+                data[i + 3 * n] = ubatch->pos[i + 3 * n] - offset;
+            }
             is_moved |= offset != 0;
         }
         if (!is_moved) {

@@ -241,7 +241,8 @@ void morphkv_hybrid::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama
         auto                   state = attn->read_state(io, seq_id, flags);
         std::vector<llama_pos> newest;
         for (const auto & sequence : state->sequences) {
-            newest.push_back(sequence.text.text.positions.next() - 1);
+            const auto & text = sequence.text.text;
+            newest.push_back(text.is_empty() ? -1 : text.pos_of(text.n_tokens() - 1));
         }
         const morphkv_recurrent_state recurrent(io, *recr, seq_id, flags, newest, /*has_end =*/state->version >= 5);
         morphkv_require_end(io);

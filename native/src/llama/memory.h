@@ -80,6 +80,11 @@ public:
 
     void get_stats(llama_seq_id seq_id, morphkv_stats & out) const;
 
+    // How many of the newest tokens, words alone, can be taken back.
+    int32_t n_removable_words(llama_seq_id seq_id) const {
+        return sequences[seq_id].text.n_removable_words(can_lose());
+    }
+
     // Throws morphkv_error where it is too many or too late.
     void set_keep(llama_seq_id seq_id, int32_t n_keep);
 
@@ -155,7 +160,9 @@ public:
         std::vector<llama_ubatch>              ubatches;
         slot_info_vec_t                        sinfos;
         std::vector<std::vector<llama_seq_id>> cuts;
+        std::vector<std::vector<llama_seq_id>> rebases;    // behind the cuts
         std::vector<bool>                      is_prompt;  // by sequence
+        std::vector<int32_t>                   n_column;   // by sequence, as in a run
     };
 
     // Whether tokens are of one sequence each, and positions as they must be. What is not is logged and left in
@@ -229,8 +236,7 @@ private:
     bool                 cut(llama_seq_id seq_id);
     morphkv_evict_policy vote_policy() const;
 
-    // Rebases a sequence if the rotary position of a token at pos would pass the limit. Failure as in cut().
-    bool                             make_rotary_room(llama_seq_id seq_id, llama_pos pos);
+    // Failure as in cut().
     bool                             rebase(llama_seq_id seq_id);
     std::vector<morphkv_moved_layer> moved_layers() const;
     // To rotary positions: see morphkv_plan_moves().
@@ -250,6 +256,10 @@ private:
     std::string why_not_archived();
     std::string why_not_recalled();
     std::string why_not_moved(uint32_t n_turned, uint32_t n_placed, bool is_recall);  // cells of each layer
+
+    // Whether the tokens of a batch do, as those of an image do in some models (batches.cpp).
+    bool        attends_both_ways() const;
+    std::string note_arrival(const llama_batch & batch, llama_seq_id seq_id, morphkv_batch_part & part) const;
 
     // What a state has to fit (state.cpp).
     std::pair<llama_seq_id, llama_seq_id> saved_range(llama_seq_id seq_id) const;

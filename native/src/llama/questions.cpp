@@ -30,9 +30,9 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.n_distant         = n_distant;
     out.n_used            = n_used(seq_id);
     out.n_seq_max         = sequences.size();
-    out.logical_pos       = seq_pos_max(seq_id);
+    out.logical_pos       = text.positions.next() - 1;
     out.complete_pos      = seq_pos_min(seq_id);
-    out.exact_pos         = text.pos_of(text.first_exact(can_lose()));
+    out.exact_pos         = text.positions.pos_from(text.first_exact(can_lose()));
     out.mark_pos          = -1;
     out.rope_limit        = rope_limit();
     out.rotary_offset     = text.rotary_offset;

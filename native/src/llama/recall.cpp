@@ -254,7 +254,9 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
 
     // recent tokens stay where they are, and distant ones come to stand right before them
     const int32_t     first_recent = text.pos_of(text.groups[GROUP].first_recent()) - text.rotary_offset;
-    morphkv_move_plan plan = plan_moves(seq_id, text.rotary_offset, first_recent - (int32_t) n_distant, slots, pages);
+    // an image's tokens share a position, so that there may be fewer positions than slots
+    const int32_t     base         = std::max(0, first_recent - (int32_t) n_distant);
+    morphkv_move_plan plan         = plan_moves(seq_id, text.rotary_offset, base, slots, pages);
     for (const auto & move : plan.layers) {
         res.n_recalled += move.filled.size();
     }

@@ -222,7 +222,7 @@ TEST_CASE(runs_must_not_be_empty) {
 }
 
 TEST_CASE(an_image_must_not_have_fewer_than_no_columns) {
-    CHECK(has(why_not({ { 0, 4, 0, -1 } }), "columns"));
+    CHECK(has(why_not({ { 0, 4, 0, -2 } }), "columns"));
 }
 
 TEST_CASE(positions_must_not_be_negative) {
