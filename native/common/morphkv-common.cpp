@@ -258,9 +258,7 @@ void morphkv_common_args_check(common_params & params) {
     if (params.embedding || params.pooling_type == LLAMA_POOLING_TYPE_RANK) {
         throw refusal("MorphKV serves texts that are written, got --embedding or --reranking");
     }
-    if (!params.mmproj.path.empty() || !params.mmproj.url.empty()) {
-        throw refusal("MorphKV serves text only, got --mmproj");
-    }
+    morphkv.has_given_projector = !params.mmproj.path.empty() || !params.mmproj.url.empty();
     check_speculative(params.speculative);
     check_archive(morphkv);
 

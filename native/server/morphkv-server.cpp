@@ -3,6 +3,7 @@
 #include "common.h"
 #include "llama.h"
 #include "log.h"
+#include "morphkv-media.h"
 #include "morphkv-system.h"
 #include "server-task.h"
 
@@ -49,13 +50,26 @@ bool morphkv_observer::prepare(common_params & params, server_routes & routes) {
     return true;
 }
 
+bool morphkv_observer::choose_projector(common_params & params) const {
+    if (!params.morphkv.enabled || params.mmproj.path.empty()) {
+        return true;
+    }
+    const std::string why = morphkv_why_not_projector(params.mmproj.path);
+    if (why.empty()) {
+        return true;
+    }
+    if (params.morphkv.has_given_projector) {
+        LOG_ERR("error: MorphKV cannot serve the images of --mmproj %s: %s\n", params.mmproj.path.c_str(), why.c_str());
+        return false;
+    }
+    LOG_WRN("MorphKV cannot serve this model's images and serves its text: %s\n", why.c_str());
+    params.mmproj.path.clear();
+    return true;
+}
+
 bool morphkv_observer::init(const common_params & params, llama_context * ctx_tgt, int32_t & n_swa) {
     if (!params.morphkv.enabled) {
         return true;
-    }
-    if (!params.mmproj.path.empty()) {
-        LOG_ERR("error: MorphKV serves text only, got a projector for images or audio: use --no-mmproj\n");
-        return false;
     }
     const llama_vocab * vocab = llama_model_get_vocab(llama_get_model(ctx_tgt));
 
@@ -106,9 +120,13 @@ static morphkv_keep keep_of(const server_task & task) {
 }
 
 void morphkv_observer::accept(server_task & task, const server_chat_params & chat, const common_json & request,
-                              const llama_vocab * vocab) const {
+                              const llama_vocab * vocab, const mtmd_context * mctx) const {
     if (!is_on()) {
         return;
+    }
+    const std::string too_long = morphkv_why_not_media(task.tokens, mctx, ctx, given.params);
+    if (!too_long.empty()) {
+        throw std::invalid_argument(too_long);
     }
     if (keeper.keeps_system()) {
         task.params.morphkv_n_system = morphkv_system_count(vocab, chat, request, task.tokens.get_text_tokens());
@@ -126,10 +144,10 @@ void morphkv_observer::before_task(const server_task & task, bool is_decoding) {
     }
 }
 
-bool morphkv_observer::holds(int32_t id_slot, int32_t n_tokens) const {
+bool morphkv_observer::holds(int32_t id_slot, int32_t pos_next) const {
     morphkv_stats now{};
     now.size = sizeof(now);
-    return morphkv_stats_get(ctx, id_slot, &now) == MORPHKV_STATUS_OK && now.logical_pos == n_tokens - 1;
+    return morphkv_stats_get(ctx, id_slot, &now) == MORPHKV_STATUS_OK && now.logical_pos == pos_next - 1;
 }
 
 //
@@ -182,14 +200,17 @@ int32_t morphkv_observer::find_start(int32_t id_slot, int32_t pos_end) {
     return now.mark_pos <= pos_end ? now.mark_pos : -1;
 }
 
-const morphkv_prompt & morphkv_observer::read_prompt(int32_t id_slot, int32_t n_held) {
-    state &              now    = states.at(id_slot);
+const morphkv_prompt & morphkv_observer::read_prompt(int32_t id_slot, int32_t n_held, int32_t pos_next,
+                                                     int32_t n_fixed) {
+    state & now       = states.at(id_slot);
+    now.prompt.n_past = std::max(now.prompt.n_past, n_fixed);
+
     const auto           params = recall_params();
     const morphkv_status status = morphkv_prompt_next(ctx, id_slot, &params, &now.prompt, n_held);
     if (status != MORPHKV_STATUS_OK || now.prompt.n_recalls > 0) {
         recalled(id_slot, status, now.prompt.recalled);
     }
-    now.next_recall_pos = n_held - 1 + n_between;
+    now.next_recall_pos = pos_next - 1 + n_between;
     return now.prompt;
 }
 

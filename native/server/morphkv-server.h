@@ -7,12 +7,15 @@
 #include "morphkv-keep.h"
 #include "morphkv-view.h"
 
+#include "llama.h"
+
 #include <algorithm>
 #include <limits>
 #include <vector>
 
 struct common_params;
 struct llama_vocab;
+struct mtmd_context;
 struct server_chat_params;
 struct server_task;
 
@@ -22,6 +25,10 @@ public:
     // Before a model is loaded: slots and limits as MorphKV has them, and what routes say. False, after a log line, if they
     // contradict.
     bool prepare(common_params & params, server_routes & routes);
+
+    // Before a model is loaded: its projector is left out, after a line that says why, where it came by itself and its images
+    // cannot be served. False, after a log line, if one that was asked for cannot.
+    bool choose_projector(common_params & params) const;
 
     // Once a context is there, also when the server wakes. False, after a log line, if it cannot be served.
     // n_swa: llama-server makes and uses context checkpoints for sliding windows. To it, this cache is one with a window of
@@ -33,7 +40,7 @@ public:
 
     // A request becomes a task. Throws what it wants and cannot have.
     void accept(server_task & task, const server_chat_params & chat, const common_json & request,
-                const llama_vocab * vocab) const;
+                const llama_vocab * vocab, const mtmd_context * mctx) const;
 
     // is_decoding: the context cannot be read.
     void before_task(const server_task & task, bool is_decoding);
@@ -67,7 +74,13 @@ public:
         if (!is_on()) {
             return slot.task->n_tokens();
         }
-        const morphkv_prompt & prompt = read_prompt(slot.id, slot.prompt.n_tokens());
+        // what is not words is not read again
+        int32_t n_fixed = 0;
+        for (int32_t i = slot.prompt.n_tokens(); i > n_read(slot.id) && n_fixed == 0; --i) {
+            n_fixed = slot.prompt.tokens[i - 1] == LLAMA_TOKEN_NULL ? i : 0;
+        }
+        const morphkv_prompt & prompt =
+            read_prompt(slot.id, slot.prompt.n_tokens(), slot.prompt.tokens.pos_next(), n_fixed);
         if (prompt.n_back > 0) {
             slot.prompt.tokens.keep_first(slot.prompt.n_tokens() - prompt.n_back);
             slot.mem.seq_rm(slot.id, slot.prompt.tokens.pos_next(), -1);
@@ -95,7 +108,7 @@ public:
     // Whether the slot still holds its text after a file was not restored: a refused state changes nothing. n_read: what
     // llama_state_seq_load_file() returned; if not 0 the state was loaded, and its tokens were refused.
     template <typename slot_type> bool keeps_text(const slot_type & slot, size_t n_read) const {
-        return is_on() && n_read == 0 && holds(slot.id, slot.prompt.n_tokens());
+        return is_on() && n_read == 0 && holds(slot.id, slot.prompt.tokens.pos_next());
     }
 
 private:
@@ -113,9 +126,10 @@ private:
     int32_t                begin_prompt(int32_t id_slot, const server_task & task, int32_t n_past, int32_t n_fixed);
     int32_t                keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) const;
     int32_t                find_start(int32_t id_slot, int32_t pos_end);
-    const morphkv_prompt & read_prompt(int32_t id_slot, int32_t n_held);
+    int32_t                n_read(int32_t id_slot) const { return states.at(id_slot).prompt.n_past; }
+    const morphkv_prompt & read_prompt(int32_t id_slot, int32_t n_held, int32_t pos_next, int32_t n_fixed);
     int32_t                write_token(int32_t id_slot, const server_task & task, llama_context * ctx_dft);
-    bool                   holds(int32_t id_slot, int32_t n_tokens) const;
+    bool                   holds(int32_t id_slot, int32_t pos_next) const;
     morphkv_counts         cost(int32_t id_slot, const server_task & task);
     morphkv_recall_params  recall_params() const;
     void                   recalled(int32_t id_slot, morphkv_status status, const morphkv_recalled & brought);
