@@ -35,12 +35,14 @@ from .library import LIB_DIR, PACKAGE_DIR
 # after library, which says what libllama is loaded
 from .llama import checkpoint, set_checkpoint, set_state, state, token_piece, use_rpc_servers
 from .log import as_reason, heard_errors
+from .media import MediaPiece, media_marker, media_pieces
 
 __all__ = [
     "LIB_DIR",
     "PACKAGE_DIR",
     "InvalidError",
     "LibraryError",
+    "MediaPiece",
     "MorphKVError",
     "NativeError",
     "NoMorphKVError",
@@ -59,6 +61,8 @@ __all__ = [
     "kv_bytes",
     "last_error",
     "loaded_libraries",
+    "media_marker",
+    "media_pieces",
     "next_context_has",
     "recall",
     "require_morphkv",

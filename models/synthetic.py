@@ -39,6 +39,8 @@ class TinyLlamaShape:
     rms_epsilon: float = 1e-5
     attention_gain: float = 1.5
     seed: int = 0
+    architecture: str = "llama"  # or one with the same tensors, as qwen2vl
+    rope_sections: tuple[int, ...] = ()  # with M-RoPE: pairs of a head by time, row, column and nothing
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_embd", "n_head", "n_head_kv", "n_ff", "context_length"):
@@ -56,7 +58,7 @@ def write_tiny_llama(path: str | Path, **shape: Any) -> Path:
     """Write a tiny llama and return its path; the keywords are the fields of TinyLlamaShape."""
     sizes = TinyLlamaShape(**shape)
     path = Path(path)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, sizes.architecture)
     _add_sizes(writer, sizes)
     _add_vocabulary(writer, sizes.n_vocab)
     for name, weights in _random_weights(sizes).items():
@@ -83,6 +85,8 @@ def _add_sizes(writer: gguf.GGUFWriter, sizes: TinyLlamaShape) -> None:
     writer.add_rope_dimension_count(sizes.head_size)
     writer.add_rope_freq_base(sizes.rope_freq_base)
     writer.add_layer_norm_rms_eps(sizes.rms_epsilon)
+    if sizes.rope_sections:
+        writer.add_rope_dimension_sections(list(sizes.rope_sections))
     writer.add_vocab_size(sizes.n_vocab)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 

@@ -199,8 +199,16 @@ class Llama(OneTextLlama):
         """
         if self._evals is None:
             super().eval(tokens)
-        else:
-            self._evals.eval(self, tokens)
+            return
+        if self._chat_keep is not None and self._chat_keep.before_eval(self, tokens):
+            self._evals.prompt_comes = True
+        self._evals.eval(self, tokens)
+
+    def reset(self) -> None:
+        """As llama_cpp's. With MorphKV and a chat handler, which may put images in its place, the text is forgotten."""
+        super().reset()  # type: ignore[no-untyped-call]
+        if self._morphkv is not None and self.chat_handler is not None:
+            self.input_ids[:] = -1
 
     def create_chat_completion(self, messages: Any, *arguments: Any, **options: Any) -> Any:
         """As llama_cpp's. With MorphKV the system prompt, or what `keep` says, is never evicted. An answer, or the last

@@ -140,7 +140,8 @@ class ContextLlama(llama_cpp.Llama):
         """Ids of the first n_tokens tokens, int32; with MorphKV there is always room for a batch more behind them."""
         n_needed = self.n_tokens + self.n_batch
         if self._morphkv is not None and n_needed > len(self._token_ids):
-            grown = np.empty(max(n_needed, 2 * len(self._token_ids)), dtype=np.intc)
+            # -1 is no token's id: where a chat handler puts an image, nothing is written
+            grown = np.full(max(n_needed, 2 * len(self._token_ids)), -1, dtype=np.intc)
             grown[: len(self._token_ids)] = self._token_ids
             self._token_ids = grown
         return self._token_ids

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from llama_cpp import LlamaState
@@ -60,7 +61,7 @@ class LiveText:
             self.llm._holder = weakref.ref(self)
             self._state = self._stats = None
         if self.begun:
-            self._settle()
+            self.settle()
             self.refuse_ended()
 
     def leave(self) -> LlamaState | None:
@@ -73,7 +74,7 @@ class LiveText:
         if self.begun:
             n_tokens = self.llm.n_tokens  # may be set for what comes next
             try:
-                self._settle()
+                self.settle()
                 self._state, self._stats = self.llm.save_state(), self.llm.cache_stats()
             finally:
                 self.llm.n_tokens = n_tokens
@@ -105,7 +106,7 @@ class LiveText:
         self.take()
         llm, stats = self.llm, self.llm.cache_stats()
         reuse = prompt_reuse(llm, prompt)
-        n_held = min(reuse.n_cached, len(prompt) - 1)
+        n_held = max(min(reuse.n_cached, len(prompt) - 1), 0)
         if stats.n_evictions > 0 and n_keep > stats.keep:
             n_held = 0  # what is to be kept may be gone
         if not llm._ctx.kv_cache_seq_rm(-1, n_held, -1):
@@ -116,11 +117,23 @@ class LiveText:
         self.n_held, self.ahead, self.begun = n_held, list(prompt[n_held:]), True
         return PromptReuse(len(prompt), reuse.n_common, n_held)
 
+    def add_media(self, decode: Callable[[Any, int, int], None], n_batch: int) -> None:
+        """Put an image behind the text, of which nothing may be ahead; decode: of context, position and n_batch."""
+        llm = self.llm
+        with self.at_work():
+            llm._ctx.kv_cache_seq_rm(-1, self.n_held, -1)
+            decode(llm.ctx, self.n_held, n_batch)
+        llm.n_tokens = llm.cache_stats().logical_pos + 1
+        # no token has the id -1
+        llm.input_ids[self.n_held : llm.n_tokens] = -1
+        llm._requires_eval = True
+        self.n_held = llm.n_tokens
+
     def take_back(self, n: int) -> None:
         """Forget the last n tokens, as far as the cache can; nothing where another has it."""
         if self.is_orphan or not self.is_live:
             return
-        self._settle()
+        self.settle()
         n_left = self.n_tokens - n
         if n <= 0:
             return
@@ -185,7 +198,7 @@ class LiveText:
         self.begun, self.n_held, self.ahead = True, n_tokens, list(ahead)
         llm._holder = weakref.ref(self)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Find out how much of the text the cache holds, whatever ended the last decoding."""
         n_cache = self.llm.cache_stats().logical_pos + 1
         if n_cache < self.n_held:

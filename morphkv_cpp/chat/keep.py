@@ -12,6 +12,7 @@ import jinja2
 from .. import bridge
 from ..cache.reuse import PromptReuse, common_prefix
 from ..config import MorphKV
+from .media import media_handler
 from .model import ChatModel
 from .template import ChatTemplate, Message
 
@@ -40,18 +41,39 @@ class ChatKeep:
         self._config = config
         self._start: Sequence[int] | None = None  # of the chat that is being asked
         self._due: Sequence[int] | None = None  # of the completion whose prompt comes next
+        self._reads_media = False  # the chat that is being asked: by its handler
         self._told: set[str] = set()
 
     @contextlib.contextmanager
     def asked(self, llm: ChatModel, messages: Sequence[Message], options: dict[str, Any]) -> Iterator[None]:
         """Completions that are begun in here are answers in this chat."""
-        outer, self._start = self._start, None if self.keep is None else self._first_tokens(llm, messages, options)
+        outer = self._start, self._reads_media
+        self._start = [] if self.keep is None else self._first_tokens(llm, messages, options)
+        self._reads_media = media_handler(llm) is not None
+        if self.keep is None and not self._reads_media:
+            self._start = None
         try:
             yield
         finally:
-            self._start = outer
+            self._start, self._reads_media = outer
+
+    def before_eval(self, llm: ChatModel, tokens: Sequence[int]) -> bool:
+        """Whether these tokens are a prompt's that a chat handler which reads images evaluates, before it completes.
+
+        Before the first, the cache is told what is to be kept.
+        """
+        if not self._reads_media or self._start is None:
+            return False
+        if llm.n_tokens == 0:
+            n_keep = max(self._config.keep, common_prefix(self._start, tokens)) if self.keep == "system" else self.keep
+            if n_keep is not None and n_keep < self._config.capacity - self._config.window:
+                bridge.set_keep(llm.ctx, 0, n_keep)
+            elif n_keep is not None:
+                self._tell_no_room(n_keep)
+        return True
 
     def take_along(self, chunks: Generator[T, None, None]) -> Generator[T, None, None]:
+        self._reads_media = False  # it has read all
         return chunks if self._start is None else self._read(self._start, chunks)
 
     def _read(self, start: Sequence[int], chunks: Generator[T, None, None]) -> Generator[T, None, None]:
@@ -65,8 +87,8 @@ class ChatKeep:
     def apply(self, llm: ChatModel, prompt: Sequence[int], reuse: PromptReuse) -> bool:
         """Before a prompt is decoded, of which the cache holds what `reuse` says; whether it was emptied for that."""
         start, self._due = self._due, None
-        if start is None or self.keep is None:
-            return False
+        if start is None or self.keep is None or min(prompt, default=0) < 0:
+            return False  # a prompt with images has been evaluated
         n_keep = max(self._config.keep, common_prefix(start, prompt)) if self.keep == "system" else self.keep
         if n_keep >= self._config.capacity - self._config.window:
             self._tell_no_room(n_keep)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from llama_cpp.llama_chat_format import LlamaChatCompletionHandler
@@ -28,4 +28,8 @@ class ChatModel(TextModel, Protocol):
     def _chat_handlers(self) -> Mapping[str, LlamaChatCompletionHandler]:
         """Those in the model's file, by format."""
 
+    n_batch: int
+
     def reset(self) -> None: ...
+
+    def eval(self, tokens: Sequence[int]) -> None: ...

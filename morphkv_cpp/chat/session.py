@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import time
@@ -16,20 +15,18 @@ import numpy.typing as npt
 from ..cache import saved_file
 from ..cache.live_text import LiveText
 from ..cache.one_thread import OneThread, guarded
-from ..cache.reuse import PromptReuse
 from ..cache.stats import CacheStats
-from ..errors import BusyError, ContextFullError, NoMorphKVError, SessionEndedError, StateError
-from ..text.tokens import tokens_behind
+from ..errors import BusyError, NoMorphKVError, SessionEndedError, StateError
 from .answer import Answer
+from .asking import ask
 from .identity import identity
 from .keep import Keep
+from .media import Content, text_of
 from .model import ChatModel
-from .opening import n_kept, opening_messages, tokens_of
+from .opening import n_kept, opening_messages
 from .reply import Reply
-from .template import ChatTemplate, Message, Rendered
+from .template import ChatTemplate, Message
 from .turn import Turn
-
-logger = logging.getLogger("morphkv_cpp")
 
 
 @guarded(turn="say", run="cache_stats close fork retained save")
@@ -117,7 +114,7 @@ class Session:
 
     def say(
         self,
-        text: str,
+        text: Content,
         *,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
@@ -127,6 +124,10 @@ class Session:
     ) -> Reply:
         """Ask, and yield the answer in pieces of whole characters. The model runs only while pieces are read.
 
+        text: the question, or a list of its parts, as in a message of create_chat_completion: {"type": "text",
+            "text": ...} and {"type": "image_url", "image_url": {"url": ...}}. Images need a Llama with an
+            MTMDChatHandler, or another chat handler of llama_cpp that reads them. They are evaluated once, and
+            evicted and recalled as words are.
         max_tokens: limit of the answer; None: until the model ends it.
         stop: strings that end the answer; they are not part of it.
         seed: None: the next one of a series that the Llama's seed starts, as in create_completion.
@@ -140,13 +141,12 @@ class Session:
         """
         self._stop_answering()
         self._text.refuse_ended()
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a str, got {text!r}")
+        text, images = text_of(self._llm, text)
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 or None, got {max_tokens}")
         stops = [stop] if isinstance(stop, str) else list(stop)
         options = {"temp": temperature, **sampling}
-        pieces = self._one_thread.steps(self._answer(text, max_tokens, stops, seed, options))
+        pieces = self._one_thread.steps(self._answer(text, images, max_tokens, stops, seed, options))
         answering = Reply(pieces, text)
         # weak, so that an answer that nobody reads on is at an end
         self._answering = weakref.ref(answering)
@@ -185,13 +185,26 @@ class Session:
         saved_file.write(path, "session", saved_file.Contents(header, ids, state.llama_state))
 
     def _answer(
-        self, question: str, max_tokens: int | None, stop: list[str], seed: int | None, sampling: dict[str, Any]
+        self,
+        question: str,
+        images: list[str],
+        max_tokens: int | None,
+        stop: list[str],
+        seed: int | None,
+        sampling: dict[str, Any],
     ) -> Generator[str, None, None]:
         llm, text, start_s = self._llm, self._text, time.perf_counter()
         text.take()
         before, seed_before = text.mark(), llm._seed
-        rendered, reuse = self._ask(question)
-        n_evicted = llm.cache_stats().n_evicted
+        n_evicted = llm.cache_stats().n_evicted  # images may evict at once
+        try:
+            rendered, reuse, n_media = ask(llm, text, self._template, self._opening, self._n_keep, question, images)
+        except Exception:
+            if images and not text.is_orphan:
+                text.go_back(before)
+            raise
+        if before is None:
+            n_evicted = llm.cache_stats().n_evicted
         llm.set_seed(random.Random(llm._seed).randrange(2**32) if seed is None else seed)
         n_room = llm.n_ctx() - text.n_tokens
         answer = Answer(llm._piece, [*stop, *rendered.stop], n_room if max_tokens is None else min(max_tokens, n_room))
@@ -234,33 +247,11 @@ class Session:
                     rate_tok_s=answer.rate_tok_s,
                     n_recalled=sum(recall.n_recalled for recall in llm.last_recalls),
                     recall_ms=sum(recall.took_ms for recall in llm.last_recalls),
+                    media_tokens=n_media,
                 )
 
     def _tokens(self, sampling: dict[str, Any]) -> Generator[int, Any, None]:
         yield from self._llm.generate(self._text.ahead.copy(), reset=False, **sampling)
-
-    def _ask(self, question: str) -> tuple[Rendered, PromptReuse]:
-        """Put the question behind the text, with the words that the template has around it."""
-        llm, text = self._llm, self._text
-        if text.begun:
-            rendered = self._template.turn(question)
-            tokens = tokens_behind(llm, rendered.text)
-            self._refuse_full(text.n_tokens + len(tokens))
-            if len(text.ahead) == 1 and llm._evals is not None:
-                llm._evals.drew(text.n_held, text.ahead[0])  # other texts may have been written since
-            text.ahead += tokens
-            return rendered, PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0)
-        rendered = self._template.opening(self._opening, question)
-        prompt = tokens_of(llm, rendered)
-        self._refuse_full(len(prompt))
-        reuse = text.begin(prompt, self._n_keep)
-        words = ", whose start was known but is evicted in part" if reuse.reprocessed else ""
-        logger.info("session: %d of %d tokens known%s", reuse.n_cached, reuse.n_prompt, words)
-        return rendered, reuse
-
-    def _refuse_full(self, n_tokens: int) -> None:
-        if n_tokens >= self._llm.n_ctx():
-            raise ContextFullError(f"the chat must stay below n_ctx={self._llm.n_ctx()} tokens, got {n_tokens}")
 
     def _refuse_silent(self) -> None:
         if not self._text.begun:

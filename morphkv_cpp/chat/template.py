@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 import jinja2
 from llama_cpp.llama_chat_format import LlamaChatCompletionHandler, get_chat_completion_handler
 
+from .media import text_handler
 from .model import ChatModel
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}, as create_chat_completion takes it
@@ -44,7 +45,9 @@ class ChatTemplate:
         """The one that llm.create_chat_completion uses."""
         # the expression of create_chat_completion
         name = str(llm.chat_format)
-        handler = llm.chat_handler or llm._chat_handlers.get(name) or get_chat_completion_handler(name)
+        handler = (
+            text_handler(llm) or llm.chat_handler or llm._chat_handlers.get(name) or get_chat_completion_handler(name)
+        )
         return cls(handler, "chat_handler" if llm.chat_handler else f"chat_format {llm.chat_format!r}")
 
     def opening(self, messages: Sequence[Message], question: str, **options: Any) -> Rendered:

@@ -19,3 +19,4 @@ class Turn:
     rate_tok_s: float  # of the answer after its first token; 0 if there is none
     n_recalled: int = 0  # tokens recalled from the archive for the question, summed over layers and KV heads
     recall_ms: float = 0.0  # time spent in recalls
+    media_tokens: int = 0  # of the question's images; they are evaluated before the answer, besides prompt_tokens

@@ -52,7 +52,6 @@ BAD = [
     (["--kv-unified-per-slot", 4096], "every slot cells of its own, got --kv-unified-per-slot"),
     (["--embedding"], "got --embedding or --reranking"),
     (["--reranking"], "got --embedding or --reranking"),
-    (["--mmproj", "projector.gguf"], "text only, got --mmproj"),
     (["--spec-type", "draft-dflash"], "not with blocks whose tokens attend both ways, got --spec-type draft-dflash"),
     (["--spec-type", "draft-dspark"], "not with blocks whose tokens attend both ways, got --spec-type draft-dspark"),
     (["-c", 1000], "-c is the most tokens of a slot.*, got 1000 with 2048"),

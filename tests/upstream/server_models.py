@@ -130,6 +130,12 @@ def _llama(
     _finish(writer, weights)
 
 
+def write_gemma3(model: Path, projector: Path) -> None:
+    """A Gemma 3 and its projector, whose images have 36 tokens that attend to each other both ways."""
+    _gemma3(model)
+    _vision(projector)
+
+
 def _gemma3(path: Path) -> None:
     """Sliding-window attention in five of six layers, as in the original."""
     n_layer = 6

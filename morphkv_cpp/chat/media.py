@@ -1,0 +1,112 @@
+"""Images in the messages of a session, read with the chat handler that the Llama was opened with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from llama_cpp.llama_chat_format import (
+    Jinja2ChatFormatter,
+    LlamaChatCompletionHandler,
+    Llava15ChatHandler,
+    MTMDChatHandler,
+    chat_formatter_to_chat_completion_handler,
+)
+
+from .. import bridge
+from .model import ChatModel
+
+Content = str | Sequence[dict[str, Any]]  # of a message, as create_chat_completion takes it
+Pieces = list["list[int] | bridge.MediaPiece"]
+
+
+def media_handler(llm: ChatModel) -> Any:
+    """The Llama's chat handler where it reads images, else None."""
+    handler = llm.chat_handler
+    return handler if isinstance(handler, (MTMDChatHandler, Llava15ChatHandler)) else None
+
+
+def text_handler(llm: ChatModel) -> LlamaChatCompletionHandler | None:
+    """What writes a chat as the media handler does, but leaves images to others; None where there is no media handler.
+
+    Raises ValueError where the handler takes the template of the model's file, which has none.
+    """
+    handler = media_handler(llm)
+    if handler is None:
+        return None
+    template = getattr(handler, "CHAT_FORMAT", None) or llm.metadata.get("tokenizer.chat_template")
+    if not template:
+        raise ValueError(f"{type(handler).__name__} needs a chat template in the model's file")
+    formatter = Jinja2ChatFormatter(
+        template=template, eos_token=_special(llm, llm.token_eos()), bos_token=_special(llm, llm.token_bos())
+    )
+    render = chat_formatter_to_chat_completion_handler(formatter)
+
+    def in_parts(*, messages: Any, **options: Any) -> Any:
+        """Templates of handlers write the text of a question once where it comes in parts, else twice."""
+        if hasattr(handler, "CHAT_FORMAT"):
+            messages = [
+                {**message, "content": [{"type": "text", "text": message["content"]}]}
+                if message["role"] == "user" and isinstance(message["content"], str)
+                else message
+                for message in messages
+            ]
+        return render(messages=messages, **options)
+
+    return in_parts
+
+
+def _special(llm: ChatModel, token: int) -> str:
+    # as the handlers do, for which special tokens have no text
+    return llm._piece(token).decode(errors="ignore")
+
+
+def text_of(llm: ChatModel, content: Content) -> tuple[str, list[str]]:
+    """A question's text, with a marker for each image, and the images' URLs.
+
+    Raises TypeError for what is no content of a message, ValueError for images that this Llama cannot read.
+    """
+    if isinstance(content, str):
+        return content, []
+    parts: Any = content
+    if isinstance(parts, (bytes, dict)) or not isinstance(parts, Sequence):
+        raise TypeError(f"text must be a str or a list of parts, got {content!r}")
+    words: list[str] = []
+    urls: list[str] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "text":
+            words.append(part["text"])
+        elif kind == "image_url":
+            image = part["image_url"]
+            urls.append(image["url"] if isinstance(image, dict) else image)
+            words.append(bridge.media_marker() if media_handler(llm) else "")
+        else:
+            raise TypeError(f'a part of text must have the type "text" or "image_url", got {part!r}')
+    if urls and media_handler(llm) is None:
+        raise ValueError(
+            "a session reads images with a chat handler: Llama(..., chat_handler=MTMDChatHandler("
+            f"clip_model_path=...)), got chat_handler={llm.chat_handler!r}"
+        )
+    return "\n".join(words), urls
+
+
+def n_tokens(piece: list[int] | bridge.MediaPiece) -> int:
+    return len(piece) if isinstance(piece, list) else piece.n_tokens
+
+
+@contextlib.contextmanager
+def pieces_of(llm: ChatModel, text: str, urls: Sequence[str], add_bos: bool) -> Iterator[Pieces]:
+    """A rendered text in pieces: tokens, and the images at its markers.
+
+    Raises ValueError for an image that cannot be read, NativeError where text and images do not fit together.
+    """
+    handler = media_handler(llm)
+    handler._init_mtmd_context(llm)
+    with contextlib.ExitStack() as stack:
+        bitmaps = []
+        for url in urls:
+            bitmaps.append(handler._create_bitmap_from_bytes(handler.load_image(url)))
+            stack.callback(handler._mtmd_cpp.mtmd_bitmap_free, bitmaps[-1])
+        yield stack.enter_context(bridge.media_pieces(handler.mtmd_ctx, text, bitmaps, add_bos))

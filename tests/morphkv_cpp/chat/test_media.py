@@ -1,0 +1,188 @@
+"""Images in sessions and in create_chat_completion, read by llama_cpp's chat handlers with random projectors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from upstream.server_models import write_gemma3
+
+from morphkv_cpp import Llama, MorphKV
+from support.chats import no_end, talk
+from support.projectors import TEMPLATE, with_image, write_projector
+from support.tiny import FLASH, QUIET
+
+# isort: split
+# after morphkv_cpp, which says what libllama is loaded
+from llama_cpp.llama_chat_format import Llava15ChatHandler, MTMDChatHandler
+
+SMALL = MorphKV(capacity=128, window=32, interval=32, prompt_room=64, keep=2)
+LARGE = MorphKV(capacity=1024, prompt_room=256)
+QWEN = {"architecture": "qwen2vl", "rope_sections": (4, 6, 6, 0)}
+TOKENS = {"gemma3": 36, "janus_pro": 16, "qwen2vl_merger": 12}  # of a picture of 64 x 48
+POSITIONS = TOKENS | {"qwen2vl_merger": 4}
+
+
+class Handler(MTMDChatHandler):
+    """For models whose files have no template."""
+
+    CHAT_FORMAT = TEMPLATE
+
+    def _get_chat_template(self, llama_model):
+        return TEMPLATE
+
+
+@pytest.fixture(scope="module")
+def models(tiny_llama, tmp_path_factory):
+    """By the projector's kind: model and projector."""
+    folder = tmp_path_factory.mktemp("models")
+    write_gemma3(folder / "gemma3.gguf", folder / "mmproj-gemma3.gguf")
+    res = {"gemma3": (folder / "gemma3.gguf", folder / "mmproj-gemma3.gguf")}
+    for kind, shape in (("janus_pro", {}), ("qwen2vl_merger", QWEN)):
+        res[kind] = (tiny_llama(**shape), write_projector(folder / f"{kind}.gguf", kind))
+    return res
+
+
+@pytest.fixture
+def open_vision(models):
+    opened = []
+
+    def make(kind, morphkv=SMALL, handler=Handler, **options):
+        model, projector = models[kind]
+        options = (QUIET if morphkv else FLASH) | {"n_ctx": 16384} | options
+        chat_handler = handler(clip_model_path=str(projector), verbose=False)
+        opened.append(Llama(str(model), morphkv=morphkv, chat_handler=chat_handler, **options))
+        return opened[-1]
+
+    yield make
+    for llm in opened:
+        llm.close()
+
+
+def complete(llm: Llama, messages: list[dict], **options) -> str:
+    options = {"max_tokens": 24, "temperature": 0.0, "logits_processor": no_end(llm)} | options
+    return llm.create_chat_completion(messages, **options)["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_before_the_first_eviction_a_handler_answers_as_in_stock(open_vision, kind):
+    messages = [{"role": "user", "content": with_image("what is it", 1)}]
+    expected = complete(open_vision(kind, None), messages)
+    assert complete(open_vision(kind, LARGE), messages) == expected != ""
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_a_session_answers_as_the_handler_does(open_vision, kind):
+    llm = open_vision(kind, LARGE)
+    expected = complete(llm, [{"role": "user", "content": with_image("what is it", 1)}])
+    with llm.session(keep=None) as chat:
+        assert talk(chat, with_image("what is it", 1), 24) == expected
+        assert chat.last.media_tokens == TOKENS[kind]
+        assert chat.n_tokens == chat.last.prompt_tokens + POSITIONS[kind] + 24
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+@pytest.mark.parametrize("archive", [None, "ram"])
+def test_a_chat_with_many_images_takes_constant_cells(open_vision, kind, archive):
+    llm = open_vision(kind, archive=archive)
+    with llm.session("you see") as chat:
+        for i in range(8):
+            talk(chat, with_image("word " * 10 + "what is it", i), 12)
+            assert llm.cache_stats().n_used <= SMALL.capacity + 64
+            talk(chat, "and now", 6)
+        stats = chat.cache_stats()
+        assert stats.n_evictions > 3
+        assert stats.n_used + stats.n_evicted == chat.n_tokens - len(chat._text.ahead) + 8 * (
+            TOKENS[kind] - POSITIONS[kind]
+        )
+        assert archive is None or stats.n_recalls > 0
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_a_saved_session_goes_on_in_another_process(open_vision, models, tmp_path, kind):
+    llm = open_vision(kind)
+    with llm.session("you see") as chat:
+        for i in range(5):
+            talk(chat, with_image("word " * 10 + "what is it", i), 12)
+        chat.save(tmp_path / "chat.session")
+        expected = talk(chat, with_image("and this", 9), 20)
+    model, projector = models[kind]
+    command = [sys.executable, __file__, str(model), str(projector), str(tmp_path / "chat.session")]
+    tests = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=True)
+    assert done.stdout == expected != ""
+
+
+def test_two_sessions_take_turns(open_vision):
+    llm = open_vision("qwen2vl_merger")
+    one, two = llm.session("one"), llm.session("two")
+    for i in range(4):
+        talk(one, with_image("what is it", i), 8)
+        talk(two, with_image("and that", 10 + i), 8)
+    fork = one.fork()
+    assert talk(one, "go on") == talk(fork, "go on")
+
+
+def test_a_question_whose_image_cannot_be_read_is_taken_back(open_vision):
+    llm = open_vision("janus_pro")
+    chat = llm.session()
+    talk(chat, with_image("what is it", 1), 4)
+    n_tokens = chat.n_tokens
+    broken = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    with pytest.raises(ValueError, match="bitmap"):
+        talk(chat, broken)
+    assert chat.n_tokens == n_tokens
+    talk(chat, "go on", 4)
+
+
+def test_an_image_that_does_not_fit_is_refused_with_the_rule(open_vision):
+    llm = open_vision("gemma3", MorphKV(capacity=128, window=32, interval=16, prompt_room=16))
+    chat = llm.session()
+    talk(chat, "word " * 60, 4)
+    with pytest.raises(RuntimeError, match=r"max\(interval, prompt_room\) = 16 of them, got 36"):
+        talk(chat, with_image("what is it", 1))
+    talk(chat, "go on", 4)
+
+
+def test_what_is_no_question_is_refused(open_vision, open_llama):
+    chat = open_vision("janus_pro").session()
+    for wrong in (5, b"x", [{"type": "video"}], ["x"]):
+        with pytest.raises(TypeError, match="must"):
+            chat.say(wrong)
+    text_only = open_llama().session()
+    with pytest.raises(ValueError, match="a session reads images with a chat handler"):
+        text_only.say(with_image("what", 1))
+    assert text_only.say([{"type": "text", "text": "words"}])
+
+
+def test_llava_s_own_template_serves_sessions_too(open_vision):
+    llm = open_vision("janus_pro", handler=Llava15ChatHandler)
+    with llm.session(keep=None) as chat:
+        talk(chat, with_image("what is it", 1), 8)
+        talk(chat, "go on", 8)
+        assert chat.last.prompt_tokens < 60
+
+
+def test_a_chat_by_messages_keeps_its_system_prompt(open_vision):
+    llm = open_vision("qwen2vl_merger")
+    system = {"role": "system", "content": "you see all that there is"}
+    messages = [system]
+    for i in range(6):
+        messages += [{"role": "user", "content": with_image("word " * 8, i)}, {"role": "assistant", "content": "a"}]
+    messages.append({"role": "user", "content": [{"type": "text", "text": "what"}]})
+    complete(llm, messages)
+    stats = llm.cache_stats()
+    assert stats.n_evictions > 0
+    assert stats.keep > len(system["content"])
+
+
+def _go_on(model: str, projector: str, path: str) -> None:
+    handler = Handler(clip_model_path=projector, verbose=False)
+    with Llama(model, morphkv=SMALL, chat_handler=handler, n_ctx=16384, **QUIET) as llm:
+        print(talk(llm.load_session(path), with_image("and this", 9), 20), end="")
+
+
+if __name__ == "__main__":
+    _go_on(*sys.argv[1:])

@@ -1,0 +1,141 @@
+"""llama-server --morphkv with a projector: images in chats that are longer than the cache."""
+
+from __future__ import annotations
+
+import pytest
+from upstream.server_models import write_gemma3
+
+from support.projectors import data_url, with_image, write_projector
+
+SETTINGS = ("--morphkv", "--morphkv-capacity", 256, "--morphkv-prompt-room", 128, "--morphkv-interval", 32, "-np", 1)
+QWEN = {"architecture": "qwen2vl", "rope_sections": (4, 6, 6, 0)}
+TOKENS = {"gemma3": 36, "janus_pro": 16, "qwen2vl_merger": 12}  # of a picture of 64 x 48
+
+
+@pytest.fixture(scope="module")
+def models(tiny_llama, tmp_path_factory):
+    """By the projector's kind: model and projector."""
+    folder = tmp_path_factory.mktemp("models")
+    write_gemma3(folder / "gemma3.gguf", folder / "mmproj-gemma3.gguf")
+    res = {"gemma3": (folder / "gemma3.gguf", folder / "mmproj-gemma3.gguf")}
+    for kind, shape in (("janus_pro", {}), ("qwen2vl_merger", QWEN)):
+        res[kind] = (tiny_llama(**shape), write_projector(folder / f"{kind}.gguf", kind))
+    return res
+
+
+def ask(i: int, words: str = "what is this") -> dict:
+    return {"role": "user", "content": with_image(f"{words} {i}", i)}
+
+
+def history(server, n_turns: int, n_words: int = 40) -> list[dict]:
+    """A chat with an image in each question; all is asked of the server."""
+    messages = [{"role": "system", "content": "you see"}]
+    for i in range(n_turns):
+        messages.append(ask(i, "word " * n_words))
+        answer = server.chat(messages, 8, ignore_eos=True)
+        messages.append(answer["choices"][0]["message"])
+    return messages
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_before_the_first_eviction_answers_are_those_of_stock(start_server, models, kind):
+    model, projector = models[kind]
+    flags = ("--mmproj", projector, "-np", 1, "-fa", "on")
+    large = ("--morphkv", "--morphkv-capacity", 1024)
+    asked = [{"role": "user", "content": with_image("what", 1, 2)}]
+    answers = []
+    for more in (large, ("-c", 4096)):
+        server = start_server(model, *flags, *more)
+        answers.append(server.chat(asked, 24, ignore_eos=True, logprobs=True, top_logprobs=3))
+        server.stop()
+    assert answers[0]["choices"][0]["logprobs"] == answers[1]["choices"][0]["logprobs"]
+    assert answers[0]["usage"] == answers[1]["usage"]
+    assert answers[0]["usage"]["prompt_tokens"] > 2 * TOKENS[kind]
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_twenty_images_in_one_chat_take_constant_cells(start_server, models, kind):
+    model, projector = models[kind]
+    server = start_server(model, "--mmproj", projector, "--morphkv-archive", "ram", *SETTINGS)
+    messages = [{"role": "system", "content": "you see"}]
+    for i in range(20):
+        messages.append(ask(i, "word " * 20))
+        answer = server.chat(messages, 8, ignore_eos=True)
+        messages.append(answer["choices"][0]["message"])
+        timings = answer["timings"]
+        # the next turn is the turn
+        assert i == 0 or timings["prompt_n"] < 20 * 8 + TOKENS[kind] + 128 + 40, (i, timings)
+    cells = server.slot()["morphkv"]
+    assert cells["n_evictions"] > 3
+    assert cells["n_used"] <= 256 + 128
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, models, tmp_path, kind):
+    model, projector = models[kind]
+    flags = ("--mmproj", projector, "--slot-save-path", tmp_path, *SETTINGS)
+    one = start_server(model, *flags)
+    messages = history(one, 6)
+    saved = one.slot_action(0, "save", filename="chat.bin")
+    assert saved.status_code == 200, saved.text
+    messages.append(ask(7))
+    expected = one.chat(messages, 16, ignore_eos=True)
+    one.stop()
+    two = start_server(model, *flags)
+    restored = two.slot_action(0, "restore", filename="chat.bin")
+    assert restored.status_code == 200, restored.text
+    got = two.chat(messages, 16, ignore_eos=True)
+    assert got["choices"][0]["message"] == expected["choices"][0]["message"]
+    assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 150
+
+
+def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, models):
+    model, projector = models["gemma3"]
+    server = start_server(
+        model, "--mmproj", projector, "--morphkv", "--morphkv-capacity", 256, "--morphkv-interval", 32, "-np", 1
+    )
+    body = {"messages": [ask(1)], "max_tokens": 4}
+    assert server.post("/v1/chat/completions", body).status_code == 200
+    server.stop()
+    server = start_server(
+        model,
+        *("--mmproj", projector, "--morphkv", "--morphkv-capacity", 256, "--morphkv-interval", 32, "-np", 1),
+        *("--morphkv-prompt-room", 16),
+    )
+    answer = server.post("/v1/chat/completions", body)
+    assert answer.status_code == 400
+    assert "must fit max(interval, prompt_room) = 32 cells" in answer.json()["error"]["message"]
+    assert server.chat([{"role": "user", "content": "still there"}], 4)["usage"]["completion_tokens"] > 0
+
+
+def test_the_openai_client_sends_images(start_server, models):
+    openai = pytest.importorskip("openai", reason="the client of this name")
+    model, projector = models["qwen2vl_merger"]
+    server = start_server(model, "--mmproj", projector, *SETTINGS)
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    answer = client.chat.completions.create(
+        model="any",
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "look"},
+                    {"type": "image_url", "image_url": {"url": data_url(3)}},
+                ],
+            }
+        ],
+        max_tokens=8,
+    )
+    assert answer.usage.prompt_tokens > TOKENS["qwen2vl_merger"]
+    assert answer.usage.completion_tokens > 0
+
+
+def test_a_projector_whose_positions_cannot_be_rebased_is_refused(models, tmp_path):
+    from support.server_process import run_program
+
+    model, _ = models["qwen2vl_merger"]
+    projector = write_projector(tmp_path / "hunyuan.gguf", "hunyuanvl")
+    done = run_program("llama-server", "-m", model, "--mmproj", projector, "--port", 0, "--morphkv")
+    assert done.returncode == 1
+    assert "cannot serve the images of --mmproj" in done.stdout + done.stderr
+    assert "hunyuanvl" in done.stdout + done.stderr
