@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
+import openai
 import pytest
 from upstream.server_models import write_gemma3
 
+from support.hub import Hub
 from support.projectors import data_url, with_image, write_projector
+from support.server_process import program, run_program
 
 SETTINGS = ("--morphkv", "--morphkv-capacity", 256, "--morphkv-prompt-room", 128, "--morphkv-interval", 32, "-np", 1)
 QWEN = {"architecture": "qwen2vl", "rope_sections": (4, 6, 6, 0)}
@@ -109,7 +114,6 @@ def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, mod
 
 
 def test_the_openai_client_sends_images(start_server, models):
-    openai = pytest.importorskip("openai", reason="the client of this name")
     model, projector = models["qwen2vl_merger"]
     server = start_server(model, "--mmproj", projector, *SETTINGS)
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
@@ -130,9 +134,30 @@ def test_the_openai_client_sends_images(start_server, models):
     assert answer.usage.completion_tokens > 0
 
 
-def test_a_projector_whose_positions_cannot_be_rebased_is_refused(models, tmp_path):
-    from support.server_process import run_program
+@pytest.mark.parametrize("kind", ["qwen2vl_merger", "hunyuanvl"])
+def test_a_vision_model_of_the_hub_starts(start_server, models, tmp_path, kind):
+    """Its projector comes by itself; one that cannot be served is left out, and told once."""
+    folder = tmp_path / "hub" / "some" / "vision"
+    folder.mkdir(parents=True)
+    shutil.copy(models["qwen2vl_merger"][0], folder / "vision-Q8_0.gguf")
+    write_projector(folder / "mmproj-vision-f16.gguf", kind)
+    hub = Hub(tmp_path / "hub")
+    try:
+        server = start_server(
+            None,
+            *SETTINGS,
+            command=[str(program("llama-server")), "-hf", "some/vision:Q8_0"],
+            env={"MODEL_ENDPOINT": hub.url, "LLAMA_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "home")},
+        )
+    finally:
+        hub.close()
+    assert server.chat([{"role": "user", "content": "words"}], 4)["usage"]["completion_tokens"] > 0
+    answer = server.post("/v1/chat/completions", {"messages": [ask(1)], "max_tokens": 4})
+    told = server.log.read_text(errors="replace").count("cannot serve this model's images and serves its text")
+    assert (answer.status_code == 200, told) == ((True, 0) if kind == "qwen2vl_merger" else (False, 1))
 
+
+def test_a_projector_whose_positions_cannot_be_rebased_is_refused(models, tmp_path):
     model, _ = models["qwen2vl_merger"]
     projector = write_projector(tmp_path / "hunyuan.gguf", "hunyuanvl")
     done = run_program("llama-server", "-m", model, "--mmproj", projector, "--port", 0, "--morphkv")
