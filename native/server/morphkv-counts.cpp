@@ -13,6 +13,8 @@ void morphkv_counts::add(const morphkv_counts & other) {
     n_recalls += other.n_recalls;
     n_recalled += other.n_recalled;
     recall_ms += other.recall_ms;
+    n_media += other.n_media;
+    n_media_tokens += other.n_media_tokens;
     if (!other.warning.empty()) {
         warning = other.warning;
     }
@@ -28,6 +30,10 @@ void morphkv_counts::write_timings(common_json & timings) const {
         timings["recalls_n"]  = n_recalls;
         timings["recalled_n"] = n_recalled;
         timings["recall_ms"]  = recall_ms;
+    }
+    if (n_media > 0) {
+        timings["media_n"]        = n_media;
+        timings["media_tokens_n"] = n_media_tokens;
     }
     if (!warning.empty()) {
         timings["warning"] = warning;

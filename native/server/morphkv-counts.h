@@ -20,7 +20,10 @@ struct morphkv_counts {
     int64_t n_recalled  = 0;  // tokens, summed over layers and KV heads
     double  recall_ms   = 0.0;
 
-    std::string warning;  // what a client should know, empty = nothing
+    int64_t n_media        = 0;  // images and sounds that were evaluated
+    int64_t n_media_tokens = 0;  // of these
+
+    std::string warning;         // what a client should know, empty = nothing
 
     void add(const morphkv_counts & other);
     void write_timings(common_json & timings) const;

@@ -166,6 +166,7 @@ int32_t morphkv_observer::begin_prompt(int32_t id_slot, const server_task & task
     if (given.archive.empty() || !given.recalls) {
         now.prompt.stage = MORPHKV_PROMPT_STAGE_LAST;
     }
+    morphkv_count_media(task.tokens, n_past, now.pending);
     now.pending.warning = keeper.warning(keep);
     if (!now.pending.warning.empty() && !has_warned) {
         LOG_WRN("slot %d: MorphKV: %s (told once)\n", id_slot, now.pending.warning.c_str());

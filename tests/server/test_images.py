@@ -68,6 +68,7 @@ def test_twenty_images_in_one_chat_take_constant_cells(start_server, models, kin
         answer = server.chat(messages, 8, ignore_eos=True)
         messages.append(answer["choices"][0]["message"])
         timings = answer["timings"]
+        assert (timings["media_n"], timings["media_tokens_n"]) == (1, TOKENS[kind])
         # the next turn is the turn
         assert i == 0 or timings["prompt_n"] < 20 * 8 + TOKENS[kind] + 128 + 40, (i, timings)
     cells = server.slot()["morphkv"]
