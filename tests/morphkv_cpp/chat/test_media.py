@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from upstream.server_models import write_gemma3
 
 from morphkv_cpp import Llama, MorphKV
+from support import TESTS
 from support.chats import no_end, talk
 from support.projectors import TEMPLATE, with_image, write_projector
-from support.tiny import FLASH, QUIET
+from support.tiny import FLASH, QUIET, last_logits
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -66,6 +69,15 @@ def complete(llm: Llama, messages: list[dict], **options) -> str:
     return llm.create_chat_completion(messages, **options)["choices"][0]["message"]["content"]
 
 
+def go_on_elsewhere(model: Path, projector: Path, session: Path, capacity: int, n_tokens: int) -> str:
+    """What the session answers next in another process."""
+    command = [sys.executable, __file__, str(model), str(projector), str(session), str(capacity), str(n_tokens)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("kind", TOKENS)
 def test_before_the_first_eviction_a_handler_answers_as_in_stock(open_vision, kind):
     messages = [{"role": "user", "content": with_image("what is it", 1)}]
@@ -109,10 +121,26 @@ def test_a_saved_session_goes_on_in_another_process(open_vision, models, tmp_pat
         chat.save(tmp_path / "chat.session")
         expected = talk(chat, with_image("and this", 9), 20)
     model, projector = models[kind]
-    command = [sys.executable, __file__, str(model), str(projector), str(tmp_path / "chat.session")]
-    tests = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=tests, capture_output=True, text=True, check=True)
-    assert done.stdout == expected != ""
+    assert go_on_elsewhere(model, projector, tmp_path / "chat.session", 128, 20) == expected != ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TOKENS)
+def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, models, tmp_path, kind):
+    llm = open_vision(kind, MorphKV(capacity=1024), archive="ram")
+    n_limit = 1024 + MorphKV().prompt_room
+    with llm.session("you see", keep="system") as chat:
+        for i in range(20):
+            talk(chat, with_image("a word " * 30 + "what is it", i), 24)
+            stats = llm.cache_stats()
+            assert stats.n_used <= n_limit
+            assert np.isfinite(last_logits(llm)).all()
+        assert stats.n_evictions > 3
+        assert stats.n_used + stats.n_evicted >= 5000
+        chat.save(tmp_path / "chat.session")
+        expected = talk(chat, with_image("and this", 9), 40)
+    model, projector = models[kind]
+    assert go_on_elsewhere(model, projector, tmp_path / "chat.session", 1024, 40) == expected
 
 
 def test_two_sessions_take_turns(open_vision):
@@ -178,10 +206,11 @@ def test_a_chat_by_messages_keeps_its_system_prompt(open_vision):
     assert stats.keep > len(system["content"])
 
 
-def _go_on(model: str, projector: str, path: str) -> None:
+def _go_on(model: str, projector: str, path: str, capacity: str, n_tokens: str) -> None:
+    config, archive = (SMALL, None) if capacity == "128" else (MorphKV(capacity=int(capacity)), "ram")
     handler = Handler(clip_model_path=projector, verbose=False)
-    with Llama(model, morphkv=SMALL, chat_handler=handler, n_ctx=16384, **QUIET) as llm:
-        print(talk(llm.load_session(path), with_image("and this", 9), 20), end="")
+    with Llama(model, morphkv=config, archive=archive, chat_handler=handler, n_ctx=16384, **QUIET) as llm:
+        print(talk(llm.load_session(path), with_image("and this", 9), int(n_tokens)), end="")
 
 
 if __name__ == "__main__":
