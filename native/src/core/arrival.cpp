@@ -18,6 +18,7 @@ static std::string note_image(const morphkv_run * begun, const std::vector<morph
         for (size_t i = 0; i < tokens.size() && tokens[i].h == t; ++i) {
             n_column++;
         }
+        n_column = std::max(n_column, 1);
     }
     for (size_t i = 0; i < tokens.size(); ++i) {
         const int32_t          k    = n_before + (int32_t) i;

@@ -99,6 +99,7 @@ TEST_CASE(without_rows_there_is_a_line_alone) {
 TEST_CASE(what_is_no_image_is_refused) {
     const auto text = words(3).positions;
     CHECK(why_not(text, image(4, 2, 4)) == "positions must be consecutive, got 4 after 2");
+    CHECK(why_not(text, image(3, 2, 3, 2)).find("got (3, 4, 3) for (3, 3, 3)") != std::string::npos);
     auto torn = image(3, 2, 6);
     torn[3].w = 7;
     CHECK(why_not(text, torn).find("got (3, 4, 7) for (3, 4, 4)") != std::string::npos);
