@@ -11,7 +11,6 @@ from llama_cpp.llama_chat_format import (
     LlamaChatCompletionHandler,
     Llava15ChatHandler,
     MTMDChatHandler,
-    chat_formatter_to_chat_completion_handler,
 )
 
 from .. import bridge
@@ -41,20 +40,22 @@ def text_handler(llm: ChatModel) -> LlamaChatCompletionHandler | None:
     formatter = Jinja2ChatFormatter(
         template=template, eos_token=_special(llm, llm.token_eos()), bos_token=_special(llm, llm.token_bos())
     )
-    render = chat_formatter_to_chat_completion_handler(formatter)
 
-    def in_parts(*, messages: Any, **options: Any) -> Any:
-        """Templates of handlers write the text of a question once where it comes in parts, else twice."""
+    def write(*, llama: Any, messages: Any, **options: Any) -> Any:
+        # templates of handlers write the text of a question once where it comes in parts, else twice
         if hasattr(handler, "CHAT_FORMAT"):
-            messages = [
-                {**message, "content": [{"type": "text", "text": message["content"]}]}
-                if message["role"] == "user" and isinstance(message["content"], str)
-                else message
-                for message in messages
-            ]
-        return render(messages=messages, **options)
+            messages = [_in_parts(message) for message in messages]
+        text = formatter(messages=messages, **options).prompt
+        # with a BOS, as libmtmd tokenizes
+        return llama.create_completion(llama.tokenize(text.encode(), add_bos=True, special=True))
 
-    return in_parts
+    return write
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] != "user" or not isinstance(message["content"], str):
+        return message
+    return {**message, "content": [{"type": "text", "text": message["content"]}]}
 
 
 def _special(llm: ChatModel, token: int) -> str:
@@ -89,7 +90,7 @@ def text_of(llm: ChatModel, content: Content) -> tuple[str, list[str]]:
             "a session reads images with a chat handler: Llama(..., chat_handler=MTMDChatHandler("
             f"clip_model_path=...)), got chat_handler={llm.chat_handler!r}"
         )
-    return "\n".join(words), urls
+    return "".join(words), urls  # as templates put parts together
 
 
 def n_tokens(piece: list[int] | bridge.MediaPiece) -> int:
