@@ -258,7 +258,6 @@ void morphkv_common_args_check(common_params & params) {
     if (params.embedding || params.pooling_type == LLAMA_POOLING_TYPE_RANK) {
         throw refusal("MorphKV serves texts that are written, got --embedding or --reranking");
     }
-    morphkv.has_given_projector = !params.mmproj.path.empty() || !params.mmproj.url.empty();
     check_speculative(params.speculative);
     check_archive(morphkv);
 

@@ -14,11 +14,10 @@ struct llama_context_params;
 // The member `morphkv` of common_params.
 struct morphkv_common_params {
     bool        enabled     = false;
-    bool        disabled    = false;          // by --no-morphkv
-    bool        keep_system = false;          // the whole system prompt is never evicted
-    std::string option;                       // the first --morphkv-... that was given
-    int32_t     n_ctx_slot          = 0;      // llama-server: most tokens of a slot, 0 = no limit
-    bool        has_given_projector = false;  // --mmproj, and not one that came with the model
+    bool        disabled    = false;  // by --no-morphkv
+    bool        keep_system = false;  // the whole system prompt is never evicted
+    std::string option;               // the first --morphkv-... that was given
+    int32_t     n_ctx_slot = 0;       // llama-server: most tokens of a slot, 0 = no limit
 
     morphkv_params params = morphkv_params_default();
 

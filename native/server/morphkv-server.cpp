@@ -40,6 +40,8 @@ bool morphkv_observer::prepare(common_params & params, server_routes & routes) {
     // A file that may not grow any more is an error of its write, as on a full disk, and not the end of the process.
     std::signal(SIGXFSZ, SIG_IGN);
 #endif
+    // one that comes with the model has not been fetched yet
+    has_given_projector       = !params.mmproj.path.empty() || !params.mmproj.url.empty();
     params.morphkv.n_ctx_slot = params.n_ctx;
     params.n_ctx              = 0;
 
@@ -58,7 +60,7 @@ bool morphkv_observer::choose_projector(common_params & params) const {
     if (why.empty()) {
         return true;
     }
-    if (params.morphkv.has_given_projector) {
+    if (has_given_projector) {
         LOG_ERR("error: MorphKV cannot serve the images of --mmproj %s: %s\n", params.mmproj.path.c_str(), why.c_str());
         return false;
     }

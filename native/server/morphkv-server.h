@@ -136,11 +136,12 @@ private:
 
     llama_context *       ctx = nullptr;
     morphkv_common_params given;
-    int32_t               n_between  = 0;      // tokens between recalls while an answer is written, 0 = none then
-    int32_t               n_ctx_max  = 0;      // of a slot
-    bool                  has_warned = false;  // of a system prompt that is too long
+    int32_t               n_between           = 0;  // tokens between recalls while an answer is written, 0 = none then
+    int32_t               n_ctx_max           = 0;  // of a slot
+    bool                  has_warned          = false;  // of a system prompt that is too long
+    bool                  has_given_projector = false;  // --mmproj, and not one that came with the model
 
-    std::vector<state> states;                 // (n_slots)
+    std::vector<state> states;                          // (n_slots)
     morphkv_keeper     keeper;
     morphkv_view       view;
 };

@@ -132,7 +132,7 @@ def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, models, tmp_path
     n_limit = 1024 + MorphKV().prompt_room
     with llm.session("you see", keep="system") as chat:
         for i in range(20):
-            talk(chat, with_image("a word " * 30 + "what is it", i), 24)
+            talk(chat, with_image("a word " * 50 + "what is it", i), 24)
             stats = llm.cache_stats()
             assert stats.n_used <= n_limit
             assert np.isfinite(last_logits(llm)).all()
