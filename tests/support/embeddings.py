@@ -49,15 +49,15 @@ def decode_embeddings(llm: Llama, values: np.ndarray, positions: np.ndarray, bot
         llama_cpp.llama_set_causal_attn(llm.ctx, True)
 
 
-def add_image(llm: Llama, position: int, n_rows: int, n_columns: int, seed: int) -> int:
+def add_image(llm: Llama, position: int, n_rows: int, n_columns: int, seed: int, n_embd: int = 64) -> int:
     """Decode an image in rows and columns at a position; the next one."""
-    values = embeddings(n_rows * n_columns, seed=seed)
+    values = embeddings(n_rows * n_columns, n_embd, seed)
     assert decode_embeddings(llm, values, rows_and_columns(position, n_rows, n_columns)) == 0
     return position + max(n_rows, n_columns)
 
 
-def add_line(llm: Llama, position: int, n_tokens: int, seed: int, both_ways: bool = False) -> int:
+def add_line(llm: Llama, position: int, n_tokens: int, seed: int, both_ways: bool = False, n_embd: int = 64) -> int:
     """Decode an image's tokens one behind the other; the next position."""
     line = position + np.arange(n_tokens)
-    assert decode_embeddings(llm, embeddings(n_tokens, seed=seed), line, both_ways) == 0
+    assert decode_embeddings(llm, embeddings(n_tokens, n_embd, seed), line, both_ways) == 0
     return position + n_tokens
