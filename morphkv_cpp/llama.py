@@ -12,10 +12,12 @@ from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge
 from .cache.archive import Archive, archive_of
+from .cache.checkpoints import N_DEFAULT as N_CHECKPOINTS
+from .cache.checkpoints import Checkpoints
 from .cache.evals import Evals
 from .cache.one_text import OneTextLlama
 from .cache.one_thread import OneThread, Turn, guarded
-from .cache.reuse import PromptReuse, prompt_reuse
+from .cache.reuse import PromptReuse
 from .chat.keep import ChatKeep, Keep
 from .chat.session import Session
 from .chat.session_load import load_session
@@ -60,6 +62,9 @@ class Llama(OneTextLlama):
     keep: with MorphKV, which first tokens of a chat create_chat_completion never evicts. "system": everything before
         the first question, and at least the settings' `keep`; if that does not fit, a warning names the capacity that
         it needs. A number: this many. None: the settings' `keep`, which create_completion always uses.
+    ctx_checkpoints: with MorphKV, how many checkpoints a text has at most, in up to 1 GiB of the host's memory: states
+        before and behind the new part of a prompt. A prompt that leaves the text (an answer asked for again, an edited
+        message) is evaluated from the last one before. Each is as large as the cells in use. 0: none.
 
     Use one object from one thread at a time; several objects may work in as many threads. A second thread gets a
     ThreadError at once: during a call, and with MorphKV until a text that is being written is read to its end or
@@ -92,13 +97,14 @@ class Llama(OneTextLlama):
         morphkv: MorphKV | bool | None = None,
         archive: Archive | str | os.PathLike[str] | None = None,
         keep: Keep = "system",
+        ctx_checkpoints: int = N_CHECKPOINTS,
         rpc_servers: str | Sequence[str] | None = None,
         **llama_options: Any,
     ):
         config = _config(morphkv)
         archive = archive_of(archive, llama_options)
         if config is not None:
-            self._chat_keep, self._evals = ChatKeep(keep, config), Evals()
+            self._chat_keep, self._evals = ChatKeep(keep, config), Evals(Checkpoints(ctx_checkpoints))
         elif keep != "system":
             raise ValueError(f"keep needs MorphKV: Llama(..., morphkv=True), got keep={keep!r}")
         try:
@@ -155,15 +161,14 @@ class Llama(OneTextLlama):
         self, tokens: Sequence[int], reset: bool, sampling: dict[str, Any]
     ) -> Generator[int, Sequence[int] | None, None]:
         self._leave_text()
-        tokens = list(tokens)
-        if self._chat_keep is not None and reset:
-            self.last_prompt = prompt_reuse(self, tokens)
+        tokens, is_whole = list(tokens), reset  # the text from its beginning
+        if self._chat_keep is not None and self._evals is not None and reset:
+            self.last_prompt = self._evals.checkpoints.begin(self, tokens)
             if self._chat_keep.apply(self, tokens, self.last_prompt):
                 reset = False  # it has been, and would forget what is to be kept
-            self._go_back(self.last_prompt)
         self.last_recalls = ()
         if self._evals is not None:
-            self._evals.prompt_comes = True
+            self._evals.expect_prompt(is_whole)
         try:
             # not a loop: callers may send() tokens
             yield from super().generate(tokens, reset=reset, **sampling)
@@ -171,13 +176,6 @@ class Llama(OneTextLlama):
             if self._evals is not None:
                 self._evals.prompt_comes = False
             self._look_at_archive()
-
-    def _go_back(self, reuse: PromptReuse) -> None:
-        """To a mark that lies before the end of what the prompt and the cache have in common: llama_cpp knows none."""
-        if 0 < reuse.n_cached < min(reuse.n_common, reuse.n_prompt - 1):
-            self._ctx.kv_cache_seq_rm(-1, reuse.n_cached, -1)
-            self.n_tokens = reuse.n_cached
-            self._requires_eval = True
 
     def sample(self, *arguments: Any, **options: Any) -> int:
         """As llama_cpp's."""
@@ -201,7 +199,7 @@ class Llama(OneTextLlama):
             super().eval(tokens)
             return
         if self._chat_keep is not None and self._chat_keep.before_eval(self, tokens):
-            self._evals.prompt_comes = True
+            self._evals.expect_prompt(is_whole=False)
         self._evals.eval(self, tokens)
 
     def reset(self) -> None:
@@ -251,6 +249,8 @@ class Llama(OneTextLlama):
             state["archive"] = self._archive
         if self._chat_keep is not None:
             state["keep"] = self._chat_keep.keep
+        if self._evals is not None:
+            state["ctx_checkpoints"] = self._evals.checkpoints.n_max
         if self._rpc_servers is not None:
             state["rpc_servers"] = self._rpc_servers
         return state if self._morphkv is None else {**state, "n_ctx": self._n_ctx}

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 
 from .. import bridge
 from .archive import Recall
+from .checkpoints import Checkpoints
 from .live import Live
 
 
 class Evals:
     """What one Llama remembers between two evals."""
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
         self.prompt_comes = False  # the next tokens are a prompt's
+        self._is_whole = False  # the prompt is a text from its beginning, and may come again
         self._drawn: tuple[int, int] | None = None  # position and id of the token that was sampled last
+
+    def expect_prompt(self, is_whole: bool) -> None:
+        self.prompt_comes, self._is_whole = True, is_whole
 
     def drew(self, position: int, token: int) -> None:
         self._drawn = (position, token)
@@ -33,6 +39,8 @@ class Evals:
             self._write(llm, tokens[:1])
             tokens = tokens[1:]
         llm.last_recalls = _eval_prompt(llm, tokens)
+        if self._is_whole:
+            self.checkpoints.make(llm)
 
     def _begins_with_answer(self, llm: Live, tokens: Sequence[int]) -> bool:
         return self._drawn == (llm.n_tokens, tokens[0]) and not llm._is_end(tokens[0])

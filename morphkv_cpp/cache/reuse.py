@@ -23,6 +23,8 @@ class PromptReuse:
     n_prompt: int
     n_common: int  # first tokens that are the same as in the cache
     n_cached: int  # of these, the ones that are not evaluated again
+    n_evictions: int = 0  # of the text that was cached, so far
+    n_evicted: int = 0  # likewise, tokens per KV head
 
     @property
     def n_evaluated(self) -> int:
@@ -37,11 +39,12 @@ class PromptReuse:
 def prompt_reuse(llm: Live, prompt: Sequence[int]) -> PromptReuse:
     """What llm.generate(prompt) will make of the cache as it is. Nothing changes."""
     n_prompt, n_common = len(prompt), common_prefix(llm._input_ids, prompt)
+    stats = llm.cache_stats()
     if n_common == n_prompt == llm.n_tokens and not llm._requires_eval:
-        return PromptReuse(n_prompt, n_common, n_cached=n_prompt)
+        return PromptReuse(n_prompt, n_common, n_prompt, stats.n_evictions, stats.n_evicted)
     # of a prompt that is known to its end, the last token is decoded again, for its logits
-    n_cached = min(n_common, n_prompt - 1)
-    return PromptReuse(n_prompt, n_common, first_tokens_kept(llm.cache_stats(), n_cached))
+    n_cached = first_tokens_kept(stats, min(n_common, n_prompt - 1))
+    return PromptReuse(n_prompt, n_common, n_cached, *((stats.n_evictions, stats.n_evicted) if n_cached > 0 else ()))
 
 
 def first_tokens_kept(stats: CacheStats, n: int) -> int:

@@ -68,9 +68,6 @@ class Clock:
         first_s = end_s if self._first_s is None else self._first_s
         prompt_ms, predicted_ms = (first_s - self._start_s) * 1e3, (end_s - first_s) * 1e3
         before, after = self._before, self._llm.cache_stats()
-        n_evictions, n_evicted = before.n_evictions, before.n_evicted
-        if reuse.n_cached == 0:
-            n_evictions = n_evicted = 0  # the cache was emptied, and counts from there
         usage: Usage = {
             "prompt_tokens": reuse.n_prompt,
             "completion_tokens": n_answer,
@@ -87,8 +84,8 @@ class Clock:
             "predicted_ms": predicted_ms,
             "predicted_per_token_ms": _per(predicted_ms, n_answer),
             "predicted_per_second": _per(1e3 * n_answer, predicted_ms),
-            "evictions_n": after.n_evictions - n_evictions,
-            "evicted_n": after.n_evicted - n_evicted,
+            "evictions_n": after.n_evictions - reuse.n_evictions,
+            "evicted_n": after.n_evicted - reuse.n_evicted,
             "evict_ms": after.evict_ms - before.evict_ms,
             "recalls_n": len(recalls),
             "recalled_n": sum(recall.n_recalled for recall in recalls),
