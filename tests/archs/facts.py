@@ -7,9 +7,9 @@ from pathlib import Path
 
 from archs import variants
 
-# What MorphKV serves by now. `make archs` writes the list anew.
-SERVES_IMAGES = False
-SERVES_MTP = False
+# What MorphKV does not serve of it; native/README.md says why. `make archs` writes the list anew.
+WITHOUT_IMAGES = {"hunyuan_vl"}
+WITHOUT_MTP = {"mimo2", "step35"}
 
 # Those whose published models come with a projector for images (tools/mtmd); what a library cannot know of a GGUF.
 WITH_IMAGES = {
@@ -53,7 +53,7 @@ def images_of(architecture: str, has_mrope: bool) -> str:
     if architecture not in WITH_IMAGES or is_text_alone:
         return ""
     kind = "M-RoPE" if has_mrope else "one position"
-    return kind if SERVES_IMAGES else "no"
+    return "no" if architecture in WITHOUT_IMAGES else kind
 
 
 def mtp_of(architecture: str, source: Path) -> str:
@@ -61,7 +61,7 @@ def mtp_of(architecture: str, source: Path) -> str:
     kind = "inside" if plain(architecture) in with_heads(source) else ""
     if (source / "models" / f"{architecture}-assistant.cpp").is_file():
         kind = "beside"
-    return kind if SERVES_MTP or not kind else "no"
+    return "no" if kind and architecture in WITHOUT_MTP else kind
 
 
 def with_heads(source: Path) -> set[str]:
