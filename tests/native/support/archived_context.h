@@ -83,6 +83,7 @@ inline morphkv_recalled recall(const context_ptr & ctx, llama_seq_id seq = 0,
 struct prompt_reading {
     int32_t n_recalls = 0;
     int32_t n_decoded = 0;  // tokens, those that were decoded again too
+    int64_t n_evictions;    // of the sequence, before the prompt's last batch
 };
 
 // Reads text behind what the first sequence holds, as morphkv_prompt_next() says, in batches of n_batch tokens.
@@ -99,6 +100,7 @@ inline prompt_reading read_prompt(const context_ptr & ctx, const tokens & text, 
         const int32_t first = n_held - prompt.n_back;
         const int32_t end   = std::min(prompt.n_end, first + n_batch);
         CHECK(llama_memory_seq_rm(memory(ctx), 0, first, -1));
+        res.n_evictions = stats(ctx).n_evictions;
         CHECK(decode(ctx, tokens(text.begin() + (first - n_past), text.begin() + (end - n_past))) == 0);
         CHECK(!recalls || prompt.n_end < prompt.n_tokens || (end == prompt.n_tokens && end == first + 1));
         res.n_recalls += prompt.n_recalls;
