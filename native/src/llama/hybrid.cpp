@@ -192,7 +192,8 @@ void morphkv_hybrid::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, ll
         recr->seq_cp(seq_id_src, seq_id_dst, -1, -1);
         recr->set_rs_idx(seq_id_dst, recr->rs_idx[seq_id_src]);
         marks.copy(seq_id_src, seq_id_dst);
-        // they share a cell now
+        // they share a cell now, and what has been taken back of it
+        recr->set_rs_idx(seq_id_dst, recr->rs_idx[seq_id_src]);
         n_drafted[seq_id_src] = n_drafted[seq_id_dst] = 0;
     }
 }

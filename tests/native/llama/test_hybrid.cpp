@@ -316,6 +316,14 @@ static void test_drafts(llama_model * model) {
     const auto other = create(model, params, cparams);
     CHECK(load(other, save(ctx)) && load_all(other, save_all(ctx)));
     CHECK(logits_of(ctx, some_tokens(9)) == logits_of(other, some_tokens(9)));
+
+    // a copy has lost it, too
+    CHECK(decode(ctx, some_tokens(5), { 0 }, want::ALL) == 0);
+    CHECK(llama_memory_seq_rm(memory(ctx), 0, stats(ctx).logical_pos - 2, -1));
+    llama_memory_seq_cp(memory(ctx), 0, 1, -1, -1);
+    CHECK(save(ctx, 0) == save(ctx, 1) && !save_all(ctx).empty());
+    CHECK(!llama_memory_seq_rm(memory(ctx), 1, stats(ctx, 1).logical_pos, -1));
+    CHECK(logits_of(ctx, some_tokens(9), 1) == logits_of(ctx, some_tokens(9), 0));
 }
 
 // A draft behind a mark, and one that begins before it.
