@@ -72,7 +72,7 @@ def text_of(llm: ChatModel, content: Content) -> tuple[str, list[str]]:
         return content, []
     parts: Any = content
     if isinstance(parts, (bytes, dict)) or not isinstance(parts, Sequence):
-        raise TypeError(f"text must be a str or a list of parts, got {content!r}")
+        raise TypeError(f"text must be a str, got {content!r}; it may be a list of a message's parts, too")
     words: list[str] = []
     urls: list[str] = []
     for part in parts:

@@ -269,7 +269,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "options", "error", "message"),
         [
-            ((7,), {}, TypeError, "text must be a str or a list of parts, got 7"),
+            ((7,), {}, TypeError, "text must be a str, got 7"),
             (("x",), {"max_tokens": 0}, ValueError, "max_tokens must be at least 1 or None, got 0"),
         ],
     )
