@@ -95,6 +95,22 @@ def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, model
     assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 150
 
 
+@pytest.mark.parametrize("kind", TOKENS)
+def test_chats_with_images_take_turns_in_one_slot(start_server, models, kind):
+    """The prompt cache keeps the one that waits, and a question asked again costs the question."""
+    model, projector = models[kind]
+    server = start_server(model, "--mmproj", projector, *SETTINGS)
+    one = [*history(server, 4), ask(5)]
+    expected = server.chat(one, 12, ignore_eos=True)
+    again = server.chat(one, 12, ignore_eos=True)
+    assert again["choices"] == expected["choices"]
+    assert again["timings"]["prompt_n"] < 100 + TOKENS[kind]
+    server.chat([ask(9, "something else")], 12, ignore_eos=True)
+    back = server.chat(one, 12, ignore_eos=True)
+    assert back["choices"] == expected["choices"]
+    assert back["timings"]["prompt_n"] < 100 + TOKENS[kind]
+
+
 def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, models):
     model, projector = models["gemma3"]
     server = start_server(
