@@ -3,7 +3,6 @@
 Their weights are such that some drafts are right and some are not (tests/support/heads.py).
 """
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +11,8 @@ from support import heads
 from support.server_process import TIGHT
 from support.server_process import some_tokens as tokens
 
-# with K and V in f16 sums of a batch and of single tokens differ so much that eviction scores may change places
+# Sums over a batch are rounded otherwise than over single tokens. With K and V in f16 scores would often change places; in f32
+# they do so once in some thousand tokens, and not in these texts.
 EXACT = ["-np", 1, "-ctk", "f32", "-ctv", "f32", "--slots"]
 ROOMY = [*TIGHT, "--morphkv-capacity", 512]
 DRAFT = ["--spec-draft-n-max", 4, "-ctkd", "f32", "-ctvd", "f32"]
@@ -28,7 +28,7 @@ def pair(request, tmp_path_factory):
     if request.param == "glm-flash":
         return heads.write_glm_flash(folder / "model.gguf"), MTP
     if request.param == "gemma4":
-        model, head = heads.write_gemma4(folder / "model.gguf", folder / "head.gguf")
+        model, head = heads.write_gemma4(folder / "model.gguf", folder / "head.gguf", seed=7)
         return model, [*MTP, "--spec-draft-model", head]
     model, head = heads.write_eagle3(folder / "model.gguf", folder / "head.gguf")
     return model, [*DRAFT, "--spec-type", "draft-eagle3", "--spec-draft-model", head]
@@ -112,17 +112,19 @@ def test_2000_tokens_past_the_first_eviction(start_server, pair):
     model, flags = pair
     plain, drafting = (start_server(model, *TIGHT, *EXACT, *more) for more in ([], flags))
     text = tokens(100)
-    rss = []
+    rss, n_drafted, n_accepted = [], 0, 0
     for _ in range(22):
         one, two = (server.complete(text, 100) for server in (plain, drafting))
         assert two["tokens"] == one["tokens"]
-        assert_drafted(two["timings"])
+        assert two["timings"]["evicted_n"] == one["timings"]["evicted_n"]
+        n_drafted += two["timings"]["draft_n"]
+        n_accepted += two["timings"]["draft_n_accepted"]
         text += two["tokens"]
         rss.append(drafting.rss_bytes())
+    assert_drafted({"draft_n": n_drafted, "draft_n_accepted": n_accepted})
     # of a text that grows by a factor of 10 the server itself keeps 4 bytes a token, and some of what it has sent
     assert max(rss[11:]) < max(rss[:11]) + 2**20
-    sizes = re.findall(r"cells = (\d+)", drafting.log.read_text(errors="replace"))
-    assert set(sizes) == {"256"}
+    assert drafting.slot()["morphkv"]["n_cells"] == 256
 
 
 def test_a_model_without_heads_says_so(start_server, tiny_llama):

@@ -226,7 +226,7 @@ def write_gemma4(target: Path, assistant: Path, noise: float = 0.15, seed: int =
     return target, assistant
 
 
-def write_eagle3(target: Path, head: Path, noise: float = 0.12, seed: int = 0) -> tuple[Path, Path]:
+def write_eagle3(target: Path, head: Path, noise: float = 0.2, seed: int = 0) -> tuple[Path, Path]:
     """A llama and its EAGLE 3, which guesses from a token's embedding and nearly nothing of what the model computes."""
     n_layer = 3
     weights, draft = Weights(seed), Weights(seed + 1)

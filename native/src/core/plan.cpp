@@ -75,15 +75,17 @@ int32_t morphkv_plan::n_room(int32_t i_text) const {
 int32_t morphkv_plan::n_most(int32_t n_ubatch, bool is_careful) const {
     int64_t room     = INT32_MAX;
     int64_t n_active = 0;
+    int64_t n_drafts = 0;  // tokens of drafts that have room
     for (size_t i = 0; i < texts.size(); ++i) {
         if (parts[i].n > 0) {
-            // a draft that has room must not be parted for another text's sake: snapshots are of one micro-batch
             const int32_t n_free = n_room(i);
-            room                 = n_free < parts[i].n || n_steps[i] == 0 ? std::min<int64_t>(room, n_free) : room;
+            room                 = std::min<int64_t>(room, n_free);
+            n_drafts += n_steps[i] > 0 && n_steps[i] <= n_free ? n_steps[i] : 0;
             n_active++;
         }
     }
-    return std::min<int64_t>(n_ubatch, is_careful ? room : room * n_active);
+    // no draft is parted because another text has less room: recurrent layers take back what is in one micro-batch
+    return std::min<int64_t>(n_ubatch, is_careful ? room : std::max(room * n_active, n_drafts));
 }
 
 bool morphkv_plan::add(const std::vector<int32_t> & i_texts, int32_t n, std::vector<morphkv_planned_text> & planned) {

@@ -192,6 +192,13 @@ TEST_CASE(texts_of_a_batch_share_its_tokens) {
     CHECK(plan.n_most(512, false) == 8 && plan.n_most(512, true) == 4);
 }
 
+TEST_CASE(a_draft_that_has_room_is_not_parted_for_another_text) {
+    const auto texts = std::vector<morphkv_text>{ text_of({ SMALL }, 9, 2), text_of({ SMALL }, 13, 2) };
+    // the second has room for 1, once it is its turn
+    CHECK(plan_of(texts, { draft(3), draft(1) }).n_most(512, false) >= 3);
+    CHECK(plan_of(texts, { draft(3), prompt(9) }).n_most(512, false) >= 3);
+}
+
 TEST_CASE(a_text_that_has_nothing_in_the_batch_does_not_count) {
     const auto texts = std::vector<morphkv_text>{ text_of({ SMALL }, 0, 0), text_of({ SMALL }, 13, 10) };
     auto       plan  = plan_of(texts, { prompt(9), { 0, 0, 0 } });
