@@ -82,6 +82,12 @@ MODELS = {
         "expert_shared_count": 1,
         "leading_dense_block_count": N_LAYER,
     },
+    ("plm", ""): {
+        "attention.head_count_kv": 2,
+        "attention.key_length": 48,
+        "attention.kv_lora_rank": 40,
+        "rope.dimension_count": 16,
+    },
     ("mimo2", "K and V of other sizes"): {
         "attention.key_length": 48,
         "attention.sliding_window_pattern": [True, False, True, False, True, False],

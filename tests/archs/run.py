@@ -92,9 +92,9 @@ def checked(model: Path) -> dict[str, str]:
     """Its line, by probe.py with all checks, and by those of its rows."""
     (answer,) = probe([model], quick=False)
     rows = Rows(programs())
-    # compressed keys are not multiplied before they are quantized, and quantized ones of M-RoPE are
-    kinds = ["f16", "q8_0"] if answer.get("has_mrope") or variants.has_compressed_keys(model) else ["f16"]
-    for kind in kinds:
+    # where more than a plain rotation is between a key and its row
+    is_other = answer.get("has_mrope") or variants.has_compressed_keys(model) or variants.has_norm_behind(model)
+    for kind in ["f16", "q8_0"] if is_other else ["f16"]:
         if answer.get("is_rebased"):
             rows.check_rebases(model, kind)
         if answer.get("is_archived"):

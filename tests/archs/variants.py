@@ -49,6 +49,10 @@ def real_norms(path: Path) -> None:
     reader.data.flush()
 
 
+def has_norm_behind(path: Path) -> bool:
+    return names_of(path)[0] in NORM_BEHIND
+
+
 def has_compressed_keys(path: Path) -> bool:
     """MLA: one head of compressed keys, of which attention takes a part as values."""
     return any(tensor.name.endswith(".attn_k_b.weight") for tensor in GGUFReader(path).tensors)
