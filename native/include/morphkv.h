@@ -72,22 +72,20 @@ typedef struct morphkv_params {
 } morphkv_params;
 
 typedef struct morphkv_stats {
-    size_t   size;          // sizeof(morphkv_stats), set by the caller
+    size_t   size;           // sizeof(morphkv_stats), set by the caller
     int32_t  capacity;
-    int32_t  keep;          // first tokens of the sequence that are never evicted
-    int32_t  n_cells;       // allocated per sequence
-    int32_t  n_limit;       // most cells that a sequence uses: capacity + max(interval, prompt_room)
-    int32_t  n_distant;     // distant slots per KV head: capacity - window
-    int32_t  n_used;        // cells that the sequence uses now
-    int32_t  n_seq_max;     // sequences that have cells of their own
-    int32_t  logical_pos;   // position of the sequence's newest token, -1 when empty
-    int32_t  complete_pos;  // tokens behind it can be taken back: every head still holds them; -1 when empty. With
-                            // recurrent layers the newest token
-    int32_t  exact_pos;     // tokens from here on can be taken back exactly: none is older than the last eviction or
-                            // rebase
-    int32_t  mark_pos;    // with recurrent layers: tokens from here on can be taken back, and no other tail; -1 = there
-                          // is no mark, or evictions have come too far since
-    int32_t  rope_limit;  // in force; 0 = rotary positions are never rebased
+    int32_t  keep;           // first tokens of the sequence that are never evicted
+    int32_t  n_cells;        // allocated per sequence
+    int32_t  n_limit;        // most cells that a sequence uses: capacity + max(interval, prompt_room)
+    int32_t  n_distant;      // distant slots per KV head: capacity - window
+    int32_t  n_used;         // cells that the sequence uses now
+    int32_t  n_seq_max;      // sequences that have cells of their own
+    int32_t  logical_pos;    // position of the sequence's newest token, -1 when empty
+    int32_t  complete_pos;   // tokens behind it can be taken back: every layer can go there; -1 when empty
+    int32_t  exact_pos;      // tokens from here on can be taken back exactly: none is older than the last eviction or
+                             // rebase
+    int32_t  mark_pos;       // with recurrent layers: all tokens from here on can be taken back; -1 = there is no mark
+    int32_t  rope_limit;     // in force; 0 = rotary positions are never rebased
     int32_t  rotary_offset;  // of the sequence's recent tokens: position minus the rotary one, which RoPE sees
     int64_t  n_rebases;      // how often the offset grew
     int64_t  n_evictions;    // evictions of the sequence

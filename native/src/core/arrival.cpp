@@ -25,8 +25,7 @@ static std::string note_image(const morphkv_run * begun, const std::vector<morph
         const morphkv_position want = { t, t + k / n_column, t + k % n_column };
         if (!(tokens[i] == want)) {
             return "an image's tokens must share one time and follow each other by rows and columns, and be alone in "
-                   "their "
-                   "batch, got " +
+                   "their batch, got " +
                    name(tokens[i]) + " for " + name(want);
         }
     }

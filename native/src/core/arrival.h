@@ -8,7 +8,8 @@
 #include <vector>
 
 // tokens: where the host puts those of a batch that are for this text, at least one. has_rows: as with M-RoPE, else a token
-// has one position. attends_both_ways: to each other, whatever their order. Fills part.pos, n_column, end, is_whole, is_embedded; else what rule is broken, and "" if none is.
+// has one position. attends_both_ways: to each other, whatever their order.
+// Fills part but its counts. "", or the rule that is broken.
 std::string morphkv_note_arrival(const morphkv_positions & positions, const std::vector<morphkv_position> & tokens,
                                  bool has_rows, bool attends_both_ways, morphkv_batch_part & part);
 

@@ -42,7 +42,7 @@ struct morphkv_evict_layer {
                           // as for several layers
 
     int32_t n_head;
-    int32_t n_readers;
+    int32_t n_readers = 1;  // layers that attend to k, n_head of all together
     int32_t n_head_kv;
     float   kq_scale;
     float   softcap;         // 0 = none
