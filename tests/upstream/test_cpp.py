@@ -51,7 +51,8 @@ WITHOUT_MORPHKV = (
     *(f"test-tokenizer-0 VOCABS/ggml-vocab-{name}.gguf" for name in VOCABULARIES),
 )
 
-# Not with MorphKV: test-recurrent-state-rollback, as MorphKV refuses recurrent layers that can go back (n_rs_seq).
+# Not with MorphKV: test-recurrent-state-rollback, as it refuses LFM2 with a window in each layer that attends.
+# tests/native/llama/test_hybrid.cpp compares drafts with stock.
 EVICTING = (*STATE, "test-save-load-state --models SERVED", "test-llama-archs --seed 1 --arch NAMES")
 NEVER_EVICTING = ("test-autorelease DEMO", *SAMPLERS)
 
