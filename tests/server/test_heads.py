@@ -11,7 +11,7 @@ from support import heads
 from support.server_process import TIGHT
 from support.server_process import some_tokens as tokens
 
-# Sums over a batch are rounded otherwise than over single tokens, and of two tokens with nearly the same votes the other
+# Sums over a batch are rounded otherwise than over single tokens, and of two tokens with nearly equal votes the other
 # may stay. With K and V in f32 that happens once in some thousand tokens, and not in these texts.
 EXACT = ["-np", 1, "-ctk", "f32", "-ctv", "f32", "--slots"]
 ROOMY = [*TIGHT, "--morphkv-capacity", 512]
