@@ -129,6 +129,7 @@ static layer_content add_layer(ggml_context * ctx, const test_case & c) {
     layer_content res;
     auto &        t = res.tensors;
     t.n_head        = n_head;
+    t.readers       = { 0 };
     t.n_head_kv     = c.n_head_kv;
     t.kq_scale      = 1.0f / std::sqrt((float) c.n_embd_head);
     t.softcap       = c.softcap;
