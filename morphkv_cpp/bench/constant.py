@@ -136,7 +136,7 @@ def late_and_early(llm: Llama, run: ConstantRun, on_block: Callable[[Sample], No
     With the same batches: how many cells are in use, and how many tokens are left to the next eviction, matters.
     """
     late = llm.save_state()
-    llm.reset()  # type: ignore[no-untyped-call]
+    llm.reset()
     llm._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
     run_constant(llm, endless_tokens(llm), run.n_early, run.n_block, on_block, run.n_prompt)
     return LateAndEarly(llm, late, llm.save_state())

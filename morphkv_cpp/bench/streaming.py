@@ -59,7 +59,7 @@ class StreamLane:
     def start(self, on_tokens: Callable[[int], None] = lambda n: None) -> None:
         """Write up to the n_start-th token, and on to the next eviction: all lanes then have as many cells in use."""
         llm = self._llm
-        llm.reset()  # type: ignore[no-untyped-call]
+        llm.reset()
         llm._ctx.kv_cache_clear()  # type: ignore[no-untyped-call]
         llm.n_leap = self._n_start
         self._chunks: Iterator[Any] = iter(

@@ -64,7 +64,7 @@ class Checkpoints:
         if self._go_back(llm, prompt, reuse.n_cached):
             reuse = prompt_reuse(llm, prompt)
         if 0 < reuse.n_cached < llm.n_tokens:
-            llm._ctx.kv_cache_seq_rm(-1, reuse.n_cached, -1)  # type: ignore[no-untyped-call]
+            llm._ctx.kv_cache_seq_rm(-1, reuse.n_cached, -1)
             llm.n_tokens, llm._requires_eval = reuse.n_cached, True
         if reuse.n_cached > 0:
             self.make(llm)

@@ -58,7 +58,7 @@ def nll(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> Valu
 
 def stream_nll(llm: Llama, tokens: Sequence[int], on_chunk: Callable[[int], None] = lambda n: None) -> Values:
     """-log p of every token but the first, float64 (n_tokens - 1,); `llm` comes from open_for_nll()."""
-    llm.reset()  # type: ignore[no-untyped-call]
+    llm.reset()
     chunk_logits = cast(_ChunkLogits, llm.scores)
     targets = np.asarray(tokens[1:])
     values = []

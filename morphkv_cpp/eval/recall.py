@@ -148,7 +148,7 @@ def _right(
     for question in questions:
         if question.i_document != i_document:
             i_document = question.i_document
-            llm.reset()  # type: ignore[no-untyped-call]
+            llm.reset()
             llm.eval(documents[i_document].tokens)
             state = llm.save_state()
         else:

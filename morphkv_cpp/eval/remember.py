@@ -145,7 +145,7 @@ def _ask_all(
 ) -> Iterator[Asked | int]:
     for i in range(n_documents):
         document = build_document(llm, i, max(lengths), text)
-        llm.reset()  # type: ignore[no-untyped-call]
+        llm.reset()
         n_done = 0
         for n_tokens in sorted(lengths):
             for start in range(n_done, n_tokens, N_CHUNK):
