@@ -68,7 +68,7 @@ def test_what_leaves_the_window_is_archived_and_a_prompt_recalls_it(open_llama):
 
 
 def test_the_next_prompt_is_recalled_for_as_well_and_the_answer_is_not(open_llama):
-    llm = open_llama(archive="ram")
+    llm = open_llama(archive="ram", ctx_checkpoints=0)  # which 0.1.0 did not have
     write(llm, some_tokens(400), 40)
     assert llm.cache_stats().n_recalls == 2
     write(llm, some_tokens(400) + some_tokens(20, seed=2), 40)
