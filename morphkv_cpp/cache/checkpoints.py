@@ -14,7 +14,7 @@ logger = logging.getLogger("morphkv_cpp")
 
 N_DEFAULT = 32  # as llama-server's --ctx-checkpoints was when this was written
 MAX_BYTES = 2**30  # of all checkpoints together
-N_APART = 64  # tokens; what is evaluated again for want of a checkpoint in between costs less than one
+N_APART = 64  # tokens; to evaluate fewer again costs less than a checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +87,12 @@ class Checkpoints:
             del self._all[0]
 
     def _go_back(self, llm: Live, prompt: Sequence[int], n_cached: int) -> bool:
-        """Give the cache the checkpoint that saves most of the prompt, if it is more than n_cached tokens."""
+        """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached."""
         n_archived = llm.cache_stats().n_archived
         self._all = [one for one in self._all if one.n_archived <= n_archived]  # else of a text before this one
         while self._all:
             best = max(self._all, key=lambda one: one.n_cached(prompt))
-            if best.n_cached(prompt) <= n_cached:
+            if best.n_cached(prompt) <= n_cached + N_APART:
                 break
             if self._set(llm, best):
                 return True

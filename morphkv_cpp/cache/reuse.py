@@ -8,7 +8,7 @@ with recurrent layers is rolled back to the mark that the last prompt set before
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,8 +23,8 @@ class PromptReuse:
     n_prompt: int
     n_common: int  # first tokens that are the same as in the cache
     n_cached: int  # of these, the ones that are not evaluated again
-    n_evictions: int = 0  # of the text that was cached, so far
-    n_evicted: int = 0  # likewise, tokens per KV head
+    n_evictions: int = field(default=0, compare=False)  # of the text that was cached, so far
+    n_evicted: int = field(default=0, compare=False)  # likewise, tokens per KV head
 
     @property
     def n_evaluated(self) -> int:
@@ -37,7 +37,7 @@ class PromptReuse:
 
 
 def prompt_reuse(llm: Live, prompt: Sequence[int]) -> PromptReuse:
-    """What llm.generate(prompt) will make of the cache as it is. Nothing changes."""
+    """What llm.generate(prompt) will make of the cache as it is, without checkpoints. Nothing changes."""
     n_prompt, n_common = len(prompt), common_prefix(llm._input_ids, prompt)
     stats = llm.cache_stats()
     if n_common == n_prompt == llm.n_tokens and not llm._requires_eval:

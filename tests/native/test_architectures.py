@@ -101,15 +101,15 @@ def test_another_model_is_refused_by_name(models, architecture):
     assert f"architecture '{architecture}'" in str(refusal.value)
 
 
-def test_an_image_is_refused(models):
-    """The tokens of an image share a position, while the cells of a batch are in the order of its positions."""
+def test_an_image_by_columns_is_refused(models):
+    """The tokens of an image follow each other by rows; those that do are in test_architecture_images.py."""
     llm = load(models["qwen2vl"])
     llm.eval([5, 6, 7])
     before = llm.cache_stats()
 
     n_tokens, n_embd = 4, llm.n_embd()
     batch = llama_cpp.llama_batch_init(n_tokens, n_embd, 1)
-    positions = (llama_cpp.llama_pos * (4 * n_tokens))(*[3] * n_tokens, 3, 3, 4, 4, 3, 4, 3, 4, *[0] * n_tokens)
+    positions = (llama_cpp.llama_pos * (4 * n_tokens))(*[3] * n_tokens, 3, 4, 3, 4, 3, 3, 4, 4, *[0] * n_tokens)
     own = ctypes.cast(batch.pos, ctypes.c_void_p).value
     batch.pos = positions
     batch.n_tokens = n_tokens
@@ -118,6 +118,7 @@ def test_an_image_is_refused(models):
     for i in range(n_tokens):
         batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = 1, 0, i + 1 == n_tokens
     assert llama_cpp.llama_decode(llm.ctx, batch) != 0
+    assert "follow each other by rows and columns" in morphkv_cpp.bridge.last_error()
     batch.pos = ctypes.cast(own, ctypes.POINTER(llama_cpp.llama_pos))
     llama_cpp.llama_batch_free(batch)
 

@@ -15,7 +15,7 @@ OPEN = {"n_ctx": 512}
 
 @pytest.fixture
 def llm(tiny_llama):
-    llm = Llama(str(tiny_llama()), morphkv=SMALL, n_ctx=512, **QUIET)
+    llm = Llama(str(tiny_llama()), morphkv=SMALL, n_ctx=512, ctx_checkpoints=0, **QUIET)
     yield llm
     llm.close()
 
