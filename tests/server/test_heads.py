@@ -12,7 +12,7 @@ from support.server_process import TIGHT
 from support.server_process import some_tokens as tokens
 
 # Sums over a batch are rounded otherwise than over single tokens, and of two tokens with nearly equal votes the other
-# may stay. With K and V in f32 that happens once in some thousand tokens, and not in these texts.
+# may stay. With K and V in f32 that is rare, as in stock, and does not happen with these weights (native/README.md).
 EXACT = ["-np", 1, "-ctk", "f32", "-ctv", "f32", "--slots"]
 ROOMY = [*TIGHT, "--morphkv-capacity", 512]
 DRAFT = ["--spec-draft-n-max", 4, "-ctkd", "f32", "-ctvd", "f32"]
