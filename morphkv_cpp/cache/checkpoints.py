@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from .. import bridge
 from .live import Live, TokenIds
 from .reuse import PromptReuse, common_prefix, prompt_reuse
@@ -24,7 +26,7 @@ class Checkpoint:
     complete_pos: int  # as in CacheStats
     n_archived: int  # as in CacheStats
 
-    def n_cached(self, prompt: Sequence[int]) -> int:
+    def n_cached(self, prompt: TokenIds) -> int:
         """First tokens of a prompt that need not be evaluated from here; its last one always is."""
         n = min(common_prefix(self.ids, prompt), len(prompt) - 1)
         return n if n > max(self.complete_pos, 0) or n == len(self.ids) else 0
@@ -61,7 +63,7 @@ class Checkpoints:
         reuse = prompt_reuse(llm, prompt)
         if min(prompt, default=0) < 0:
             return reuse
-        if self._go_back(llm, prompt, reuse.n_cached):
+        if self._go_back(llm, np.asarray(prompt), reuse.n_cached):
             reuse = prompt_reuse(llm, prompt)
         if 0 < reuse.n_cached < llm.n_tokens:
             llm._ctx.kv_cache_seq_rm(-1, reuse.n_cached, -1)
@@ -86,7 +88,7 @@ class Checkpoints:
         while len(self._all) > self.n_max or self.n_bytes > self._max_bytes:
             del self._all[0]
 
-    def _go_back(self, llm: Live, prompt: Sequence[int], n_cached: int) -> bool:
+    def _go_back(self, llm: Live, prompt: TokenIds, n_cached: int) -> bool:
         """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached."""
         n_archived = llm.cache_stats().n_archived
         self._all = [one for one in self._all if one.n_archived <= n_archived]  # else of a text before this one
