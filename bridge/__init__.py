@@ -30,6 +30,7 @@ from .calls import (
 from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .fit import fit_gpu_layers
 from .library import LIB_DIR, PACKAGE_DIR
+from .restore import Passage, restore
 
 # isort: split
 # after library, which says what libllama is loaded
@@ -46,6 +47,7 @@ __all__ = [
     "MorphKVError",
     "NativeError",
     "NoMorphKVError",
+    "Passage",
     "Prompt",
     "UnsupportedError",
     "abi_version",
@@ -66,6 +68,7 @@ __all__ = [
     "next_context_has",
     "recall",
     "require_morphkv",
+    "restore",
     "retained",
     "selftest",
     "set_checkpoint",

@@ -48,6 +48,9 @@ class Archive:
     votes: how many of the newest queries search, at most those that vote; 0: 16, or those that vote if fewer.
     distance: the archive is searched as if each of its tokens lay this many positions back, below the limit of rotary
         positions. The default is smaller if that limit is.
+    restore: go back by the archive where a prompt leaves the text at a place that is evicted in part, and no checkpoint
+        is near: what is before it need not be evaluated again. Not the same bits. Not for models with layers that have a
+        sliding window or are recurrent.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).
@@ -62,6 +65,7 @@ class Archive:
     redo: int = 128
     votes: int = 0
     distance: int = 256
+    restore: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.place, (str, os.PathLike)):
@@ -84,6 +88,8 @@ class Archive:
         object.__setattr__(self, "share", plain_float("share", self.share))
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], got {self.share}")
+        if not isinstance(self.restore, bool):
+            raise TypeError(f"restore must be True or False, got {self.restore!r}")
 
     def is_same_place(self, other: Archive) -> bool:
         return (self.place, self.type, self.max_bytes) == (other.place, other.type, other.max_bytes)

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import bridge
 from .live import Live, TokenIds
+from .restore import follow_change, restore
 from .reuse import PromptReuse, common_prefix, prompt_reuse
 
 logger = logging.getLogger("morphkv_cpp")
@@ -63,8 +64,15 @@ class Checkpoints:
         reuse = prompt_reuse(llm, prompt)
         if min(prompt, default=0) < 0:
             return reuse
-        if self._go_back(llm, np.asarray(prompt), reuse.n_cached):
-            reuse = prompt_reuse(llm, prompt)
+        ids = np.asarray(prompt, dtype=np.intc)
+        n_cached = max(reuse.n_cached, self._n_cached(llm, ids))
+        moved = follow_change(llm, prompt, n_cached)
+        if moved is not None:
+            return moved
+        restored = restore(llm, prompt, n_cached)
+        if restored is None:
+            self._go_back(llm, ids, reuse.n_cached)
+        reuse = restored or prompt_reuse(llm, prompt)
         if 0 < reuse.n_cached < llm.n_tokens:
             llm._ctx.kv_cache_seq_rm(-1, reuse.n_cached, -1)
             llm.n_tokens, llm._requires_eval = reuse.n_cached, True
@@ -88,14 +96,16 @@ class Checkpoints:
         while len(self._all) > self.n_max or self.n_bytes > self._max_bytes:
             del self._all[0]
 
-    def _go_back(self, llm: Live, prompt: TokenIds, n_cached: int) -> bool:
-        """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached."""
+    def _n_cached(self, llm: Live, prompt: TokenIds) -> int:
+        """First tokens of a prompt that need not be evaluated from a checkpoint."""
         n_archived = llm.cache_stats().n_archived
         self._all = [one for one in self._all if one.n_archived <= n_archived]  # else of a text before this one
-        while self._all:
+        return max((one.n_cached(prompt) for one in self._all), default=0)
+
+    def _go_back(self, llm: Live, prompt: TokenIds, n_cached: int) -> bool:
+        """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached."""
+        while self._n_cached(llm, prompt) > n_cached + N_APART:
             best = max(self._all, key=lambda one: one.n_cached(prompt))
-            if best.n_cached(prompt) <= n_cached + N_APART:
-                break
             if self._set(llm, best):
                 return True
             self._all.remove(best)

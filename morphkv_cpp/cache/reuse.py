@@ -23,6 +23,7 @@ class PromptReuse:
     n_prompt: int
     n_common: int  # first tokens that are the same as in the cache
     n_cached: int  # of these, the ones that are not evaluated again
+    n_restored: int = 0  # of these, the ones that were gone back to by the archive: not the same bits as evaluated
     n_evictions: int = field(default=0, compare=False)  # of the text that was cached, so far
     n_evicted: int = field(default=0, compare=False)  # likewise, tokens per KV head
 
@@ -41,10 +42,11 @@ def prompt_reuse(llm: Live, prompt: Sequence[int]) -> PromptReuse:
     n_prompt, n_common = len(prompt), common_prefix(llm._input_ids, prompt)
     stats = llm.cache_stats()
     if n_common == n_prompt == llm.n_tokens and not llm._requires_eval:
-        return PromptReuse(n_prompt, n_common, n_prompt, stats.n_evictions, stats.n_evicted)
+        return PromptReuse(n_prompt, n_common, n_prompt, 0, stats.n_evictions, stats.n_evicted)
     # of a prompt that is known to its end, the last token is decoded again, for its logits
     n_cached = first_tokens_kept(stats, min(n_common, n_prompt - 1))
-    return PromptReuse(n_prompt, n_common, n_cached, *((stats.n_evictions, stats.n_evicted) if n_cached > 0 else ()))
+    evictions = (stats.n_evictions, stats.n_evicted) if n_cached > 0 else (0, 0)
+    return PromptReuse(n_prompt, n_common, n_cached, 0, *evictions)
 
 
 def first_tokens_kept(stats: CacheStats, n: int) -> int:

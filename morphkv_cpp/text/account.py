@@ -14,6 +14,7 @@ from ..cache.reuse import PromptReuse
 
 class PromptTokensDetails(TypedDict):
     cached_tokens: int  # were in the cache already
+    restored_tokens: int  # of these, gone back to by the archive: not the same bits as evaluated
 
 
 class Usage(TypedDict):
@@ -27,6 +28,7 @@ class Timings(TypedDict):
     """As in llama-server. Counts are in tokens, except evictions_n and recalls_n, which count events."""
 
     cache_n: int  # of the prompt, in the cache
+    restored_n: int  # of these, gone back to by the archive
     prompt_n: int  # of the prompt, evaluated
     prompt_ms: float
     prompt_per_token_ms: float
@@ -72,10 +74,14 @@ class Clock:
             "prompt_tokens": reuse.n_prompt,
             "completion_tokens": n_answer,
             "total_tokens": reuse.n_prompt + n_answer,
-            "prompt_tokens_details": {"cached_tokens": reuse.n_cached},
+            "prompt_tokens_details": {
+                "cached_tokens": reuse.n_cached,
+                "restored_tokens": reuse.n_restored,
+            },
         }
         timings: Timings = {
             "cache_n": reuse.n_cached,
+            "restored_n": reuse.n_restored,
             "prompt_n": reuse.n_evaluated,
             "prompt_ms": prompt_ms,
             "prompt_per_token_ms": _per(prompt_ms, reuse.n_evaluated),

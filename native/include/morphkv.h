@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 10
+#define MORPHKV_ABI_VERSION 11
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -209,6 +209,37 @@ MORPHKV_API morphkv_recall_params morphkv_recall_params_default(void);
 // first eviction. On failure the sequence is as it was.
 MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id,
                                           const morphkv_recall_params * params, morphkv_recalled * out);
+
+typedef struct morphkv_restored {
+    size_t  size;        // sizeof(morphkv_restored), set by the caller
+    int32_t n_restored;  // tokens that came into cells from the archive; 0 where the place was complete
+    double  took_ms;
+} morphkv_restored;
+
+// Goes back to the first n_tokens tokens of a text; tokens: their ids. Where that place is complete those behind it are taken
+// back. Else its cells are laid down again from the archive: the newest tokens before it, and in distant slots those that are
+// there and older, or else the newest that are. So it is near what the text was, and not the same bits: decode the last tokens
+// again, and a recall brings what they ask for. What is behind the place is gone from the archive too.
+// Not for models with layers that have a sliding window or are recurrent. Where the archive has too little of the text, and
+// where memory lacks, the sequence is as it was; where a computation fails it may be empty: logical_pos says it.
+MORPHKV_API morphkv_status morphkv_restore(struct llama_context * ctx, int32_t seq_id, const int32_t * tokens,
+                                           int32_t n_tokens, morphkv_restored * out);
+
+// A passage: tokens of a text, aside, so that they can be put behind another beginning. Where a host changes a text's beginning
+// what is behind the change need not be decoded again: take it, go back to the change, decode what is new, put it there. Its
+// keys and values are those of the old text, turned to their new positions. As for a restore an archive is needed, and models of
+// the same kind. Words alone.
+typedef struct morphkv_passage morphkv_passage;
+
+// n_tokens tokens of a text from token `first` on. Nothing changes. To be freed.
+MORPHKV_API morphkv_status morphkv_passage_take(struct llama_context * ctx, int32_t seq_id, int32_t first,
+                                                int32_t n_tokens, morphkv_passage ** out);
+// Behind the text of a sequence of the same model. tokens: ids of all n_tokens that the text then has. Failures as in a
+// restore.
+MORPHKV_API morphkv_status morphkv_passage_put(struct llama_context * ctx, int32_t seq_id,
+                                               const morphkv_passage * passage, const int32_t * tokens,
+                                               int32_t n_tokens, morphkv_restored * out);
+MORPHKV_API void           morphkv_passage_free(morphkv_passage * passage);
 
 // The reading of a prompt with an archive. A question is understood only with what it is about at hand: all but its last token
 // is decoded and asks the archive, its end is decoded again on what came back and asks once more, its last token is decoded

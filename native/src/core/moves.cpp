@@ -25,8 +25,10 @@ struct origin {
     bool    has_original;  // among those that are at hand
 };
 
-bool is_held(const morphkv_archive & archive, int64_t i_page) {
-    return i_page >= archive.n_dropped() && i_page < archive.n_full();
+// Whether a page is at hand, or in the archive.
+bool is_held(const morphkv_archive & archive, const morphkv_pages & pages, int64_t i_page) {
+    return (i_page >= archive.n_dropped() && i_page < archive.n_full()) ||
+           std::any_of(pages.begin(), pages.end(), [i_page](const auto & page) { return page.first == i_page; });
 }
 
 // Adds what the archive has of these, a page at a time, as a page may be megabytes in a file. kept: by layer, or empty.
@@ -130,7 +132,7 @@ morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
                 const int64_t i_page  = i_token < 0 ? -1 : i_token / N_PAGE;
 
                 origin from{};
-                from.i_page  = i_page >= 0 && is_held(*archive, i_page) ? i_page : -1;
+                from.i_page  = i_page >= 0 && is_held(*archive, pages, i_page) ? i_page : -1;
                 from.i_row   = i_token < 0 ? 0 : i_token % N_PAGE;
                 from.serial  = serial;
                 from.i_layer = il;

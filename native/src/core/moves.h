@@ -50,7 +50,8 @@ struct morphkv_move_plan {
 };
 
 // The text's recent tokens come to stand at their position less offset; of the distant ones those that would stand before
-// base + n_distant one behind the other from base on, head by head (packed()). Slots that get other tokens get them from `pages`.
+// base + n_distant one behind the other from base on, head by head (packed()). Slots that get other tokens get them from `pages`,
+// of which the archive's last one need not be full.
 //   archive:   null where there is none
 //   is_exact:  its keys are no less exact than those of the cache, so that a key is placed anew from there
 //   originals: by layer, to be looked at and added to; null where pages are in memory

@@ -17,9 +17,6 @@
 #include <cstdlib>
 #include <string>
 
-namespace {
-
-// The cache of a context, for one of its sequences.
 morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
     require(ctx, "ctx must not be NULL");
     auto * cache = morphkv_find_cache(ctx->get_memory());
@@ -31,6 +28,8 @@ morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id) {
             "seq_id must be in 0.." + std::to_string(n_seq - 1) + ", got " + std::to_string(seq_id));
     return *cache;
 }
+
+namespace {
 
 // What cannot be known before the context exists.
 void check_context(llama_context & ctx) {

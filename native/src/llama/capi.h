@@ -7,6 +7,12 @@
 #include <new>
 #include <string>
 
+struct llama_context;
+class morphkv_cache;
+
+// The cache of a context, for one of its sequences. Throws morphkv_error where it has none, or no such sequence.
+morphkv_cache & cache_of(llama_context * ctx, int32_t seq_id);
+
 template <typename F> morphkv_status guarded(F && call) {
     morphkv_error_clear();
     try {

@@ -122,12 +122,16 @@ static float bits_of(ggml_type type) {
     return 8.0f * ggml_type_size(type) / ggml_blck_size(type);
 }
 
+bool morphkv_cache::is_archive_exact(llama_seq_id seq_id) const {
+    return archives && bits_of(archives->of(seq_id).layout.type_k) >= bits_of(side.layers[0].k->type);
+}
+
 morphkv_move_plan morphkv_cache::plan_moves(llama_seq_id seq_id, int32_t offset, int32_t base,
                                             const std::vector<morphkv_slots> & slots, const morphkv_pages & pages) {
-    const morphkv_archive * archive  = archives ? &archives->of(seq_id) : nullptr;
-    const bool              is_exact = archive && bits_of(archive->layout.type_k) >= bits_of(side.layers[0].k->type);
-    return morphkv_plan_moves(sequences[seq_id].text, GROUP, moved_layers(), slots, pages, archive, is_exact,
-                              keeps_originals ? &sequences[seq_id].originals : nullptr, offset, base);
+    const morphkv_archive * archive = archives ? &archives->of(seq_id) : nullptr;
+    return morphkv_plan_moves(sequences[seq_id].text, GROUP, moved_layers(), slots, pages, archive,
+                              is_archive_exact(seq_id), keeps_originals ? &sequences[seq_id].originals : nullptr,
+                              offset, base);
 }
 
 std::string morphkv_cache::run_moves(llama_seq_id seq_id, const std::vector<morphkv_move> & moves, int32_t query_delta,

@@ -29,6 +29,7 @@
 
 class morphkv_cache_context;
 struct morphkv_loaded_state;
+struct morphkv_passage;
 struct morphkv_saved_text;
 struct morphkv_text_rules;
 
@@ -151,6 +152,12 @@ public:
     // as it was. Throws morphkv_error.
     morphkv_recalled recall(llama_seq_id seq_id, const morphkv_recall_params & params);
 
+    // Goes back to the first n tokens of a text; puts a passage behind it (restore.cpp). tokens: ids of all that it then has.
+    // Where rows had moved when it failed the sequence is cleared, else it is as it was. Throw morphkv_error.
+    morphkv_restored                 restore(llama_seq_id seq_id, const llama_token * tokens, int32_t n);
+    std::unique_ptr<morphkv_passage> take_passage(llama_seq_id seq_id, int32_t first, int32_t n);
+    morphkv_restored put_passage(llama_seq_id seq_id, const morphkv_passage & passage, const llama_token * tokens);
+
     //
     // for morphkv_hybrid, which has recurrent layers beside this
     //
@@ -242,6 +249,8 @@ private:
     // To rotary positions: see morphkv_plan_moves().
     morphkv_move_plan                plan_moves(llama_seq_id seq_id, int32_t offset, int32_t base,
                                                 const std::vector<morphkv_slots> & slots, const morphkv_pages & pages);
+    // Whether the archive's keys are no less exact than those of the cache.
+    bool        is_archive_exact(llama_seq_id seq_id) const;
     // Why it failed, or "".
     std::string run_moves(llama_seq_id seq_id, const std::vector<morphkv_move> & moves, int32_t query_delta,
                           morphkv_runner & runner);
@@ -249,6 +258,12 @@ private:
     // Appends the first n_old cells to the sequence's archive, as far as they are not there.
     void                archive_cells(llama_seq_id seq_id, uint32_t n_old);
     morphkv_page_layout archive_layout(const morphkv_archive_params & params) const;
+
+    // All cells, those too whose tokens stay.
+    void                archive_all(llama_seq_id seq_id);
+    void                check_restorable() const;
+    // Gives the sequence's cells the tokens of a text that the archive has. How many cells.
+    int32_t             lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens);
 
     // For checks of a context, and of an archive: as the real ones with the shapes that can occur (checks.cpp).
     std::string why_not_evicted();

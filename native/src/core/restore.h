@@ -1,0 +1,40 @@
+// A text that goes back to where it has been evicted in part: what its cells get, and from which rows of the archive.
+//
+// The recent region gets the tokens right before the place. A distant slot keeps its token where that is older than these, and
+// the others get the newest that are: which tokens were there when the text was at this place is not known any more.
+#pragma once
+
+#include "core/moves.h"
+
+#include <cstdint>
+#include <vector>
+
+struct morphkv_restore_plan {
+    morphkv_text                      text;     // as it is then, without a query
+    std::vector<std::vector<int32_t>> serials;  // by layer, of its slots; empty where nothing is evicted then
+    std::vector<morphkv_move>         layers;
+    int32_t                           archive_end;  // serial from which on the archive's tokens are in cells again
+};
+
+// Of a text with one group and no window.
+//   wanted:  the text whose tokens cells are to get, a copy of `text` that lost its tail or got tokens behind it
+//   slots:   tokens of each layer's distant slots, (n_head_kv, n_distant); of no meaning before the first eviction
+//   archive: of the wanted text
+//   limit:   rotary positions stay below it
+//   the others as in morphkv_plan_moves()
+// Throws std::runtime_error with the reason where the archive does not have what it takes.
+morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morphkv_text & wanted,
+                                          const std::vector<morphkv_moved_layer> &  layers,
+                                          const std::vector<std::vector<int32_t>> & slots,
+                                          const morphkv_archive & archive, bool is_exact,
+                                          std::vector<morphkv_originals> * originals, int32_t limit);
+
+// Tokens of a text, aside: their keys and values as an archive has them.
+struct morphkv_passage {
+    int32_t               n = 0;
+    morphkv_archive::rows rows;
+    uint64_t              layout = 0;  // hash of the archive's
+};
+
+// Throws std::runtime_error with the reason where the archive does not have them.
+morphkv_passage morphkv_take_passage(const morphkv_archive & archive, int32_t first, int32_t n);
