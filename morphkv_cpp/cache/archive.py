@@ -49,8 +49,8 @@ class Archive:
     distance: the archive is searched as if each of its tokens lay this many positions back, below the limit of rotary
         positions. The default is smaller if that limit is.
     restore: go back by the archive where a prompt leaves the text at a place that is evicted in part, and no checkpoint
-        is near: what is before it need not be evaluated again. Not the same bits. Not for models with layers that have a
-        sliding window or are recurrent.
+        is near: what is before it need not be evaluated again. Not the same bits. Not for models with layers that have
+        a sliding window or are recurrent.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).

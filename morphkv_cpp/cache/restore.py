@@ -1,7 +1,7 @@
-"""Going back by the archive, where a prompt leaves the text at a place that is evicted in part and no checkpoint is near.
+"""Going back by the archive, where a prompt leaves the text at a place that is evicted in part, far from a checkpoint.
 
-Tokens come back that were evaluated in a context which is not there any more, and cells hold them as the archive does: the
-answer is near the one after all had been evaluated, and need not be the same.
+Tokens come back that were evaluated in a context which is not there any more, and cells hold them as the archive does:
+the answer is near the one after all had been evaluated, and need not be the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ N_GRAM = 32  # tokens that tell a passage from what is like it
 def restore(llm: Live, prompt: Sequence[int], n_cached: int) -> PromptReuse | None:
     """Have the cache hold what a prompt shares with its text, and say how much of it is there then.
 
-    n_cached: first tokens of the prompt that can be had without this. None where it would save little, or is not possible.
+    n_cached: first tokens of the prompt that can be had without this. None where it would save little, or cannot be.
     """
     if not _may_restore(llm):
         return None

@@ -99,7 +99,8 @@ def test_what_was_behind_is_gone(open_llm):
         assert stats.n_archived == len(edited) - (stats.n_used - stats.n_distant)
     for layer in range(2):
         kept = llm.retained(layer)
-        assert kept.min() >= 0 and kept.max() < len(edited) - SMALL.window
+        assert kept.min() >= 0
+        assert kept.max() < len(edited) - SMALL.window
 
 
 def test_checkpoints_go_before(open_llm):
@@ -182,7 +183,8 @@ class TestAChangedBeginning:
         greedy(llm, [*TEXT[:50], *TEXT[250:]], 1)
         assert llm.last_prompt.n_restored > 0
         kept = llm.retained(0)
-        assert kept.min() == 0 and kept.max() < len(TEXT) - 200
+        assert kept.min() == 0
+        assert kept.max() < len(TEXT) - 200
 
     def test_what_was_left_out_is_gone(self, open_llm):
         llm = open_llm()

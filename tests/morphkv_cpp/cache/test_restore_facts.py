@@ -1,4 +1,4 @@
-"""What a real model answers after an edit far back: the archive brings back what was before it, and nothing behind it."""
+"""What a real model answers after an edit far back: what was before it comes back, and nothing of what was behind."""
 
 import itertools
 
