@@ -12,9 +12,12 @@ from ..cache.live import Live
 from ..cache.reuse import PromptReuse
 
 
-class PromptTokensDetails(TypedDict):
+class CachedTokens(TypedDict):
     cached_tokens: int  # were in the cache already
-    restored_tokens: int  # of these, gone back to by the archive: not the same bits as evaluated
+
+
+class PromptTokensDetails(CachedTokens, total=False):
+    restored_tokens: int  # of these, gone back to by the archive: not the same bits as evaluated; where there are any
 
 
 class Usage(TypedDict):
@@ -74,11 +77,10 @@ class Clock:
             "prompt_tokens": reuse.n_prompt,
             "completion_tokens": n_answer,
             "total_tokens": reuse.n_prompt + n_answer,
-            "prompt_tokens_details": {
-                "cached_tokens": reuse.n_cached,
-                "restored_tokens": reuse.n_restored,
-            },
+            "prompt_tokens_details": {"cached_tokens": reuse.n_cached},
         }
+        if reuse.n_restored > 0:
+            usage["prompt_tokens_details"]["restored_tokens"] = reuse.n_restored
         timings: Timings = {
             "cache_n": reuse.n_cached,
             "restored_n": reuse.n_restored,

@@ -126,6 +126,9 @@ morphkv_text just_cut(const morphkv_text & text, int32_t limit) {
     group.base            = 0;
     group.ranked          = nullptr;
     res.rotary_offset     = res.positions.next() < limit ? 0 : std::max(0, res.rebase_offset(limit));
+    // it is both at once, and those before the place are undone
+    res.n_rebases = res.rotary_offset > 0;
+    res.n_recalls += group.n_evicted > 0;
     return res;
 }
 

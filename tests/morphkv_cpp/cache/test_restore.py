@@ -53,7 +53,7 @@ def test_it_is_told(open_llm):
     assert details == {"cached_tokens": 572, "restored_tokens": 572}
     assert answer["timings"]["restored_n"] == 572
     again = llm.create_completion([*TEXT[:700], *EDIT, *EDIT], max_tokens=1)
-    assert again["usage"]["prompt_tokens_details"]["restored_tokens"] == 0
+    assert "restored_tokens" not in again["usage"]["prompt_tokens_details"]
 
 
 def test_it_is_near_what_the_text_was(open_llm):

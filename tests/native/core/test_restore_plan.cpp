@@ -64,6 +64,7 @@ TEST_CASE(the_text_is_one_that_has_just_been_cut) {
     const auto & text = res.text;
     CHECK(text.n_tokens() == 50 && text.n_used(0) == SHAPE.capacity && text.has_evicted());
     CHECK(text.groups[0].first_recent() == 47 && text.groups[0].n_evicted == 44);
+    CHECK(text.n_recalls == 1 && text.n_rebases == 0);  // as it counts
     CHECK(text.voters().empty() && text.decoded_since_cut == 50 && text.newest_of_prompt == 50);
     CHECK(text.groups[0].base == 44 && *text.groups[0].ranked == numbers({ 0, 7, 20 }));
     CHECK(text.rotary_position(0, 0, 7) == 45 && text.rotary_position(0, 0, 48) == 48);
@@ -132,7 +133,7 @@ TEST_CASE(positions_below_the_limit_need_no_offset) {
 TEST_CASE(positions_at_the_limit_are_rebased) {
     const auto res = plan_of(50, { 0, 7, 20 }, *archive_of(ONE), /*limit =*/48);
     // of 20 = (48 - 8)/2 positions before the recent ones, and the slots' 3
-    CHECK(res.text.rotary_offset == 47 - 3 - 20);
+    CHECK(res.text.rotary_offset == 47 - 3 - 20 && res.text.n_rebases == 1);
     CHECK(res.layers[0].at == numbers({ 20, 21, 22, 23, 24, 25 }));
     CHECK(res.text.positions.next() - res.text.rotary_offset < 48);
 }

@@ -79,8 +79,8 @@ static void check_rows(const context_ptr & ctx, const tokens & text, ggml_type t
         CHECK(ordered[0] == 0 && ordered[1] == 1 && ordered[2] == 2 && ordered.back() < first_recent);
         for (int32_t i = 0; i < s.n_used; ++i) {
             const bool is_far = i < n_distant;
-            if (is_far && i % 9 != 0) {
-                continue;
+            if (i % (is_far ? 31 : 5) != 0) {
+                continue;  // each takes a context
             }
             const int32_t serial = is_far ? of_head[i] : first_recent + i - n_distant;
             const int32_t rank   = std::lower_bound(ordered.begin(), ordered.end(), serial) - ordered.begin();
@@ -110,13 +110,13 @@ static void test_rows_are_those_that_left(const archived_setup & setup, const ti
     auto       text  = some_tokens(700);
     CHECK(decode(ctx, text) == 0);
     recall(ctx);
-    for (const int32_t n : { 300, 450, 200 }) {
+    for (const int32_t n : { 300, 200 }) {
         CHECK(restore(ctx, text, n) == setup.capacity);
         text         = first(text, n);
         const auto s = stats(ctx);
         CHECK(s.n_used == setup.capacity && s.n_evicted == n - setup.capacity && s.complete_pos == n - 8);
         check_rows(ctx, text, setup.type, tolerance);
-        for (int i = 0; i < 3; ++i) {
+        for (int i = 0; i < 2; ++i) {
             const auto more = some_tokens(150 + 7 * i, n + i);
             CHECK(decode(ctx, more) == 0 && all_finite(logits(ctx)));
             text.insert(text.end(), more.begin(), more.end());
@@ -136,7 +136,7 @@ static void test_a_passage_comes_along(const archived_setup & setup, const tiny_
     const auto ctx   = create_archived(model.get(), setup);
     auto       text  = some_tokens(700);
     CHECK(decode(ctx, text) == 0);
-    for (const int32_t n_new : { 0, 20, 300 }) {
+    for (const int32_t n_new : { 0, 300 }) {
         const auto         before  = save(ctx);
         morphkv_passage *  passage = nullptr;
         const int32_t      n       = 350;
