@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 from . import bridge, portable
 
-KEEP_SYSTEM_VARIABLES = ("LLAMA_ARG_MORPHKV_KEEP_SYSTEM", "LLAMA_ARG_NO_MORPHKV_KEEP_SYSTEM")
+# What `morphkv serve` sets, and the variables by which a user says otherwise: to llama-server a flag counts more.
+SERVED = {
+    ("--morphkv-keep-system",): ("LLAMA_ARG_MORPHKV_KEEP_SYSTEM", "LLAMA_ARG_NO_MORPHKV_KEEP_SYSTEM"),
+    ("--morphkv-archive", "auto"): ("LLAMA_ARG_MORPHKV_ARCHIVE", "LLAMA_ARG_NO_MORPHKV_ARCHIVE"),
+}
 
 # llama-server's name of an option that our other commands have
 SERVER_OPTIONS = {
@@ -27,8 +31,10 @@ SERVER_OPTIONS = {
         "recall",
         "recall-share",
         "keep-system",
+        "state-dir",
+        "state-max",
     )
-} | {"--no-keep-system": "--no-morphkv-keep-system"}
+} | {"--no-keep-system": "--no-morphkv-keep-system", "--no-archive": "--no-morphkv-archive"}
 
 # options of our other commands that it does not have, and why
 NOT_SERVED = {
@@ -47,14 +53,15 @@ def program(name: str, option: str) -> str:
 
 
 def server_command(model_path: str | os.PathLike[str], flags: Sequence[str]) -> list[str]:
-    """llama-server with MorphKV on and system prompts kept, unless the flags or the environment say otherwise.
+    """llama-server with MorphKV on, system prompts kept, and an archive, unless flags or the environment say otherwise.
 
     Raises FileNotFoundError where the package was built without its programs.
     """
     command = program("llama-server", "MORPHKV_BUILD_TOOLS=OFF")
-    own = ["--morphkv", "--morphkv-keep-system"]
-    if any(name in os.environ for name in KEEP_SYSTEM_VARIABLES):
-        own.pop()  # to llama-server a flag counts more than they do
+    own = ["--morphkv"]
+    for option, variables in SERVED.items():
+        if not any(name in os.environ for name in variables):
+            own += option
     return [command, "--model", os.fspath(model_path), *own, *server_flags(flags)]
 
 

@@ -27,10 +27,15 @@ def serve(
 ) -> None:
     """Serve MODEL to OpenAI-compatible clients: llama-server with MorphKV on.
 
-    MorphKV's options have the names that they have in the other commands: --capacity, --window, --interval,
-    --prompt-room, --votes, --fusion, --decay, --rope-limit, --archive, --archive-type, --archive-max (of all slots),
-    --recall and --recall-share; --no-keep-system lets system prompts be evicted. All other FLAGS are llama-server's
-    own, --keep, --seed, -c and -n too. Its own names for the same options, --morphkv-capacity and so on, work as well.
+    System prompts are kept (--no-keep-system: evicted), what is evicted goes into an archive in memory, in q8_0, of at
+    most 2 GiB (--archive {auto,ram,PATH}, --archive-type, --archive-max in MiB, --no-archive), and a GPU is used where
+    there is one; one line says what is on. --state-dir PATH keeps chats on disk, up to --state-max MiB: they go on
+    when the server is started again.
+
+    MorphKV's other options have the names that they have in the other commands, too: --capacity, --window, --interval,
+    --prompt-room, --votes, --fusion, --decay, --rope-limit, --recall and --recall-share. All other FLAGS are
+    llama-server's own, --keep, --seed, -c and -n too. Its own names for the same options, --morphkv-capacity and so
+    on, work as well.
     """
     raise typer.Exit(run_in_place(server_command(find_model(model), context.args)))
 

@@ -9,7 +9,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <set>
 #include <stdexcept>
+
+morphkv_state_options g_morphkv_states;
 
 //
 // options
@@ -65,11 +68,23 @@ static morphkv_common_params & given_archive(common_params & params, const char 
     return params.morphkv;
 }
 
+// As `morphkv chat` calls it: --capacity is --morphkv-capacity, --no-archive is --no-morphkv-archive.
+static const char * short_name(const std::string & name) {
+    static std::set<std::string> names;
+    const size_t                 at = name.find("-morphkv-");
+    return at == std::string::npos ? nullptr : names.insert(std::string(name).erase(at, 8)).first->c_str();
+}
+
 std::vector<common_arg> morphkv_common_args(const common_params & params) {
     const morphkv_params & p = params.morphkv.params;
 
     std::vector<common_arg> res;
     auto                    add = [&](common_arg arg, const char * env) {
+        for (auto * names : { &arg.args, &arg.args_neg }) {
+            if (const char * name = short_name(names->empty() ? "" : names->front())) {
+                names->push_back(name);
+            }
+        }
         res.push_back(arg.set_env(env));
     };
 
@@ -77,7 +92,9 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             { "--morphkv" }, { "--no-morphkv" },
             string_format("MorphKV: a KV cache of constant size per slot, for texts of any length. Per layer and KV "
                           "head it keeps the newest tokens, plus older tokens that recent queries still attend to. "
-                          "--keep N: the first N are never evicted (0: %d); -c N: limit of a slot (0: no limit) "
+                          "--keep N: the first N are never evicted (0: %d); -c N: limit of a slot (0: no limit); "
+                          "--ctx-checkpoints: before and behind each answer, as many as fit in an eighth of the "
+                          "memory, 4 to 32 a slot, 64 tokens apart "
                           "(default: %s)",
                           p.keep, params.morphkv.enabled ? "enabled" : "disabled"),
             [](common_params & params, bool value) {
@@ -141,16 +158,23 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                    })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_KEEP_SYSTEM");
-    add(common_arg({ "--morphkv-archive" }, "{ram,PATH}",
+    add(common_arg({ "--morphkv-archive" }, "{auto,ram,PATH}",
                    "MorphKV: store what leaves a slot's window in memory, or in a file (slot N > 0: PATH.N), and "
-                   "recall it when "
-                   "a prompt asks for it (default: nothing is stored)",
+                   "recall it when a prompt asks for it; auto: in memory, in q8_0, where the model allows it "
+                   "(default: nothing is stored)",
                    [](common_params & params, const std::string & value) {
                        given(params, "--morphkv-archive");
                        params.morphkv.archive = value;
                    })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE");
+    add(common_arg({ "--no-morphkv-archive" }, "MorphKV: store nothing",
+                   [](common_params & params) {
+                       given(params, "--no-morphkv-archive");
+                       params.morphkv.archive.clear();
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_NO_MORPHKV_ARCHIVE");
     add(common_arg(
             { "--morphkv-archive-type" }, "TYPE",
             "MorphKV: data type of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0 (default: as in the cache)",
@@ -191,6 +215,26 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL_SHARE");
+    add(common_arg({ "--morphkv-state-dir" }, "PATH",
+                   "MorphKV: a folder for chats: each is written behind each of its answers, and goes on from there "
+                   "when the server has been started again (default: none)",
+                   [](common_params & params, const std::string & value) {
+                       given(params, "--morphkv-state-dir");
+                       g_morphkv_states.dir = value;
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_STATE_DIR");
+    add(common_arg({ "--morphkv-state-max" }, "N",
+                   string_format("MorphKV: limit in MiB for the chats in that folder; the least recently used are "
+                                 "removed (default: %d, 0 = no limit)",
+                                 (int) g_morphkv_states.max_mib),
+                   [](common_params & params, int value) {
+                       given(params, "--morphkv-state-max");
+                       g_morphkv_states.option  = "--morphkv-state-max";
+                       g_morphkv_states.max_mib = value;
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_STATE_MAX");
     return res;
 }
 
@@ -218,9 +262,18 @@ int32_t morphkv_common_archive_type(const morphkv_common_params & morphkv) {
                   morphkv.archive_type);
 }
 
+static void check_states(const morphkv_state_options & states) {
+    if (states.dir.empty() && !states.option.empty()) {
+        throw refusal("MorphKV: " + states.option + " needs --morphkv-state-dir PATH");
+    }
+    if (states.max_mib < 0) {
+        throw refusal("MorphKV: --morphkv-state-max must not be negative, got " + std::to_string(states.max_mib));
+    }
+}
+
 static void check_archive(const morphkv_common_params & morphkv) {
     if (morphkv.archive.empty() && !morphkv.archive_option.empty()) {
-        throw refusal("MorphKV: " + morphkv.archive_option + " needs --morphkv-archive {ram,PATH}");
+        throw refusal("MorphKV: " + morphkv.archive_option + " needs --morphkv-archive {auto,ram,PATH}");
     }
     if (morphkv.archive_max_mib < 0) {
         throw refusal("MorphKV: --morphkv-archive-max must not be negative, got " +
@@ -260,6 +313,7 @@ void morphkv_common_args_check(common_params & params) {
     }
     check_speculative(params.speculative);
     check_archive(morphkv);
+    check_states(g_morphkv_states);
 
     if (params.ctx_shift) {
         LOG_WRN("MorphKV needs no context shift: --context-shift is ignored\n");

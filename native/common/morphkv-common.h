@@ -22,14 +22,23 @@ struct morphkv_common_params {
     morphkv_params params = morphkv_params_default();
 
     // llama-server's archive
-    std::string archive;         // "ram" or a path, empty = none
+    std::string archive;         // "auto", "ram" or a path, empty = none
     std::string archive_option;  // the first that says how it is to be
-    std::string archive_type;    // of K and V, empty = as in the cache
+    std::string archive_type;    // of K and V, empty = as in the cache, or, with "auto", q8_0
     int64_t     archive_max_mib = morphkv_archive_params_default().max_bytes / (1024 * 1024);  // 0 = no limit
     bool        recalls         = true;
     int32_t     recall_interval = 0;  // evictions' intervals between recalls while an answer is written, 0 = none then
     float       recall_share    = morphkv_recall_params_default().share;
 };
+
+// llama-server's chats on disk, one folder in a process.
+struct morphkv_state_options {
+    std::string dir;             // empty = none
+    std::string option;          // that needs one
+    int64_t     max_mib = 8192;  // 0 = no limit
+};
+
+extern morphkv_state_options g_morphkv_states;
 
 std::vector<common_arg> morphkv_common_args(const common_params & params);
 

@@ -15,6 +15,7 @@ void morphkv_counts::add(const morphkv_counts & other) {
     recall_ms += other.recall_ms;
     n_media += other.n_media;
     n_media_tokens += other.n_media_tokens;
+    n_restored += other.n_restored;
     if (!other.warning.empty()) {
         warning = other.warning;
     }
@@ -34,6 +35,9 @@ void morphkv_counts::write_timings(common_json & timings) const {
     if (n_media > 0) {
         timings["media_n"]        = n_media;
         timings["media_tokens_n"] = n_media_tokens;
+    }
+    if (n_restored > 0) {
+        timings["restored_n"] = n_restored;
     }
     if (!warning.empty()) {
         timings["warning"] = warning;
@@ -57,6 +61,13 @@ void morphkv_metrics::write_prometheus(std::ostream & out) const {
     write("cells_used", "gauge", "Number of cells in use, all slots", n_used);
     write("kv_bytes", "gauge", "Bytes of K and V, all slots", kv_bytes);
     write("extra_bytes", "gauge", "Bytes beside K and V, all slots", extra_bytes);
+    if (has_chats) {
+        write("chats", "gauge", "Number of chats on disk", n_chats);
+        write("chat_bytes", "gauge", "Bytes of chats on disk", chat_bytes);
+        write("chats_written_total", "counter", "Number of times that a chat was written to disk", n_written);
+        write("chats_failed_total", "counter", "Number of times that a chat could not be written", n_failed);
+        write("restored_tokens_total", "counter", "Number of tokens of prompts that came from disk", counts.n_restored);
+    }
     if (!counts.has_archive) {
         return;
     }

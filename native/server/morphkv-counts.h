@@ -23,6 +23,8 @@ struct morphkv_counts {
     int64_t n_media        = 0;  // images and sounds that were evaluated
     int64_t n_media_tokens = 0;  // of these
 
+    int64_t n_restored = 0;      // tokens of prompts that came from a chat on disk
+
     std::string warning;         // what a client should know, empty = nothing
 
     void add(const morphkv_counts & other);
@@ -40,6 +42,12 @@ struct morphkv_metrics {
 
     int64_t n_archived    = 0;  // tokens
     int64_t archive_bytes = 0;
+
+    bool    has_chats  = false;  // on disk
+    int64_t n_chats    = 0;
+    int64_t chat_bytes = 0;
+    int64_t n_written  = 0;
+    int64_t n_failed   = 0;
 
     void write_prometheus(std::ostream & out) const;
 };

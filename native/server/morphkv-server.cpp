@@ -3,15 +3,13 @@
 #include "common.h"
 #include "llama.h"
 #include "log.h"
+#include "morphkv-defaults.h"
 #include "morphkv-media.h"
 #include "morphkv-system.h"
 #include "server-task.h"
 
 #include <csignal>
 #include <stdexcept>
-
-// llama-server's default of 32 is for checkpoints of a few MiB. Here each is as large as a slot.
-static constexpr int32_t N_CHECKPOINTS = 4;
 
 morphkv_observer g_morphkv;
 
@@ -30,10 +28,10 @@ bool morphkv_observer::prepare(common_params & params, server_routes & routes) {
     const morphkv_params & p       = params.morphkv.params;
     const int64_t          n_limit = (int64_t) p.capacity + std::max(p.interval, p.prompt_room);
     if (params.n_ctx != 0 && params.n_ctx < n_limit) {
-        LOG_ERR(
-            "error: MorphKV: -c is the most tokens of a slot and costs no memory; it must be 0 (no limit) or at least "
-            "capacity + max(interval, prompt_room), got %d with %d\n",
-            params.n_ctx, (int) n_limit);
+        LOG_ERR("error: MorphKV: -c is the most tokens of a slot and costs no memory: leave it out for no limit, or "
+                "give at "
+                "least capacity + max(interval, prompt_room), got %d with %d\n",
+                params.n_ctx, (int) n_limit);
         return false;
     }
 #ifdef SIGXFSZ
@@ -45,14 +43,16 @@ bool morphkv_observer::prepare(common_params & params, server_routes & routes) {
     params.morphkv.n_ctx_slot = params.n_ctx;
     params.n_ctx              = 0;
 
-    if (params.n_ctx_checkpoints == common_params().n_ctx_checkpoints) {
-        params.n_ctx_checkpoints = N_CHECKPOINTS;
-    }
+    // To write each idle slot to the prompt cache at each request gains nothing: a slot that is to hold another chat is
+    // written then, and none is emptied.
+    params.cache_idle_slots = false;
+    morphkv_name_model(params);
+    morphkv_mend_errors(routes, why_no_images);
     view.join(routes);
     return true;
 }
 
-bool morphkv_observer::choose_projector(common_params & params) const {
+bool morphkv_observer::choose_projector(common_params & params) {
     if (!params.morphkv.enabled || params.mmproj.path.empty()) {
         return true;
     }
@@ -66,10 +66,11 @@ bool morphkv_observer::choose_projector(common_params & params) const {
     }
     LOG_WRN("MorphKV cannot serve this model's images and serves its text: %s\n", why.c_str());
     params.mmproj.path.clear();
+    why_no_images = why;
     return true;
 }
 
-bool morphkv_observer::init(const common_params & params, llama_context * ctx_tgt, int32_t & n_swa) {
+bool morphkv_observer::init(common_params & params, llama_context * ctx_tgt, int32_t & n_swa) {
     if (!params.morphkv.enabled) {
         return true;
     }
@@ -83,7 +84,7 @@ bool morphkv_observer::init(const common_params & params, llama_context * ctx_tg
     states.assign(params.n_parallel, {});
     keeper.start(given, llama_vocab_get_add_bos(vocab) ? 1 : 0);
 
-    if (!start_archive()) {
+    if (!start_archive(params) || !start_chats(params)) {
         return false;
     }
     const std::string why = keeper.why_not({ params.n_keep, 0, 0 });
@@ -92,24 +93,10 @@ bool morphkv_observer::init(const common_params & params, llama_context * ctx_tg
         return false;
     }
     view.start(given, ctx, params.n_parallel);
-    LOG_INF("MorphKV: %d slots of %d cells each, K and V %.1f MiB and %.1f MiB beside them, for texts of any length: a "
-            "prompt may be longer than its cells, and context shift is not needed\n",
-            params.n_parallel, view.of(0).n_cells, view.of(0).kv_bytes / 1048576.0, view.of(0).extra_bytes / 1048576.0);
-    return true;
-}
-
-bool morphkv_observer::start_archive() const {
-    if (given.archive.empty()) {
-        return true;
-    }
-    morphkv_archive_params settings = morphkv_archive_params_default();
-    settings.type_k = settings.type_v = morphkv_common_archive_type(given);
-    settings.max_bytes                = given.archive_max_mib * 1024 * 1024;
-    settings.path                     = given.archive == "ram" ? nullptr : given.archive.c_str();
-    if (morphkv_archive_start(ctx, &settings) != MORPHKV_STATUS_OK) {
-        LOG_ERR("error: MorphKV: %s\n", morphkv_last_error());
-        return false;
-    }
+    choose_checkpoints(params);
+    n_checkpoints = params.n_ctx_checkpoints;
+    view.tell({ archive_type, n_checkpoints, params.checkpoint_min_step, params.cache_ram_mib });
+    say_what_is_on(params);
     return true;
 }
 
@@ -140,6 +127,9 @@ void morphkv_observer::accept(server_task & task, const server_chat_params & cha
 }
 
 void morphkv_observer::before_task(const server_task & task, bool is_decoding) {
+    if (is_on() && chats.is_on()) {
+        view.tell(chats.count_now());
+    }
     // this one comes with each step, and nothing has happened since the last
     if (is_on() && !is_decoding && task.type != SERVER_TASK_TYPE_NEXT_RESPONSE) {
         view.look_at_all();
@@ -156,15 +146,22 @@ bool morphkv_observer::holds(int32_t id_slot, int32_t pos_next) const {
 // prompts
 //
 
-int32_t morphkv_observer::begin_prompt(int32_t id_slot, const server_task & task, int32_t n_past, int32_t n_fixed) {
-    const morphkv_keep keep = keep_of(task);
-    state &            now  = states.at(id_slot);
+int32_t morphkv_observer::begin_prompt(int32_t id_slot, const server_task & task, const server_prompt & prompt,
+                                       int32_t n_past, int32_t n_fixed) {
+    const morphkv_keep keep       = keep_of(task);
+    state &            now        = states.at(id_slot);
+    const int64_t      n_restored = now.pending.n_restored;
+    now.pending.n_restored        = 0;
     view.count(now.pending);  // a recall behind an answer's last token
     now = {};
 
-    n_past      = keep_first_tokens(id_slot, keep, n_past);
-    now.id_task = task.id;
-    now.prompt  = morphkv_prompt_begin(std::max(n_past, n_fixed), task.n_tokens());
+    say_why_anew(id_slot, task, prompt, n_past);
+    n_past                 = keep_first_tokens(id_slot, keep, n_past);
+    now.id_task            = task.id;
+    now.is_new             = true;
+    now.n_first_checkpoint = morphkv_first_checkpoint(task.params.message_spans, n_checkpoints);
+    now.pending.n_restored = n_past > 0 ? n_restored : 0;
+    now.prompt             = morphkv_prompt_begin(std::max(n_past, n_fixed), task.n_tokens());
     if (given.archive.empty() || !given.recalls) {
         now.prompt.stage = MORPHKV_PROMPT_STAGE_LAST;
     }
@@ -259,6 +256,7 @@ int32_t morphkv_observer::write_token(int32_t id_slot, const server_task & task,
         view.count(now.pending);
         now                 = {};
         now.id_task         = task.id;
+        now.is_new          = true;
         now.next_recall_pos = pos + n_between;
     }
     if (n_between > 0 && pos >= now.next_recall_pos) {

@@ -4,6 +4,7 @@
 // A slot is a sequence; its text has no end but -c.
 #pragma once
 
+#include "morphkv-chats.h"
 #include "morphkv-keep.h"
 #include "morphkv-view.h"
 
@@ -13,10 +14,12 @@
 #include <limits>
 #include <vector>
 
+struct common_adapter_lora_info;
 struct common_params;
 struct llama_vocab;
 struct mtmd_context;
 struct server_chat_params;
+struct server_prompt;
 struct server_task;
 
 // Templates: llama-server's slots are a type of its own source.
@@ -28,12 +31,13 @@ public:
 
     // Before a model is loaded: its projector is left out, after a line that says why, where it came by itself and its images
     // cannot be served. False, after a log line, if one that was asked for cannot.
-    bool choose_projector(common_params & params) const;
+    bool choose_projector(common_params & params);
 
     // Once a context is there, also when the server wakes. False, after a log line, if it cannot be served.
     // n_swa: llama-server makes and uses context checkpoints for sliding windows. To it, this cache is one with a window of
-    // one token: a text goes on from any place that is complete, and from before by a checkpoint.
-    bool init(const common_params & params, llama_context * ctx_tgt, int32_t & n_swa);
+    // one token: a text goes on from any place that is complete, and from before by a checkpoint. Of these as many are made
+    // as memory allows.
+    bool init(common_params & params, llama_context * ctx_tgt, int32_t & n_swa);
 
     // Most tokens of a slot, in place of the context's.
     int32_t n_ctx_slot(int32_t n_ctx) const { return is_on() ? n_ctx_max : n_ctx; }
@@ -61,11 +65,24 @@ public:
         return true;
     }
 
-    // Before a prompt is decoded behind the n_past tokens of it that are in the cache. Returns n_past, or 0, and the slot is
-    // empty, where more tokens are to be kept than the slot is sure to have.
-    template <typename slot_type> int32_t begin(const slot_type & slot, int32_t n_past) {
+    // Before a prompt is decoded behind the n_past tokens of it that are in the cache. Returns n_past; or more, where the slot
+    // has been given a chat from disk; or 0, and the slot is empty, where more tokens are to be kept than it is sure to have.
+    template <typename slot_type> int32_t begin(slot_type & slot, int32_t n_past) {
+        if (!is_on()) {
+            return n_past;
+        }
+        if (chats.is_on() && slot.alora_invocation_start <= 0) {
+            n_past = find_chat(slot.id, *slot.task, slot.prompt, slot.lora, slot.ctx_dft, n_past);
+        }
         // tokens before an adapter's invocation are decoded without it, and not again
-        return is_on() ? begin_prompt(slot.id, *slot.task, n_past, slot.alora_invocation_start - 1) : n_past;
+        return begin_prompt(slot.id, *slot.task, slot.prompt, n_past, slot.alora_invocation_start - 1);
+    }
+
+    // A slot has come to the end of a task, and its answer was sent: its chat goes to disk.
+    template <typename slot_type> void end(const slot_type & slot) {
+        if (is_on()) {
+            end_text(slot.id, slot.prompt, slot.lora);
+        }
     }
 
     // Before tokens of a prompt join a batch, while all that is in the slot has been decoded: up to how many tokens. May take
@@ -86,8 +103,11 @@ public:
             slot.mem.seq_rm(slot.id, slot.prompt.tokens.pos_next(), -1);
             slot.stats.n_prompt_processed -= prompt.n_back;
         }
-        do_checkpoint = do_checkpoint && prompt.stage != MORPHKV_PROMPT_STAGE_AGAIN;
-        return prompt.n_end;
+        // Of a text that is read from its start, those that others would soon push out are not made.
+        const int32_t n_first = first_checkpoint(slot.id);
+        const bool    is_far  = slot.prompt.n_tokens() < n_first;
+        do_checkpoint         = do_checkpoint && prompt.stage != MORPHKV_PROMPT_STAGE_AGAIN && !is_far;
+        return is_far ? std::min(n_first, prompt.n_end) : prompt.n_end;
     }
 
     // Before a written token joins a batch. The longest draft that can be verified with it, and taken back, in one step: it ends
@@ -114,19 +134,33 @@ public:
 private:
     // What a slot is at.
     struct state {
-        int32_t        id_task = -1;         // of its prompt, or of the tokens that it writes
+        int32_t        id_task            = -1;     // of its prompt, or of the tokens that it writes
+        bool           is_new             = false;  // something was evaluated since the chat was last written
+        int32_t        n_first_checkpoint = 0;      // tokens
         morphkv_prompt prompt{};
-        int32_t        next_recall_pos = 0;  // while the answer is written
-        morphkv_counts pending;              // since the last decode: recalls, a warning
+        int32_t        next_recall_pos = 0;         // while the answer is written
+        morphkv_counts pending;                     // since the last decode: recalls, a warning
     };
 
     bool is_on() const { return ctx != nullptr; }
 
-    bool                   start_archive() const;
-    int32_t                begin_prompt(int32_t id_slot, const server_task & task, int32_t n_past, int32_t n_fixed);
-    int32_t                keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) const;
-    int32_t                find_start(int32_t id_slot, int32_t pos_end);
-    int32_t                n_read(int32_t id_slot) const { return states.at(id_slot).prompt.n_past; }
+    using loras = std::vector<common_adapter_lora_info>;
+
+    bool    start_archive(const common_params & params);
+    bool    start_chats(const common_params & params);
+    void    choose_checkpoints(common_params & params) const;
+    void    say_what_is_on(const common_params & params) const;
+    int32_t begin_prompt(int32_t id_slot, const server_task & task, const server_prompt & prompt, int32_t n_past,
+                         int32_t n_fixed);
+    void    say_why_anew(int32_t id_slot, const server_task & task, const server_prompt & prompt, int32_t n_past) const;
+    int32_t first_checkpoint(int32_t id_slot) const { return states.at(id_slot).n_first_checkpoint; }
+    int32_t find_chat(int32_t id_slot, const server_task & task, server_prompt & prompt, const loras & lora,
+                      llama_context * ctx_dft, int32_t n_past);
+    bool    take_chat(int32_t id_slot, morphkv_chats::found & chat, server_prompt & prompt, llama_context * ctx_dft);
+    void    end_text(int32_t id_slot, const server_prompt & prompt, const loras & lora);
+    int32_t keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) const;
+    int32_t find_start(int32_t id_slot, int32_t pos_end);
+    int32_t n_read(int32_t id_slot) const { return states.at(id_slot).prompt.n_past; }
     const morphkv_prompt & read_prompt(int32_t id_slot, int32_t n_held, int32_t pos_next, int32_t n_fixed);
     int32_t                write_token(int32_t id_slot, const server_task & task, llama_context * ctx_dft);
     bool                   holds(int32_t id_slot, int32_t pos_next) const;
@@ -136,13 +170,18 @@ private:
 
     llama_context *       ctx = nullptr;
     morphkv_common_params given;
-    int32_t               n_between           = 0;  // tokens between recalls while an answer is written, 0 = none then
-    int32_t               n_ctx_max           = 0;  // of a slot
+    int32_t               n_between     = 0;  // tokens between recalls while an answer is written, 0 = none then
+    int32_t               n_ctx_max     = 0;  // of a slot
+    int32_t               n_checkpoints = 0;  // most of a slot
+    std::string           archive_type;       // of K and V, as it was started
+    std::string           lora_of_all;        // adapters that requests have which name none
     bool                  has_warned          = false;  // of a system prompt that is too long
     bool                  has_given_projector = false;  // --mmproj, and not one that came with the model
+    std::string           why_no_images;                // of a projector that was left out
 
     std::vector<state> states;                          // (n_slots)
     morphkv_keeper     keeper;
+    morphkv_chats      chats;
     morphkv_view       view;
 };
 

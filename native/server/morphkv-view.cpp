@@ -40,6 +40,16 @@ void morphkv_view::count(const morphkv_counts & cost) {
     total.add(cost);
 }
 
+void morphkv_view::tell(const morphkv_chosen & now) {
+    std::lock_guard<std::mutex> lock(mutex);
+    chosen = now;
+}
+
+void morphkv_view::tell(const morphkv_chats::counts & now) {
+    std::lock_guard<std::mutex> lock(mutex);
+    chats = now;
+}
+
 //
 // the routes
 //
@@ -96,13 +106,24 @@ void morphkv_view::add_to_props(json & props) const {
         { "n_cells", stats.at(0).n_cells },
         { "kv_bytes", stats.at(0).kv_bytes },
         { "extra_bytes", stats.at(0).extra_bytes },
+        { "ctx_checkpoints", chosen.n_checkpoints },
+        { "checkpoint_min_step", chosen.checkpoint_min_step },
+        { "cache_ram_mib", chosen.cache_ram_mib },
     };
     if (!given.archive.empty()) {
         json & to             = props["morphkv"];
         to["archive"]         = given.archive;
+        to["archive_type"]    = chosen.archive_type;
         to["archive_max_mib"] = given.archive_max_mib;
         to["recall"]          = given.recalls;
         to["recall_share"]    = given.recall_share;
+    }
+    if (!g_morphkv_states.dir.empty()) {
+        json & to           = props["morphkv"];
+        to["state_dir"]     = g_morphkv_states.dir;
+        to["state_max_mib"] = g_morphkv_states.max_mib;
+        to["chats"]         = chats.n_files;
+        to["chat_bytes"]    = chats.n_bytes;
     }
 }
 
@@ -135,7 +156,12 @@ void morphkv_view::add_to_slot(json & slot) const {
 void morphkv_view::write_metrics(std::ostream & out) const {
     std::lock_guard<std::mutex> lock(mutex);
     morphkv_metrics             res;
-    res.counts = total;
+    res.counts     = total;
+    res.has_chats  = !g_morphkv_states.dir.empty();
+    res.n_chats    = chats.n_files;
+    res.chat_bytes = chats.n_bytes;
+    res.n_written  = chats.n_written;
+    res.n_failed   = chats.n_failed;
     for (const morphkv_stats & s : stats) {
         res.n_cells += s.n_cells;
         res.n_used += s.n_used;

@@ -2,6 +2,7 @@
 // llama-server answers also while it decodes; threads of HTTP read it.
 #pragma once
 
+#include "morphkv-chats.h"
 #include "morphkv-common.h"
 #include "morphkv-counts.h"
 
@@ -12,6 +13,14 @@
 
 struct llama_context;
 struct server_routes;
+
+// What the server has chosen, or was told, beside MorphKV's own settings.
+struct morphkv_chosen {
+    std::string archive_type;             // of K and V
+    int32_t     n_checkpoints       = 0;  // most of a slot
+    int32_t     checkpoint_min_step = 0;  // tokens
+    int32_t     cache_ram_mib       = 0;
+};
 
 class morphkv_view {
 public:
@@ -25,6 +34,9 @@ public:
     const morphkv_stats & of(int32_t id_slot) const { return stats.at(id_slot); }
 
     void count(const morphkv_counts & cost);
+
+    void tell(const morphkv_chosen & chosen);
+    void tell(const morphkv_chats::counts & chats);
 
     // Adds it to the answers of these routes.
     void join(server_routes & routes);
@@ -41,4 +53,6 @@ private:
     std::vector<morphkv_stats> stats;    // (n_slots)
     std::vector<std::string>   stopped;  // (n_slots), why the archive grows no more, or empty
     morphkv_counts             total;    // of all decodes
+    morphkv_chosen             chosen;
+    morphkv_chats::counts      chats;
 };

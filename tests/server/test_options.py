@@ -29,9 +29,11 @@ def test_help_has_each_option_and_its_environment_variable(name):
     done = run_program(name, "--help")
     assert done.returncode == 0
     words = set(re.split(r"[\s,)]+", done.stdout))
-    options = OPTIONS + (["morphkv-keep-system"] if name == "llama-server" else [])
+    of_server = ["morphkv-keep-system", "morphkv-archive", "morphkv-state-dir", "morphkv-state-max"]
+    options = OPTIONS + (of_server if name == "llama-server" else [])
     for option in options:
         assert f"--{option}" in words
+        assert option.replace("morphkv", "-", 1) in words or option == "morphkv"  # --capacity
         assert "LLAMA_ARG_" + option.upper().replace("-", "_") in words
     assert "--no-morphkv" in words
 

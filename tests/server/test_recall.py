@@ -127,10 +127,10 @@ def test_an_archive_is_bounded_over_all_slots(start_server, tiny_llama):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--morphkv-archive-type", "q8_0"], "--morphkv-archive-type needs --morphkv-archive {ram,PATH}"),
-        (["--morphkv-archive-max", "0"], "--morphkv-archive-max needs --morphkv-archive {ram,PATH}"),
-        (["--morphkv-recall", "off"], "--morphkv-recall needs --morphkv-archive {ram,PATH}"),
-        (["--morphkv-recall-share", "0.2"], "--morphkv-recall-share needs --morphkv-archive {ram,PATH}"),
+        (["--morphkv-archive-type", "q8_0"], "--morphkv-archive-type needs --morphkv-archive {auto,ram,PATH}"),
+        (["--morphkv-archive-max", "0"], "--morphkv-archive-max needs --morphkv-archive {auto,ram,PATH}"),
+        (["--morphkv-recall", "off"], "--morphkv-recall needs --morphkv-archive {auto,ram,PATH}"),
+        (["--morphkv-recall-share", "0.2"], "--morphkv-recall-share needs --morphkv-archive {auto,ram,PATH}"),
         (["--morphkv-archive", "ram", "--morphkv-archive-type", "q3"], "must be one of f32, f16, bf16, .* got q3"),
         (["--morphkv-archive", "ram", "--morphkv-archive-max", "-1"], "must not be negative, got -1"),
         (["--morphkv-archive", "ram", "--morphkv-recall", "maybe"], "recall must be off, prompt or a number above 0"),
