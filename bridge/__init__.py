@@ -30,7 +30,7 @@ from .calls import (
 from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .fit import fit_gpu_layers
 from .library import LIB_DIR, PACKAGE_DIR
-from .restore import Passage, restore
+from .restore import Passage, plan_change, restore
 
 # isort: split
 # after library, which says what libllama is loaded
@@ -66,6 +66,7 @@ __all__ = [
     "media_marker",
     "media_pieces",
     "next_context_has",
+    "plan_change",
     "recall",
     "require_morphkv",
     "restore",

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .calls import _check, _context, _fields, _int32, _sized
 from .native import ffi, lib
+
+IdArray = npt.NDArray[np.intc]  # (n_tokens,)
 
 
 def restore(context: int, tokens: Sequence[int], seq_id: int = 0) -> dict[str, Any]:
@@ -18,6 +23,14 @@ def restore(context: int, tokens: Sequence[int], seq_id: int = 0) -> dict[str, A
     ids = ffi.new("int32_t []", list(tokens))
     out = _sized("morphkv_restored")
     _check(lib.morphkv_restore(_context(context), _int32("seq_id", seq_id), ids, len(ids), out))
+    return _fields(out[0])
+
+
+def plan_change(text: IdArray, prompt: IdArray, n_cached: int) -> dict[str, int]:
+    """What of a text a prompt can have again, by their ids, int32: fields of morphkv_change but for its size."""
+    out = _sized("morphkv_change")
+    ids = [ffi.from_buffer("int32_t []", np.ascontiguousarray(one, dtype=np.int32)) for one in (text, prompt)]
+    _check(lib.morphkv_change_plan(ids[0], len(text), ids[1], len(prompt), _int32("n_cached", n_cached), out))
     return _fields(out[0])
 
 

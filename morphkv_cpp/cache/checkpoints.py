@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import bridge
 from .live import Live, TokenIds
-from .restore import follow_change, restore
+from .restore import restore
 from .reuse import PromptReuse, common_prefix, prompt_reuse
 
 logger = logging.getLogger("morphkv_cpp")
@@ -66,13 +66,12 @@ class Checkpoints:
             return reuse
         ids = np.asarray(prompt, dtype=np.intc)
         n_cached = max(reuse.n_cached, self._n_cached(llm, ids))
-        moved = follow_change(llm, prompt, n_cached)
-        if moved is not None:
-            return moved
         restored = restore(llm, prompt, n_cached)
-        if restored is None:
-            self._go_back(llm, ids, reuse.n_cached)
-        reuse = restored or prompt_reuse(llm, prompt)
+        if restored is not None:
+            self.make(llm)
+            return restored
+        self._go_back(llm, ids, reuse.n_cached)
+        reuse = prompt_reuse(llm, prompt)
         if 0 < reuse.n_cached < llm.n_tokens:
             llm._ctx.kv_cache_seq_rm(-1, reuse.n_cached, -1)
             llm.n_tokens, llm._requires_eval = reuse.n_cached, True

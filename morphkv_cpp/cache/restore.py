@@ -8,99 +8,46 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .. import bridge
 from ..errors import DecodeError
-from .live import Live, TokenIds
-from .reuse import PromptReuse, common_prefix, prompt_reuse
+from .live import Live
+from .reuse import PromptReuse, prompt_reuse
 
 logger = logging.getLogger("morphkv_cpp")
-
-N_AGAIN = 128  # tokens before what is new that are evaluated again, and then ask the archive
-N_LEAST = 128  # tokens; to save fewer is not worth that the bits are others
-N_GRAM = 32  # tokens that tell a passage from what is like it
 
 
 def restore(llm: Live, prompt: Sequence[int], n_cached: int) -> PromptReuse | None:
     """Have the cache hold what a prompt shares with its text, and say how much of it is there then.
 
-    n_cached: first tokens of the prompt that can be had without this. None where it would save little, or cannot be.
+    Where the prompt changes the text's beginning, what is behind the change comes along. n_cached: first tokens of the
+    prompt that can be had without this. None where it would save little, or cannot be.
     """
-    if not _may_restore(llm):
+    archive, text = llm.archive, llm._input_ids
+    if archive is None or not archive.restore or len(text) == 0 or text.min() < 0:
         return None
-    reuse = prompt_reuse(llm, prompt)
-    n = min(reuse.n_common, reuse.n_prompt - 1) - N_AGAIN
-    if n < n_cached + N_LEAST or not _try(llm, n, lambda: bridge.restore(llm.ctx, prompt[:n])):
+    plan = bridge.plan_change(text, np.asarray(prompt, dtype=np.intc), n_cached)
+    n_first, n_passage = plan["n_first"], plan["n_passage"]
+    if n_first == 0:
         return None
-    return replace(prompt_reuse(llm, prompt), n_common=reuse.n_common, n_restored=n)
-
-
-def follow_change(llm: Live, prompt: Sequence[int], n_cached: int) -> PromptReuse | None:
-    """Where a prompt changes the text's beginning or leaves out a part: have what is behind the change come along.
-
-    As restore().
-    """
-    if not _may_restore(llm):
-        return None
-    reuse = prompt_reuse(llm, prompt)
-    n_common = min(reuse.n_common, reuse.n_prompt - 1)
-    # first tokens that need not be evaluated without this
-    n_first = max(n_cached, n_common - N_AGAIN)
-    if n_common == 0 or reuse.n_prompt - n_first < N_AGAIN + N_LEAST:
-        return None
-    moved = find_moved(llm._input_ids, np.asarray(prompt, dtype=np.intc), n_common)
-    if moved is None:
-        return None
-    n = min(moved.n, reuse.n_prompt - 1 - moved.to) - N_AGAIN
-    if n_common + n < n_first + N_LEAST:
-        return None
+    n_common = prompt_reuse(llm, prompt).n_common
+    n_held = plan["passage_to"] + n_passage if n_passage else n_first
 
     def change() -> None:
-        passage = bridge.Passage(llm.ctx, moved.first, n)
-        bridge.restore(llm.ctx, prompt[:n_common])
-        llm.n_tokens = n_common
-        llm.decode(prompt[n_common : moved.to])
-        passage.put(llm.ctx, prompt[: moved.to + n])
-        llm.input_ids[llm.n_tokens : moved.to + n] = prompt[llm.n_tokens : moved.to + n]
+        passage = bridge.Passage(llm.ctx, plan["passage_first"], n_passage) if n_passage else None
+        bridge.restore(llm.ctx, prompt[:n_first])
+        if passage is not None:
+            llm.n_tokens = n_first
+            llm.decode(prompt[n_first : plan["passage_to"]])
+            passage.put(llm.ctx, prompt[:n_held])
+            llm.input_ids[llm.n_tokens : n_held] = prompt[llm.n_tokens : n_held]
 
-    if not _try(llm, moved.to + n, change):
+    if not _try(llm, n_held, change):
         return None
-    stats = llm.cache_stats()
-    return PromptReuse(reuse.n_prompt, reuse.n_common, n_common + n, n_common + n, stats.n_evictions, stats.n_evicted)
-
-
-@dataclass(frozen=True)
-class Moved:
-    """Tokens that a text has from `first` on, and a prompt from `to` on."""
-
-    first: int
-    to: int
-    n: int
-
-
-def find_moved(text: TokenIds, prompt: TokenIds, n_common: int) -> Moved | None:
-    """The first passage of a prompt behind what it shares with a text that the text has elsewhere."""
-    data = text.tobytes()
-    for to in range(n_common, len(prompt) - N_GRAM, N_GRAM // 2):
-        gram = prompt[to : to + N_GRAM].tobytes()
-        at = data.find(gram, n_common * text.itemsize)
-        while at >= 0 and at % text.itemsize:
-            at = data.find(gram, at + 1)
-        if at < 0:
-            continue
-        first = at // text.itemsize
-        n_before = common_prefix(text[n_common:first][::-1], prompt[n_common:to][::-1])
-        n_behind = common_prefix(text[first:], prompt[to:])
-        return Moved(first - n_before, to - n_before, n_before + n_behind)
-    return None
-
-
-def _may_restore(llm: Live) -> bool:
-    archive = llm.archive
-    return archive is not None and archive.restore and len(llm._input_ids) > 0 and llm._input_ids.min() >= 0
+    stats, n = llm.cache_stats(), n_first + n_passage
+    return PromptReuse(len(prompt), n_common, n, n, stats.n_evictions, stats.n_evicted)
 
 
 def _try(llm: Live, n_tokens: int, change: Callable[[], object]) -> bool:

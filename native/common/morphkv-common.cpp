@@ -215,6 +215,16 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL_SHARE");
+    add(common_arg({ "--morphkv-restore" }, { "--no-morphkv-restore" },
+                   string_format("MorphKV: where a prompt edits a slot's text far back or changes its beginning, go back "
+                                 "by the archive and not evaluate the text again (default: %s)",
+                                 params.morphkv.restores ? "enabled" : "disabled"),
+                   [](common_params & params, bool value) {
+                       given(params, "--morphkv-restore");
+                       params.morphkv.restores = value;
+                   })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_RESTORE");
     add(common_arg({ "--morphkv-state-dir" }, "PATH",
                    "MorphKV: a folder for chats: each is written behind each of its answers, and goes on from there "
                    "when the server has been started again (default: none)",

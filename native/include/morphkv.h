@@ -219,7 +219,7 @@ typedef struct morphkv_restored {
 // Goes back to the first n_tokens tokens of a text; tokens: their ids. Where that place is complete those behind it are taken
 // back. Else its cells are laid down again from the archive: the newest tokens before it, and in distant slots those that are
 // there and older, or else the newest that are. So it is near what the text was, and not the same bits: decode the last tokens
-// again, and a recall brings what they ask for. What is behind the place is gone from the archive too.
+// again, and a recall brings what they ask for. What is behind the place is gone from the archive too. It counts as a recall.
 // Not for models with layers that have a sliding window or are recurrent. Where the archive has too little of the text, and
 // where memory lacks, the sequence is as it was; where a computation fails it may be empty: logical_pos says it.
 MORPHKV_API morphkv_status morphkv_restore(struct llama_context * ctx, int32_t seq_id, const int32_t * tokens,
@@ -240,6 +240,20 @@ MORPHKV_API morphkv_status morphkv_passage_put(struct llama_context * ctx, int32
                                                const morphkv_passage * passage, const int32_t * tokens,
                                                int32_t n_tokens, morphkv_restored * out);
 MORPHKV_API void           morphkv_passage_free(morphkv_passage * passage);
+
+// What of a text a prompt can have again, where the two part at a place that is evicted in part.
+typedef struct morphkv_change {
+    size_t  size;           // sizeof(morphkv_change), set by the caller
+    int32_t n_first;        // go back to so many first tokens by the archive; 0 = to none
+    int32_t n_passage;      // then, if not 0: decode the prompt up to passage_to,
+    int32_t passage_first;  // and put so many tokens of the text from here on
+    int32_t passage_to;     // there: they are taken aside before the text goes back
+} morphkv_change;
+
+// Of the ids of both. n_cached: first tokens of the prompt that can be had anyway, by a checkpoint; all is 0 where little more can.
+// The last 128 tokens before what is new are left to be decoded again.
+MORPHKV_API morphkv_status morphkv_change_plan(const int32_t * text, int32_t n_text, const int32_t * prompt,
+                                               int32_t n_prompt, int32_t n_cached, morphkv_change * out);
 
 // The reading of a prompt with an archive. A question is understood only with what it is about at hand: all but its last token
 // is decoded and asks the archive, its end is decoded again on what came back and asks once more, its last token is decoded

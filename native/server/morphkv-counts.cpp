@@ -15,6 +15,7 @@ void morphkv_counts::add(const morphkv_counts & other) {
     recall_ms += other.recall_ms;
     n_media += other.n_media;
     n_media_tokens += other.n_media_tokens;
+    n_loaded += other.n_loaded;
     n_restored += other.n_restored;
     if (!other.warning.empty()) {
         warning = other.warning;
@@ -35,6 +36,9 @@ void morphkv_counts::write_timings(common_json & timings) const {
     if (n_media > 0) {
         timings["media_n"]        = n_media;
         timings["media_tokens_n"] = n_media_tokens;
+    }
+    if (n_loaded > 0) {
+        timings["loaded_n"] = n_loaded;
     }
     if (n_restored > 0) {
         timings["restored_n"] = n_restored;
@@ -66,13 +70,15 @@ void morphkv_metrics::write_prometheus(std::ostream & out) const {
         write("chat_bytes", "gauge", "Bytes of chats on disk", chat_bytes);
         write("chats_written_total", "counter", "Number of times that a chat was written to disk", n_written);
         write("chats_failed_total", "counter", "Number of times that a chat could not be written", n_failed);
-        write("restored_tokens_total", "counter", "Number of tokens of prompts that came from disk", counts.n_restored);
+        write("loaded_tokens_total", "counter", "Number of tokens of prompts that came from disk", counts.n_loaded);
     }
     if (!counts.has_archive) {
         return;
     }
     write("archived_tokens", "gauge", "Number of tokens in archives, all slots", n_archived);
     write("archive_bytes", "gauge", "Bytes of archives, all slots", archive_bytes);
+    write("restored_tokens_total", "counter", "Number of tokens of prompts that came back by the archive",
+          counts.n_restored);
     write("recalls_total", "counter", "Number of recalls", counts.n_recalls);
     write("recalled_tokens_total", "counter", "Number of tokens recalled, summed over layers and KV heads",
           counts.n_recalled);

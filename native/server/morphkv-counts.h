@@ -23,7 +23,8 @@ struct morphkv_counts {
     int64_t n_media        = 0;  // images and sounds that were evaluated
     int64_t n_media_tokens = 0;  // of these
 
-    int64_t n_restored = 0;      // tokens of prompts that came from a chat on disk
+    int64_t n_loaded   = 0;      // tokens of prompts that came from a chat on disk
+    int64_t n_restored = 0;      // tokens of prompts that came back by the archive: not the same bits as evaluated
 
     std::string warning;         // what a client should know, empty = nothing
 

@@ -150,8 +150,10 @@ int32_t morphkv_observer::begin_prompt(int32_t id_slot, const server_task & task
                                        int32_t n_past, int32_t n_fixed) {
     const morphkv_keep keep       = keep_of(task);
     state &            now        = states.at(id_slot);
-    const int64_t      n_restored = now.pending.n_restored;
-    now.pending.n_restored        = 0;
+    const int64_t       n_loaded   = now.pending.n_loaded;
+    const int64_t       n_restored = now.pending.n_restored;
+    const moved_passage moved      = now.moved;
+    now.pending.n_loaded = now.pending.n_restored = 0;
     view.count(now.pending);  // a recall behind an answer's last token
     now = {};
 
@@ -160,7 +162,11 @@ int32_t morphkv_observer::begin_prompt(int32_t id_slot, const server_task & task
     now.id_task            = task.id;
     now.is_new             = true;
     now.n_first_checkpoint = morphkv_first_checkpoint(task.params.message_spans, n_checkpoints);
-    now.pending.n_restored = n_past > 0 ? n_restored : 0;
+    if (n_past > 0) {
+        now.pending.n_loaded   = n_loaded;
+        now.pending.n_restored = n_restored;
+        now.moved              = moved;
+    }
     now.prompt             = morphkv_prompt_begin(std::max(n_past, n_fixed), task.n_tokens());
     if (given.archive.empty() || !given.recalls) {
         now.prompt.stage = MORPHKV_PROMPT_STAGE_LAST;

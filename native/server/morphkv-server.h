@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <vector>
 
 struct common_adapter_lora_info;
@@ -50,13 +51,18 @@ public:
     void before_task(const server_task & task, bool is_decoding);
 
     // Whether a prompt that has its first n_past tokens in the slot, up to pos_next, goes on without a checkpoint where what is
-    // behind cannot be taken back anywhere: nothing is behind, or it goes on from the slot's mark. Sets both to where.
+    // behind cannot be taken back anywhere: nothing is behind, or it goes on from the slot's mark, or by the archive. Sets both
+    // to where.
     template <typename slot_type> bool goes_on(const slot_type & slot, int32_t & n_past, int32_t & pos_next) {
         // of a prompt that is known to its end the last token is decoded again
         const bool    has_new = n_past < slot.task->n_tokens();
         const int32_t pos     = is_on() ? find_start(slot.id, has_new ? pos_next : pos_next - 1) : -1;
         if (pos < 0) {
-            return false;
+            if (!is_on() || !restores(slot.id, *slot.task, slot.prompt, slot.ctx_dft, n_past)) {
+                return false;
+            }
+            pos_next = slot.prompt.tokens.pos_next(n_past);
+            return true;
         }
         if (pos != pos_next) {
             n_past   = (int32_t) slot.prompt.tokens.size_up_to_pos(pos);
@@ -90,6 +96,19 @@ public:
     template <typename slot_type> int32_t read(slot_type & slot, bool & do_checkpoint) {
         if (!is_on()) {
             return slot.task->n_tokens();
+        }
+        const moved_passage & moved = states.at(slot.id).moved;
+        if (moved.n > 0 && slot.prompt.n_tokens() < moved.to) {
+            return moved.to;
+        }
+        if (moved.n > 0) {
+            int32_t       n_held = slot.prompt.n_tokens();
+            const int32_t n_new  = put_moved(slot.id, *slot.task, n_held);
+            slot.prompt.tokens.keep_first(n_held);
+            for (int32_t i = 0; i < n_new; ++i) {
+                slot.prompt.tokens.push_back(slot.task->tokens[n_held + i]);
+            }
+            slot.stats.n_prompt_cached += n_new;
         }
         // what is not words is not read again
         int32_t n_fixed = 0;
@@ -132,12 +151,20 @@ public:
     }
 
 private:
+    // Tokens that are put behind the first `to` of a prompt.
+    struct moved_passage {
+        std::shared_ptr<morphkv_passage> passage;
+        int32_t                          to = 0;
+        int32_t                          n  = 0;
+    };
+
     // What a slot is at.
     struct state {
         int32_t        id_task            = -1;     // of its prompt, or of the tokens that it writes
         bool           is_new             = false;  // something was evaluated since the chat was last written
         int32_t        n_first_checkpoint = 0;      // tokens
         morphkv_prompt prompt{};
+        moved_passage  moved;                       // while a prompt is read up to where it comes
         int32_t        next_recall_pos = 0;         // while the answer is written
         morphkv_counts pending;                     // since the last decode: recalls, a warning
     };
@@ -160,6 +187,10 @@ private:
     void    end_text(int32_t id_slot, const server_prompt & prompt, const loras & lora);
     int32_t keep_first_tokens(int32_t id_slot, const morphkv_keep & keep, int32_t n_past) const;
     int32_t find_start(int32_t id_slot, int32_t pos_end);
+    bool    restores(int32_t id_slot, const server_task & task, const server_prompt & prompt,
+                     const llama_context * ctx_dft, int32_t & n_past);
+    // How many tokens came. n_held: in the slot; 0 where it has been cleared.
+    int32_t put_moved(int32_t id_slot, const server_task & task, int32_t & n_held);
     int32_t n_read(int32_t id_slot) const { return states.at(id_slot).prompt.n_past; }
     const morphkv_prompt & read_prompt(int32_t id_slot, int32_t n_held, int32_t pos_next, int32_t n_fixed);
     int32_t                write_token(int32_t id_slot, const server_task & task, llama_context * ctx_dft);

@@ -50,7 +50,9 @@ int32_t morphkv_observer::find_chat(int32_t id_slot, const server_task & task, s
         }
         if (take_chat(id_slot, chat, prompt, ctx_dft)) {
             LOG_INF("slot %d: MorphKV: %d of %d tokens come from disk\n", id_slot, chat.n_past, task.n_tokens());
-            states.at(id_slot).pending.n_restored = chat.n_past;
+            states.at(id_slot).pending.n_loaded   = chat.n_past;
+            states.at(id_slot).pending.n_restored = 0;
+            states.at(id_slot).moved              = {};
             return chat.n_past;
         }
         chats.refuse(id_slot);

@@ -117,6 +117,7 @@ void morphkv_view::add_to_props(json & props) const {
         to["archive_max_mib"] = given.archive_max_mib;
         to["recall"]          = given.recalls;
         to["recall_share"]    = given.recall_share;
+        to["restore"]         = given.restores;
     }
     if (!g_morphkv_states.dir.empty()) {
         json & to           = props["morphkv"];

@@ -92,10 +92,10 @@ class TestKilled:
         text, _ = go_on(server, tokens(400))
         restart(server)
         timings = server.complete([*text, 261, 262], 4)["timings"]
-        assert (timings["cache_n"], timings["restored_n"]) == (len(text) - 1, len(text) - 1)
-        assert server.metrics()["llamacpp:morphkv_restored_tokens_total"] == len(text) - 1
+        assert (timings["cache_n"], timings["loaded_n"]) == (len(text) - 1, len(text) - 1)
+        assert server.metrics()["llamacpp:morphkv_loaded_tokens_total"] == len(text) - 1
         assert "come from disk" in server.tail()
-        assert "restored_n" not in server.complete([*text, 261, 262], 4)["timings"]
+        assert "loaded_n" not in server.complete([*text, 261, 262], 4)["timings"]
 
     @pytest.mark.parametrize("flag", [[], ["--morphkv-archive", "ram"]], ids=["", "archive"])
     def test_recurrent_layers_go_on_too(self, start_server, tiny_hybrid, flags, flag):
@@ -123,7 +123,7 @@ class TestKilled:
         end = time.monotonic() + 30
         while not server.get("/props")["is_sleeping"] and time.monotonic() < end:
             time.sleep(0.1)
-        assert server.complete([*text, 261], 4)["timings"]["restored_n"] == len(text) - 1
+        assert server.complete([*text, 261], 4)["timings"]["loaded_n"] == len(text) - 1
 
 
 class TestFolder:

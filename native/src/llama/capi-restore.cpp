@@ -1,5 +1,6 @@
 // The C API of going back by the archive, and of passages.
 
+#include "core/change.h"
 #include "core/restore.h"
 #include "llama/capi.h"
 #include "llama/hybrid.h"
@@ -45,6 +46,16 @@ morphkv_status morphkv_passage_put(struct llama_context * ctx, int32_t seq_id, c
         const int32_t n_all = cache.text_of(seq_id).n_tokens() + passage->n;
         require(n_tokens == n_all, "n_tokens must be " + std::to_string(n_all) + ", got " + std::to_string(n_tokens));
         *out = cache.put_passage(seq_id, *passage, tokens);
+    });
+}
+
+morphkv_status morphkv_change_plan(const int32_t * text, int32_t n_text, const int32_t * prompt, int32_t n_prompt,
+                                   int32_t n_cached, morphkv_change * out) {
+    return guarded([&] {
+        require((text || n_text == 0) && (prompt || n_prompt == 0), "text and prompt must not be NULL");
+        require(n_text >= 0 && n_prompt >= 0, "n_text and n_prompt must not be negative");
+        require_size(out, "out");
+        *out = morphkv_plan_change(text, n_text, prompt, n_prompt, n_cached);
     });
 }
 

@@ -6,9 +6,9 @@ import pytest
 
 from morphkv_cpp import Llama, MorphKV, bridge
 from morphkv_cpp.cache.checkpoints import N_APART, Checkpoints
-from morphkv_cpp.cache.restore import N_AGAIN
 from support.tiny import QUIET, count_evaluated, greedy, held, last_logits, some_tokens
 
+N_AGAIN = 128  # tokens that are evaluated again before what is new
 SMALL = MorphKV(capacity=32, window=8, interval=4, keep=2, prompt_room=0)
 N_ANSWER = 50  # evicts all that was recent before
 QUESTIONS = [some_tokens(n, seed) for seed, n in enumerate((300, 90, 200, 75))]

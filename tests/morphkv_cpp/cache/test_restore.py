@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Archive, Llama, MorphKV, bridge
-from morphkv_cpp.cache.restore import N_AGAIN
 from support.tiny import QUIET, count_evaluated, greedy, held, last_logits, some_tokens
 
+N_AGAIN = 128  # tokens that are evaluated again before what is new
 SMALL = MorphKV(capacity=96, window=8, interval=8, keep=2, prompt_room=0)
 TEXT = some_tokens(1500)
 EDIT = some_tokens(40, seed=9)
