@@ -1,10 +1,11 @@
 """What a session begins with: a chat that comes back as text, and what is kept; on tiny models."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from morphkv_cpp import MorphKV, Session
+from morphkv_cpp import MorphKV, NoRoomError, Session
 from support.chats import TURN, forced, talk, text_of
 from support.tiny import bytes_of, count_evaluated, held
 
@@ -59,12 +60,13 @@ class TestKeep:
         ):
             open_llama().session("abc " * 50)
 
-    @pytest.mark.parametrize("keep", [-1, 112])
-    def test_a_number_out_of_range_is_a_sentence(self, open_llama, keep):
-        with pytest.raises(
-            ValueError, match=f"keep must have less than capacity - window tokens to be kept, got {keep}"
-        ):
-            open_llama().session(keep=keep)
+    def test_a_number_out_of_range_is_a_sentence(self, open_llama):
+        with pytest.raises(ValueError, match="keep must not be negative, got -1"):
+            open_llama().session(keep=-1)
+        sentence = r"keep must have less than .* to be kept, got 112 .*: MorphKV\(capacity=238\)"
+        with pytest.raises(NoRoomError, match=sentence) as found:
+            open_llama().session(keep=112)
+        assert open_llama(replace(SMALL, capacity=found.value.capacity)).session(keep=112)
 
     @pytest.mark.parametrize("keep", ["all", True, 1.5])
     def test_another_value_is_a_sentence(self, open_llama, keep):
@@ -141,7 +143,7 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"messages": [{"role": "user", "content": "x"}]}, r"must end with an answer .*, got 'user'"),
+            ({"messages": [{"role": "cook", "content": "x"}]}, r"must end with the role system, .*, got 'cook'"),
             ({"system": "a", "messages": [{"role": "system", "content": "b"}]}, "system must be given once"),
             ({"messages": [{"role": "system", "content": [1]}]}, r"the system text must be a str, got \[1\]"),
             ({"system": b"abc"}, "the system text must be a str, got b'abc'"),
