@@ -154,7 +154,7 @@ class LiveText:
         self.take()
         if n >= self.n_held:
             del self.ahead[n - self.n_held :]
-            self.n_again = min(self.n_again, len(self.ahead))
+            self.n_again = min(self.n_again, max(len(self.ahead) - 1, 0))
             return True
         llm, stats = self.llm, self.llm.cache_stats()
         ids, n_held = llm.input_ids[:n].copy(), self.n_held

@@ -19,8 +19,9 @@ def replace_file(path: str | os.PathLike[str], blocks: Iterable[bytes | memoryvi
     try:
         _replace(path, blocks)
     except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
-        raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # of the class that errno says
 
 
 def _replace(path: str | os.PathLike[str], blocks: Iterable[bytes | memoryview]) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Protocol, TypeVar
 from .one_thread import OneThread
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 END: Any = object()
 
 
-class Closable(Iterator[T], Protocol[T]):
+class Closable(Iterator[T_co], Protocol[T_co]):
     def close(self) -> None: ...
 
 

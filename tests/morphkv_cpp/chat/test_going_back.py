@@ -79,14 +79,24 @@ class TestUndo:
         assert text_of(chat)[:-10] == text_of(same)[:-10]
         assert chat.cache_stats().keep == same.cache_stats().keep
 
-    def test_with_few_checkpoints_from_the_last_before(self, open_llama):
-        chat = chat_of(open_llama(ctx_checkpoints=2))
-        places = [chat._text.checkpoints.longest(10**6), chat.n_tokens]
+    def test_from_the_last_checkpoint_before(self, open_llama):
+        chat = chat_of(open_llama())
+        checkpoints = chat._text.checkpoints
+        del checkpoints._all[3:]
+        n_checkpoint = len(checkpoints._all[-1].ids)
         chat.undo()
-        assert chat._text.n_held == places[0]
-        chat.undo()
+        n_tokens = chat.n_tokens
         talk(chat, "and now")
-        assert 0 <= chat.last.again_tokens <= places[1]
+        assert chat.last.again_tokens == n_tokens - 1 - n_checkpoint > 64
+
+    def test_few_checkpoints_are_the_newest(self, open_llama):
+        chat = chat_of(open_llama(ctx_checkpoints=2))
+        chat.undo()
+        assert chat._text.n_held == chat.n_tokens - 1
+        chat.undo()
+        n_tokens = chat.n_tokens
+        talk(chat, "and now")
+        assert chat.last.again_tokens == n_tokens - 1
 
     def test_a_session_that_waits_aside_can_be_undone(self, open_llama):
         llm, other = open_llama(), open_llama()
@@ -97,8 +107,8 @@ class TestUndo:
             talk(one, "and now")
         is_same(chat, same)
 
-    def test_checkpoints_of_another_use_of_the_llama_do_not_matter(self, open_llama):
-        llm, other = open_llama(), open_llama()
+    def test_checkpoints_of_another_use_of_the_llama_do_not_matter(self, open_pair):
+        llm, other = open_pair()
         first, second = llm.session("abc"), llm.session("xyz")
         for question in QUESTIONS:
             talk(first, question)
