@@ -29,7 +29,7 @@ DROPS_BEFORE_QUESTIONS = (
 )
 KEEPS = "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
 KEEPS += "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
-THOUGHT = "so the walnut is a fruit, and a stone fruit at that, or is it not one of these"
+THOUGHT = "so the walnut is a fruit, a stone fruit"
 
 
 @pytest.fixture
@@ -48,8 +48,7 @@ def think(chat, question, answer, opens=False):
     assert said == text
 
 
-@pytest.mark.parametrize("archive", [None, "ram"])
-@pytest.mark.parametrize("template", [DROPS, OPENS], ids=["drops", "opens"])
+@pytest.mark.parametrize(("template", "archive"), [(DROPS, None), (OPENS, "ram")], ids=["drops", "opens, archive"])
 def test_thoughts_go_for_30_turns_at_the_cost_of_what_is_new(open_thinker, template, archive):
     llm = open_thinker(template, archive=archive)
     opens = template == OPENS
