@@ -132,25 +132,35 @@ class Checkpoints:
             other._all = [one for one in other._all if one.number in held]
 
     def longest(self, n: int) -> int:
-        """How many tokens the longest of at most n tokens has, where all are of one text that only grew; 0: none."""
-        return max((len(one.ids) for one in self._all if len(one.ids) <= n), default=0)
+        """How many of a text's first n tokens can be had by back_to(), where all are of one text; 0: none."""
+        best = self._best(n)
+        return 0 if best is None else min(len(best.ids), n)
+
+    def _best(self, n: int) -> Checkpoint | None:
+        """The longest of at most n tokens, or a longer one whose end can be taken back, where that is much more."""
+        best = max((one for one in self._all if len(one.ids) <= n), key=lambda one: len(one.ids), default=None)
+        if n - (0 if best is None else len(best.ids)) > N_APART:
+            longer = (one for one in self._all if len(one.ids) > n > max(one.complete_pos, 0))
+            best = next(longer, best)
+        return best
 
     def forget(self, n: int) -> None:
         """Drop those of more than n tokens."""
         self._all = [one for one in self._all if len(one.ids) <= n]
 
     def back_to(self, llm: Live, n: int) -> int:
-        """Give the cache the longest of at most n tokens, and drop those of more, where all are of one text.
+        """Give the cache one of the text's first n tokens, and drop those of more, where all are of one text.
 
-        How many tokens it has; 0 where there is none, and the cache may then be empty.
+        How many tokens it then has; 0 where there is none, and the cache may be empty.
         """
+        n_held = 0
+        while n_held == 0 and (best := self._best(n)) is not None:
+            if self._set(llm, best) and (len(best.ids) <= n or llm._ctx.kv_cache_seq_rm(-1, n, -1)):
+                n_held = llm.n_tokens = min(len(best.ids), n)
+            else:
+                self._all = [one for one in self._all if one is not best]
         self.forget(n)
-        while self._all:
-            best = max(self._all, key=lambda one: len(one.ids))
-            if self._set(llm, best):
-                return len(best.ids)
-            self._all = [one for one in self._all if one is not best]
-        return 0
+        return n_held
 
     def _go_back(self, llm: Live, prompt: TokenIds, n_cached: int) -> bool:
         """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .one_thread import OneThread
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -31,6 +32,10 @@ class Worker:
         self._pool: ThreadPoolExecutor | None = None
 
     async def call(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        # they take a while to import, and most do without
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="morphkv")
         is_cancelled = threading.Event()
@@ -40,12 +45,13 @@ class Worker:
                 return call(*args, **kwargs)
 
         future = self._pool.submit(run)
+        result = asyncio.wrap_future(future)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(result)
         except asyncio.CancelledError:
             is_cancelled.set()
             if not future.cancel():
-                await asyncio.wait([asyncio.wrap_future(future)])
+                await asyncio.wait([result])
             raise
 
     async def stream(self, begin: Callable[[], Closable[T]]) -> AsyncGenerator[T, None]:

@@ -130,7 +130,7 @@ def archived(group: Callable[..., Archive | None]) -> Callable[..., Archive | No
 
     without = inspect.Parameter(
         "no_archive",
-        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
         default=False,
         annotation=Annotated[bool, morphkv_flag("evicted tokens are gone (default: --archive auto)", "--no-archive")],
     )
