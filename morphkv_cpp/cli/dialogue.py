@@ -25,6 +25,7 @@ class Dialogue:
         self._options = options  # of Session.say
         self._path = path
         self._forks: list[Session] = []
+        self._n_answers = 0
         self._session = session
 
     def status(self) -> str:
@@ -34,7 +35,7 @@ class Dialogue:
     def take(self, line: str, show: Show) -> bool:
         """Obey a command, or answer a question in pieces that are printed as `show` gives them; whether it answered."""
         is_question = bool(line.strip()) and (not line.startswith("/") or line.startswith("//"))
-        last = self._session.last
+        n_answers = self._n_answers
         try:
             if is_question:
                 self._answer(self._session.say(line[1:] if line.startswith("//") else line, **self._options), show)
@@ -47,9 +48,10 @@ class Dialogue:
         except (OSError, RuntimeError, ValueError) as error:
             self.n_errors += 1
             remark(f"error: {error}")
-        return is_question or self._session.last is not last
+        return is_question or self._n_answers > n_answers
 
     def _answer(self, pieces: Iterable[str], show: Show) -> None:
+        self._n_answers += 1
         try:
             with noted_interrupts() as check_interrupt:
                 for piece in pieces:

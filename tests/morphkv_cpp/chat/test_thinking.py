@@ -62,7 +62,7 @@ def test_thoughts_go_for_30_turns_at_the_cost_of_what_is_new(open_thinker, templ
                 assert chat.last.prompt_tokens <= n_new + len("<think>\n") + 64
                 assert chat.n_tokens < before + 2 * len(f"answer {i}.") + n_new + 20
         assert chat.cache_stats().n_evictions > 10
-        text = llm.detokenize(text_of(chat)).decode()
+        text = llm.detokenize(text_of(chat)).decode(errors="ignore")
         # the last answer's alone
         assert text.count("walnut") == 1
         for i in range(29):
@@ -76,7 +76,7 @@ def test_thoughts_stay_where_the_template_has_them(open_thinker):
     with llm.session("abc") as chat:
         for i in range(3):
             think(chat, f"question {i}", f"answer {i}.")
-        assert llm.detokenize(text_of(chat)).decode().count("walnut") == 3
+        assert llm.detokenize(text_of(chat)).decode(errors="ignore").count("walnut") == 3
         assert chat.last.again_tokens == 0
 
 
@@ -86,10 +86,10 @@ def test_thoughts_between_calls_stay_until_the_next_question(open_thinker):
         think(chat, "one", "a call")
         chat.tool_result("42")
         think(chat, None, "the answer")
-        text = llm.detokenize(text_of(chat)).decode()
+        text = llm.detokenize(text_of(chat)).decode(errors="ignore")
         assert (text.count("walnut"), "<|im_start|>tool\n42<|im_end|>" in text) == (2, True)
         talk(chat, "two")
-        text = llm.detokenize(text_of(chat)).decode()
+        text = llm.detokenize(text_of(chat)).decode(errors="ignore")
         assert "walnut" not in text
         assert "assistant\na call<|im_end|>\n<|im_start|>tool\n42<|im_end|>\n<|im_start|>assistant\nthe answer" in text
 
@@ -113,7 +113,7 @@ def test_going_back_over_a_thought(open_thinker, template):
     assert "".join(chat.regenerate(max_tokens=3, logits_processor=forced(bytes_of("yes")))) == "yes"
     opening = "<|im_start|>system\nabc<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n"
     end = "<think>\nyes" if template == OPENS else "yes"
-    assert llm.detokenize(text_of(chat)).decode().strip() == f"{opening}{end}"
+    assert llm.detokenize(text_of(chat)).decode(errors="ignore").strip() == f"{opening}{end}"
 
 
 def test_a_question_that_fails_leaves_the_chat(open_thinker, monkeypatch):

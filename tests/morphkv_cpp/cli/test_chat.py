@@ -112,7 +112,6 @@ class TestCommands:
             ("/edit", "/edit must say what to ask instead"),
             ("/edit 0 x", "/edit numbers questions from 1, got 0"),
             ("/edit x", "nothing has been asked in this session yet"),
-            ("/save no/such", "No such file or directory: 'no/such'"),
             ("/system " + "abc " * 200, "the system prompt must have less than capacity - window tokens"),
         ],
     )
@@ -138,6 +137,11 @@ class TestCommands:
     def test_a_layer_that_is_none(self, chat, layer):
         _, _, err = chat(*["hello"] * 12, f"/retained {layer}")
         assert "error: " in err
+
+    def test_a_file_that_cannot_be_written_is_named_as_it_was_given(self, chat):
+        code, _, err = chat("one", "/save no/such")
+        assert code == 1
+        assert "error: [Errno 2] No such file or directory: 'no/such'" in err
 
     def test_stats_tell_of_recalls(self, chat):
         _, out, _ = chat(*["hello"] * 12, "/stats")
