@@ -12,7 +12,6 @@ from morphkv_cpp import Llama, Session
 from morphkv_cpp.cli import chat_open
 from morphkv_cpp.cli.chat import N_PREDICT
 from morphkv_cpp.cli.dialogue import Dialogue
-from morphkv_cpp.cli.typed import line_of
 from support.chats import no_end
 from support.command import run
 
@@ -276,23 +275,6 @@ class TestStart:
         code, capacity, err = begin(["--capacity", "1024"], 2000)
         assert (code, capacity) == (1, 1024)
         assert re.search(r"or --capacity \d+, keeps it all", err)
-
-
-@pytest.mark.parametrize(
-    ("keys", "line"),
-    [
-        (b"", ""),
-        (b"abc", "abc"),
-        (b"abc\r", "abc"),
-        (b"ab\ncd\n", "ab\ncd"),
-        (b"abx\x7fc\x1b[A\x1b[1;5C\x1bOP", "abc"),
-        ("\u00e9\x03".encode(), "\u00e9"),
-        (b"\x7f\x7fa", "a"),
-        (b"\xc3", ""),
-    ],
-)
-def test_what_is_typed_during_an_answer_becomes_a_line(keys, line):
-    assert line_of(keys) == line
 
 
 def test_it_ends_quietly_where_nobody_reads_on(tiny_llama, tmp_path):
