@@ -20,6 +20,7 @@ from .cache.one_thread import OneThread, Turn, guarded
 from .cache.reuse import PromptReuse
 from .cache.worker import Worker, awaited
 from .chat.keep import ChatKeep, Keep
+from .chat.opening import SessionKeep
 from .chat.session import Session
 from .chat.session_load import load_session
 from .config import MorphKV
@@ -127,7 +128,7 @@ class Llama(OneTextLlama):
         self,
         system: str | None = None,
         *,
-        keep: Keep = "system",
+        keep: SessionKeep = "system",
         messages: Sequence[dict[str, Any]] | None = None,
         tools: Sequence[dict[str, Any]] | None = None,
     ) -> Session:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import llama_cpp
@@ -184,6 +185,23 @@ class ContextLlama(llama_cpp.Llama):
                 f"only the recall settings of an open archive can be changed, got {archive} for {self._archive}"
             )
         self._archive = archive
+
+    def _raise_capacity(self, capacity: int) -> None:
+        """Put a larger cache in place of this one, which holds nothing that is needed: its archive is in memory.
+
+        Raises ValueError, and nothing changes, where it cannot be had.
+        """
+        if self._morphkv is None or self._logits_all or self._lora_adapter is not None:
+            raise ValueError("a larger cache needs a context without logits_all and LoRA adapters")
+        config = replace(self._morphkv, capacity=capacity)
+        self.context_params.n_ctx = max(self.context_params.n_ctx, self._model.n_ctx_train(), _n_cells(config))
+        with bridge.next_context_has(asdict(config)):
+            context = LlamaContext(model=self._model, params=self.context_params, verbose=self.verbose)
+        before, self._context = self._context, self._stack.enter_context(contextlib.closing(context))
+        before.close()  # type: ignore[no-untyped-call]
+        self._morphkv = config
+        if self._archive is not None:
+            self._archive = self._archive.start(self.ctx)
 
     @property
     def _cache_types(self) -> tuple[int, int]:

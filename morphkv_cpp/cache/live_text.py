@@ -91,6 +91,11 @@ class LiveText:
         if self.is_live:
             self.llm._holder = None
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether it has begun, and can continue."""
+        return self.begun and self._end is None
+
     def refuse_ended(self) -> None:
         end = "its Llama is closed" if self.is_orphan else self._end
         if end is not None:

@@ -9,25 +9,25 @@ from typing import Any
 from ..cache.live_text import LiveText
 from ..cache.text_snapshot import TextSnapshot
 from ..config import MorphKV
-from ..errors import NoMorphKVError, SessionEndedError, StateError
+from ..errors import NoMorphKVError, NoRoomError, SessionEndedError, StateError
 from ..text.tokens import tokens_behind
 from .asking import Asked, put, refuse_unknown
 from .history import Exchange, History
-from .keep import Keep
 from .media import text_of
 from .model import ChatModel
-from .opening import n_kept, opening_history, tokens_of
+from .opening import SessionKeep, n_kept, opening_history, raise_capacity, tokens_of
 from .template import ChatTemplate, Message, Rendered
+
+NEEDS = "a session needs MorphKV: open the model with Llama(..., morphkv=True)"
 
 
 class Conversation:
     """What a session is made of. The history and the text's tokens say the same, but before the first question."""
 
-    def __init__(self, llm: ChatModel, history: History, keep: Keep):
+    def __init__(self, llm: ChatModel, history: History, keep: SessionKeep):
         if llm.morphkv is None or llm._evals is None:
-            raise NoMorphKVError("a session needs MorphKV: open the model with Llama(..., morphkv=True)")
+            raise NoMorphKVError(NEEDS)
         self.llm = llm
-        self.config: MorphKV = llm.morphkv
         self.text = LiveText(llm, llm._evals.checkpoints.another())
         self.text.refuse_ended()
         self.template = ChatTemplate.of(llm)
@@ -37,11 +37,14 @@ class Conversation:
         self.tools: Sequence[dict[str, Any]] | None = None
         self.is_answering = False
         self.keep = keep
-        self.n_keep = n_kept(llm, self.config, self.template, self.system, keep)
+        self.n_keep = self._n_kept(None)
+        llm._evals.texts.add(self.text)
 
     def fork(self) -> Conversation:
         copy = Conversation.__new__(Conversation)
         copy.__dict__.update(self.__dict__, text=self.text.copy(), is_answering=False)
+        if self.llm._evals is not None:
+            self.llm._evals.texts.add(copy.text)
         return copy
 
     @property
@@ -73,7 +76,7 @@ class Conversation:
 
     def use_tools(self, tools: Sequence[dict[str, Any]] | None) -> None:
         """Templates name tools at a chat's beginning, so all is evaluated again where they change."""
-        n_keep = n_kept(self.llm, self.config, self.template, self.system, self.keep, tools=tools)
+        n_keep = self._n_kept(tools)
         if self.text.begun:
             self._refuse_untold("its tools cannot be changed")
             self.history = self.history.as_opening()
@@ -158,6 +161,22 @@ class Conversation:
         if rendered is not None:
             words = tokens_of(self.llm, rendered) if n_before == 0 else tokens_behind(self.llm, rendered.text)
             self.text.change(n_before, words)
+
+    @property
+    def config(self) -> MorphKV:
+        if self.llm.morphkv is None:
+            raise NoMorphKVError(NEEDS)
+        return self.llm.morphkv
+
+    def _n_kept(self, tools: Sequence[dict[str, Any]] | None) -> int:
+        options = {} if tools is None else {"tools": tools}
+        try:
+            return n_kept(self.llm, self.config, self.template, self.system, self.keep, **options)
+        except NoRoomError as error:
+            if self.keep != "auto":
+                raise
+            raise_capacity(self.llm, error)
+            return error.n_keep
 
     def _as_text(self, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
         """Messages whose images are markers in the text, and the images' URLs."""

@@ -34,6 +34,9 @@ class ChatModel(TextModel, Protocol):
     def _cache_types(self) -> tuple[int, int]:
         """Of K and V, numbers of ggml.h."""
 
+    def _raise_capacity(self, capacity: int) -> None:
+        """Put a larger cache in place of this one, which holds nothing that is needed. Raises ValueError."""
+
     n_batch: int
 
     def reset(self) -> None: ...

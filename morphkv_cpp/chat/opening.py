@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from ..cache.archive import RAM
 from ..config import MorphKV
 from ..errors import NoRoomError
 from .history import History
@@ -12,6 +14,10 @@ from .keep import Keep
 from .model import ChatModel
 from .template import ChatTemplate, Message, Rendered
 
+logger = logging.getLogger("morphkv_cpp")
+
+SessionKeep = Keep | Literal["auto"]
+MOST = 4  # times the capacity of the settings: as large may "auto" make it
 ENDS = ("system", "assistant", "user", "tool")
 
 
@@ -36,7 +42,7 @@ def opening_history(system: str | None, messages: Sequence[Message] | None) -> H
 
 
 def n_kept(
-    llm: ChatModel, config: MorphKV, template: ChatTemplate, system: str | None, keep: Keep, **options: Any
+    llm: ChatModel, config: MorphKV, template: ChatTemplate, system: str | None, keep: SessionKeep, **options: Any
 ) -> int:
     """How many first tokens of a session `keep` means; options: of the template, e.g. tools.
 
@@ -44,16 +50,16 @@ def n_kept(
     """
     if keep is None:
         n_keep = config.keep
-    elif keep == "system":
+    elif keep in ("system", "auto"):
         n_keep = max(config.keep, len(tokens_of(llm, template.before_question(system, **options))))
     elif isinstance(keep, int) and not isinstance(keep, bool):
         n_keep = keep
     else:
-        raise ValueError(f'keep must be "system", a number of tokens or None, got {keep!r}')
+        raise ValueError(f'keep must be "system", "auto", a number of tokens or None, got {keep!r}')
     if n_keep < 0:
         raise ValueError(f"keep must not be negative, got {n_keep}")
     if n_keep >= config.capacity - config.window:
-        what = "the system prompt" if keep == "system" else "keep"
+        what = "the system prompt" if isinstance(keep, str) else "keep"
         enough = config.capacity + n_keep - config.keep  # as much room beside it as beside the settings' own
         raise NoRoomError(
             f"{what} must have less than capacity - window tokens to be kept, got {n_keep} with "
@@ -62,6 +68,24 @@ def n_kept(
             enough,
         )
     return n_keep
+
+
+def raise_capacity(llm: ChatModel, error: NoRoomError) -> None:
+    """Give the Llama a cache with the room that lacked; raises the error where that cannot be, or may not."""
+    config, archive = llm.morphkv, llm.archive
+    if config is None or llm._evals is None or error.capacity > MOST * config.capacity:
+        raise error
+    if any(text.is_needed for text in llm._evals.texts) or (archive is not None and archive.place != RAM):
+        raise error
+    llm._leave_text()
+    llm.reset()
+    llm._clear()
+    llm._evals.checkpoints.clear()
+    try:
+        llm._raise_capacity(error.capacity)
+    except ValueError as why:
+        raise error from why
+    logger.info("session: %d tokens are to be kept, so capacity is %d now", error.n_keep, error.capacity)
 
 
 def tokens_of(llm: ChatModel, rendered: Rendered) -> list[int]:

@@ -16,11 +16,10 @@ from ..cache.stats import CacheStats
 from ..errors import BusyError, StateError
 from .answering import Change, How, answer, how_of
 from .conversation import Conversation
-from .keep import Keep
 from .media import Content
 from .messages import start, tool_message, user_message
 from .model import ChatModel
-from .opening import opening_history
+from .opening import SessionKeep, opening_history
 from .reply import AsyncReply, Reply
 from .session_save import save_session
 from .template import Message
@@ -41,7 +40,8 @@ class Session:
 
     system: the system prompt. None: what the chat template puts there, if anything.
     keep: which tokens are never evicted. "system": everything before the first question, and at least the settings'
-        `keep`; a number: this many first tokens; None: the settings' `keep`.
+        `keep`; "auto": as "system", and where that does not fit, the Llama gets a cache that is up to 4 times as large,
+        unless it has other chats; a number: this many first tokens; None: the settings' `keep`.
     messages: a chat so far, as create_chat_completion takes it. Where it ends with a user's or a tool's message,
         `say()` without a text answers that. If the cache holds a start of it that ends within the recent tokens, only
         the rest is evaluated; otherwise all is, and `last.reprocessed` is True.
@@ -70,7 +70,7 @@ class Session:
         llm: ChatModel,
         system: str | None = None,
         *,
-        keep: Keep = "system",
+        keep: SessionKeep = "system",
         messages: Sequence[Message] | None = None,
         tools: Sequence[Tool] | None = None,
     ):

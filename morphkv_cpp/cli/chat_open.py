@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import Llama, MorphKV, Session
-from ..errors import NoRoomError
+from ..cache import saved_file
 from .show import remark
 
-MOST = 4  # times the default capacity that a system prompt may make of it
 NO_TEMPLATE = (
     "{} has no chat template, as base models have none: it is asked in the format of Llama 2, which it may not know. "
     "`morphkv generate` lets it go on with a text"
@@ -22,19 +21,15 @@ def begin(
 ) -> tuple[Llama, Session]:
     """The model, and the chat in the file if there is one.
 
-    may_raise: a system prompt that does not fit gets a larger cache, at most MOST times as large, instead of an error.
+    may_raise: the capacity, for a system prompt that does not fit, and to that of the file.
     """
+    if may_raise and file is not None and file.exists():
+        morphkv = replace(morphkv, capacity=_capacity_of(file, morphkv.capacity))
     llm = Llama(path, morphkv=morphkv, **options)
     try:
-        try:
-            chat = _session(llm, system, file)
-        except NoRoomError as error:
-            if not may_raise or error.capacity > MOST * morphkv.capacity:
-                raise
-            remark(f"the system prompt has {error.n_keep:,} tokens: capacity {error.capacity:,}")
-            llm.close()
-            llm = Llama(path, morphkv=replace(morphkv, capacity=error.capacity), **options)
-            chat = _session(llm, system, file)
+        chat = _session(llm, system, file, "auto" if may_raise else "system")
+        if llm.morphkv is not None and llm.morphkv.capacity > morphkv.capacity:
+            remark(f"the system prompt raises the capacity from {morphkv.capacity:,} to {llm.morphkv.capacity:,}")
         remark(opening_line(llm))
         if "tokenizer.chat_template" not in llm.metadata:
             remark(NO_TEMPLATE.format(path.name))
@@ -46,9 +41,16 @@ def begin(
     return llm, chat
 
 
-def _session(llm: Llama, system: str | None, file: Path | None) -> Session:
+def _capacity_of(file: Path, default: int) -> int:
+    """That of the cache in a session's file, where it can be told."""
+    settings = saved_file.read(file, "session").header.get("settings")
+    capacity = settings.get("capacity") if isinstance(settings, dict) else None
+    return capacity if isinstance(capacity, int) else default
+
+
+def _session(llm: Llama, system: str | None, file: Path | None, keep: Literal["auto", "system"]) -> Session:
     if file is None or not file.exists():
-        return llm.session(system)
+        return llm.session(system, keep=keep)
     chat = llm.load_session(file)
     if system is not None and system != chat.system:
         raise ValueError(f"--system must be that of {file}, {chat.system!r}, got {system!r}")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from morphkv_cpp import MorphKV, StateError
+from morphkv_cpp import Llama, MorphKV, StateError
 from morphkv_cpp.cache import saved_file
 from support.chats import forced, no_end, talk, text_of
-from support.tiny import bytes_of, held
+from support.tiny import QUIET, bytes_of, held
 
 SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
 QUESTIONS = ("one", "two " * 20, "three", "four and more", "five", "six")
@@ -133,6 +133,22 @@ class TestUndo:
         is_same(fork, same)
         whole = chat_of(straight)
         assert talk(chat, "at last") == talk(whole, "at last")
+
+
+def test_with_recurrent_layers_too(tiny_hybrid):
+    options = {"morphkv": SMALL, "chat_format": "chatml", **QUIET}
+    with Llama(tiny_hybrid, **options) as back, Llama(tiny_hybrid, **options) as straight:
+        chat, same = chat_of(back), chat_of(straight, QUESTIONS[:3])
+        for _ in range(3):
+            chat.undo()
+        for one in (chat, same):
+            talk(one, "a long question " * 12)
+        assert chat.last.again_tokens == 0
+        answer = talk_again(chat)
+        assert chat.last.prompt_tokens == 1
+        assert answer == same.history()[-1]["content"]
+        assert text_of(chat) == text_of(same)
+        assert talk(chat, "go on", temperature=1.5, seed=5) == talk(same, "go on", temperature=1.5, seed=5)
 
 
 class TestRegenerate:

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from morphkv_cpp import Llama, Session
-from morphkv_cpp.cli import chat_open
+from morphkv_cpp import Session
+from morphkv_cpp.chat.opening import MOST
 from morphkv_cpp.cli.chat import N_PREDICT
 from morphkv_cpp.cli.dialogue import Dialogue
 from support.chats import no_end
@@ -20,7 +20,7 @@ TIGHT = ["--capacity", "128", "--window", "16", "--interval", "16", "--prompt-ro
 # The command, with a model that never ends an answer. It spends its time in a callback, where exceptions are lost.
 ENDLESS = """
 import sys
-from morphkv_cpp import Llama, Session
+from morphkv_cpp import Session
 from morphkv_cpp.cli.app import main
 from morphkv_cpp.text.tokens import end_tokens
 from morphkv_cpp.text.write import BanTokens
@@ -252,28 +252,28 @@ class TestStart:
         monkeypatch.setattr(Session, "say", endless_say)
         assert "(the answer ends at 8 tokens: -n N sets how many)" in chat("one")[2]
 
-    def test_a_system_prompt_raises_the_capacity_within_a_bound(self, monkeypatch, capsys, tiny_llama):
-        def begin(capacity, n_words):
-            opened, session = [], Llama.session
-            monkeypatch.setattr(sys, "stdin", io.StringIO("/stats\n"))
-            monkeypatch.setattr(
-                Llama, "session", lambda self, *rest: opened.append(self.morphkv) or session(self, *rest)
-            )
-            tight = [*TIGHT[2:], *capacity, "-sys", "x" * n_words]
-            code = run("chat", str(tiny_llama()), *tight)
-            monkeypatch.setattr(Llama, "session", session)
-            return code, opened[-1].capacity, capsys.readouterr().err
+    def test_a_system_prompt_raises_the_capacity_within_a_bound(self, monkeypatch, capsys, tiny_llama, tmp_path):
+        def begin(n_words, *options):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
+            system = ["-sys", "x" * n_words] if n_words else []
+            code = run("chat", str(tiny_llama()), *TIGHT[2:], "-n", "4", *system, *options)
+            return code, capsys.readouterr().err
 
-        code, capacity, err = begin([], 2000)
-        assert capacity > 2000
-        assert f"tokens: capacity {capacity:,}" in err
-        assert "error: the system prompt" not in err
-        code, _, err = begin([], chat_open.MOST * 1024)
+        session = ["--session", str(tmp_path / "chat")]
+        code, err = begin(2000, *session)
+        assert code == 0
+        raised = re.search(r"the system prompt raises the capacity from 1,024 to (\d,\d{3})\n", err)[1]
+        assert int(raised.replace(",", "")) > 2000
+        assert f" | capacity {raised} | " in err
+        # that of the file, which is another than the default
+        code, err = begin(0, *session)
+        assert (code, f" | capacity {raised} | " in err, "continuing" in err) == (0, True, True)
+        code, err = begin(MOST * 1024)
         assert code == 1
         assert "error: the system prompt must have less than capacity - window tokens" in err
         # a capacity that was given is heeded
-        code, capacity, err = begin(["--capacity", "1024"], 2000)
-        assert (code, capacity) == (1, 1024)
+        code, err = begin(2000, "--capacity", "1024")
+        assert code == 1
         assert re.search(r"or --capacity \d+, keeps it all", err)
 
 
