@@ -24,6 +24,7 @@ __all__ = [
     "MorphKVError",
     "NativeError",
     "NoMorphKVError",
+    "NoRoomError",
     "SessionEndedError",
     "SessionFileError",
     "StateError",
@@ -46,6 +47,14 @@ class BusyError(MorphKVError, RuntimeError):
 
 class ContextFullError(MorphKVError, ValueError):
     """The text would not fit into n_ctx tokens. Nothing has changed."""
+
+
+class NoRoomError(MorphKVError, ValueError):
+    """What is never to be evicted, n_keep tokens, leaves no room in the cache; a `capacity` that does is named."""
+
+    def __init__(self, sentence: str, n_keep: int, capacity: int):
+        super().__init__(sentence)
+        self.n_keep, self.capacity = n_keep, capacity
 
 
 class DecodeError(MorphKVError, RuntimeError):

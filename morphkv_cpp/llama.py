@@ -18,7 +18,9 @@ from .cache.evals import Evals
 from .cache.one_text import OneTextLlama
 from .cache.one_thread import OneThread, Turn, guarded
 from .cache.reuse import PromptReuse
+from .cache.worker import Worker, awaited
 from .chat.keep import ChatKeep, Keep
+from .chat.opening import SessionKeep
 from .chat.session import Session
 from .chat.session_load import load_session
 from .config import MorphKV
@@ -30,7 +32,8 @@ Chunks = Generator[Any, None, None]
 
 
 @guarded(
-    change="_leave_text decode eval load_session load_state load_state_file recall reset sample",
+    change="_leave_text decode eval load_session load_state load_state_file recall reset",
+    sample="sample",
     use="__call__ cache_stats create_chat_completion create_chat_completion_openai_v1 create_completion "
     "create_embedding embed retained save_state save_state_file "
     "set_cache set_seed",
@@ -55,10 +58,10 @@ class Llama(OneTextLlama):
         devices and the local GPUs: n_gpu_layers layers, by default all. In tensor_split the servers come first. A
         server (`morphkv rpc-server`) serves one process at a time; others wait.
 
-    archive: with MorphKV, "ram", the path of a file, or an Archive with more settings. K and V of each token are stored
-        there when it leaves the window, and recalled when the new part of a prompt asks for them. Only the archive
-        grows with the text, up to 2 GiB unless an Archive sets another limit. If it cannot grow (a full disk), or a
-        page cannot be read, there is one warning, and the text continues.
+    archive: with MorphKV, "ram", "auto" (in memory as q8_0), the path of a file, or an Archive with more settings. K
+        and V of each token are stored there when it leaves the window, and recalled when the new part of a prompt asks
+        for them. Only the archive grows with the text, up to 2 GiB unless an Archive sets another limit. If it cannot
+        grow (a full disk), or a page cannot be read, there is one warning, and the text continues.
     keep: with MorphKV, which first tokens of a chat create_chat_completion never evicts. "system": everything before
         the first question, and at least the settings' `keep`; if that does not fit, a warning names the capacity that
         it needs. A number: this many. None: the settings' `keep`, which create_completion always uses.
@@ -87,7 +90,9 @@ class Llama(OneTextLlama):
 
     def __new__(cls, *_arguments: Any, **_options: Any) -> Llama:
         llm = super().__new__(cls)
-        llm._one_thread = OneThread()  # close() needs it, however far __init__ came
+        # close() needs them, however far __init__ came
+        llm._one_thread = OneThread()
+        llm._worker = Worker(llm._one_thread)
         return llm
 
     def __init__(
@@ -120,10 +125,15 @@ class Llama(OneTextLlama):
         self.close()
 
     def session(
-        self, system: str | None = None, *, keep: Keep = "system", messages: Sequence[dict[str, Any]] | None = None
+        self,
+        system: str | None = None,
+        *,
+        keep: SessionKeep = "system",
+        messages: Sequence[dict[str, Any]] | None = None,
+        tools: Sequence[dict[str, Any]] | None = None,
     ) -> Session:
         """A chat without end on this cache: see Session."""
-        return Session(self, system, keep=keep, messages=messages)
+        return Session(self, system, keep=keep, messages=messages, tools=tools)
 
     def load_session(self, path: str | os.PathLike[str]) -> Session:
         """Continue the chat that Session.save wrote."""
@@ -227,6 +237,17 @@ class Llama(OneTextLlama):
         chunks = complete(self, *args, **options) if is_own else super()._create_completion(*args, **options)
         return self._one_thread.steps(self._chat_keep.take_along(cast(Chunks, chunks)))
 
+    async def acreate_completion(self, *arguments: Any, **options: Any) -> Any:
+        """As create_completion, in this Llama's own thread: a dict, or an async generator of chunks with stream=True.
+
+        One call runs at a time, the others wait. A task that is cancelled ends its answer at the next token.
+        """
+        return await awaited(self._worker, self.create_completion, *arguments, **options)
+
+    async def acreate_chat_completion(self, *arguments: Any, **options: Any) -> Any:
+        """As create_chat_completion, likewise."""
+        return await awaited(self._worker, self.create_chat_completion, *arguments, **options)
+
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """As llama_cpp's, but bytes that the vocabulary cannot encode raise ValueError; llama_cpp ends the process.
 
@@ -258,6 +279,7 @@ class Llama(OneTextLlama):
     def close(self) -> None:
         """Free the model and its context. Raises ThreadError while another thread uses them."""
         self._one_thread.close(self._close)
+        self._worker.close()
 
     def _close(self) -> None:
         # Python also finalizes an object whose __init__ never got as far as llama_cpp's.

@@ -168,7 +168,8 @@ def short_answers(monkeypatch):
 
     limit(morphkv_cpp.Llama, "__init__", verbose=False, n_threads=1, n_threads_batch=1)
     limit(morphkv_cpp.Llama, "create_chat_completion", max_tokens=N_MOST)
-    limit(morphkv_cpp.Session, "say", max_tokens=N_MOST)
+    for name in ("say", "regenerate", "edit"):
+        limit(morphkv_cpp.Session, name, max_tokens=N_MOST)
 
 
 @pytest.mark.demo

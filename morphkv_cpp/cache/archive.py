@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
 from .. import bridge
@@ -12,6 +12,7 @@ from ..deprecation import fields_by_position, warn_old
 from ..errors import ArchiveError, NativeError
 
 RAM = "ram"
+AUTO = "auto"
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_0", "q4_0"]
 # numbers of ggml.h; llama_cpp lacks bf16
 CACHE_TYPES: dict[str, int] = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q5_0": 6, "q4_0": 2}
@@ -35,8 +36,9 @@ class Archive:
 
     >>> Llama("model.gguf", morphkv=True, archive=Archive("chat.archive", type="q8_0", share=0.3))
 
-    place: "ram", or the path of a file. A file that an earlier process left is opened. One that is not an archive of
-        this model and type, is truncated or is in use, is rejected.
+    place: "ram", or the path of a file, or "auto": in memory, with type "q8_0" where K and V can be of that. A file
+        that an earlier process left is opened. One that is not an archive of this model and type, is truncated or is
+        in use, is rejected.
     type: data type of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0; None: as in the cache.
     max_bytes: limit for tokens and index of all sequences together; the oldest pages are dropped. 0: no limit.
     recall: "prompt": after the new part of a prompt has been decoded; a number N: also while writing, every N intervals
@@ -101,8 +103,13 @@ class Archive:
             settings["distance"] = self.distance
         return settings
 
-    def start(self, context: int) -> None:
-        """Give a context, of whose sequences none holds a token, this archive. Raises ArchiveError where it cannot."""
+    def start(self, context: int) -> Archive:
+        """Give a context, of whose sequences none holds a token, this archive. Raises ArchiveError where it cannot.
+
+        Gives what it is: "auto" is none of its places.
+        """
+        if self.place == AUTO:
+            return self._start_auto(context)
         kind = -1 if self.type is None else CACHE_TYPES[self.type]
         path = None if self.place == RAM else os.fspath(self.place)
         limit = bridge.stats(context)["rope_limit"]
@@ -112,6 +119,17 @@ class Archive:
             bridge.start_archive(context, path=path, type_k=kind, type_v=kind, max_bytes=self.max_bytes)
         except NativeError as error:
             raise ArchiveError(str(error)) from error
+        return self
+
+    def _start_auto(self, context: int) -> Archive:
+        in_memory = replace(self, place=RAM, type=self.type or "q8_0")
+        try:
+            return in_memory.start(context)
+        except ArchiveError:
+            if self.type is not None:
+                raise
+            # e.g. heads whose size is no multiple of a block's
+            return replace(in_memory, type=None).start(context)
 
 
 def archive_of(archive: Archive | str | os.PathLike[str] | None, old: dict[str, Any]) -> Archive | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,6 +20,7 @@ logger = logging.getLogger("morphkv_cpp")
 N_DEFAULT = 32  # as llama-server's --ctx-checkpoints was when this was written
 MAX_BYTES = 2**30  # of all checkpoints together
 N_APART = 64  # tokens; to evaluate fewer again costs less than a checkpoint
+NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,11 @@ class Checkpoint:
     state: bytes  # of them, without an archive's pages
     complete_pos: int  # as in CacheStats
     n_archived: int  # as in CacheStats
+    number: int = field(default_factory=NUMBERS.__next__)  # of a newer one it is higher
+
+    @property
+    def n_bytes(self) -> int:
+        return len(self.state) + self.ids.nbytes
 
     def n_cached(self, prompt: TokenIds) -> int:
         """First tokens of a prompt that need not be evaluated from here; its last one always is."""
@@ -39,6 +47,8 @@ class Checkpoints:
     Each is as large as the cells in use when it was made, however long the text. With an archive, a checkpoint holds
     none of its pages: it is one of the text in the archive, which goes back with it. What was archived behind it is
     gone then, and so are the checkpoints of that.
+
+    A Llama's completions have one such list, and each of its sessions (`another`); the limits hold for all together.
     """
 
     def __init__(self, n_max: int, max_bytes: int = MAX_BYTES):
@@ -46,13 +56,33 @@ class Checkpoints:
             raise ValueError(f"ctx_checkpoints must be an integer of at least 0, got {n_max!r}")
         self.n_max, self._max_bytes = n_max, max_bytes
         self._all: list[Checkpoint] = []  # the newest is the last
+        self._lists = weakref.WeakSet([self])  # of the same Llama
 
     def __len__(self) -> int:
         return len(self._all)
 
     @property
     def n_bytes(self) -> int:
-        return sum(len(one.state) + one.ids.nbytes for one in self._all)
+        return sum(one.n_bytes for one in self._all)
+
+    def another(self) -> Checkpoints:
+        """For another text of the same Llama."""
+        other = Checkpoints(self.n_max, self._max_bytes)
+        other._lists = self._lists
+        self._lists.add(other)
+        return other
+
+    def copy(self) -> Checkpoints:
+        """Of the same text, for a copy of it."""
+        other = self.another()
+        other._all = self._all.copy()
+        return other
+
+    def become(self, other: Checkpoints) -> None:
+        self._all = other._all.copy()
+
+    def clear(self) -> None:
+        self._all.clear()
 
     def begin(self, llm: Live, prompt: Sequence[int]) -> PromptReuse:
         """Have the cache hold as much of a prompt as can be had, and nothing else, and make a checkpoint of that.
@@ -79,12 +109,14 @@ class Checkpoints:
             self.make(llm)
         return reuse
 
-    def make(self, llm: Live) -> None:
-        """One of the text as it is, unless one of its last N_APART tokens has one."""
+    def make(self, llm: Live, n_apart: int = N_APART, has_media: bool = False) -> None:
+        """One of the text as it is, unless one of its last n_apart tokens has one; has_media: images are no matter."""
         ids, stats = llm._input_ids, llm.cache_stats()
-        if self.n_max == 0 or len(ids) <= N_APART or stats.logical_pos + 1 != len(ids) or ids.min() < 0:
+        if self.n_max == 0 or len(ids) <= n_apart or stats.logical_pos + 1 != len(ids):
             return
-        if any(len(ids) - N_APART <= len(one.ids) == common_prefix(one.ids, ids) for one in self._all):
+        if ids.min() < 0 and not has_media:
+            return
+        if any(len(ids) - n_apart <= len(one.ids) == common_prefix(one.ids, ids) for one in self._all):
             return
         try:
             state = bridge.checkpoint(llm.ctx)
@@ -92,8 +124,50 @@ class Checkpoints:
             logger.warning("no checkpoint after %d tokens: %s", len(ids), error)
             return
         self._all.append(Checkpoint(ids.copy(), state, stats.complete_pos, stats.n_archived))
-        while len(self._all) > self.n_max or self.n_bytes > self._max_bytes:
-            del self._all[0]
+        self._make_room()
+
+    def _make_room(self) -> None:
+        lists = list(self._lists)
+        # copies of a text share them
+        held = {one.number: one for other in lists for one in other._all}
+        n_bytes = sum(one.n_bytes for one in held.values())
+        for number in sorted(held):
+            if len(held) <= self.n_max and n_bytes <= self._max_bytes:
+                break
+            n_bytes -= held.pop(number).n_bytes
+        for other in lists:
+            other._all = [one for one in other._all if one.number in held]
+
+    def longest(self, n: int) -> int:
+        """How many of a text's first n tokens can be had by back_to(), where all are of one text; 0: none."""
+        best = self._best(n)
+        return 0 if best is None else min(len(best.ids), n)
+
+    def _best(self, n: int) -> Checkpoint | None:
+        """The longest of at most n tokens, or a longer one whose end can be taken back, where that is much more."""
+        best = max((one for one in self._all if len(one.ids) <= n), key=lambda one: len(one.ids), default=None)
+        if n - (0 if best is None else len(best.ids)) > N_APART:
+            longer = (one for one in self._all if len(one.ids) > n > max(one.complete_pos, 0))
+            best = next(longer, best)
+        return best
+
+    def forget(self, n: int) -> None:
+        """Drop those of more than n tokens."""
+        self._all = [one for one in self._all if len(one.ids) <= n]
+
+    def back_to(self, llm: Live, n: int) -> int:
+        """Give the cache one of the text's first n tokens, and drop those of more, where all are of one text.
+
+        How many tokens it then has; 0 where there is none, and the cache may be empty.
+        """
+        n_held = 0
+        while n_held == 0 and (best := self._best(n)) is not None:
+            if self._set(llm, best) and (len(best.ids) <= n or llm._ctx.kv_cache_seq_rm(-1, n, -1)):
+                n_held = llm.n_tokens = min(len(best.ids), n)
+            else:
+                self._all = [one for one in self._all if one is not best]
+        self.forget(n)
+        return n_held
 
     def _n_cached(self, llm: Live, prompt: TokenIds) -> int:
         """First tokens of a prompt that need not be evaluated from a checkpoint."""

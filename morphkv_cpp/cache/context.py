@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import operator
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import llama_cpp
@@ -16,7 +17,7 @@ from llama_cpp.llama_speculative import LlamaDraftModel
 
 from .. import bridge
 from ..config import MorphKV
-from ..errors import ArchiveError
+from ..errors import ArchiveError, InvalidError
 from ..rpc import answering_servers
 from .archive import Archive
 from .archive_watch import ArchiveWatch
@@ -63,16 +64,22 @@ class ContextLlama(llama_cpp.Llama):
             self._open(os.fsdecode(model_path), llama_options)
             return
         options = _options_with_morphkv(llama_options)
+        _refuse_small(options["n_ctx"], config)
         self._n_ctx_given = options["n_ctx"]
         if not options["logits_all"]:
             # Buffers begin with room for all cells and grow with the text; with logits_all they are as stock's.
             options["n_ctx"] = min(options["n_ctx"], max(_n_cells(config), options.get("n_batch", 512)))
-        with bridge.next_context_has(asdict(config)):
-            self._open(os.fsdecode(model_path), options)
+        try:
+            with bridge.next_context_has(asdict(config)):
+                self._open(os.fsdecode(model_path), options)
+        except InvalidError as error:
+            if self._n_ctx_given > 0:
+                raise
+            raise InvalidError(f"{error} (n_ctx=0 is the trained context; leave n_ctx out for no limit)") from error
         bridge.require_morphkv(self.ctx)
         self.context_params.n_ctx = super().n_ctx()
         if archive is not None:
-            archive.start(self.ctx)
+            self._archive = archive.start(self.ctx)
             self._archive_watch = ArchiveWatch()
 
     def _open(self, model_path: str, options: dict[str, Any]) -> None:
@@ -179,6 +186,27 @@ class ContextLlama(llama_cpp.Llama):
             )
         self._archive = archive
 
+    def _raise_capacity(self, capacity: int) -> None:
+        """Put a larger cache in place of this one, which holds nothing that is needed: its archive is in memory.
+
+        Raises ValueError, and nothing changes, where it cannot be had.
+        """
+        if self._morphkv is None or self._logits_all or self._lora_adapter is not None:
+            raise ValueError("a larger cache needs a context without logits_all and LoRA adapters")
+        config = replace(self._morphkv, capacity=capacity)
+        self.context_params.n_ctx = max(self.context_params.n_ctx, self._model.n_ctx_train(), _n_cells(config))
+        with bridge.next_context_has(asdict(config)):
+            context = LlamaContext(model=self._model, params=self.context_params, verbose=self.verbose)
+        before, self._context = self._context, self._stack.enter_context(contextlib.closing(context))
+        before.close()  # type: ignore[no-untyped-call]
+        self._morphkv = config
+        if self._archive is not None:
+            self._archive = self._archive.start(self.ctx)
+
+    @property
+    def _cache_types(self) -> tuple[int, int]:
+        return self.context_params.type_k, self.context_params.type_v
+
     def n_ctx(self) -> int:
         """Most tokens of prompt plus answer; 2**31 - 1 is no limit."""
         if self._morphkv is None:
@@ -224,6 +252,14 @@ def _options_with_morphkv(options: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"n_ctx must be in 0..{N_CTX_MAX}, got {n_ctx}")
     swa_full = bool(options.get("swa_full"))
     return {**options, "n_ctx": n_ctx, "flash_attn": True, "swa_full": swa_full, "logits_all": logits_all}
+
+
+def _refuse_small(n_ctx: int, config: MorphKV) -> None:
+    if 0 < n_ctx < _n_cells(config):
+        raise ValueError(
+            f"n_ctx must be at least capacity + max(interval, prompt_room) = {_n_cells(config)}, got {n_ctx}: leave "
+            "n_ctx out, as it costs no memory; capacity and prompt_room do"
+        )
 
 
 def _n_cells(morphkv: MorphKV) -> int:

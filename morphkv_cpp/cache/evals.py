@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 from .. import bridge
 from .archive import Recall
 from .checkpoints import Checkpoints
 from .live import Live
+from .live_text import LiveText
 
 
 class Evals:
@@ -15,6 +17,7 @@ class Evals:
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
+        self.texts: weakref.WeakSet[LiveText] = weakref.WeakSet()  # of sessions
         self.prompt_comes = False  # the next tokens are a prompt's
         self._is_whole = False  # the prompt is a text from its beginning, and may come again
         self._drawn: tuple[int, int] | None = None  # position and id of the token that was sampled last

@@ -13,22 +13,26 @@ from llama_cpp import LlamaState
 from .. import bridge
 from ..errors import SessionEndedError
 from . import saved_state
+from .checkpoints import N_APART, Checkpoints
 from .live import Live
 from .reuse import PromptReuse, common_prefix, first_tokens_kept, prompt_reuse
 from .stats import CacheStats
 
 
 class LiveText:
-    """A text that only grows at its end. Of several on one Llama, the cache is that of the last one to take it.
+    """A text that grows at its end, and goes back. Of several on one Llama, the cache is that of the last to take it.
 
     The Llama calls `leave` before anything but this text changes the cache; then the state is saved, and `take` brings
     it back. So a state is copied only when another text takes the cache. Before `begin` there is no text, and what the
     cache holds is not its own.
     """
 
-    def __init__(self, llm: Live):
+    def __init__(self, llm: Live, checkpoints: Checkpoints):
         self.llm = llm
+        self.checkpoints = checkpoints  # of this text alone
         self.begun = False
+        self.n_keep = 0  # first tokens that are never evicted
+        self.n_again = 0  # of the tokens ahead, those that were in the cache before the text went back
         # The text is the cache's first n_held tokens, then those ahead, which are still to be decoded.
         self.n_held = 0
         self.ahead: list[int] = []
@@ -87,6 +91,11 @@ class LiveText:
         if self.is_live:
             self.llm._holder = None
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether it has begun, and can continue."""
+        return self.begun and self._end is None
+
     def refuse_ended(self) -> None:
         end = "its Llama is closed" if self.is_orphan else self._end
         if end is not None:
@@ -115,6 +124,8 @@ class LiveText:
         llm.n_tokens = n_held
         bridge.set_keep(llm.ctx, 0, n_keep)
         self.n_held, self.ahead, self.begun = n_held, list(prompt[n_held:]), True
+        self.n_keep, self.n_again = n_keep, 0
+        self.checkpoints.clear()
         return PromptReuse(len(prompt), reuse.n_common, n_held)
 
     def add_media(self, decode: Callable[[Any, int, int], None], n_batch: int) -> None:
@@ -129,34 +140,73 @@ class LiveText:
         llm._requires_eval = True
         self.n_held = llm.n_tokens
 
-    def take_back(self, n: int) -> None:
-        """Forget the last n tokens, as far as the cache can; nothing where another has it."""
-        if self.is_orphan or not self.is_live:
-            return
-        self.settle()
-        n_left = self.n_tokens - n
-        if n <= 0:
-            return
-        if n_left >= self.n_held:
-            # what is still ahead can go in any case
-            del self.ahead[n_left - self.n_held :]
-        elif n_kept := first_tokens_kept(self.llm.cache_stats(), n_left):
-            self.ahead = self.llm.input_ids[n_kept:n_left].tolist()
-            self.n_held = self.llm.n_tokens = n_kept
-            if self.ahead:
-                self.llm._ctx.kv_cache_seq_rm(-1, n_kept, -1)  # else they would be found there
+    def checkpoint(self, n_apart: int = 0) -> None:
+        """One of this place to go back to, unless one of the last n_apart tokens has one."""
+        if self.is_live and self.n_held > 0:
+            self.checkpoints.make(self.llm, n_apart, has_media=True)
 
-    def mark(self) -> int | None:
-        """This place of the text, for go_back; None before it has begun."""
-        return self.n_tokens if self.begun else None
+    def begin_anew(self) -> None:
+        """Forget the text; what the cache holds of it may be of use to the next."""
+        self.begun, self.n_held, self.n_again, self.ahead = False, 0, 0, []
+        self.checkpoints.clear()
 
-    def go_back(self, mark: int | None) -> bool:
-        """Forget what came behind a mark; whether that could be, else nothing is forgotten."""
-        if mark is None:
-            self.begun, self.n_held, self.ahead = False, 0, []
+    def go_back(self, n: int) -> bool:
+        """Let the text end behind its first n tokens; whether that can be, else nothing has changed.
+
+        It can where the cache still has them all, or a checkpoint. Else the tokens behind the last checkpoint before,
+        or all, are ahead once more, which needs their ids: there are none of images, and of what an old file left out.
+        """
+        self.take()
+        if n >= self.n_held:
+            del self.ahead[n - self.n_held :]
+            self.n_again = min(self.n_again, max(len(self.ahead) - 1, 0))
             return True
-        self.take_back(self.n_tokens - mark)
-        return self.n_tokens == mark
+        llm, stats = self.llm, self.llm.cache_stats()
+        ids, n_held = llm.input_ids[:n].copy(), self.n_held
+        n_kept, n_checkpoint = first_tokens_kept(stats, n), self.checkpoints.longest(n)
+        unknown = np.flatnonzero(ids < 0)
+        if max(n_kept, n_checkpoint) < (unknown[-1] + 1 if len(unknown) else 0):
+            return False
+        # a checkpoint is exact; so are the recent tokens as far as exact_pos
+        if n_kept > n_checkpoint + (0 if n_kept >= stats.exact_pos else N_APART):
+            llm._ctx.kv_cache_seq_rm(-1, n_kept, -1)
+            self.checkpoints.forget(n)
+        else:
+            n_kept = self.checkpoints.back_to(llm, n)
+        if n_kept == 0:
+            self._empty()
+        if (ids[n_kept:] < 0).any():
+            self.end(f"of its first {n} tokens, {n_kept} are left, and not all others can be evaluated again")
+            self.refuse_ended()
+        self.ahead = ids[n_kept:].tolist()
+        self.n_again = max(min(n, n_held) - n_kept - 1, 0)  # an answer's last token is always decoded with what follows
+        self.holds(ids[:n_kept])
+        return True
+
+    def change(self, n: int, tokens: Sequence[int], n_new: int = 0) -> bool:
+        """Let these tokens follow the text's first n, the last n_new of them to be decoded; whether that can be.
+
+        What is there already stays, as far as go_back() can.
+        """
+        self.take()
+        behind = [*self.llm.input_ids[n : self.n_held].tolist(), *self.ahead[max(n - self.n_held, 0) :]]
+        n_same = min(common_prefix(behind, tokens), max(len(tokens) - n_new, 0))
+        if not self.go_back(n + n_same):
+            return False
+        self.ahead += tokens[n_same:]
+        return True
+
+    def _empty(self) -> None:
+        self.llm._ctx.kv_cache_seq_rm(-1, 0, -1)
+        bridge.set_keep(self.llm.ctx, 0, self.n_keep)
+        self.checkpoints.clear()
+
+    def holds(self, ids: np.ndarray) -> None:
+        """The cache was given these first tokens of the text."""
+        llm = self.llm
+        self.n_held = llm.n_tokens = len(ids)
+        llm.input_ids[: len(ids)] = ids
+        llm._requires_eval = True
 
     def stats(self) -> CacheStats:
         """State of the text's cache, live or aside."""
@@ -171,14 +221,15 @@ class LiveText:
 
     def copy(self) -> LiveText:
         """The same text once more, aside."""
-        other = LiveText(self.llm)
+        other = LiveText(self.llm, self.checkpoints.copy())
         if self.begun:
             state = self.state()
             other.begun, other.n_held, other.ahead = True, state.n_tokens, self.ahead.copy()
+            other.n_keep, other.n_again = self.n_keep, self.n_again
             other._state, other._stats = state, self.stats()
         return other
 
-    def restore(self, state: LlamaState, n_tokens: int, newest: np.ndarray, ahead: Sequence[int]) -> None:
+    def restore(self, state: LlamaState, n_tokens: int, newest: np.ndarray, ahead: Sequence[int], n_keep: int) -> None:
         """Start with a state that came without its token ids, and what is still to be decoded behind it.
 
         newest: ids of the last of the n_tokens; the others are unknown. Raises StateError where they do not fit; then
@@ -195,7 +246,7 @@ class LiveText:
         # no token has the id -1, so no prompt begins like it
         llm.input_ids[: n_tokens - len(newest)] = -1
         llm.input_ids[n_tokens - len(newest) : n_tokens] = newest
-        self.begun, self.n_held, self.ahead = True, n_tokens, list(ahead)
+        self.begun, self.n_held, self.ahead, self.n_keep = True, n_tokens, list(ahead), n_keep
         llm._holder = weakref.ref(self)
 
     def settle(self) -> None:

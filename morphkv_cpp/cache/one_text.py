@@ -18,12 +18,14 @@ from .archive import Recall
 from .context import ContextLlama
 from .live import CacheHolder
 from .one_thread import OneThread
+from .worker import Worker
 
 
 class OneTextLlama(ContextLlama):
     """llama_cpp.Llama's eval and states for a cache that evicts, and that sessions take turns with."""
 
     _one_thread: OneThread
+    _worker: Worker
     _holder: Callable[[], CacheHolder | None] | None = None  # the session that the cache belongs to
 
     # With an archive: what the last prompt recalled, one entry a recall.

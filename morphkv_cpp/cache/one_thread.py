@@ -5,10 +5,11 @@ Methods are guarded by name, those that come from llama_cpp too. Nothing waits f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from ..errors import BusyError, ClosedError, ThreadError
@@ -17,6 +18,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 RULE = "a Llama is for one thread at a time"
+NESTED = "this Llama is in the middle of a token of a text"
 
 
 class Turn:
@@ -28,12 +30,20 @@ class Turn:
 ANYBODY = Turn()
 
 
+class StoppedError(BusyError):
+    """Whoever waited for the text waits no more."""
+
+
 def _nobody() -> None:
     return None
 
 
 def _anybody() -> Turn:
     return ANYBODY
+
+
+def _never() -> bool:
+    return False
 
 
 class OneThread:
@@ -45,6 +55,10 @@ class OneThread:
         # weak: a generator that Ctrl-C ends while it ends has no turn either
         self._turn: Callable[[], Turn | None] = _nobody
         self._is_closed = False
+        self._is_stopped: Callable[[], bool] = _never
+        self._samples = False
+        self._writing: Turn | None = None  # of the step that is being taken
+        self._refused: BusyError | None = None
 
     def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what touches the context."""
@@ -71,6 +85,13 @@ class OneThread:
         """As `turn`, of an open Llama."""
         return self.run(self._open, self._in_turn, call, *args, **kwargs)
 
+    def sample(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As `change`, where functions of the user's are called: these must leave the text alone.
+
+        llama.cpp calls them, and forgets what they raise. So it is raised here again.
+        """
+        return self.run(self._open, self._in_turn, self._sample, call, *args, **kwargs)
+
     def read(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call what uses the model alone, from any thread, of an open Llama."""
         thread = threading.get_ident()
@@ -79,6 +100,15 @@ class OneThread:
             return self._open(call, *args, **kwargs)
         finally:
             self._readers.remove(thread)
+
+    @contextlib.contextmanager
+    def stopped_by(self, is_stopped: Callable[[], bool]) -> Iterator[None]:
+        """Texts that are written in here end with a StoppedError at the token where this holds."""
+        before, self._is_stopped = self._is_stopped, is_stopped
+        try:
+            yield
+        finally:
+            self._is_stopped = before
 
     def restored(self) -> None:
         """A saved state is in the cache, so the text that it was of can go on, whichever that is."""
@@ -108,14 +138,37 @@ class OneThread:
             steps.close()
 
     def _step(self, steps: Generator[T, Any, Any], sent: Any, turn: Turn | None, begins: bool) -> T:
-        if turn is not None:
-            if not begins and self._turn() not in (turn, ANYBODY):
-                raise BusyError("this text cannot continue: another one has begun on the same Llama")
-            turn.thread = threading.get_ident()
-            self._turn = weakref.ref(turn)
-        return steps.send(sent)
+        if turn is None:
+            return steps.send(sent)
+        if self._is_stopped():
+            raise StoppedError("the text was stopped: its task is cancelled")
+        if self._writing is not None:
+            raise BusyError(f"{NESTED}: begin another one when it is written")
+        if not begins and self._turn() not in (turn, ANYBODY):
+            raise BusyError("this text cannot continue: another one has begun on the same Llama")
+        turn.thread = threading.get_ident()
+        self._turn = weakref.ref(turn)
+        try:
+            self._writing = turn
+            return steps.send(sent)
+        finally:
+            self._writing = None
+
+    def _sample(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            self._samples = True
+            token = call(*args, **kwargs)
+        finally:
+            self._samples = False
+            refused, self._refused = self._refused, None
+        if refused is not None:
+            raise refused
+        return token
 
     def _in_turn(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._samples:
+            self._refused = BusyError(f"{NESTED}: a logits processor must not change it")
+            raise self._refused
         turn = self._turn()
         if turn not in (None, ANYBODY) and turn.thread != threading.get_ident():
             raise ThreadError(f"{RULE}: another one is writing a text, which must be read to its end or closed first")

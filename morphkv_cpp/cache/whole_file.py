@@ -15,6 +15,16 @@ SUFFIX = ".morphkv"
 
 
 def replace_file(path: str | os.PathLike[str], blocks: Iterable[bytes | memoryview]) -> None:
+    """As _replace; an error names the path that was given, not that of the file beside it."""
+    try:
+        _replace(path, blocks)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # of the class that errno says
+
+
+def _replace(path: str | os.PathLike[str], blocks: Iterable[bytes | memoryview]) -> None:
     """Write the blocks to a file, readable by its owner alone. Until all are on the disk the path holds what it held.
 
     A link still points to the same file. Raises ValueError for a path that exists and is not a regular file, OSError

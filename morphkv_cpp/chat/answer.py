@@ -54,6 +54,11 @@ class Answer:
         return piece
 
     @property
+    def text(self) -> str:
+        """All of it so far."""
+        return self._text.decode(self._end)
+
+    @property
     def n_behind_stop(self) -> int:
         """Tokens at the end that belong to a stop string alone."""
         return 0 if self._end is None else sum(start >= self._end for start in self._starts)

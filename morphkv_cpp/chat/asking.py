@@ -4,47 +4,43 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 from ..cache.live_text import LiveText
 from ..cache.reuse import PromptReuse
-from ..errors import ContextFullError
+from ..errors import ContextFullError, StateError
 from ..text.tokens import tokens_behind
 from .media import Pieces, n_tokens, pieces_of
 from .model import ChatModel
 from .opening import tokens_of
-from .template import ChatTemplate, Message, Rendered
+from .template import Rendered
 
 logger = logging.getLogger("morphkv_cpp")
 
 
-def ask(
-    llm: ChatModel,
-    text: LiveText,
-    template: ChatTemplate,
-    opening: Sequence[Message],
-    n_keep: int,
-    question: str,
-    images: Sequence[str],
-) -> tuple[Rendered, PromptReuse, int]:
-    """Put the question behind the text, with the words that the template has around it.
+class Asked(NamedTuple):
+    reuse: PromptReuse  # of the words
+    n_media: int  # tokens of the images
+    n_evicted: int  # of the chat, before any of this was decoded
+    n_again: int  # of the words, those that were evaluated before
 
-    What was rendered, how much of the words was known (of a session's first prompt), how many tokens the images have.
-    """
-    begun = text.begun
-    rendered = template.turn(question) if begun else template.opening(opening, question)
+
+def put(llm: ChatModel, text: LiveText, rendered: Rendered, images: Sequence[str], n_before: int, n_keep: int) -> Asked:
+    """Let what a template has for a question follow the text's first n_before tokens; 0: the text begins with it."""
+    add_bos = rendered.add_bos and n_before == 0
     if images:
-        with pieces_of(llm, rendered.text, images, add_bos=rendered.add_bos and not begun) as pieces:
-            return rendered, *_ask_pieces(llm, text, pieces, n_keep)
-    if begun:
-        tokens = tokens_behind(llm, rendered.text)
-        _refuse_full(llm, text.n_tokens + len(tokens))
-        _note_drawn(llm, text)
-        text.ahead += tokens
-        return rendered, PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0), 0
-    prompt = tokens_of(llm, rendered)
-    _refuse_full(llm, len(prompt))
-    reuse = _begin(text, prompt, n_keep)
-    return rendered, reuse, 0
+        with pieces_of(llm, rendered.text, images, add_bos=add_bos) as pieces:
+            return _put_pieces(llm, text, pieces, n_before, n_keep)
+    tokens = tokens_of(llm, rendered) if n_before == 0 else tokens_behind(llm, rendered.text)
+    _refuse_full(llm, n_before + len(tokens))
+    if not text.begun:
+        reuse = _begin(text, tokens, n_keep)
+        return Asked(reuse, 0, llm.cache_stats().n_evicted, 0)
+    if not text.change(n_before, tokens, n_new=1):
+        refuse_unknown(n_before)
+    _note_drawn(llm, text, n_before)
+    reuse = PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0)
+    return Asked(reuse, 0, llm.cache_stats().n_evicted, text.n_again)
 
 
 def _begin(text: LiveText, prompt: Sequence[int], n_keep: int) -> PromptReuse:
@@ -54,11 +50,13 @@ def _begin(text: LiveText, prompt: Sequence[int], n_keep: int) -> PromptReuse:
     return reuse
 
 
-def _ask_pieces(llm: ChatModel, text: LiveText, pieces: Pieces, n_keep: int) -> tuple[PromptReuse, int]:
-    _refuse_full(llm, text.n_tokens + sum(n_tokens(piece) for piece in pieces))
+def _put_pieces(llm: ChatModel, text: LiveText, pieces: Pieces, n_before: int, n_keep: int) -> Asked:
+    _refuse_full(llm, n_before + sum(n_tokens(piece) for piece in pieces))
     n_media = 0
     if text.begun:
-        _note_drawn(llm, text)
+        if not text.go_back(n_before):
+            refuse_unknown(n_before)
+        _note_drawn(llm, text, n_before)
         reuse = PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0)
     else:
         # mostly there is a BOS before an image
@@ -66,7 +64,7 @@ def _ask_pieces(llm: ChatModel, text: LiveText, pieces: Pieces, n_keep: int) -> 
         if isinstance(pieces[0], list):
             first, pieces = pieces[0], pieces[1:]
         reuse = _begin(text, first, n_keep)
-    n_words = reuse.n_prompt
+    n_words, n_evicted, n_again = reuse.n_prompt, llm.cache_stats().n_evicted, text.n_again
     for piece in pieces:
         if isinstance(piece, list):
             text.ahead += piece
@@ -75,7 +73,7 @@ def _ask_pieces(llm: ChatModel, text: LiveText, pieces: Pieces, n_keep: int) -> 
         _decode_ahead(llm, text)
         text.add_media(piece.decode, llm.n_batch)
         n_media += piece.n_tokens
-    return PromptReuse(n_words, reuse.n_common, reuse.n_cached), n_media
+    return Asked(PromptReuse(n_words, reuse.n_common, reuse.n_cached), n_media, n_evicted, n_again)
 
 
 def _decode_ahead(llm: ChatModel, text: LiveText) -> None:
@@ -88,10 +86,17 @@ def _decode_ahead(llm: ChatModel, text: LiveText) -> None:
         text.settle()
 
 
-def _note_drawn(llm: ChatModel, text: LiveText) -> None:
+def _note_drawn(llm: ChatModel, text: LiveText, n_before: int) -> None:
     """Other texts may have been written since the answer's last token was sampled."""
-    if len(text.ahead) == 1 and llm._evals is not None:
+    if n_before - text.n_held == 1 and llm._evals is not None:
         llm._evals.drew(text.n_held, text.ahead[0])
+
+
+def refuse_unknown(n_before: int) -> NoReturn:
+    raise StateError(
+        f"the chat cannot go back to its first {n_before} tokens: some of them are evicted, and would have to be "
+        "evaluated again, but are those of an image, or of a file that does not hold them"
+    )
 
 
 def _refuse_full(llm: ChatModel, n_tokens: int) -> None:

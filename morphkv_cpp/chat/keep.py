@@ -64,12 +64,13 @@ class ChatKeep:
         """
         if not self._reads_media or self._start is None:
             return False
+        config = llm.morphkv or self._config  # a session may have raised the capacity
         if llm.n_tokens == 0:
-            n_keep = max(self._config.keep, common_prefix(self._start, tokens)) if self.keep == "system" else self.keep
-            if n_keep is not None and n_keep < self._config.capacity - self._config.window:
+            n_keep = max(config.keep, common_prefix(self._start, tokens)) if self.keep == "system" else self.keep
+            if n_keep is not None and n_keep < config.capacity - config.window:
                 bridge.set_keep(llm.ctx, 0, n_keep)
             elif n_keep is not None:
-                self._tell_no_room(n_keep)
+                self._tell_no_room(n_keep, config)
         return True
 
     def take_along(self, chunks: Generator[T, None, None]) -> Generator[T, None, None]:
@@ -89,9 +90,10 @@ class ChatKeep:
         start, self._due = self._due, None
         if start is None or self.keep is None or min(prompt, default=0) < 0:
             return False  # a prompt with images has been evaluated
-        n_keep = max(self._config.keep, common_prefix(start, prompt)) if self.keep == "system" else self.keep
-        if n_keep >= self._config.capacity - self._config.window:
-            self._tell_no_room(n_keep)
+        config = llm.morphkv or self._config
+        n_keep = max(config.keep, common_prefix(start, prompt)) if self.keep == "system" else self.keep
+        if n_keep >= config.capacity - config.window:
+            self._tell_no_room(n_keep, config)
             return False
         stats = llm.cache_stats()
         # what is to be kept may be gone
@@ -120,8 +122,7 @@ class ChatKeep:
             return []
         return llm.tokenize(rendered.text.encode(), add_bos=rendered.add_bos, special=True)
 
-    def _tell_no_room(self, n_keep: int) -> None:
-        config = self._config
+    def _tell_no_room(self, n_keep: int, config: MorphKV) -> None:
         self._tell(
             "room",
             f"the system prompt has {n_keep} tokens, which must be less than capacity - window to be kept, got "

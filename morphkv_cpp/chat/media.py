@@ -14,6 +14,7 @@ from llama_cpp.llama_chat_format import (
 )
 
 from .. import bridge
+from ..architectures import architectures
 from .model import ChatModel
 
 Content = str | Sequence[dict[str, Any]]  # of a message, as create_chat_completion takes it
@@ -86,11 +87,19 @@ def text_of(llm: ChatModel, content: Content) -> tuple[str, list[str]]:
         else:
             raise TypeError(f'a part of text must have the type "text" or "image_url", got {part!r}')
     if urls and media_handler(llm) is None:
-        raise ValueError(
-            "a session reads images with a chat handler: Llama(..., chat_handler=MTMDChatHandler("
-            f"clip_model_path=...)), got chat_handler={llm.chat_handler!r}"
-        )
+        raise ValueError(_why_no_images(llm))
     return "".join(words), urls  # as templates put parts together
+
+
+def _why_no_images(llm: ChatModel) -> str:
+    name = llm.metadata.get("general.architecture", "")
+    kinds = {one.images for one in architectures() if one.name == name}
+    if "no" in kinds:
+        return f"MorphKV cannot have images in a text of {name}: ask about them with Llama(..., morphkv=None)"
+    return (
+        "a session reads images with a chat handler: Llama(..., chat_handler=MTMDChatHandler(clip_model_path=...)), "
+        f"with a model that has a projector; got chat_handler={llm.chat_handler!r}"
+    )
 
 
 def n_tokens(piece: list[int] | bridge.MediaPiece) -> int:

@@ -9,6 +9,7 @@ from llama_cpp.llama_chat_format import LlamaChatCompletionHandler
 
 from ..cache.evals import Evals
 from ..cache.one_thread import OneThread
+from ..cache.worker import Worker
 from ..text.model import TextModel
 
 
@@ -17,6 +18,7 @@ class ChatModel(TextModel, Protocol):
 
     _one_thread: OneThread
     _evals: Evals | None  # with MorphKV
+    _worker: Worker
 
     @property
     def chat_format(self) -> str | None: ...
@@ -27,6 +29,13 @@ class ChatModel(TextModel, Protocol):
     @property
     def _chat_handlers(self) -> Mapping[str, LlamaChatCompletionHandler]:
         """Those in the model's file, by format."""
+
+    @property
+    def _cache_types(self) -> tuple[int, int]:
+        """Of K and V, numbers of ggml.h."""
+
+    def _raise_capacity(self, capacity: int) -> None:
+        """Put a larger cache in place of this one, which holds nothing that is needed. Raises ValueError."""
 
     n_batch: int
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import os
-import random
-import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import saved_file
 from ..cache.live_text import LiveText
 from ..cache.one_thread import OneThread, guarded
 from ..cache.stats import CacheStats
-from ..errors import BusyError, NoMorphKVError, SessionEndedError, StateError
-from .answer import Answer
-from .asking import ask
-from .identity import identity
-from .keep import Keep
-from .media import Content, text_of
+from ..errors import BusyError, StateError
+from .answering import Change, How, answer, how_of
+from .conversation import Conversation
+from .media import Content
+from .messages import start, tool_message, user_message
 from .model import ChatModel
-from .opening import n_kept, opening_messages
-from .reply import Reply
-from .template import ChatTemplate, Message
+from .opening import SessionKeep, opening_history
+from .reply import AsyncReply, Reply
+from .session_save import save_session
+from .template import Message
+from .tool_calls import Tool
 from .turn import Turn
 
 
-@guarded(turn="say", run="cache_stats close fork retained save")
+@guarded(
+    turn="edit regenerate say undo",
+    run="cache_stats close fork retained save tool_result",
+)
 class Session:
     """A chat on a live cache that continues from turn to turn. Made by Llama.session and Llama.load_session.
 
@@ -39,21 +40,29 @@ class Session:
 
     system: the system prompt. None: what the chat template puts there, if anything.
     keep: which tokens are never evicted. "system": everything before the first question, and at least the settings'
-        `keep`; a number: this many first tokens; None: the settings' `keep`.
-    messages: a chat so far, as create_chat_completion takes it, that ends with an answer. If the cache holds a start of
-        it that ends within the recent tokens, only the rest is evaluated; otherwise all is, and `last.reprocessed` is
-        True.
+        `keep`; "auto": as "system", and where that does not fit, the Llama gets a cache that is up to 4 times as large,
+        unless it has other chats; a number: this many first tokens; None: the settings' `keep`.
+    messages: a chat so far, as create_chat_completion takes it. Where it ends with a user's or a tool's message,
+        `say()` without a text answers that. If the cache holds a start of it that ends within the recent tokens, only
+        the rest is evaluated; otherwise all is, and `last.reprocessed` is True.
+    tools: what the model may call, as create_chat_completion takes it; see `say`.
 
     A turn evaluates only its own tokens: the template's text for this question, after the tokens that were sampled.
-    `last` says what the last turn took. The session stores no text.
+    Where the template leaves out of older answers what the model thought, the last answer is evaluated again without.
+    `last` says what the last turn took, `history()` what was said.
+
+    `undo`, `edit` and `regenerate` go back in the chat, to a checkpoint where there is one: the Llama's
+    `ctx_checkpoints`, at each turn's end. Then the chat goes on bit for bit as if nothing had come behind it. Else the
+    tokens behind the checkpoint before are evaluated again, with the next question: `last.again_tokens`. What is gone
+    from the chat is gone from the archive.
 
     A Llama has one live cache, which the active session uses. Switching sessions saves the inactive one's state in
     memory; it is as large as the cache. The same happens when the Llama is used for something else between two turns
     (generate, eval, load_state and whatever calls them): the session continues as if nothing had happened. Changes made
     to the context without the Llama's methods are not noticed. One thread at a time, as for the Llama.
 
-    Raises NoMorphKVError for a Llama without MorphKV, and ValueError for a `keep` that leaves no room, for messages
-    that do not end with an answer, and for a chat handler that does not render text.
+    Raises NoMorphKVError for a Llama without MorphKV, and ValueError for a `keep` that leaves no room, and for a chat
+    handler that does not render text.
     """
 
     def __init__(
@@ -61,24 +70,14 @@ class Session:
         llm: ChatModel,
         system: str | None = None,
         *,
-        keep: Keep = "system",
+        keep: SessionKeep = "system",
         messages: Sequence[Message] | None = None,
+        tools: Sequence[Tool] | None = None,
     ):
-        if llm.morphkv is None:
-            raise NoMorphKVError("a session needs MorphKV: open the model with Llama(..., morphkv=True)")
-        self._llm = llm
-        self._config = llm.morphkv
-        self._text = LiveText(llm)
-        self._text.refuse_ended()
-        self._template = ChatTemplate.of(llm)
-        self._opening = opening_messages(system, messages)  # said together with the first question
-        has_system = bool(self._opening) and self._opening[0]["role"] == "system"
-        self.system: str | None = self._opening[0]["content"] if has_system else None
-        self._n_keep = n_kept(llm, self._config, self._template, self.system, keep)
+        self._talk = Conversation(llm, opening_history(system, messages), keep)
+        if tools:
+            self._talk.use_tools(tools)
         self._answering: Callable[[], Reply | None] | None = None
-        self._answers = False
-        self.last: Turn | None = None
-        self.n_turns = 0
 
     def __enter__(self) -> Session:
         return self
@@ -92,13 +91,44 @@ class Session:
         self._text.end("it is closed")
 
     @property
+    def _llm(self) -> ChatModel:
+        return self._talk.llm
+
+    @property
+    def _text(self) -> LiveText:
+        return self._talk.text
+
+    @property
     def _one_thread(self) -> OneThread:
         return self._llm._one_thread
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt that was given."""
+        return self._talk.system
+
+    @property
+    def last(self) -> Turn | None:
+        """What the last turn took; None before the first, and where that was in a file."""
+        exchange = self._talk.history.last
+        return None if exchange is None else exchange.turn
+
+    @property
+    def n_turns(self) -> int:
+        """Answers so far."""
+        return self._talk.history.n_turns
 
     @property
     def n_tokens(self) -> int:
         """Length of the chat so far."""
         return self._text.n_tokens
+
+    def history(self) -> list[Message]:
+        """The messages so far, as create_chat_completion takes them; of an old file only those since it was loaded.
+
+        An answer has its text, with what the model thought, and `tool_calls` where it calls tools.
+        """
+        return [dict(message) for message in self._talk.history.messages]
 
     def cache_stats(self) -> CacheStats:
         """State of the session's cache."""
@@ -114,12 +144,14 @@ class Session:
 
     def say(
         self,
-        text: Content,
+        text: Content | None = None,
         *,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         temperature: float = 0.2,
         seed: int | None = None,
+        tools: Sequence[Tool] | None = None,
+        tool_choice: Any = None,
         **sampling: Any,
     ) -> Reply:
         """Ask, and yield the answer in pieces of whole characters. The model runs only while pieces are read.
@@ -127,138 +159,136 @@ class Session:
         text: the question, or a list of its parts, as in a message of create_chat_completion: {"type": "text",
             "text": ...} and {"type": "image_url", "image_url": {"url": ...}}. Images need a Llama with an
             MTMDChatHandler, or another chat handler of llama_cpp that reads them. They are evaluated once, and
-            evicted and recalled as words are.
+            evicted and recalled as words are. None: the answer to what waits for one, e.g. results of tools.
         max_tokens: limit of the answer; None: until the model ends it.
         stop: strings that end the answer; they are not part of it.
         seed: None: the next one of a series that the Llama's seed starts, as in create_completion.
+        tools: from now on; None: those so far. Templates name them at the beginning, so where they change the whole
+            chat is evaluated again. Calls in the answer are in `history()[-1].get("tool_calls")`; give their results to
+            `tool_result`.
+        tool_choice: as in create_chat_completion: the answer is the named tool's arguments.
         sampling: other keywords of Llama.generate, such as top_k, top_p, min_p, repeat_penalty, grammar,
             logits_processor.
 
         If you stop reading (break, close, Ctrl-C), what was written so far stays in the chat; the next question ends
         the answer. Raises ContextFullError if the chat would exceed n_ctx, SessionEndedError if the session cannot
         continue, and what decoding raises. If that happens before the answer's first token, the question is removed and
-        can be asked again. If it happens later, or the question has already evicted tokens, the chat stays as it is.
+        can be asked again. If it happens later, the chat stays as it is.
+        """
+        self._begin_answer()
+        talk, new = self._talk, [] if text is None else [user_message(self._llm, text)]
+        asked = (*talk.history.pending, *new)
+        if not asked:
+            raise ValueError("say() needs a text: nothing waits for an answer")
+
+        def change() -> tuple[Sequence[Message], int | None]:
+            talk.use_tools(tools or None)
+            return asked, None
+
+        is_changed = tools is not None and (tools or None) != talk.tools
+        options = {"temperature": temperature, "seed": seed, "tool_choice": tool_choice, **sampling}
+        how = how_of(tools if is_changed else talk.tools, max_tokens=max_tokens, stop=stop, **options)
+        return self._reply(change if is_changed else asked, how, "say()" if text is None else f"say({start(text)})")
+
+    def ask(self, text: Content | None = None, **options: Any) -> str:
+        """The whole answer to a question; options as of `say`."""
+        return "".join(self.say(text, **options))
+
+    def asay(self, text: Content | None = None, **options: Any) -> AsyncReply:
+        """As `say`, for `async for`: the model runs in the Llama's own thread. A task that is cancelled ends the
+        answer; what was written so far stays in the chat.
+        """
+        return AsyncReply(self._llm._worker, lambda: self.say(text, **options), f"asay({start(text)})")
+
+    async def aask(self, text: Content | None = None, **options: Any) -> str:
+        """As `ask`, in the Llama's own thread."""
+        return "".join([piece async for piece in self.asay(text, **options)])
+
+    def tool_result(self, content: Any, tool_call_id: str | None = None, *, name: str | None = None) -> None:
+        """What a tool gave. It is put to the model with the next question, or by `say()` without a text.
+
+        content: a text; anything else is written as JSON.
+        tool_call_id: of the call; None: of the first call in the last answer that has no result yet, if any.
+        """
+        self._refuse_answering("given a result")
+        self._text.refuse_ended()
+        if not self._talk.history.messages:
+            raise StateError("a tool's result must follow an answer: nothing has been asked in this session yet")
+        self._talk.wait_for(tool_message(self._talk.history, content, tool_call_id, name))
+
+    def undo(self) -> None:
+        """Take back the last question, all that came behind it, and what waits for an answer.
+
+        Raises StateError, and changes nothing, where that cannot be: there is no question, or tokens would have to be
+        evaluated again that are an image's, or that an old file does not hold.
         """
         self._stop_answering()
         self._text.refuse_ended()
-        text, images = text_of(self._llm, text)
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1 or None, got {max_tokens}")
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        options = {"temp": temperature, **sampling}
-        pieces = self._one_thread.steps(self._answer(text, images, max_tokens, stops, seed, options))
-        answering = Reply(pieces, text)
-        # weak, so that an answer that nobody reads on is at an end
-        self._answering = weakref.ref(answering)
-        return answering
+        self._text.take()
+        self._talk.back_to(self._talk.question(-1))
+
+    def regenerate(self, **options: Any) -> Reply:
+        """Another answer in place of the last one; options as of `say`, but for tools.
+
+        If it fails, or is stopped before its first token, the chat is as it was.
+        """
+        self._begin_answer()
+        self._talk.refuse_unanswered()
+        return self._reply(self._talk.without_answer, how_of(self._talk.tools, **options), "regenerate()")
+
+    def edit(self, turn: int, text: Content, **options: Any) -> Reply:
+        """Go back to before a question, ask another one in its place, and yield the answer; options as of `say`, but
+        for tools.
+
+        turn: index of the question among those of the history: 0 is the first one, -1 the last.
+
+        If it fails, or is stopped before its first token, the chat is as it was.
+        """
+        self._begin_answer()
+        talk, message, i_message = self._talk, user_message(self._llm, text), self._talk.question(turn)
+
+        def change() -> tuple[Sequence[Message], int | None]:
+            talk.back_to(i_message)
+            return (*talk.history.pending, message), None
+
+        return self._reply(change, how_of(talk.tools, **options), f"edit({turn}, {start(text)})")
 
     def fork(self) -> Session:
         """An independent copy. The same question with the same seed gives the same answer."""
         self._refuse_answering("forked")
         self._text.refuse_ended()
         copy = Session.__new__(Session)
-        copy.__dict__.update(self.__dict__, _text=self._text.copy(), _answering=None)
+        copy.__dict__.update(self.__dict__, _talk=self._talk.fork(), _answering=None)
         return copy
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to a file, for Llama.load_session. An older file is replaced completely or not at all.
 
-        The file holds the cache, `system`, and the token ids of the cache's cells. So its size is bounded, however long
-        the chat, except for an archive. Raises OSError if it cannot be written, ValueError for a path that is not a
+        The file holds the cache, the messages, and 4 bytes for each token. So it hardly grows with the chat, except for
+        an archive. Raises OSError if it cannot be written, ValueError for a path that is not a
         regular file, NativeError for a cache that cannot be read, StateError if nothing has been said.
         """
         self._refuse_answering("saved")
         self._text.refuse_ended()
         self._refuse_silent()
-        state = self._text.state()
-        n_ids = min(state.n_tokens, self._text.stats().n_limit)
-        header = {
-            **identity(self._llm.model_path, self._config, self._template),
-            "system": self.system,
-            "keep": self._n_keep,
-            "n_turns": self.n_turns,
-            "n_tokens": state.n_tokens,
-            "ahead": self._text.ahead,
-            "seed": state.seed,
-        }
-        ids = np.asarray(state.input_ids[state.n_tokens - n_ids : state.n_tokens])
-        saved_file.write(path, "session", saved_file.Contents(header, ids, state.llama_state))
+        save_session(self._talk, path)
 
-    def _answer(
-        self,
-        question: str,
-        images: list[str],
-        max_tokens: int | None,
-        stop: list[str],
-        seed: int | None,
-        sampling: dict[str, Any],
-    ) -> Generator[str, None, None]:
-        llm, text, start_s = self._llm, self._text, time.perf_counter()
-        text.take()
-        before, seed_before = text.mark(), llm._seed
-        n_evicted = llm.cache_stats().n_evicted  # images may evict at once
-        try:
-            rendered, reuse, n_media = ask(llm, text, self._template, self._opening, self._n_keep, question, images)
-        except Exception:
-            if images and not text.is_orphan:
-                text.go_back(before)
-            raise
-        if before is None:
-            n_evicted = llm.cache_stats().n_evicted
-        llm.set_seed(random.Random(llm._seed).randrange(2**32) if seed is None else seed)
-        n_room = llm.n_ctx() - text.n_tokens
-        answer = Answer(llm._piece, [*stop, *rendered.stop], n_room if max_tokens is None else min(max_tokens, n_room))
-        tokens = self._tokens(sampling)
-        self._answers, is_undone = True, False
-        try:
-            while answer.finish_reason is None:
-                if not text.is_live:
-                    raise SessionEndedError("the cache was used for something else while an answer was being written")
-                with text.at_work():
-                    token = next(tokens, None)
-                if token is None or llm._is_end(token):
-                    answer.end("stop")
-                else:
-                    text.ahead.append(token)
-                    answer.add(token)
-                if piece := answer.take_piece():
-                    yield piece
-        except Exception:
-            if answer.n_tokens == 0 and not text.is_orphan:
-                tokens.close()
-                is_undone = text.go_back(before)
-            raise
-        finally:
-            tokens.close()
-            self._answers = False
-            if is_undone:
-                llm.set_seed(seed_before)
-            else:
-                text.take_back(answer.n_behind_stop)
-                self.n_turns += 1
-                self.last = Turn(
-                    prompt_tokens=reuse.n_evaluated,
-                    cached_tokens=reuse.n_cached,
-                    completion_tokens=answer.n_tokens,
-                    finish_reason=answer.finish_reason or "interrupted",
-                    n_evicted=0 if text.is_orphan else text.stats().n_evicted - n_evicted,
-                    reprocessed=reuse.reprocessed,
-                    seconds=time.perf_counter() - start_s,
-                    rate_tok_s=answer.rate_tok_s,
-                    n_recalled=sum(recall.n_recalled for recall in llm.last_recalls),
-                    recall_ms=sum(recall.took_ms for recall in llm.last_recalls),
-                    media_tokens=n_media,
-                )
+    def _reply(self, asked: Sequence[Message] | Change, how: How, call: str) -> Reply:
+        answering = Reply(self._one_thread.steps(answer(self._talk, asked, how)), call)
+        # weak, so that an answer that nobody reads on is at an end
+        self._answering = weakref.ref(answering)
+        return answering
 
-    def _tokens(self, sampling: dict[str, Any]) -> Generator[int, Any, None]:
-        yield from self._llm.generate(self._text.ahead.copy(), reset=False, **sampling)
+    def _begin_answer(self) -> None:
+        self._stop_answering()
+        self._text.refuse_ended()
 
     def _refuse_silent(self) -> None:
         if not self._text.begun:
             raise StateError("nothing has been said in this session yet")
 
     def _refuse_answering(self, what: str) -> None:
-        if self._answers:
+        if self._talk.is_answering:
             raise BusyError(f"a session cannot be {what} while it answers: read the answer to its end or close it")
 
     def _stop_answering(self) -> None:

@@ -5,6 +5,7 @@ A turn is rendered behind a stand-in history of one question and one answer, so 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +19,7 @@ Message = dict[str, Any]  # {"role": ..., "content": ...}, as create_chat_comple
 
 # No blanks at the ends, which templates trim, and nothing that a template looks for.
 SYSTEM, QUESTION, ANSWER = "stand-in-system", "stand-in-question", "stand-in-answer"
+HISTORY: list[Message] = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
 
 
 class Rendered(NamedTuple):
@@ -50,13 +52,13 @@ class ChatTemplate:
         )
         return cls(handler, "chat_handler" if llm.chat_handler else f"chat_format {llm.chat_format!r}")
 
-    def opening(self, messages: Sequence[Message], question: str, **options: Any) -> Rendered:
-        """The messages, the question, and the start of its answer. A system text is the first message, if any."""
-        return self._render(self._with_system([*messages, {"role": "user", "content": question}]), **options)
+    def opening(self, messages: Sequence[Message], asked: str | Sequence[Message], **options: Any) -> Rendered:
+        """The messages, what is asked, and the start of its answer. A system text is the first message, if any."""
+        return self._render(self._with_system([*messages, *_asked(asked)]), **options)
 
-    def before_question(self, system: str | None) -> Rendered:
+    def before_question(self, system: str | None, **options: Any) -> Rendered:
         """What precedes the first question: the system text, or the default that the template puts in its place."""
-        return self.before_first([] if system is None else [{"role": "system", "content": system}])
+        return self.before_first([] if system is None else [{"role": "system", "content": system}], **options)
 
     def before_first(self, messages: Sequence[Message], **options: Any) -> Rendered:
         """What precedes the question behind these messages; options: of the handler, e.g. tools."""
@@ -64,12 +66,39 @@ class ChatTemplate:
         # the last one: the system text may hold anything
         return rendered._replace(text=rendered.text[: self._find(QUESTION, rendered.text.rfind(QUESTION))])
 
-    def turn(self, question: str) -> Rendered:
-        """What follows an answer: its end, the question, and the start of the next answer."""
-        history = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
-        rendered = self._render([*history, {"role": "user", "content": question}])
-        start = self._find(ANSWER, rendered.text.find(ANSWER)) + len(ANSWER)
-        return rendered._replace(text=rendered.text[start:])
+    def turn(self, asked: str | Sequence[Message], **options: Any) -> Rendered:
+        """What follows an answer: its end, what is asked, and the start of the next answer."""
+        rendered = self._render([*HISTORY, *_asked(asked)], **options)
+        return rendered._replace(text=self._behind_answer(rendered.text))
+
+    def as_history(
+        self, before: Sequence[Message] | None, said: Sequence[Message], asked: Sequence[Message], **options: Any
+    ) -> Rendered | None:
+        """What the template makes of `said`, up to the end of its last answer, once `asked` follows.
+
+        before: what the chat began with, where `said` follows it at once; else None, and the text begins behind an
+        answer. None where all answers are still as they were written, and where it cannot be told.
+        """
+        try:
+            head = HISTORY if before is None else before
+            rendered = self._render(self._with_system([*head, *said, *_asked(asked)]), **options)
+            text, end = rendered.text, self.turn(asked, **options).text
+            if before is None:
+                text = self._behind_answer(text)
+        except (ValueError, TypeError, LookupError, jinja2.TemplateError):
+            return None
+        if not text.endswith(end):
+            return None
+        text, position = text[: -len(end)], 0
+        for answer in (message["content"].strip() for message in said if message["role"] == "assistant"):
+            position = text.find(answer, position)
+            if position < 0:
+                return rendered._replace(text=text)
+            position += len(answer)
+        return None
+
+    def _behind_answer(self, text: str) -> str:
+        return text[self._find(ANSWER, text.find(ANSWER)) + len(ANSWER) :]
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
         if self._has_system_role or messages[0]["role"] != "system":
@@ -92,6 +121,7 @@ class ChatTemplate:
 
     def _render(self, messages: list[Message], **options: Any) -> Rendered:
         recorder = _Recorder()
+        messages = [_with_plain_calls(message) for message in messages]
         try:
             self._handler(llama=cast(Any, recorder), messages=cast(Any, messages), **options)
         except _Recorded:
@@ -101,6 +131,25 @@ class ChatTemplate:
                 f"{self._name} does more than render text, which a session cannot follow: {error}"
             ) from error
         raise ValueError(f"{self._name} must end in a completion")
+
+
+def _asked(asked: str | Sequence[Message]) -> list[Message]:
+    return [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
+
+
+def _with_plain_calls(message: Message) -> Message:
+    """Templates write a call's arguments as JSON, as which the API has them already."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = call["function"]["arguments"]
+        try:
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        except ValueError:
+            pass  # as the model wrote them
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "content": message.get("content") or "", "tool_calls": calls}
 
 
 class _Recorded(Exception):

@@ -20,3 +20,4 @@ class Turn:
     n_recalled: int = 0  # tokens recalled from the archive for the question, summed over layers and KV heads
     recall_ms: float = 0.0  # time spent in recalls
     media_tokens: int = 0  # of the question's images; they are evaluated before the answer, besides prompt_tokens
+    again_tokens: int = 0  # of prompt_tokens, those of the chat before that had to be evaluated again

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,15 @@ CONTROLS = {code: None for code in [*range(32), *range(127, 160)] if chr(code) n
 
 def printable(text: str) -> str:
     return text.translate(CONTROLS)
+
+
+def shown(message: dict[str, Any]) -> str:
+    """A message's text, and what it calls."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(part.get("text", f"[{part['type']}]") for part in content)
+    calls = (call["function"] for call in message.get("tool_calls") or ())
+    return " ".join([content, *(f"{call['name']}({call['arguments']})" for call in calls)]).strip()
 
 
 def status_line(stats: CacheStats | None, last: Turn | None) -> str:
@@ -38,6 +49,8 @@ def stats_rows(chat: Session) -> list[tuple[str, str]]:
         ("first tokens that stay", f"{stats.keep:,}"),
         ("evictions", f"{stats.n_evictions:,}"),
         ("tokens evicted, per KV head", f"{stats.n_evicted:,}"),
+        ("tokens in the archive", f"{stats.n_archived:,}, {mebibytes(stats.archive_bytes)}"),
+        ("recalls", f"{stats.n_recalls:,}, {stats.n_recalled:,} tokens over all layers and heads"),
         ("K and V", mebibytes(stats.kv_bytes)),
         ("beside them", mebibytes(stats.extra_bytes)),
     ]
@@ -46,6 +59,7 @@ def stats_rows(chat: Session) -> list[tuple[str, str]]:
             ("last turn: prompt tokens", f"{last.prompt_tokens:,}"),
             ("last turn: tokens written", f"{last.completion_tokens:,} ({last.finish_reason})"),
             ("last turn: tokens evicted", f"{last.n_evicted:,}"),
+            ("last turn: tokens recalled", f"{last.n_recalled:,}"),
             ("last turn: time", f"{last.seconds:.2f} s, {last.rate_tok_s:.1f} tok/s"),
         ]
     return rows

@@ -1,9 +1,12 @@
 """Options of an archive and its recalls, for the commands that have one."""
 
+import functools
+import inspect
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from ..cache.archive import CACHE_TYPES, KEYWORDS, RAM, Archive
+from ..cache.archive import AUTO, CACHE_TYPES, KEYWORDS, RAM, Archive
 from .options import morphkv_flag
 
 
@@ -11,9 +14,10 @@ def archive_options(
     archive: Annotated[
         str | None,
         morphkv_flag(
-            "store what leaves the window in memory, or in a file, and recall what a prompt asks for",
+            "store what leaves the window in memory, or in a file, and recall what a prompt asks for; auto is in "
+            "memory as q8_0",
             "--archive",
-            metavar="ram|PATH",
+            metavar="auto|ram|PATH",
             show_default=False,
         ),
     ] = None,
@@ -110,3 +114,26 @@ def archive_options(
         options = ", ".join(f"--{KEYWORDS[field].replace('_', '-')}" for field in given)
         raise ValueError(f"{options}: needs an archive, --archive {RAM} or a path")
     return None
+
+
+def archived(group: Callable[..., Archive | None]) -> Callable[..., Archive | None]:
+    """The group archive_options, but with an archive unless --no-archive is given."""
+
+    @functools.wraps(group)
+    def options(*, no_archive: bool, **given: Any) -> Archive | None:
+        if no_archive:
+            # with an archive, or settings of one, it would be both
+            if group(**given) is not None:
+                raise ValueError(f"--no-archive excludes --archive, got {given['archive']!r}")
+            return None
+        return group(**{**given, "archive": given["archive"] or AUTO})
+
+    without = inspect.Parameter(
+        "no_archive",
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=False,
+        annotation=Annotated[bool, morphkv_flag("evicted tokens are gone (default: --archive auto)", "--no-archive")],
+    )
+    parameters = list(inspect.signature(group).parameters.values())
+    options.__signature__ = inspect.Signature([*parameters[:1], without, *parameters[1:]])  # type: ignore[attr-defined]
+    return options

@@ -12,6 +12,7 @@ where llama_cpp loses text or breaks:
 - Logprobs of an answer to an empty prompt, and of an echoed prompt without BOS, are there those of the next position;
   in a stream's last chunks text_offset counts bytes there.
 - While each token leaves a character open, neither max_tokens nor stop texts nor a full n_ctx end the answer there.
+- The model is named by its path there where no name is given, by its file's name here.
 - Of logit_bias together with a logits_processor neither is applied there.
 Beyond it, an answer and the last chunk of a stream have `usage` and `timings` (text.account).
 """
@@ -19,6 +20,7 @@ Beyond it, an answer and the last chunk of a stream have `usage` and `timings` (
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 import uuid
@@ -82,7 +84,7 @@ def complete(
         "id": f"cmpl-{uuid.uuid4()}",
         "object": "text_completion",
         "created": int(time.time()),
-        "model": llm.model_path if model is None else model,
+        "model": os.path.basename(llm.model_path) if model is None else model,
     }
 
     def chunk(text: str, note: TokenLogprobs | None, finish_reason: str | None = None) -> dict[str, Any]:

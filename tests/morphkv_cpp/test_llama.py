@@ -267,10 +267,14 @@ class TestContextSize:
         with pytest.raises(ValueError, match=f"n_ctx must be in 0..2147483647, got {n_ctx}"):
             open_llama(n_ctx=n_ctx)
 
-    @pytest.mark.parametrize("n_ctx", [35, 0])
-    def test_a_size_below_the_cells_is_refused(self, tiny_llama, n_ctx):
-        with pytest.raises(InvalidError, match="got 1024 \\+ 1024 with a context of 256"):
-            Llama(tiny_llama(context_length=256), morphkv=MorphKV(), n_ctx=n_ctx, **QUIET)
+    def test_a_size_below_the_cells_is_refused(self, tiny_llama):
+        path = tiny_llama(context_length=256)
+        with pytest.raises(ValueError, match=r"n_ctx must be at least .* = 2048, got 40: leave n_ctx out"):
+            Llama(path, morphkv=MorphKV(), n_ctx=40, **QUIET)
+        with pytest.raises(
+            InvalidError, match=r"got 1024 \+ 1024 with a context of 256 \(n_ctx=0 is .* leave n_ctx out"
+        ):
+            Llama(path, morphkv=MorphKV(), n_ctx=0, **QUIET)
 
     def test_the_text_outgrows_its_first_buffer_and_the_native_context(self, model):
         llm, tokens = Llama(model, morphkv=SMALL, **QUIET), some_tokens(10_000)

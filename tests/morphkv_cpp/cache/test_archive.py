@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from morphkv_cpp import Archive, Llama, MorphKV, Recall, bridge
+from morphkv_cpp import Archive, ArchiveError, Llama, MorphKV, Recall, bridge
 from support.tiny import greedy, some_tokens
 
 SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
@@ -25,6 +25,18 @@ def model(tiny_llama):
 
 def retained(llm) -> list[np.ndarray]:
     return [llm.retained(layer) for layer in range(2)]
+
+
+@pytest.mark.parametrize(("head_size", "kind"), [(32, "q8_0"), (24, None)])
+def test_auto_is_in_memory_as_q8_0_where_heads_are_of_whole_blocks(open_llama, head_size, kind):
+    shape = {"head_size": head_size}
+    llm = open_llama(shape=shape, archive="auto")
+    assert llm.archive == Archive("ram", type=kind)
+    llm.eval(some_tokens(300))
+    assert llm.cache_stats().n_archived > 0
+    if kind is None:
+        with pytest.raises(ArchiveError, match="q8_0"):
+            open_llama(shape=shape, archive=Archive("auto", type="q8_0"))
 
 
 def test_what_leaves_the_window_is_archived_and_a_prompt_recalls_it(open_llama):

@@ -9,16 +9,21 @@ from itertools import islice
 
 import pytest
 
-from morphkv_cpp import ClosedError, Llama, MorphKV, Session, ThreadError
+from morphkv_cpp import BusyError, ClosedError, Llama, MorphKV, Session, ThreadError
 from morphkv_cpp.cache import one_thread
 from morphkv_cpp.cache.one_thread import OneThread, Turn
 from support.chats import no_end
 from support.tiny import QUIET, greedy
 
+# isort: split
+# after morphkv_cpp, which says what libllama is loaded
+from llama_cpp import LogitsProcessorList, StoppingCriteriaList
+
 SMALL = MorphKV(capacity=96, window=16, interval=8, keep=4, prompt_room=0)
 PROMPT = list(range(3, 103))
 # What needs no context, and properties that are plain attributes.
 FREE = {"close", "from_pretrained", "logits_to_logprobs", "longest_token_prefix"}
+FREE |= {"acreate_completion", "acreate_chat_completion"}  # they have a thread of their own
 # How each method can be called; any call is refused before its arguments matter.
 READS = {"detokenize", "n_ctx", "n_embd", "n_vocab", "pooling_type", "token_bos", "token_eos", "token_nl", "tokenize"}
 READS |= {"tokenizer", "session"}
@@ -356,3 +361,63 @@ def test_every_thread_has_its_own_llama(tiny_llama):
     for thread in threads:
         thread.join()
     assert answers[0] == answers[1] == answers[2]
+
+
+class TestNestedUse:
+    """By functions that are called in the middle of a token, and between two of them."""
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda llm, chat: llm.eval([5]),
+            lambda llm, chat: llm.reset(),
+            lambda llm, chat: llm.create_completion("a", max_tokens=1),
+            lambda llm, chat: list(islice(llm.generate([5]), 1)),
+            lambda llm, chat: chat.say("x"),
+        ],
+        ids="eval reset completion generate say".split(),
+    )
+    def test_a_logits_processor_that_changes_the_text(self, open_llama, use):
+        llm, errors = open_llama(), []
+        chat = llm.session()
+
+        def processor(input_ids, scores):
+            try:
+                use(llm, chat)
+            except BusyError as error:  # llama.cpp would lose it
+                errors.append(error)
+            return scores
+
+        with pytest.raises(
+            BusyError, match="in the middle of a token of a text: a logits processor must not change it"
+        ):
+            llm.create_completion("abc", max_tokens=3, logits_processor=LogitsProcessorList([processor]))
+        assert len(errors) == 1
+        assert greedy(llm, PROMPT, 5) == greedy(open_llama(), PROMPT, 5)
+
+    def test_one_that_looks_is_served(self, open_llama):
+        llm, seen = open_llama(), []
+
+        def processor(input_ids, scores):
+            seen.append((llm.cache_stats().logical_pos, llm.tokenize(b"a")))
+            return scores
+
+        greedy(llm, PROMPT, 3, logits_processor=LogitsProcessorList([processor]))
+        assert [position for position, _ in seen] == [99, 100, 101]
+
+    def test_a_stopping_criterion_that_writes_another_text(self, open_llama):
+        llm = open_llama()
+        criteria = StoppingCriteriaList([lambda ids, logits: bool(llm.create_completion("a", max_tokens=1))])
+        with pytest.raises(BusyError, match="in the middle of a token of a text: begin another one when it is written"):
+            llm.create_completion("abc", max_tokens=3, stopping_criteria=criteria)
+        assert greedy(llm, PROMPT, 5) == greedy(open_llama(), PROMPT, 5)
+
+    def test_another_text_in_the_loop_of_a_stream(self, open_llama):
+        """The newer one is written, and the older one says why it cannot go on."""
+        llm = open_llama()
+        chunks = llm.create_completion("abc", max_tokens=9, stream=True, logits_processor=no_end(llm))
+        next(chunks)
+        wanted = llm.create_completion("xyz", max_tokens=3, temperature=0.0)["choices"]
+        with pytest.raises(BusyError, match="this text cannot continue: another one has begun on the same Llama"):
+            list(chunks)
+        assert open_llama().create_completion("xyz", max_tokens=3, temperature=0.0)["choices"] == wanted

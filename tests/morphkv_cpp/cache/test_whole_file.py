@@ -98,3 +98,13 @@ def test_a_link_to_a_file_that_is_not_there_yet(tmp_path):
     replace_file(tmp_path / "link", [b"new"])
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "x").read_bytes() == b"new"
+
+
+def test_an_error_names_the_path_that_was_given(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError) as found:
+        replace_file(tmp_path / "no" / "x", [b"new"])
+    assert str(found.value).endswith(f"No such file or directory: '{tmp_path / 'no' / 'x'}'")
+    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left on device") as found:
+        replace_file(tmp_path / "x", [b"new"])
+    assert found.value.filename == str(tmp_path / "x")

@@ -186,6 +186,13 @@ def test_what_is_no_question_is_refused(open_vision, open_llama):
     assert talk(text_only, [{"type": "text", "text": "words"}])
 
 
+def test_a_chat_handler_is_not_advised_where_morphkv_has_no_images(open_llama):
+    llm = open_llama()
+    llm.metadata["general.architecture"] = "hunyuan_vl"
+    with pytest.raises(ValueError, match="MorphKV cannot have images in a text of hunyuan_vl"):
+        llm.session().say(with_image("what", 1))
+
+
 def test_llava_s_own_template_serves_sessions_too(open_vision):
     llm = open_vision("janus_pro", handler=Llava15ChatHandler)
     with llm.session(keep=None) as chat:

@@ -1,10 +1,11 @@
 """What a session begins with: a chat that comes back as text, and what is kept; on tiny models."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from morphkv_cpp import MorphKV, Session
+from morphkv_cpp import MorphKV, NoRoomError, Session
 from support.chats import TURN, forced, talk, text_of
 from support.tiny import bytes_of, count_evaluated, held
 
@@ -59,16 +60,46 @@ class TestKeep:
         ):
             open_llama().session("abc " * 50)
 
-    @pytest.mark.parametrize("keep", [-1, 112])
-    def test_a_number_out_of_range_is_a_sentence(self, open_llama, keep):
-        with pytest.raises(
-            ValueError, match=f"keep must have less than capacity - window tokens to be kept, got {keep}"
-        ):
-            open_llama().session(keep=keep)
+    def test_a_number_out_of_range_is_a_sentence(self, open_llama):
+        with pytest.raises(ValueError, match="keep must not be negative, got -1"):
+            open_llama().session(keep=-1)
+        sentence = r"keep must have less than .* to be kept, got 112 .*: MorphKV\(capacity=238\)"
+        with pytest.raises(NoRoomError, match=sentence) as found:
+            open_llama().session(keep=112)
+        assert open_llama(replace(SMALL, capacity=found.value.capacity)).session(keep=112)
+
+    @pytest.mark.parametrize("archive", [None, "ram"])
+    def test_auto_makes_the_cache_larger_where_that_is_needed(self, open_llama, archive):
+        llm = open_llama(archive=archive)
+        llm.create_completion("abc" * 50, max_tokens=4)
+        with llm.session("abc", keep="auto") as chat:
+            talk(chat, "x")
+            assert chat.cache_stats().capacity == SMALL.capacity
+        system = "abcd" * 50
+        with llm.session(system, keep="auto") as chat:
+            for i in range(8):
+                talk(chat, f"question {i}" * 4)
+            stats = chat.cache_stats()
+            assert stats.keep > 200
+            assert SMALL.capacity + 200 - 2 < stats.capacity == llm.morphkv.capacity < 4 * SMALL.capacity
+            assert (stats.n_evictions > 0, stats.n_archived > 0) == (True, archive is not None)
+            # as if it had been opened so
+            other = open_llama(llm.morphkv, archive=archive)
+            with other.session(system) as same:
+                for i in range(8):
+                    talk(same, f"question {i}" * 4)
+                assert talk(chat, "y") == talk(same, "y")
+                assert text_of(chat) == text_of(same)
+            # not while another chat needs the cache that there is, and not beyond a bound
+            for n in (200, 300):
+                with pytest.raises(NoRoomError, match="the system prompt must have less than"):
+                    llm.session("abcd" * n, keep="auto")
+            assert talk(chat, "z")
+        assert llm.create_completion("abc", max_tokens=4)["usage"]["completion_tokens"] > 0
 
     @pytest.mark.parametrize("keep", ["all", True, 1.5])
     def test_another_value_is_a_sentence(self, open_llama, keep):
-        with pytest.raises(ValueError, match='keep must be "system", a number of tokens or None, got'):
+        with pytest.raises(ValueError, match='keep must be "system", "auto", a number of tokens or None, got'):
             open_llama().session(keep=keep)
 
 
@@ -141,7 +172,7 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"messages": [{"role": "user", "content": "x"}]}, r"must end with an answer .*, got 'user'"),
+            ({"messages": [{"role": "cook", "content": "x"}]}, r"must end with the role system, .*, got 'cook'"),
             ({"system": "a", "messages": [{"role": "system", "content": "b"}]}, "system must be given once"),
             ({"messages": [{"role": "system", "content": [1]}]}, r"the system text must be a str, got \[1\]"),
             ({"system": b"abc"}, "the system text must be a str, got b'abc'"),

@@ -52,23 +52,27 @@ class TestFailedQuestion:
         assert chat.n_tokens == same.n_tokens
         assert talk(chat, "and this?") == talk(same, "and this?")
 
-    def test_a_question_that_has_evicted_stays(self, open_llama, monkeypatch):
-        llm = open_llama(n_batch=16)
-        chat = llm.session("abc")
-        for i in range(9):
-            talk(chat, f"question {i}")
-        n_before, question = chat.n_tokens, "a long question " * 12
+    @pytest.mark.parametrize("ctx_checkpoints", [32, 0])
+    def test_a_question_that_has_evicted_is_taken_back_too(self, open_llama, monkeypatch, ctx_checkpoints):
+        """To a checkpoint; without, what it has evicted is evaluated again with the next one."""
+        llm, other = (open_llama(n_batch=16, ctx_checkpoints=ctx_checkpoints) for _ in range(2))
+        chat, same = llm.session("abc"), other.session("abc")
+        for one in (chat, same):
+            for i in range(9):
+                talk(one, f"question {i}")
+        before = (chat.n_tokens, chat.n_turns, chat.last, chat.history(), llm._seed)
         with monkeypatch.context() as patch:
             fail_at(llm, patch, 8)
             with pytest.raises(RuntimeError, match="llama_decode returned -3"):
-                talk(chat, question)
-        assert chat.n_tokens > n_before + len(question)
-        assert (chat.n_turns, chat.last.finish_reason) == (10, "interrupted")
-        n_before = chat.n_tokens
-        talk(chat, "and now?")
-        assert chat.n_tokens > n_before
-        words = llm.detokenize([*llm.input_ids[: llm.n_tokens].tolist(), *chat._text.ahead]).decode(errors="replace")
-        assert words.count(question) == 1
+                talk(chat, "a long question " * 12)
+        assert (chat.n_tokens, chat.n_turns, chat.last, chat.history(), llm._seed) == before
+        answers = [talk(one, "and now?") for one in (chat, same)]
+        if ctx_checkpoints:
+            assert answers[0] == answers[1]
+            assert chat.last.prompt_tokens == same.last.prompt_tokens
+        else:
+            assert chat.last.again_tokens > 64
+        assert chats.text_of(chat)[:-10] == chats.text_of(same)[:-10]
 
     def test_an_answer_that_has_begun_stays_as_far_as_it_came(self, open_llama, monkeypatch):
         llm, other = open_llama(), open_llama()

@@ -9,7 +9,10 @@ import sys
 import pytest
 
 from morphkv_cpp import Session
-from morphkv_cpp.cli import chat as cli_chat
+from morphkv_cpp.chat.opening import MOST
+from morphkv_cpp.cli.chat import N_PREDICT
+from morphkv_cpp.cli.dialogue import Dialogue
+from support.chats import no_end
 from support.command import run
 
 TIGHT = ["--capacity", "128", "--window", "16", "--interval", "16", "--prompt-room", "32", "-t", "1", "--seed", "1"]
@@ -29,6 +32,10 @@ def say(self, text, _say=Session.say, **options):
 Session.say = say
 main(sys.argv[1:])
 """
+
+
+def endless_say(self, text, _say=Session.say, **options):
+    return _say(self, text, **options, logits_processor=no_end(self._llm))
 
 
 @pytest.fixture
@@ -83,8 +90,9 @@ class TestAnswers:
 class TestCommands:
     def test_help_names_them_all(self, chat):
         out = chat("/help")[1]
-        assert all(f"/{name}" in out for name in cli_chat.Dialogue.COMMANDS)
-        assert len(out.splitlines()) == len(cli_chat.Dialogue.COMMANDS)
+        names = [*Dialogue.ANSWERS, *Dialogue.COMMANDS]
+        assert all(f"/{name}" in out for name in names)
+        assert len(out.splitlines()) == len(names)
 
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -98,6 +106,11 @@ class TestCommands:
             ("/stats", "nothing has been said in this session yet"),
             ("/retained", "nothing has been said in this session yet"),
             ("/back", "/back needs a /fork before"),
+            ("/undo", "nothing has been asked in this session yet"),
+            ("/regenerate", "nothing has been answered in this session yet"),
+            ("/edit", "/edit must say what to ask instead"),
+            ("/edit 0 x", "/edit numbers questions from 1, got 0"),
+            ("/edit x", "nothing has been asked in this session yet"),
             ("/system " + "abc " * 200, "the system prompt must have less than capacity - window tokens"),
         ],
     )
@@ -123,6 +136,29 @@ class TestCommands:
     def test_a_layer_that_is_none(self, chat, layer):
         _, _, err = chat(*["hello"] * 12, f"/retained {layer}")
         assert "error: " in err
+
+    def test_a_file_that_cannot_be_written_is_named_as_it_was_given(self, chat):
+        code, _, err = chat("one", "/save no/such")
+        assert code == 1
+        assert "error: [Errno 2] No such file or directory: 'no/such'" in err
+
+    def test_stats_tell_of_recalls(self, chat):
+        _, out, _ = chat(*["hello"] * 12, "/stats")
+        assert re.search(r"tokens in the archive +[1-9]\d*, [\d.]+ MiB\n", out)
+        assert re.search(r"recalls +[1-9]\d*, \d+ tokens over all layers and heads\n", out)
+        assert re.search(r"last turn: tokens recalled +\d+\n", out)
+
+    def test_the_last_question_can_be_undone_answered_again_and_changed(self, chat):
+        code, out, err = chat(
+            "one", "two", "/undo", "/history", "/edit 1 three", "/regenerate", "/edit four", "/history"
+        )
+        assert code == 0
+        first, second = (out.index(f"user 1: {text}\nassistant: ") for text in ("one", "four"))
+        assert first < second
+        assert "two" not in out
+        # four answers after the first two
+        assert err.count("cells |") == 5
+        assert "undone: turn 1, " in err
 
     def test_a_saved_chat_can_be_loaded(self, chat, tmp_path):
         path = tmp_path / "a chat"
@@ -172,13 +208,73 @@ class TestSessionFile:
         chat("one", options=["--session", str(path)])
         code, _, err = chat("one", options=["--session", str(path), "--interval", "20"])
         assert code == 1
-        assert f"error: {path} was saved with another settings: interval was 16 and is 20" in err
+        assert f"error: {path} was saved with other settings: interval was 16 and is 20" in err
 
-    def test_a_file_that_cannot_be_written_is_a_sentence(self, chat, tmp_path):
-        code, out, err = chat("one", options=["--session", str(tmp_path / "no" / "chat")])
+    def test_a_folder_that_is_not_there_is_told_at_the_start(self, chat, tmp_path):
+        path = tmp_path / "no" / "chat"
+        code, out, err = chat("one", options=["--session", str(path)])
+        assert (code, out) == (1, "")
+        assert f"error: --session must be in a folder that is there, got {str(path)!r}" in err
+
+    def test_what_is_undone_is_undone_in_the_file(self, chat, tmp_path):
+        options = ["--session", str(tmp_path / "chat")]
+        chat("one", "two", "/undo", options=options)
+        code, out, _ = chat("/history", "/edit 1 three", "/history", options=options)
+        assert code == 0
+        assert out.startswith("user 1: one\nassistant: ")
+        assert "user 1: three\n" in out
+        assert "two" not in out
+
+
+class TestStart:
+    def line(self, err: str) -> str:
+        return next(line for line in err.splitlines() if " | capacity " in line)
+
+    def test_one_line_says_what_is_on(self, chat):
+        line = self.line(chat("/exit")[2])
+        assert re.fullmatch(
+            r"\S+\.gguf \| capacity 128 \| archive: RAM, q8_0, up to 2 GiB \(--no-archive\) \| CPU", line
+        )
+        assert "| no archive | CPU" in self.line(chat("/exit", options=["--no-archive"])[2])
+        line = self.line(chat("/exit", options=["--archive", "ram", "--archive-max", "512"])[2])
+        assert "| archive: RAM, up to 0.5 GiB" in line
+
+    def test_both_an_archive_and_none_are_refused(self, chat):
+        code, _, err = chat("one", options=["--no-archive", "--archive", "ram"])
         assert code == 1
-        assert "error: [Errno 2]" in err
-        assert out
+        assert "error: --no-archive excludes --archive, got 'ram'" in err
+
+    def test_a_model_without_a_template_says_so(self, chat):
+        assert "has no chat template, as base models have none" in chat("/exit")[2]
+
+    def test_an_answer_has_a_limit(self, chat, monkeypatch):
+        assert N_PREDICT == 4096
+        monkeypatch.setattr(Session, "say", endless_say)
+        assert "(the answer ends at 8 tokens: -n N sets how many)" in chat("one")[2]
+
+    def test_a_system_prompt_raises_the_capacity_within_a_bound(self, monkeypatch, capsys, tiny_llama, tmp_path):
+        def begin(n_words, *options):
+            monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
+            system = ["-sys", "x" * n_words] if n_words else []
+            code = run("chat", str(tiny_llama()), *TIGHT[2:], "-n", "4", *system, *options)
+            return code, capsys.readouterr().err
+
+        session = ["--session", str(tmp_path / "chat")]
+        code, err = begin(2000, *session)
+        assert code == 0
+        raised = re.search(r"the system prompt raises the capacity from 1,024 to (\d,\d{3})\n", err)[1]
+        assert int(raised.replace(",", "")) > 2000
+        assert f" | capacity {raised} | " in err
+        # that of the file, which is another than the default
+        code, err = begin(0, *session)
+        assert (code, f" | capacity {raised} | " in err, "continuing" in err) == (0, True, True)
+        code, err = begin(MOST * 1024)
+        assert code == 1
+        assert "error: the system prompt must have less than capacity - window tokens" in err
+        # a capacity that was given is heeded
+        code, err = begin(2000, "--capacity", "1024")
+        assert code == 1
+        assert re.search(r"or --capacity \d+, keeps it all", err)
 
 
 def test_it_ends_quietly_where_nobody_reads_on(tiny_llama, tmp_path):
@@ -236,9 +332,18 @@ class TestTerminal:
             terminal.sendintr()
             self.wait_for(terminal, r"\(stopped\)")
             self.wait_for(terminal, r"\d+/160 cells \| position [\d,]+ \| [\d.]+ tok/s \| [\d,]+ evictions")
+        # what is typed while an answer is written comes into the next line
+        terminal.send("abc\r")
+        terminal.expect("(?s).{300}")
+        terminal.send("/stats")
+        terminal.sendintr()
+        self.wait_for(terminal, r"\(stopped\)")
+        terminal.send("\r")
+        self.wait_for(terminal, r"turns +3\r?\n")
+        self.wait_for(terminal, "160 cells")
         for line, answer in (
-            ("/stats", r"turns +2\r?\n"),
-            ("/save chat", "saved chat: turn 2, "),
+            ("/stats", r"turns +3\r?\n"),
+            ("/save chat", "saved chat: turn 3, "),
             ("/nothing", "error: unknown command /nothing"),
         ):
             terminal.send(f"{line}\r")

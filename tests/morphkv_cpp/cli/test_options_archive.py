@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from morphkv_cpp import Archive
 from morphkv_cpp.cli.options import with_options
-from morphkv_cpp.cli.options_archive import archive_options
+from morphkv_cpp.cli.options_archive import archive_options, archived
 
 
-def chosen(*arguments: str):
+def chosen(*arguments: str, group=archive_options):
     """The archive that a command gets with these arguments."""
     got = []
 
-    @with_options(archive=archive_options)
+    @with_options(archive=group)
     def command(archive) -> None:
         got.append(archive)
 
@@ -33,6 +33,18 @@ def chosen(*arguments: str):
 
 def test_none_without_options():
     assert chosen() is None
+
+
+def test_a_command_may_have_one_by_itself():
+    group = archived(archive_options)
+    assert chosen(group=group) == Archive("auto")
+    assert chosen("--archive-max", "1", group=group) == Archive("auto", max_bytes=2**20)
+    assert chosen("--archive", "ram", group=group) == Archive()
+    assert chosen("--no-archive", group=group) is None
+    with pytest.raises(ValueError, match="--no-archive excludes --archive, got 'ram'"):
+        chosen("--no-archive", "--archive", "ram", group=group)
+    with pytest.raises(ValueError, match="--recall-share: needs an archive"):
+        chosen("--no-archive", "--recall-share", "0.5", group=group)
 
 
 def test_defaults_are_those_of_python():
