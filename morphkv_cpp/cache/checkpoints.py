@@ -89,12 +89,16 @@ class Checkpoints:
             del self._all[0]
 
     def _go_back(self, llm: Live, prompt: TokenIds, n_cached: int) -> bool:
-        """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached."""
-        n_archived = llm.cache_stats().n_archived
-        self._all = [one for one in self._all if one.n_archived <= n_archived]  # else of a text before this one
+        """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached, or
+        where an answer is asked for again and an eviction or a recall has come since it began.
+        """
+        stats = llm.cache_stats()
+        is_changed = 0 < n_cached == len(prompt) - 1 and n_cached < stats.exact_pos
+        n_least = n_cached if is_changed else n_cached + N_APART + 1
+        self._all = [one for one in self._all if one.n_archived <= stats.n_archived]  # else of a text before this one
         while self._all:
             best = max(self._all, key=lambda one: one.n_cached(prompt))
-            if best.n_cached(prompt) <= n_cached + N_APART:
+            if best.n_cached(prompt) < n_least:
                 break
             if self._set(llm, best):
                 return True

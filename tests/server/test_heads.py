@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support import heads
+from support import heads, more_heads
 from support.server_process import TIGHT
 from support.server_process import some_tokens as tokens
 
@@ -19,14 +19,21 @@ DRAFT = ["--spec-draft-n-max", 4, "-ctkd", "f32", "-ctvd", "f32"]
 MTP = [*DRAFT, "--spec-type", "draft-mtp"]
 
 
-@pytest.fixture(scope="module", params=["qwen35", "glm-flash", "gemma4", "eagle3"])
+INSIDE = {
+    "qwen35": heads.write_qwen35,
+    "glm-flash": heads.write_glm_flash,
+    "glm4moe": more_heads.write_glm4moe,
+    "nemotron": more_heads.write_nemotron,
+    "ling": more_heads.write_ling,
+}
+
+
+@pytest.fixture(scope="module", params=[*INSIDE, "gemma4", "eagle3"])
 def pair(request, tmp_path_factory):
     """A model, and the flags that make a server draft with its heads."""
     folder = tmp_path_factory.mktemp("heads")
-    if request.param == "qwen35":
-        return heads.write_qwen35(folder / "model.gguf"), MTP
-    if request.param == "glm-flash":
-        return heads.write_glm_flash(folder / "model.gguf"), MTP
+    if request.param in INSIDE:
+        return INSIDE[request.param](folder / "model.gguf"), MTP
     if request.param == "gemma4":
         model, head = heads.write_gemma4(folder / "model.gguf", folder / "head.gguf", seed=7)
         return model, [*MTP, "--spec-draft-model", head]
