@@ -311,7 +311,9 @@ int32_t morphkv_observer::write_token(int32_t id_slot, const server_task & task,
     if (ctx_dft && morphkv_stats_get(ctx_dft, id_slot, &dft) == MORPHKV_STATUS_OK) {
         n_fit = std::min(n_fit, n_before_change(dft, p));
     }
-    return std::min({ n_fit - 1, MORPHKV_DRAFT_MAX - 1, p.window - 2 });
+    // and a recall comes between the same tokens
+    const int32_t n_unasked = n_between > 0 ? now.next_recall_pos - pos : MORPHKV_DRAFT_MAX;
+    return std::min({ n_fit - 1, n_unasked - 1, MORPHKV_DRAFT_MAX - 1, p.window - 2 });
 }
 
 morphkv_counts morphkv_observer::cost(int32_t id_slot, const server_task & task) {

@@ -94,17 +94,21 @@ def write_nemotron(path: Path, noise: float = 0.15, seed: int = 0) -> Path:
     weights.experts(block, noise, has_gates=False)
     weights.head(f"{block}.nextn")
     weights.norm(f"{block}.nextn.shared_head_norm")
-    keys = sizes(len(kinds) + 1) | EXPERTS | {
-        "attention.layer_norm_epsilon": 1e-6,
-        "attention.head_count_kv": [N_HEAD_KV if kind == "A" else 0 for kind in kinds] + [N_HEAD_KV],
-        "feed_forward_length": [N_FF if kind == "E" else 0 for kind in kinds] + [N_FF],
-        "expert_shared_feed_forward_length": N_FF,
-        "ssm.conv_kernel": N_CONV,
-        "ssm.inner_size": n_inner,
-        "ssm.state_size": n_state,
-        "ssm.time_step_rank": n_mixers,
-        "ssm.group_count": n_groups,
-    }
+    keys = (
+        sizes(len(kinds) + 1)
+        | EXPERTS
+        | {
+            "attention.layer_norm_epsilon": 1e-6,
+            "attention.head_count_kv": [N_HEAD_KV if kind == "A" else 0 for kind in kinds] + [N_HEAD_KV],
+            "feed_forward_length": [N_FF if kind == "E" else 0 for kind in kinds] + [N_FF],
+            "expert_shared_feed_forward_length": N_FF,
+            "ssm.conv_kernel": N_CONV,
+            "ssm.inner_size": n_inner,
+            "ssm.state_size": n_state,
+            "ssm.time_step_rank": n_mixers,
+            "ssm.group_count": n_groups,
+        }
+    )
     return write(path, "nemotron_h_moe", keys, weights)
 
 
@@ -143,17 +147,21 @@ def write_ling(path: Path, noise: float = 0.15, seed: int = 0) -> Path:
     weights.experts(block, noise)
     weights.head(f"{block}.nextn")
     weights.norm(f"{block}.layer_output_norm")
-    keys = sizes(n_layer + 1, head_size=n_lora + n_rope) | EXPERTS | {
-        "rope.dimension_count": n_rope,
-        "attention.head_count_kv": [0 if each else 1 for each in (*is_recurrent, 0)],
-        "attention.value_length": n_lora,
-        "attention.kv_lora_rank": n_lora,
-        "attention.key_length_mla": HEAD_SIZE,
-        "attention.value_length_mla": HEAD_SIZE,
-        "leading_dense_block_count": n_layer,
-        "expert_gating_func": 2,
-        "ssm.conv_kernel": N_CONV,
-        "kda.head_dim": HEAD_SIZE,
-        "kda.gate_lower_bound": -5.0,
-    }
+    keys = (
+        sizes(n_layer + 1, head_size=n_lora + n_rope)
+        | EXPERTS
+        | {
+            "rope.dimension_count": n_rope,
+            "attention.head_count_kv": [0 if each else 1 for each in (*is_recurrent, 0)],
+            "attention.value_length": n_lora,
+            "attention.kv_lora_rank": n_lora,
+            "attention.key_length_mla": HEAD_SIZE,
+            "attention.value_length_mla": HEAD_SIZE,
+            "leading_dense_block_count": n_layer,
+            "expert_gating_func": 2,
+            "ssm.conv_kernel": N_CONV,
+            "kda.head_dim": HEAD_SIZE,
+            "kda.gate_lower_bound": -5.0,
+        }
+    )
     return write(path, "bailingmoe3", keys, weights)
