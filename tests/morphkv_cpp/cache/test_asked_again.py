@@ -62,14 +62,14 @@ def test_a_new_word_asks(open_llm):
 
 def test_other_settings_ask(open_llm):
     llm = open_llm()
-    begin(llm)
+    begin(llm, n_answer=2)
     llm.archive = replace(llm.archive, share=0.5)
     assert begin(llm)[2] > 0
 
 
 def test_what_was_not_recalled_yet_is(open_llm):
     llm = open_llm(archive=Archive(recall="off"))
-    begin(llm)
+    begin(llm, n_answer=2)
     assert llm.cache_stats().n_recalls == 0
     llm.archive = replace(llm.archive, recall="prompt")
     assert begin(llm)[2] > 0
