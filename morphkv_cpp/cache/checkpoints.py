@@ -93,7 +93,7 @@ class Checkpoints:
         where an answer is asked for again and an eviction or a recall has come since it began.
         """
         stats = llm.cache_stats()
-        is_changed = 0 < n_cached == len(prompt) - 1 and n_cached < stats.exact_pos
+        is_changed = 0 < n_cached == len(prompt) - 1 and n_cached < stats.exact_pos and stats.mark_pos < 0
         n_least = n_cached if is_changed else n_cached + N_APART + 1
         self._all = [one for one in self._all if one.n_archived <= stats.n_archived]  # else of a text before this one
         while self._all:

@@ -30,7 +30,7 @@ KINDS = {
     "gemma3": Kind(36, 36, "gemma3"),
     "janus_pro": Kind(16, 16),
     "idefics3": Kind(20, 20, n_pieces=5),
-    "lfm2": Kind(80, 80, "lfm2"),
+    "lfm2": Kind(70, 70, "lfm2"),
     "qwen2vl_merger": Kind(12, 4, "qwen2vl"),
     "qwen2.5vl_merger": Kind(12, 4, "qwen2vl"),
     "qwen3vl_merger": Kind(12, 4, "qwen3vl"),
@@ -54,7 +54,8 @@ def write_vision(folder: Path, kind: str) -> tuple[Path, Path]:
     elif text == "qwen2vl":
         write_tiny_llama(model, architecture="qwen2vl", rope_sections=(4, 6, 6, 0))
     else:
-        write_tiny_llama(model)
+        # what libmtmd puts between idefics3's tiles
+        write_tiny_llama(model, special=("\n", "\n\n", "<fake_token_around_image>", "<global-img>"))
     return model, write_projector(projector, kind)
 
 
