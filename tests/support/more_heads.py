@@ -50,8 +50,8 @@ EXPERTS: dict[str, Any] = {
 }
 
 
-def write_glm4moe(path: Path, noise: float = 0.15, seed: int = 0) -> Path:
-    """GLM 4.5 Air: two layers that attend, then a head."""
+def write_glm4moe(path: Path, noise: float = 0.15, seed: int = 0, sections: tuple[int, ...] = ()) -> Path:
+    """GLM 4.5 Air: two layers that attend, then a head. sections: of its rotation, as GLM 4.5V has them."""
     weights, n_layer = ExpertWeights(seed), 2
     for i in range(n_layer + 1):
         block = f"blk.{i}"
@@ -63,10 +63,12 @@ def write_glm4moe(path: Path, noise: float = 0.15, seed: int = 0) -> Path:
     weights.experts(f"blk.{n_layer}", noise)
     weights.head(f"blk.{n_layer}.nextn")
     keys = sizes(n_layer + 1) | EXPERTS | {"leading_dense_block_count": n_layer}
+    if sections:
+        keys["rope.dimension_sections"] = list(sections)
     return write(path, "glm4moe", keys, weights)
 
 
-def write_nemotron(path: Path, noise: float = 0.15, seed: int = 0) -> Path:
+def write_nemotron(path: Path, noise: float = 0.08, seed: int = 0) -> Path:
     """Nemotron 3: layers that are one thing each (Mamba 2, attention, experts), then a head that is the last two."""
     weights, kinds = ExpertWeights(seed), "MAEMA"
     n_inner, n_state, n_groups, n_mixers = 64, 16, 2, 4
