@@ -36,11 +36,12 @@ from .restore import Passage, plan_change, restore
 # after library, which says what libllama is loaded
 from .llama import checkpoint, set_checkpoint, set_state, state, token_piece, use_rpc_servers
 from .log import as_reason, heard_errors
-from .media import MediaPiece, media_marker, media_pieces
+from .media import CheckedMtmd, MediaPiece, media_marker, media_pieces
 
 __all__ = [
     "LIB_DIR",
     "PACKAGE_DIR",
+    "CheckedMtmd",
     "InvalidError",
     "LibraryError",
     "MediaPiece",

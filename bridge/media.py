@@ -23,7 +23,6 @@ class MediaPiece:
 
     n_tokens: int
     n_positions: int  # fewer than tokens with M-RoPE
-    attends_both_ways: bool  # its tokens to each other: it is decoded in one piece
     _mtmd_context: Any
     _chunk: Any
 
@@ -31,19 +30,40 @@ class MediaPiece:
         """Encode it, and decode it at a position of sequence 0. NativeError with the reason where that fails."""
         from llama_cpp import mtmd_cpp
 
+        behind = ctypes.byref(llama_cpp.llama_pos(0))
+        CheckedMtmd(mtmd_cpp).mtmd_helper_eval_chunk_single(
+            self._mtmd_context, context, self._chunk, position, 0, n_batch, False, behind
+        )
+
+
+class CheckedMtmd:
+    """llama_cpp.mtmd_cpp, for chat handlers of llama_cpp too: an image that cannot be decoded raises NativeError with
+    the reason. Some would end the process.
+    """
+
+    def __init__(self, mtmd_cpp: Any) -> None:
+        self._mtmd_cpp = mtmd_cpp
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mtmd_cpp, name)
+
+    def mtmd_helper_eval_chunk_single(
+        self, mtmd_context: Any, context: Any, chunk: Any, position: Any, sequence: Any, n_batch: int, *more: Any
+    ) -> int:
         # libmtmd would split it, or libllama end the process
+        n_tokens = self._mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk)
         n_ubatch = min(n_batch, llama_cpp.llama_n_ubatch(context))
-        if self.attends_both_ways and self.n_tokens > n_ubatch:
+        if n_tokens > n_ubatch and self._mtmd_cpp.mtmd_decode_use_non_causal(mtmd_context, chunk):
             raise NativeError(
-                f"an image whose tokens attend to each other must fit n_batch and n_ubatch, got {self.n_tokens} tokens "
+                f"an image whose tokens attend to each other must fit n_batch and n_ubatch, got {n_tokens} tokens "
                 f"with {n_ubatch}"
             )
-        behind = llama_cpp.llama_pos(0)
-        result = mtmd_cpp.mtmd_helper_eval_chunk_single(
-            self._mtmd_context, context, self._chunk, position, 0, n_batch, False, ctypes.byref(behind)
+        result: int = self._mtmd_cpp.mtmd_helper_eval_chunk_single(
+            mtmd_context, context, chunk, position, sequence, n_batch, *more
         )
         if result != 0:
             raise NativeError(f"an image could not be decoded: {last_error() or f'error code {result}'}")
+        return result
 
 
 @contextlib.contextmanager
@@ -81,7 +101,6 @@ def _piece(mtmd_cpp: Any, mtmd_context: Any, chunk: Any) -> list[int] | MediaPie
     return MediaPiece(
         n_tokens=mtmd_cpp.mtmd_input_chunk_get_n_tokens(chunk),
         n_positions=mtmd_cpp.mtmd_input_chunk_get_n_pos(chunk),
-        attends_both_ways=bool(mtmd_cpp.mtmd_decode_use_non_causal(mtmd_context, chunk)),
         _mtmd_context=mtmd_context,
         _chunk=chunk,
     )

@@ -41,6 +41,7 @@ class TinyLlamaShape:
     seed: int = 0
     architecture: str = "llama"  # or one with the same tensors, as qwen2vl
     rope_sections: tuple[int, ...] = ()  # with M-RoPE: pairs of a head by time, row, column and nothing
+    special: tuple[str, ...] = ()  # more special tokens, behind the letters
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_embd", "n_head", "n_head_kv", "n_ff", "context_length"):
@@ -60,7 +61,7 @@ def write_tiny_llama(path: str | Path, **shape: Any) -> Path:
     path = Path(path)
     writer = gguf.GGUFWriter(path, sizes.architecture)
     _add_sizes(writer, sizes)
-    _add_vocabulary(writer, sizes.n_vocab)
+    _add_vocabulary(writer, sizes.n_vocab, sizes.special)
     for name, weights in _random_weights(sizes).items():
         writer.add_tensor(name, weights)
     try:
@@ -91,15 +92,17 @@ def _add_sizes(writer: gguf.GGUFWriter, sizes: TinyLlamaShape) -> None:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+def _add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int, special: tuple[str, ...] = ()) -> None:
     """A SentencePiece vocabulary with every byte as fallback, so that any text has tokens."""
-    letters = [SPACE, *string.ascii_lowercase, *(SPACE + letter for letter in string.ascii_lowercase)]
+    letters = [SPACE, *string.ascii_lowercase, *(SPACE + letter for letter in string.ascii_lowercase), *special]
     n_pieces = n_vocab - len(SPECIAL_TOKENS) - N_BYTE_TOKENS
     pieces = (letters + [f"<unused{i}>" for i in range(n_pieces)])[:n_pieces]
     tokens = [*SPECIAL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(N_BYTE_TOKENS)), *pieces]
     kinds = gguf.TokenType
     types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL] + [kinds.BYTE] * N_BYTE_TOKENS
-    types += [kinds.UNUSED if piece.startswith("<") else kinds.NORMAL for piece in pieces]
+    for piece in pieces:
+        is_unused = piece.startswith("<unused")
+        types.append(kinds.CONTROL if piece in special else kinds.UNUSED if is_unused else kinds.NORMAL)
 
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")

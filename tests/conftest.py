@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,19 @@ def layers_stay_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(context, "has_gpu", lambda: False)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def log_stays() -> Iterator[None]:
+    """llama.cpp's log is one for the process: a module that sets it sets it back."""
+    if "llama_cpp" not in sys.modules:
+        yield
+        return
+    from support.log import log_address
+
+    before = log_address()
+    yield
+    assert log_address() == before
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +103,14 @@ def tiny_hybrid(tmp_path_factory) -> Path:
     """GGUF of a tiny model with recurrent layers, and tiny_llama's vocabulary."""
     hybrids = pytest.importorskip("support.hybrids", reason="tiny models need the gguf package")
     return hybrids.write_tiny_hybrid(tmp_path_factory.mktemp("tiny_hybrid") / "hybrid.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_vision(tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
+    """Factory of tiny models that see, by their projector's name: tiny_vision("lfm2") -> model, projector."""
+    vision = pytest.importorskip("support.vision", reason="tiny models need the gguf package")
+    folder = tmp_path_factory.mktemp("tiny_vision")
+    return functools.cache(lambda kind: vision.write_vision(folder, kind))
 
 
 @pytest.fixture

@@ -176,8 +176,13 @@ class Checkpoints:
         return max((one.n_cached(prompt) for one in self._all), default=0)
 
     def _go_back(self, llm: Live, prompt: TokenIds, n_cached: int) -> bool:
-        """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached."""
-        while self._n_cached(llm, prompt) > n_cached + N_APART:
+        """Give the cache the checkpoint that saves most of the prompt, if that is N_APART tokens more than n_cached, or
+        where an answer is asked for again and an eviction or a recall has come since it began.
+        """
+        stats = llm.cache_stats()
+        is_changed = 0 < n_cached == len(prompt) - 1 and n_cached < stats.exact_pos and stats.mark_pos < 0
+        n_least = n_cached if is_changed else n_cached + N_APART + 1
+        while self._n_cached(llm, prompt) >= n_least:
             best = max(self._all, key=lambda one: one.n_cached(prompt))
             if self._set(llm, best):
                 return True

@@ -159,10 +159,10 @@ class ContextLlama(llama_cpp.Llama):
 
     @property
     def draft_model(self) -> LlamaDraftModel | None:
-        """As given; with MorphKV its drafts end where an eviction falls due."""
+        """As given; with MorphKV its drafts end where an eviction, a rebase or a recall falls due."""
         if self._morphkv is None or self._draft_model is None:
             return self._draft_model
-        return DraftUpToEviction(self.cache_stats, self._morphkv, self._draft_model)
+        return DraftUpToEviction(self.cache_stats, self._morphkv, self._archive, self._draft_model)
 
     @draft_model.setter
     def draft_model(self, draft_model: LlamaDraftModel | None) -> None:

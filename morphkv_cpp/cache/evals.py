@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from .. import bridge
-from .archive import Recall
+from .archive import Archive, Recall
 from .checkpoints import Checkpoints
-from .live import Live
+from .live import Live, TokenIds
 from .live_text import LiveText
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A prompt that has been read to its end."""
+
+    ids: TokenIds
+    archive: Archive  # as it was set
+    n_recalls: int  # of the text so far
+
+    def has(self, llm: Live, last: Sequence[int]) -> bool:
+        """Whether this is what the cache holds with the last token behind it, and what it asks for was recalled."""
+        return (
+            len(last) == 1
+            and llm.n_tokens + 1 == len(self.ids)
+            and last[0] == self.ids[-1]
+            and llm.archive == self.archive
+            and llm.cache_stats().n_recalls >= self.n_recalls
+            and np.array_equal(llm._input_ids, self.ids[:-1])
+        )
 
 
 class Evals:
@@ -21,6 +44,7 @@ class Evals:
         self.prompt_comes = False  # the next tokens are a prompt's
         self._is_whole = False  # the prompt is a text from its beginning, and may come again
         self._drawn: tuple[int, int] | None = None  # position and id of the token that was sampled last
+        self._asked: Asked | None = None  # with an archive, the last prompt that was a whole text
 
     def expect_prompt(self, is_whole: bool) -> None:
         self.prompt_comes, self._is_whole = True, is_whole
@@ -30,6 +54,9 @@ class Evals:
 
     def eval(self, llm: Live, tokens: Sequence[int]) -> None:
         """Decode tokens; before the last of a prompt, recall what it asks for, and mark where its answer begins.
+
+        A prompt that was asked last, and of which all but the last token is there, has nothing new to ask for: its
+        answer begins where the first one did.
 
         An answer's last token is left to be decoded with what comes next, unless Ctrl-C came late. So it is decoded
         alone in any case: evictions and recalls then come where they would have come, had the answer gone on.
@@ -41,8 +68,11 @@ class Evals:
         if len(tokens) > 1 and self._begins_with_answer(llm, tokens):
             self._write(llm, tokens[:1])
             tokens = tokens[1:]
-        llm.last_recalls = _eval_prompt(llm, tokens)
+        is_known = self._is_whole and self._asked is not None and self._asked.has(llm, tokens)
+        llm.last_recalls = _eval_prompt(llm, tokens, asks=not is_known)
         if self._is_whole:
+            if llm.archive is not None:
+                self._asked = Asked(llm._input_ids.copy(), llm.archive, llm.cache_stats().n_recalls)
             self.checkpoints.make(llm)
 
     def _begins_with_answer(self, llm: Live, tokens: Sequence[int]) -> bool:
@@ -65,11 +95,11 @@ class Evals:
         return n_before // n_period < llm.n_tokens // n_period
 
 
-def _eval_prompt(llm: Live, tokens: Sequence[int]) -> list[Recall]:
+def _eval_prompt(llm: Live, tokens: Sequence[int], asks: bool) -> list[Recall]:
     """Decode a prompt's new part, as the native library says: with an archive, before its last token, recall what it
     asks for, decode its end again, and recall again.
     """
-    archive = None if llm.archive is None or llm.archive.recall == "off" else llm.archive
+    archive = None if not asks or llm.archive is None or llm.archive.recall == "off" else llm.archive
     n_redo, settings = (0, {}) if archive is None else (archive.redo, archive.recall_settings())
     n_past = llm.n_tokens
     n_tokens = n_past + len(tokens)

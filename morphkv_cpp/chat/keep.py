@@ -12,7 +12,7 @@ import jinja2
 from .. import bridge
 from ..cache.reuse import PromptReuse, common_prefix
 from ..config import MorphKV
-from .media import media_handler
+from .media import check_images, media_handler
 from .model import ChatModel
 from .template import ChatTemplate, Message
 
@@ -50,6 +50,7 @@ class ChatKeep:
         outer = self._start, self._reads_media
         self._start = [] if self.keep is None else self._first_tokens(llm, messages, options)
         self._reads_media = media_handler(llm) is not None
+        check_images(llm)
         if self.keep is None and not self._reads_media:
             self._start = None
         try:

@@ -27,6 +27,13 @@ def media_handler(llm: ChatModel) -> Any:
     return handler if isinstance(handler, (MTMDChatHandler, Llava15ChatHandler)) else None
 
 
+def check_images(llm: ChatModel) -> None:
+    """From now on the Llama's chat handler refuses an image that cannot be decoded, with NativeError."""
+    handler = media_handler(llm)
+    if handler is not None and not isinstance(handler._mtmd_cpp, bridge.CheckedMtmd):
+        handler._mtmd_cpp = bridge.CheckedMtmd(handler._mtmd_cpp)
+
+
 def text_handler(llm: ChatModel) -> LlamaChatCompletionHandler | None:
     """What writes a chat as the media handler does, but leaves images to others; None where there is no media handler.
 

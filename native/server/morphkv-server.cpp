@@ -155,20 +155,22 @@ int32_t morphkv_observer::begin_prompt(int32_t id_slot, const server_task & task
     const moved_passage moved      = now.moved;
     now.pending.n_loaded = now.pending.n_restored = 0;
     view.count(now.pending);  // a recall behind an answer's last token
-    now = {};
 
     say_why_anew(id_slot, task, prompt, n_past);
-    n_past                 = keep_first_tokens(id_slot, keep, n_past);
+    n_past              = keep_first_tokens(id_slot, keep, n_past);
+    const bool is_again = is_asked_again(id_slot, task, n_past);
+
+    now                    = {};
     now.id_task            = task.id;
     now.is_new             = true;
     now.n_first_checkpoint = morphkv_first_checkpoint(task.params.message_spans, n_checkpoints);
+    now.prompt             = morphkv_prompt_begin(std::max(n_past, n_fixed), task.n_tokens());
     if (n_past > 0) {
         now.pending.n_loaded   = n_loaded;
         now.pending.n_restored = n_restored;
         now.moved              = moved;
     }
-    now.prompt             = morphkv_prompt_begin(std::max(n_past, n_fixed), task.n_tokens());
-    if (given.archive.empty() || !given.recalls) {
+    if (given.archive.empty() || !given.recalls || is_again) {
         now.prompt.stage = MORPHKV_PROMPT_STAGE_LAST;
     }
     morphkv_count_media(task.tokens, n_past, now.pending);
@@ -196,6 +198,35 @@ int32_t morphkv_observer::keep_first_tokens(int32_t id_slot, const morphkv_keep 
     return 0;
 }
 
+// Whether all but the last token of a prompt is there as the same prompt has left it: it has nothing new to ask for, and its
+// answer begins where the first one did.
+bool morphkv_observer::is_asked_again(int32_t id_slot, const server_task & task, int32_t n_past) const {
+    const state & last = states.at(id_slot);
+    morphkv_stats now{};
+    now.size = sizeof(now);
+    if ((int32_t) last.asked.size() != task.n_tokens() || n_past != task.n_tokens() - 1 ||
+        morphkv_stats_get(ctx, id_slot, &now) != MORPHKV_STATUS_OK || now.n_recalls < last.n_recalls) {
+        return false;
+    }
+    for (int32_t i = 0; i < task.n_tokens(); ++i) {
+        // images have no tokens, and are the same where the text before is
+        if (last.asked[i] != task.tokens[i]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void morphkv_observer::note_asked(int32_t id_slot, const server_task & task) {
+    state & now = states.at(id_slot);
+    now.asked.clear();
+    for (int32_t i = 0; i < task.n_tokens(); ++i) {
+        now.asked.push_back(task.tokens[i]);
+    }
+    view.look_at(id_slot);
+    now.n_recalls = view.of(id_slot).n_recalls;
+}
+
 // From where the slot's text can go on, at pos_end or before, or -1.
 int32_t morphkv_observer::find_start(int32_t id_slot, int32_t pos_end) {
     view.look_at(id_slot);
@@ -206,8 +237,8 @@ int32_t morphkv_observer::find_start(int32_t id_slot, int32_t pos_end) {
     return now.mark_pos <= pos_end ? now.mark_pos : -1;
 }
 
-const morphkv_prompt & morphkv_observer::read_prompt(int32_t id_slot, int32_t n_held, int32_t pos_next,
-                                                     int32_t n_fixed) {
+const morphkv_prompt & morphkv_observer::read_prompt(int32_t id_slot, const server_task & task, int32_t n_held,
+                                                     int32_t pos_next, int32_t n_fixed) {
     state & now       = states.at(id_slot);
     now.prompt.n_past = std::max(now.prompt.n_past, n_fixed);
 
@@ -217,6 +248,9 @@ const morphkv_prompt & morphkv_observer::read_prompt(int32_t id_slot, int32_t n_
         recalled(id_slot, status, now.prompt.recalled);
     }
     now.next_recall_pos = pos_next - 1 + n_between;
+    if (!given.archive.empty() && given.recalls && now.prompt.n_end == task.n_tokens()) {
+        note_asked(id_slot, task);
+    }
     return now.prompt;
 }
 
@@ -282,7 +316,9 @@ int32_t morphkv_observer::write_token(int32_t id_slot, const server_task & task,
     if (ctx_dft && morphkv_stats_get(ctx_dft, id_slot, &dft) == MORPHKV_STATUS_OK) {
         n_fit = std::min(n_fit, n_before_change(dft, p));
     }
-    return std::min({ n_fit - 1, MORPHKV_DRAFT_MAX - 1, p.window - 2 });
+    // and a recall comes between the same tokens
+    const int32_t n_unasked = n_between > 0 ? now.next_recall_pos - pos : MORPHKV_DRAFT_MAX;
+    return std::min({ n_fit - 1, n_unasked - 1, MORPHKV_DRAFT_MAX - 1, p.window - 2 });
 }
 
 morphkv_counts morphkv_observer::cost(int32_t id_slot, const server_task & task) {

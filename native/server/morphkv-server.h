@@ -116,7 +116,7 @@ public:
             n_fixed = slot.prompt.tokens[i - 1] == LLAMA_TOKEN_NULL ? i : 0;
         }
         const morphkv_prompt & prompt =
-            read_prompt(slot.id, slot.prompt.n_tokens(), slot.prompt.tokens.pos_next(), n_fixed);
+            read_prompt(slot.id, *slot.task, slot.prompt.n_tokens(), slot.prompt.tokens.pos_next(), n_fixed);
         if (prompt.n_back > 0) {
             slot.prompt.tokens.keep_first(slot.prompt.n_tokens() - prompt.n_back);
             slot.mem.seq_rm(slot.id, slot.prompt.tokens.pos_next(), -1);
@@ -167,6 +167,9 @@ private:
         moved_passage  moved;                       // while a prompt is read up to where it comes
         int32_t        next_recall_pos = 0;         // while the answer is written
         morphkv_counts pending;                     // since the last decode: recalls, a warning
+
+        std::vector<llama_token> asked;      // with an archive: the last prompt that was read to its end,
+        int64_t                  n_recalls = 0;  // and recalls of the text by then
     };
 
     bool is_on() const { return ctx != nullptr; }
@@ -192,7 +195,10 @@ private:
     // How many tokens came. n_held: in the slot; 0 where it has been cleared.
     int32_t put_moved(int32_t id_slot, const server_task & task, int32_t & n_held);
     int32_t n_read(int32_t id_slot) const { return states.at(id_slot).prompt.n_past; }
-    const morphkv_prompt & read_prompt(int32_t id_slot, int32_t n_held, int32_t pos_next, int32_t n_fixed);
+    bool    is_asked_again(int32_t id_slot, const server_task & task, int32_t n_past) const;
+    void    note_asked(int32_t id_slot, const server_task & task);
+    const morphkv_prompt & read_prompt(int32_t id_slot, const server_task & task, int32_t n_held, int32_t pos_next,
+                                       int32_t n_fixed);
     int32_t                write_token(int32_t id_slot, const server_task & task, llama_context * ctx_dft);
     bool                   holds(int32_t id_slot, int32_t pos_next) const;
     morphkv_counts         cost(int32_t id_slot, const server_task & task);

@@ -10,6 +10,7 @@ from archs import variants
 # What MorphKV does not serve of it; native/README.md says why. `make archs` writes the list anew.
 WITHOUT_IMAGES = {"hunyuan_vl"}
 WITHOUT_MTP = {"mimo2", "step35"}
+WITHOUT_MTP_WITH_MROPE = {"glm4moe"}
 
 # Those whose published models come with a projector for images (tools/mtmd); what a library cannot know of a GGUF.
 WITH_IMAGES = {
@@ -56,12 +57,13 @@ def images_of(architecture: str, has_mrope: bool) -> str:
     return "no" if architecture in WITHOUT_IMAGES else kind
 
 
-def mtp_of(architecture: str, source: Path) -> str:
+def mtp_of(architecture: str, source: Path, has_mrope: bool) -> str:
     """As in Architecture.mtp. source: llama.cpp's folder src."""
     kind = "inside" if plain(architecture) in with_heads(source) else ""
     if (source / "models" / f"{architecture}-assistant.cpp").is_file():
         kind = "beside"
-    return "no" if kind and architecture in WITHOUT_MTP else kind
+    without = WITHOUT_MTP | WITHOUT_MTP_WITH_MROPE if has_mrope else WITHOUT_MTP
+    return "no" if kind and architecture in without else kind
 
 
 def with_heads(source: Path) -> set[str]:

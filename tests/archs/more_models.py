@@ -6,7 +6,6 @@ until the file loads.
 
 from __future__ import annotations
 
-import ctypes
 import re
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import morphkv_cpp  # noqa: F401  (says first which libllama is loaded)
 import llama_cpp
 import numpy as np
 from gguf import GGUFWriter
+
+from support.log import log_to
 
 N_LAYER = 6
 
@@ -125,9 +126,8 @@ def write_model(path: Path, architecture: str, variant: str) -> None:
     for _ in range(300):
         write(path, architecture, keys, shapes, None)
         log.clear()
-        llama_cpp.llama_log_set(callback, ctypes.c_void_p(None))
-        model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
-        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(None))
+        with log_to(callback):
+            model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         if model:
             llama_cpp.llama_model_free(model)
             write(path, architecture, keys, shapes, 1)

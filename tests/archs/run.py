@@ -84,7 +84,7 @@ def row(answer: dict) -> dict[str, str]:
         "is_rebased": yes_no[answer.get("is_rebased")],
         "is_archived": yes_no[answer.get("is_archived")],
         "images": facts.images_of(architecture, answer["has_mrope"]) if is_served else "",
-        "mtp": facts.mtp_of(architecture, upstream_source()) if is_served else "",
+        "mtp": facts.mtp_of(architecture, upstream_source(), answer["has_mrope"]) if is_served else "",
     }
 
 

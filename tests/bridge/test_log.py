@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, bridge
+from support.log import log_address, silent_log
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -14,12 +15,6 @@ import gguf
 import llama_cpp
 
 QUIET = {"n_ctx": 256, "n_threads": 1, "n_threads_batch": 1}
-
-
-def log_address() -> int:
-    callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
-    llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
-    return ctypes.cast(callback, ctypes.c_void_p).value
 
 
 def no_gguf(model, path):
@@ -96,14 +91,10 @@ def test_a_log_that_somebody_sets_meanwhile_stays():
     def mine(_level, _text, _data):
         pass
 
-    before = llama_cpp.llama_log_callback()
-    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(ctypes.c_void_p()))
-    try:
+    with silent_log():
         with bridge.heard_errors():
             llama_cpp.llama_log_set(mine, None)
         assert log_address() == ctypes.cast(mine, ctypes.c_void_p).value
-    finally:
-        llama_cpp.llama_log_set(before, None)
 
 
 @pytest.mark.parametrize(

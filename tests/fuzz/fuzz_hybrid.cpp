@@ -7,10 +7,10 @@
 
 #include "fuzz_target.h"
 
+#include "support/hybrid_model.h"
 #include "support/inside.h"
 
 #include "llama-io.h"
-#include "llama-model.h"
 
 #include <cstring>
 
@@ -159,19 +159,8 @@ void load_base(const cache & c) {
 cache make_cache(int i_cache) {
     static model_ptr models[N_CACHES];
 
-    tiny_shape shape;
-    shape.arch         = "lfm2";
-    shape.n_layer      = 4;
-    shape.n_head       = 2;
-    shape.n_head_kv    = 1;
-    shape.is_recurrent = { 1, 0, 1, 0 };
-    shape.has_window   = i_cache == 1;
-    shape.n_swa        = 24;
-    auto & model       = models[i_cache];
-    model              = tiny_model_load(shape);
-    if (shape.has_window) {
-        model->hparams.is_swa_impl[1] = false;
-    }
+    auto & model = models[i_cache];
+    model        = hybrid_model_load(/*has_window =*/i_cache == 1);
 
     auto params        = small_params();
     params.capacity    = 12;
@@ -189,6 +178,7 @@ cache make_cache(int i_cache) {
     } else {
         llama_memory_seq_cp(memory(res.ctx), 0, 1, -1, -1);
     }
+    const auto shape = hybrid_shape();
     for (const uint32_t n_embd : { model->hparams.n_embd_r(), model->hparams.n_embd_s() }) {
         for (const uint32_t is_recurrent : shape.is_recurrent) {
             if (is_recurrent) {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV
+from support.architectures import write_architectures
 from support.embeddings import add_image, add_line
 from support.tiny import FLASH, QUIET, last_logits
 
@@ -28,13 +27,7 @@ SEEN |= {"llama": "line", "llama4": "line", "granitehybrid": "line"}
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
     """GGUF by architecture."""
-    program = Path(os.environ.get("MORPHKV_TEST_PROGRAMS", "")) / "test-llama-archs"
-    if not program.is_file():
-        pytest.skip("MORPHKV_TEST_PROGRAMS names no folder with test-llama-archs")
-    folder = tmp_path_factory.mktemp("archs")
-    command = [str(program), "--arch", f"^({'|'.join(SEEN)})$", "--seed", "1", "--out", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
-    return {path.stem.rsplit("-", 1)[0]: path for path in sorted(folder.glob("*.gguf"))}
+    return write_architectures(tmp_path_factory.mktemp("archs"), SEEN)
 
 
 def load(path: Path, morphkv: MorphKV | None) -> Llama:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ morphkv_cpp = pytest.importorskip("morphkv_cpp")
 
 import llama_cpp  # noqa: E402  (morphkv_cpp says first which libllama is loaded)
 
+from support.architectures import write_architectures  # noqa: E402
 from support.tiny import last_logits  # noqa: E402
 
 SERVED = ("llama", "qwen2", "qwen3", "phi3", "gemma", "mistral3", "qwen3moe", "smollm3")
@@ -38,14 +37,7 @@ SMALL = {"capacity": 64, "window": 16, "interval": 16, "prompt_room": 64}
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
     """GGUF by architecture."""
-    program = Path(os.environ.get("MORPHKV_TEST_PROGRAMS", "")) / "test-llama-archs"
-    if not program.is_file():
-        pytest.skip("MORPHKV_TEST_PROGRAMS names no folder with test-llama-archs")
-    folder = tmp_path_factory.mktemp("archs")
-    wanted = "|".join([*SERVED, *NOT_REBASED, *REFUSED])
-    command = [str(program), "--arch", f"^({wanted})$", "--seed", "1", "--out", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
-    return {path.stem.rsplit("-", 1)[0]: path for path in sorted(folder.glob("*.gguf"))}
+    return write_architectures(tmp_path_factory.mktemp("archs"), [*SERVED, *NOT_REBASED, *REFUSED])
 
 
 def load(path: Path, rope_limit: int = -1) -> morphkv_cpp.Llama:

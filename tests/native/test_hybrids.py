@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, bridge
+from support.architectures import write_architectures
 from support.hybrids import write_tiny_hybrid
 from support.tiny import QUIET, count_evaluated, greedy, last_logits
 
@@ -23,13 +22,8 @@ N_ASKED = 132  # the prompt is evicted from, and its answer is not
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
     """GGUF by architecture."""
-    program = Path(os.environ.get("MORPHKV_TEST_PROGRAMS", "")) / "test-llama-archs"
-    if not program.is_file():
-        pytest.skip("MORPHKV_TEST_PROGRAMS names no folder with test-llama-archs")
     folder = tmp_path_factory.mktemp("hybrids")
-    command = [str(program), "--arch", f"^({'|'.join(ARCHITECTURES)})$", "--seed", "1", "--out", str(folder)]
-    subprocess.run(command, check=True, capture_output=True)
-    found = {path.stem.rsplit("-", 1)[0]: path for path in sorted(folder.glob("*.gguf"))}
+    found = write_architectures(folder, ARCHITECTURES)
     return found | {"lfm2": write_tiny_hybrid(folder / "lfm2.gguf")}
 
 

@@ -7,6 +7,7 @@ batch the logits must agree.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from dataclasses import asdict
 
@@ -26,6 +27,7 @@ from hypothesis.stateful import (
 
 from morphkv_cpp import bridge
 from support.device import DEVICE, N_GPU_LAYERS
+from support.log import silent_log
 from support.numpy_llama import NumpyLlama
 from support.reference import Rules
 from support.twins import TIE_SHARE, Tally
@@ -64,7 +66,6 @@ class Native:
     """A context of N_SEQ sequences with MorphKV, through the C API."""
 
     def __init__(self, path, rules: Rules, servers: str | None = None):
-        llama_cpp.llama_log_set(QUIET, ctypes.c_void_p())
         llama_cpp.llama_backend_init()
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = N_GPU_LAYERS
@@ -124,11 +125,6 @@ class Native:
     def load_all(self, state: bytes) -> bool:
         data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         return llama_cpp.llama_state_set_data(self.ctx, data, len(data)) > 0
-
-
-@llama_cpp.llama_log_callback
-def QUIET(level, text, user_data):
-    """Refusals are logged as errors; here they are wanted."""
 
 
 class Operations(RuleBasedStateMachine):
@@ -282,14 +278,19 @@ class Operations(RuleBasedStateMachine):
 
 
 def run(path, rules: Rules, n_runs: int, servers: str | None = None) -> None:
-    native = Native(path, rules, servers)
     tally = Tally()
-    machine = type(
-        "Operations",
-        (Operations,),
-        {"native": native, "cache_rules": rules, "empty": NumpyLlama(path, rules, n_ubatch=N_UBATCH), "tally": tally},
-    )
-    try:
+    # refusals are logged as errors; here they are wanted
+    with silent_log(), contextlib.closing(Native(path, rules, servers)) as native:
+        machine = type(
+            "Operations",
+            (Operations,),
+            {
+                "native": native,
+                "cache_rules": rules,
+                "empty": NumpyLlama(path, rules, n_ubatch=N_UBATCH),
+                "tally": tally,
+            },
+        )
         run_state_machine_as_test(
             machine,
             settings=settings(
@@ -301,8 +302,6 @@ def run(path, rules: Rules, n_runs: int, servers: str | None = None) -> None:
                 suppress_health_check=list(HealthCheck),
             ),
         )
-    finally:
-        native.close()
     print(tally)
     assert tally.n_cuts >= n_runs
     # The order of kept tokens is not looked at: a copied or restored sequence repeats the same near-tie. Of few choices

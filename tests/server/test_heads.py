@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support import heads
+from support import heads, more_heads
+from support.projectors import with_image, write_projector
 from support.server_process import TIGHT
 from support.server_process import some_tokens as tokens
 
@@ -19,14 +20,21 @@ DRAFT = ["--spec-draft-n-max", 4, "-ctkd", "f32", "-ctvd", "f32"]
 MTP = [*DRAFT, "--spec-type", "draft-mtp"]
 
 
-@pytest.fixture(scope="module", params=["qwen35", "glm-flash", "gemma4", "eagle3"])
+INSIDE = {
+    "qwen35": heads.write_qwen35,
+    "glm-flash": heads.write_glm_flash,
+    "glm4moe": more_heads.write_glm4moe,
+    "nemotron": more_heads.write_nemotron,
+    "ling": more_heads.write_ling,
+}
+
+
+@pytest.fixture(scope="module", params=[*INSIDE, "gemma4", "eagle3"])
 def pair(request, tmp_path_factory):
     """A model, and the flags that make a server draft with its heads."""
     folder = tmp_path_factory.mktemp("heads")
-    if request.param == "qwen35":
-        return heads.write_qwen35(folder / "model.gguf"), MTP
-    if request.param == "glm-flash":
-        return heads.write_glm_flash(folder / "model.gguf"), MTP
+    if request.param in INSIDE:
+        return INSIDE[request.param](folder / "model.gguf"), MTP
     if request.param == "gemma4":
         model, head = heads.write_gemma4(folder / "model.gguf", folder / "head.gguf", seed=7)
         return model, [*MTP, "--spec-draft-model", head]
@@ -74,6 +82,19 @@ def test_positions_are_rebased_under_drafts(start_server, pair):
     assert_drafted(two["timings"])
 
 
+def test_recalls_fall_between_the_same_tokens(start_server, pair):
+    """Before an answer's last token of the prompt, and while it is written."""
+    model, flags = pair
+    archive = ["--morphkv-archive", "ram", "--morphkv-recall", 2]
+    plain, drafting = (start_server(model, *TIGHT, *EXACT, *archive, *more) for more in ([], flags))
+    text = tokens(450)
+    one, two = (server.complete(text, 160, cache_prompt=False) for server in (plain, drafting))
+    assert two["tokens"] == one["tokens"]
+    for key in ("recalls_n", "recalled_n", "evicted_n"):
+        assert two["timings"][key] == one["timings"][key] > 0
+    assert_drafted(two["timings"])
+
+
 def test_slots_draft_beside_each_other(start_server, pair):
     model, flags = pair
     server = start_server(model, *TIGHT, *EXACT, *flags, "-np", 2)
@@ -105,6 +126,25 @@ def test_a_restored_slot_drafts_on(start_server, pair, tmp_path):
     if "draft-mtp" not in flags or "--spec-draft-model" in flags:  # layers that are recurrent are read from the start
         assert again["timings"]["cache_n"] > 200
     assert again["timings"]["draft_n_accepted"] > 0
+
+
+def test_behind_images_too(start_server, tmp_path):
+    """Heads are given nothing of an image, and read the text behind it."""
+    model = heads.write_qwen35(tmp_path / "model.gguf")
+    eyes = write_projector(tmp_path / "eyes.gguf", "qwen2vl_merger")
+    plain, drafting = (start_server(model, *TIGHT, *EXACT, "--mmproj", eyes, *more) for more in ([], MTP))
+    messages, n_evicted, n_drafted, n_accepted = [], 0, 0, 0
+    for i in range(5):
+        messages.append({"role": "user", "content": with_image("what is it", i)})
+        one, two = (server.chat(messages, 40, ignore_eos=True) for server in (plain, drafting))
+        assert two["choices"][0]["message"] == one["choices"][0]["message"]
+        assert two["timings"]["media_tokens_n"] == one["timings"]["media_tokens_n"] > 0
+        n_evicted += two["timings"]["evicted_n"]
+        n_drafted += two["timings"]["draft_n"]
+        n_accepted += two["timings"]["draft_n_accepted"]
+        messages.append(one["choices"][0]["message"])
+    assert n_evicted > 0
+    assert_drafted({"draft_n": n_drafted, "draft_n_accepted": n_accepted})
 
 
 @pytest.mark.slow

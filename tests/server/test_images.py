@@ -1,4 +1,4 @@
-"""llama-server --morphkv with a projector: images in chats that are longer than the cache."""
+"""llama-server --morphkv with a projector: images and sounds in chats that are longer than the cache."""
 
 from __future__ import annotations
 
@@ -6,48 +6,36 @@ import shutil
 
 import openai
 import pytest
-from upstream.server_models import write_gemma3
 
 from support.hub import Hub
-from support.projectors import data_url, with_image, write_projector
+from support.projectors import data_url, with_image, with_sound, write_projector
 from support.server_process import program, run_program
+from support.vision import KINDS, WITH_SOUND
 
 SETTINGS = ("--morphkv", "--morphkv-capacity", 256, "--morphkv-prompt-room", 128, "--morphkv-interval", 32, "-np", 1)
-QWEN = {"architecture": "qwen2vl", "rope_sections": (4, 6, 6, 0)}
-TOKENS = {"gemma3": 36, "janus_pro": 16, "qwen2vl_merger": 12}  # of a picture of 64 x 48
 
 
-@pytest.fixture(scope="module")
-def models(tiny_llama, tmp_path_factory):
-    """By the projector's kind: model and projector."""
-    folder = tmp_path_factory.mktemp("models")
-    write_gemma3(folder / "gemma3.gguf", folder / "mmproj-gemma3.gguf")
-    res = {"gemma3": (folder / "gemma3.gguf", folder / "mmproj-gemma3.gguf")}
-    for kind, shape in (("janus_pro", {}), ("qwen2vl_merger", QWEN)):
-        res[kind] = (tiny_llama(**shape), write_projector(folder / f"{kind}.gguf", kind))
-    return res
+def ask(kind: str, i: int, words: str = "what is this") -> dict:
+    content = with_image if kind in KINDS else with_sound
+    return {"role": "user", "content": content(f"{words} {i}", i)}
 
 
-def ask(i: int, words: str = "what is this") -> dict:
-    return {"role": "user", "content": with_image(f"{words} {i}", i)}
-
-
-def history(server, n_turns: int, n_words: int = 40) -> list[dict]:
-    """A chat with an image in each question; all is asked of the server."""
+def history(server, kind: str, n_turns: int, n_words: int = 40) -> list[dict]:
+    """A chat with an image, or a sound, in each question; all is asked of the server."""
     messages = [{"role": "system", "content": "you see"}]
     for i in range(n_turns):
-        messages.append(ask(i, "word " * n_words))
+        messages.append(ask(kind, i, "word " * n_words))
         answer = server.chat(messages, 8, ignore_eos=True)
         messages.append(answer["choices"][0]["message"])
     return messages
 
 
-@pytest.mark.parametrize("kind", TOKENS)
-def test_before_the_first_eviction_answers_are_those_of_stock(start_server, models, kind):
-    model, projector = models[kind]
+@pytest.mark.parametrize("kind", WITH_SOUND)
+def test_before_the_first_eviction_answers_are_those_of_stock(start_server, tiny_vision, kind):
+    model, projector = tiny_vision(kind)
     flags = ("--mmproj", projector, "-np", 1, "-fa", "on")
     large = ("--morphkv", "--morphkv-capacity", 1024)
-    asked = [{"role": "user", "content": with_image("what", 1, 2)}]
+    asked = [ask(kind, 1), ask(kind, 2)]
     answers = []
     for more in (large, ("-c", 4096)):
         server = start_server(model, *flags, *more)
@@ -55,36 +43,36 @@ def test_before_the_first_eviction_answers_are_those_of_stock(start_server, mode
         server.stop()
     assert answers[0]["choices"][0]["logprobs"] == answers[1]["choices"][0]["logprobs"]
     assert answers[0]["usage"] == answers[1]["usage"]
-    assert answers[0]["usage"]["prompt_tokens"] > 2 * TOKENS[kind]
+    assert answers[0]["usage"]["prompt_tokens"] > 2 * WITH_SOUND[kind].n_tokens
 
 
-@pytest.mark.parametrize("kind", TOKENS)
-def test_twenty_images_in_one_chat_take_constant_cells(start_server, models, kind):
-    model, projector = models[kind]
+@pytest.mark.parametrize("kind", WITH_SOUND)
+def test_twenty_images_in_one_chat_take_constant_cells(start_server, tiny_vision, kind):
+    model, projector = tiny_vision(kind)
     server = start_server(model, "--mmproj", projector, "--morphkv-archive", "ram", *SETTINGS)
     messages = [{"role": "system", "content": "you see"}]
     for i in range(20):
-        messages.append(ask(i, "word " * 20))
+        messages.append(ask(kind, i, "word " * 20))
         answer = server.chat(messages, 8, ignore_eos=True)
         messages.append(answer["choices"][0]["message"])
         timings = answer["timings"]
-        assert (timings["media_n"], timings["media_tokens_n"]) == (1, TOKENS[kind])
+        assert (timings["media_n"], timings["media_tokens_n"]) == (WITH_SOUND[kind].n_pieces, WITH_SOUND[kind].n_tokens)
         # the next turn is the turn
-        assert i == 0 or timings["prompt_n"] < 20 * 8 + TOKENS[kind] + 128 + 40, (i, timings)
+        assert i == 0 or timings["prompt_n"] < 20 * 8 + WITH_SOUND[kind].n_tokens + 128 + 40, (i, timings)
     cells = server.slot()["morphkv"]
     assert cells["n_evictions"] > 3
     assert cells["n_used"] <= 256 + 128
 
 
-@pytest.mark.parametrize("kind", TOKENS)
-def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, models, tmp_path, kind):
-    model, projector = models[kind]
+@pytest.mark.parametrize("kind", WITH_SOUND)
+def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, tiny_vision, tmp_path, kind):
+    model, projector = tiny_vision(kind)
     flags = ("--mmproj", projector, "--slot-save-path", tmp_path, *SETTINGS)
     one = start_server(model, *flags)
-    messages = history(one, 6)
+    messages = history(one, kind, 6)
     saved = one.slot_action(0, "save", filename="chat.bin")
     assert saved.status_code == 200, saved.text
-    messages.append(ask(7))
+    messages.append(ask(kind, 7))
     expected = one.chat(messages, 16, ignore_eos=True)
     one.stop()
     two = start_server(model, *flags)
@@ -95,28 +83,28 @@ def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, model
     assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 150
 
 
-@pytest.mark.parametrize("kind", TOKENS)
-def test_chats_with_images_take_turns_in_one_slot(start_server, models, kind):
+@pytest.mark.parametrize("kind", WITH_SOUND)
+def test_chats_with_images_take_turns_in_one_slot(start_server, tiny_vision, kind):
     """The prompt cache keeps the one that waits, and a question asked again costs the question."""
-    model, projector = models[kind]
+    model, projector = tiny_vision(kind)
     server = start_server(model, "--mmproj", projector, *SETTINGS)
-    one = [*history(server, 4), ask(5)]
+    one = [*history(server, kind, 4), ask(kind, 5)]
     expected = server.chat(one, 12, ignore_eos=True)
     again = server.chat(one, 12, ignore_eos=True)
     assert again["choices"] == expected["choices"]
-    assert again["timings"]["prompt_n"] < 100 + TOKENS[kind]
-    server.chat([ask(9, "something else")], 12, ignore_eos=True)
+    assert again["timings"]["prompt_n"] < 100 + WITH_SOUND[kind].n_tokens
+    server.chat([ask(kind, 9, "something else")], 12, ignore_eos=True)
     back = server.chat(one, 12, ignore_eos=True)
     assert back["choices"] == expected["choices"]
-    assert back["timings"]["prompt_n"] < 100 + TOKENS[kind]
+    assert back["timings"]["prompt_n"] < 100 + WITH_SOUND[kind].n_tokens
 
 
-def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, models):
-    model, projector = models["gemma3"]
+def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, tiny_vision):
+    model, projector = tiny_vision("gemma3")
     server = start_server(
         model, "--mmproj", projector, "--morphkv", "--morphkv-capacity", 256, "--morphkv-interval", 32, "-np", 1
     )
-    body = {"messages": [ask(1)], "max_tokens": 4}
+    body = {"messages": [ask("gemma3", 1)], "max_tokens": 4}
     assert server.post("/v1/chat/completions", body).status_code == 200
     server.stop()
     server = start_server(
@@ -130,8 +118,8 @@ def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, mod
     assert server.chat([{"role": "user", "content": "still there"}], 4)["usage"]["completion_tokens"] > 0
 
 
-def test_the_openai_client_sends_images(start_server, models):
-    model, projector = models["qwen2vl_merger"]
+def test_the_openai_client_sends_images(start_server, tiny_vision):
+    model, projector = tiny_vision("qwen2vl_merger")
     server = start_server(model, "--mmproj", projector, *SETTINGS)
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     answer = client.chat.completions.create(
@@ -147,16 +135,16 @@ def test_the_openai_client_sends_images(start_server, models):
         ],
         max_tokens=8,
     )
-    assert answer.usage.prompt_tokens > TOKENS["qwen2vl_merger"]
+    assert answer.usage.prompt_tokens > KINDS["qwen2vl_merger"].n_tokens
     assert answer.usage.completion_tokens > 0
 
 
 @pytest.mark.parametrize("kind", ["qwen2vl_merger", "hunyuanvl"])
-def test_a_vision_model_of_the_hub_starts(start_server, models, tmp_path, kind):
+def test_a_vision_model_of_the_hub_starts(start_server, tiny_vision, tmp_path, kind):
     """Its projector comes by itself; one that cannot be served is left out, and told once."""
     folder = tmp_path / "hub" / "some" / "vision"
     folder.mkdir(parents=True)
-    shutil.copy(models["qwen2vl_merger"][0], folder / "vision-Q8_0.gguf")
+    shutil.copy(tiny_vision("qwen2vl_merger")[0], folder / "vision-Q8_0.gguf")
     write_projector(folder / "mmproj-vision-f16.gguf", kind)
     hub = Hub(tmp_path / "hub")
     try:
@@ -169,13 +157,13 @@ def test_a_vision_model_of_the_hub_starts(start_server, models, tmp_path, kind):
     finally:
         hub.close()
     assert server.chat([{"role": "user", "content": "words"}], 4)["usage"]["completion_tokens"] > 0
-    answer = server.post("/v1/chat/completions", {"messages": [ask(1)], "max_tokens": 4})
+    answer = server.post("/v1/chat/completions", {"messages": [ask("gemma3", 1)], "max_tokens": 4})
     told = server.log.read_text(errors="replace").count("cannot serve this model's images and serves its text")
     assert (answer.status_code == 200, told) == ((True, 0) if kind == "qwen2vl_merger" else (False, 1))
 
 
-def test_a_projector_whose_positions_cannot_be_rebased_is_refused(models, tmp_path):
-    model, _ = models["qwen2vl_merger"]
+def test_a_projector_whose_positions_cannot_be_rebased_is_refused(tiny_vision, tmp_path):
+    model, _ = tiny_vision("qwen2vl_merger")
     projector = write_projector(tmp_path / "hunyuan.gguf", "hunyuanvl")
     done = run_program("llama-server", "-m", model, "--mmproj", projector, "--port", 0, "--morphkv")
     assert done.returncode == 1

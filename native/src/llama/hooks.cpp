@@ -68,6 +68,9 @@ static const char * why_unsupported(const llama_model & model, const llama_memor
     if (is_of_heads(mparams) && hparams.n_layer_nextn > 1) {
         return "it has several draft heads, each of which reads a whole text anew";
     }
+    if (is_of_heads(mparams) && model.arch == LLM_ARCH_GLM4_MOE && hparams.use_mrope()) {
+        return "its draft head has rope sections, over which llama.cpp ends the process";
+    }
     return nullptr;
 }
 
@@ -136,9 +139,13 @@ static std::unique_ptr<morphkv_cache> make_cache(const llama_model & model, cons
                                                  const llama_memory_i::layer_reuse_cb &  reuse) {
     const uint32_t n_window_cells =
         morphkv_window::n_cells(model.hparams, cparams.n_ubatch, mparams.swa_full, morphkv_cache::n_cells(params));
-    // a layer without KV heads (Nemotron 51B) has no attention that could be cut; llama.cpp makes empty tensors for it
-    const auto has_heads = [&hparams = model.hparams, filter](int32_t il) {
-        return (!filter || filter(il)) && hparams.n_head_kv(il) > 0;
+    // a layer without KV heads (Nemotron 51B) has no attention that could be cut; llama.cpp makes empty tensors for it, and
+    // in a context that is not of heads for the layers of heads (Ling 3)
+    const auto &   hparams = model.hparams;
+    const bool     is_all  = is_of_heads(mparams) || hparams.router_layer >= 0;
+    const uint32_t n_layer = is_all ? hparams.n_layer_all : hparams.n_layer();
+    const auto has_heads = [&hparams, filter, n_layer](int32_t il) {
+        return (uint32_t) il < n_layer && (!filter || filter(il)) && hparams.n_head_kv(il) > 0;
     };
     return std::make_unique<morphkv_cache>(model, model.hparams, params, mparams.type_k, mparams.type_v,
                                            cparams.offload_kqv, cparams.n_seq_max, has_heads, reuse, n_window_cells);

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from upstream.server_models import write_gemma3
 
-from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp import Llama, MorphKV, bridge
 from support import TESTS
 from support.chats import no_end, talk
-from support.projectors import TEMPLATE, with_image, write_projector
+from support.projectors import TEMPLATE, with_image
 from support.tiny import FLASH, QUIET, last_logits
+from support.vision import KINDS
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
@@ -23,9 +23,6 @@ from llama_cpp.llama_chat_format import Llava15ChatHandler, MTMDChatHandler
 
 SMALL = MorphKV(capacity=128, window=32, interval=32, prompt_room=64, keep=2)
 LARGE = MorphKV(capacity=1024, prompt_room=256)
-QWEN = {"architecture": "qwen2vl", "rope_sections": (4, 6, 6, 0)}
-TOKENS = {"gemma3": 36, "janus_pro": 16, "qwen2vl_merger": 12}  # of a picture of 64 x 48
-POSITIONS = TOKENS | {"qwen2vl_merger": 4}
 
 
 class Handler(MTMDChatHandler):
@@ -37,23 +34,12 @@ class Handler(MTMDChatHandler):
         return TEMPLATE
 
 
-@pytest.fixture(scope="module")
-def models(tiny_llama, tmp_path_factory):
-    """By the projector's kind: model and projector."""
-    folder = tmp_path_factory.mktemp("models")
-    write_gemma3(folder / "gemma3.gguf", folder / "mmproj-gemma3.gguf")
-    res = {"gemma3": (folder / "gemma3.gguf", folder / "mmproj-gemma3.gguf")}
-    for kind, shape in (("janus_pro", {}), ("qwen2vl_merger", QWEN)):
-        res[kind] = (tiny_llama(**shape), write_projector(folder / f"{kind}.gguf", kind))
-    return res
-
-
 @pytest.fixture
-def open_vision(models):
+def open_vision(tiny_vision):
     opened = []
 
     def make(kind, morphkv=SMALL, handler=Handler, **options):
-        model, projector = models[kind]
+        model, projector = tiny_vision(kind)
         options = (QUIET if morphkv else FLASH) | {"n_ctx": 16384} | options
         chat_handler = handler(clip_model_path=str(projector), verbose=False)
         opened.append(Llama(str(model), morphkv=morphkv, chat_handler=chat_handler, **options))
@@ -78,25 +64,25 @@ def go_on_elsewhere(model: Path, projector: Path, session: Path, capacity: int, 
     return done.stdout
 
 
-@pytest.mark.parametrize("kind", TOKENS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_before_the_first_eviction_a_handler_answers_as_in_stock(open_vision, kind):
     messages = [{"role": "user", "content": with_image("what is it", 1)}]
     expected = complete(open_vision(kind, None), messages)
     assert complete(open_vision(kind, LARGE), messages) == expected != ""
 
 
-@pytest.mark.parametrize("kind", TOKENS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_session_answers_as_the_handler_does(open_vision, kind):
     llm = open_vision(kind, LARGE)
-    expected = complete(llm, [{"role": "user", "content": with_image("what is it", 1)}])
+    expected = complete(llm, [{"role": "user", "content": with_image("what is it", 1)}], max_tokens=20)
     with llm.session(keep=None) as chat:
-        assert talk(chat, with_image("what is it", 1), 24) == expected
-        assert chat.last.media_tokens == TOKENS[kind]
+        assert talk(chat, with_image("what is it", 1), 20) == expected
+        assert chat.last.media_tokens == KINDS[kind].n_tokens
         n_words = chat.last.prompt_tokens + chat.last.cached_tokens
-        assert chat.n_tokens == n_words + POSITIONS[kind] + 24
+        assert chat.n_tokens == n_words + KINDS[kind].n_positions + 20
 
 
-@pytest.mark.parametrize("kind", TOKENS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("archive", [None, "ram"])
 def test_a_chat_with_many_images_takes_constant_cells(open_vision, kind, archive):
     llm = open_vision(kind, archive=archive)
@@ -108,26 +94,26 @@ def test_a_chat_with_many_images_takes_constant_cells(open_vision, kind, archive
         stats = chat.cache_stats()
         assert stats.n_evictions > 3
         assert stats.n_used + stats.n_evicted == chat.n_tokens - len(chat._text.ahead) + 8 * (
-            TOKENS[kind] - POSITIONS[kind]
+            KINDS[kind].n_tokens - KINDS[kind].n_positions
         )
         assert archive is None or stats.n_recalls > 0
 
 
-@pytest.mark.parametrize("kind", TOKENS)
-def test_a_saved_session_goes_on_in_another_process(open_vision, models, tmp_path, kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_session_goes_on_in_another_process(open_vision, tiny_vision, tmp_path, kind):
     llm = open_vision(kind)
     with llm.session("you see") as chat:
         for i in range(5):
             talk(chat, with_image("word " * 10 + "what is it", i), 12)
         chat.save(tmp_path / "chat.session")
         expected = talk(chat, with_image("and this", 9), 20)
-    model, projector = models[kind]
+    model, projector = tiny_vision(kind)
     assert go_on_elsewhere(model, projector, tmp_path / "chat.session", 128, 20) == expected != ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TOKENS)
-def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, models, tmp_path, kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, tiny_vision, tmp_path, kind):
     llm = open_vision(kind, MorphKV(capacity=1024), archive="ram")
     n_limit = 1024 + MorphKV().prompt_room
     with llm.session("you see", keep="system") as chat:
@@ -140,7 +126,7 @@ def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, models, tmp_path
         assert stats.n_used + stats.n_evicted >= 5000
         chat.save(tmp_path / "chat.session")
         expected = talk(chat, with_image("and this", 9), 40)
-    model, projector = models[kind]
+    model, projector = tiny_vision(kind)
     assert go_on_elsewhere(model, projector, tmp_path / "chat.session", 1024, 40) == expected
 
 
@@ -173,6 +159,25 @@ def test_an_image_that_does_not_fit_is_refused_with_the_rule(open_vision):
     with pytest.raises(RuntimeError, match=r"max\(interval, prompt_room\) = 16 of them, got 36"):
         talk(chat, with_image("what is it", 1))
     talk(chat, "go on", 4)
+
+
+@pytest.mark.parametrize("morphkv", [SMALL, LARGE])
+def test_an_image_beyond_a_micro_batch_is_refused_before_it_is_decoded(open_vision, morphkv):
+    """In create_chat_completion too, whose handler would end the process."""
+    llm = open_vision("gemma3", morphkv, n_ubatch=32)
+    asked = with_image("what is it", 1)
+    sentence = r"must fit n_batch and n_ubatch, got 36 tokens with 32"
+    with pytest.raises(bridge.NativeError, match=sentence):
+        complete(llm, [{"role": "user", "content": asked}])
+    assert complete(llm, [{"role": "user", "content": "still there"}])
+    with llm.session() as chat, pytest.raises(bridge.NativeError, match=sentence):
+        talk(chat, asked)
+
+
+def test_an_image_that_has_no_room_is_refused_with_the_rule_in_a_chat_by_messages(open_vision):
+    llm = open_vision("gemma3", MorphKV(capacity=128, window=32, interval=16, prompt_room=16))
+    with pytest.raises(bridge.NativeError, match=r"max\(interval, prompt_room\) = 16 of them, got 36"):
+        complete(llm, [{"role": "user", "content": [{"type": "text", "text": "word " * 60}, *with_image("what", 1)]}])
 
 
 def test_what_is_no_question_is_refused(open_vision, open_llama):

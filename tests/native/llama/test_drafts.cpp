@@ -1,26 +1,9 @@
 // Drafts that are taken back: by snapshots of the layers that are recurrent, and in the cache of a head that drafts.
 
+#include "support/hybrid_model.h"
 #include "support/inside.h"
 
 #include "llama-ext.h"
-#include "llama-model.h"
-
-// Layers 1 and 3 attend, 3 to a sliding window if there is one.
-static model_ptr hybrid_model(bool has_window) {
-    tiny_shape shape;
-    shape.arch         = "lfm2";
-    shape.n_layer      = 4;
-    shape.n_head       = 2;
-    shape.n_head_kv    = 1;
-    shape.is_recurrent = { 1, 0, 1, 0 };
-    shape.has_window   = has_window;
-    shape.n_swa        = 24;
-    auto res           = tiny_model_load(shape);
-    if (has_window) {
-        res->hparams.is_swa_impl[1] = false;
-    }
-    return res;
-}
 
 static llama_context_params draft_params(uint32_t n_seq_max = 1) {
     auto res     = context_params(n_seq_max);
@@ -265,7 +248,7 @@ static void test_several_heads_are_refused() {
 int main() {
     log_errors_only();
     for (const bool has_window : { false, true }) {
-        const auto model = hybrid_model(has_window);
+        const auto model = hybrid_model_load(has_window);
         test_drafts_are_taken_back_as_in_stock(model.get());
         test_drafts_change_nothing(model.get());
         test_what_no_snapshot_holds_stays(model.get());

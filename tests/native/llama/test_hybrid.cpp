@@ -1,33 +1,10 @@
 // A model whose layers are in part recurrent: those that attend are cut, and all layers hold the same text.
 
+#include "support/hybrid_model.h"
 #include "support/inside.h"
-
-#include "llama-model.h"
 
 #include <cstring>
 #include <filesystem>
-
-static tiny_shape hybrid_shape() {
-    tiny_shape shape;
-    shape.arch         = "lfm2";
-    shape.n_layer      = 4;
-    shape.n_head       = 2;
-    shape.n_head_kv    = 1;
-    shape.is_recurrent = { 1, 0, 1, 0 };
-    return shape;
-}
-
-// Layers 1 and 3 attend, 3 to a sliding window. Of the architectures of this upstream version LFM2 alone can have both windows
-// and recurrent layers, and then a window in every layer that attends; so one of them is widened here.
-static model_ptr windowed_model() {
-    auto shape       = hybrid_shape();
-    shape.has_window = true;
-    shape.n_swa      = 24;
-    auto res         = tiny_model_load(shape);
-    CHECK(res->hparams.is_swa(1) && res->hparams.is_swa(3));
-    res->hparams.is_swa_impl[1] = false;
-    return res;
-}
 
 static morphkv_hybrid & hybrid_of(const context_ptr & ctx) {
     return dynamic_cast<morphkv_hybrid &>(*(llama_memory_i *) memory(ctx));
@@ -392,7 +369,7 @@ static void test_windows_alone_are_refused() {
 
 int main() {
     log_errors_only();
-    const auto plain = tiny_model_load(hybrid_shape()), windowed = windowed_model();
+    const auto plain = hybrid_model_load(), windowed = hybrid_model_load(/*has_window =*/true);
     for (const auto & model : { plain.get(), windowed.get() }) {
         test_bit_equal_to_stock_until_the_first_eviction(model);
         test_a_tail_cannot_be_taken_back(model);

@@ -1,24 +1,7 @@
 // Marks: a text with recurrent layers goes back to where it was marked, and nowhere else.
 
 #include "support/archived_context.h"
-
-#include "llama-model.h"
-
-static model_ptr hybrid_model(bool has_window = false) {
-    tiny_shape shape;
-    shape.arch         = "lfm2";
-    shape.n_layer      = 4;
-    shape.n_head       = 2;
-    shape.n_head_kv    = 1;
-    shape.is_recurrent = { 1, 0, 1, 0 };
-    shape.has_window   = has_window;
-    shape.n_swa        = 24;
-    auto res           = tiny_model_load(shape);
-    if (has_window) {
-        res->hparams.is_swa_impl[1] = false;
-    }
-    return res;
-}
+#include "support/hybrid_model.h"
 
 // No eviction in the tests below.
 static morphkv_params large_params() {
@@ -335,7 +318,7 @@ static void test_without_an_archive_answers_can_be_asked_for_again(llama_model *
 
 int main() {
     log_errors_only();
-    const auto plain = hybrid_model(), windowed = hybrid_model(/*has_window =*/true);
+    const auto plain = hybrid_model_load(), windowed = hybrid_model_load(/*has_window =*/true);
     for (const auto & model : { plain.get(), windowed.get() }) {
         test_tokens_are_decoded_again_with_the_same_bits(model);
         test_behind_evictions_too(model);

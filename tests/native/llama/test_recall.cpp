@@ -1,6 +1,7 @@
 // Recall inside a context: what comes back is what left, and a failure changes nothing.
 
 #include "support/archived_context.h"
+#include "support/hybrid_model.h"
 
 #include <cstring>
 
@@ -130,13 +131,7 @@ static void test_windowed_and_recurrent_layers(bool is_beside) {
     windowed.sink        = 0.5f;
     test_other_layers(is_beside, windowed, false);
 
-    tiny_shape recurrent;
-    recurrent.arch         = "lfm2";
-    recurrent.n_layer      = 4;
-    recurrent.n_head       = 2;
-    recurrent.n_head_kv    = 1;
-    recurrent.is_recurrent = { 1, 0, 1, 0 };
-    test_other_layers(is_beside, recurrent, true);
+    test_other_layers(is_beside, hybrid_shape(), true);
 }
 
 // Its graphs have four layers: the first fails, or the second, when slots have been filled.
