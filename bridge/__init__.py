@@ -5,6 +5,7 @@ Importing it loads the library and refuses, with a LibraryError, whatever does n
 
 from .backends import cpu_variants, cuda_module
 from .calls import (
+    WRITE_STEP,
     Prompt,
     abi_version,
     check_params,
@@ -26,6 +27,7 @@ from .calls import (
     upstream_version,
     version,
     why_archive_stopped,
+    write_next,
 )
 from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .fit import fit_gpu_layers
@@ -48,6 +50,7 @@ __all__ = [
     "NoMorphKVError",
     "Prompt",
     "UnsupportedError",
+    "WRITE_STEP",
     "abi_version",
     "as_reason",
     "check_params",
@@ -81,4 +84,5 @@ __all__ = [
     "use_rpc_servers",
     "version",
     "why_archive_stopped",
+    "write_next",
 ]

@@ -23,6 +23,10 @@ from .native import ffi, lib
 ENUMS = {"fusion": "MORPHKV_FUSION_", "policy": "MORPHKV_POLICY_"}
 
 
+# Positions at whose multiples recalls while writing fall due, if at all.
+WRITE_STEP: int = lib.MORPHKV_WRITE_STEP
+
+
 def version() -> str:
     """Version of morphkv_cpp, as compiled into the native library."""
     return _text(lib.morphkv_version())
@@ -172,6 +176,13 @@ class Prompt:
         _check(lib.morphkv_prompt_next(_context(context), 0, params, self._prompt, _int32("n_held", n_held)))
         recalled = _fields(self._prompt.recalled) if self._prompt.n_recalls else None
         return self._prompt.n_back, self._prompt.n_end, recalled
+
+
+def write_next(context: int, seq_id: int = 0, **settings: float) -> dict[str, Any] | None:
+    """Before a written token is decoded: the recall that is due, as recall() has it; None where none was made."""
+    out = _sized("morphkv_writing")
+    _check(lib.morphkv_write_next(_context(context), _int32("seq_id", seq_id), _recall_params(settings), out))
+    return _fields(out.recalled) if out.n_recalls else None
 
 
 def kv_bytes(context: int) -> int:

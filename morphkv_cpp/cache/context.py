@@ -152,10 +152,15 @@ class ContextLlama(llama_cpp.Llama):
 
     @property
     def draft_model(self) -> LlamaDraftModel | None:
-        """As given; with MorphKV its drafts end where an eviction falls due."""
+        """As given; with MorphKV its drafts end where an eviction or a recall falls due."""
         if self._morphkv is None or self._draft_model is None:
             return self._draft_model
-        return DraftUpToEviction(self.cache_stats, self._morphkv, self._draft_model)
+        n_step = bridge.WRITE_STEP if self._archive is not None and self._archive.recall == "auto" else None
+        return DraftUpToEviction(self.cache_stats, self._morphkv, self._draft_model, n_step)
+
+    @property
+    def _has_drafts(self) -> bool:
+        return self._draft_model is not None
 
     @draft_model.setter
     def draft_model(self, draft_model: LlamaDraftModel | None) -> None:

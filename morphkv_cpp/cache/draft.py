@@ -14,13 +14,20 @@ from .stats import CacheStats
 
 
 class DraftUpToEviction(LlamaDraftModel):
-    """A draft model whose drafts end where the next eviction falls due.
+    """A draft model whose drafts end where the next eviction falls due, or a recall may.
 
-    So evictions fall between the same tokens as without a draft: tokens that may be taken back never vote, and the
-    greedy text is the same.
+    So these fall between the same tokens as without a draft: tokens that may be taken back never vote, and the greedy
+    text is the same. n_step: recalls may fall due where the text has a multiple of so many tokens; None: nowhere.
     """
 
-    def __init__(self, stats: Callable[[], CacheStats], config: MorphKV, draft_model: LlamaDraftModel):
+    def __init__(
+        self,
+        stats: Callable[[], CacheStats],
+        config: MorphKV,
+        draft_model: LlamaDraftModel,
+        n_step: int | None = None,
+    ):
+        self._n_step = n_step
         self._stats = stats
         self._config = config
         self._draft_model = draft_model
@@ -30,6 +37,9 @@ class DraftUpToEviction(LlamaDraftModel):
         # The draft goes into one batch with the token before it. Where an eviction is due already, that token comes
         # alone, as the eviction may wait for it.
         n_free = stats.capacity + self._config.interval - stats.n_used - 1
+        if self._n_step is not None:
+            n_held = len(input_ids) - 1  # the last one comes with the draft
+            n_free = min(n_free, self._n_step - n_held % self._n_step - 1)
         if n_free <= 0:
             return np.empty(0, dtype=np.intc)
         return self._draft_model(input_ids, **kwargs)[:n_free]
