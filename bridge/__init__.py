@@ -42,6 +42,7 @@ from .media import MediaPiece, media_marker, media_pieces
 __all__ = [
     "LIB_DIR",
     "PACKAGE_DIR",
+    "WRITE_STEP",
     "InvalidError",
     "LibraryError",
     "MediaPiece",
@@ -50,7 +51,6 @@ __all__ = [
     "NoMorphKVError",
     "Prompt",
     "UnsupportedError",
-    "WRITE_STEP",
     "abi_version",
     "as_reason",
     "check_params",

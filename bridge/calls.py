@@ -21,10 +21,7 @@ from .native import ffi, lib
 
 # Fields of morphkv_params that hold enumerators: field -> prefix of the enumerators.
 ENUMS = {"fusion": "MORPHKV_FUSION_", "policy": "MORPHKV_POLICY_"}
-
-
-# Positions at whose multiples recalls while writing fall due, if at all.
-WRITE_STEP: int = lib.MORPHKV_WRITE_STEP
+WRITE_STEP: int = lib.MORPHKV_WRITE_STEP  # write_next() recalls where the text has a multiple of this, if at all
 
 
 def version() -> str:

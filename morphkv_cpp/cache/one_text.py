@@ -92,7 +92,7 @@ class OneTextLlama(ContextLlama):
         return self._recalled(bridge.recall(self.ctx, 0, **settings))
 
     def _recall_while_writing(self) -> None:
-        """Before a written token is decoded: what is due by then. What cannot be taken back is left for decode() to refuse."""
+        """Before a written token is decoded. A tail that cannot be taken back is left for decode() to refuse."""
         if self._archive is None or (self._has_drafts and not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)):
             return
         self._leave_text()

@@ -1,19 +1,18 @@
 """Copying: a passage of prose or code, thousands of tokens of other text, and the passage once more, word for word.
 
-The copy is forced: each token is drawn behind the passage's own, not behind what the model wrote, so that one error does
-not hide the next. What counts is the share of tokens that the model would have written greedily.
+The copy is forced: each token is drawn behind the passage's own, not behind what the model wrote, so that one error
+does not hide the next. What counts is the share of tokens that the model would have written greedily.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -32,7 +31,20 @@ FULL = "full"
 KINDS = ("prose", "code")
 
 # of Python's standard library
-MODULES = ("textwrap", "shlex", "fnmatch", "csv", "heapq", "bisect", "calendar", "statistics", "configparser", "cmd", "sched", "queue")
+MODULES = (
+    "textwrap",
+    "shlex",
+    "fnmatch",
+    "csv",
+    "heapq",
+    "bisect",
+    "calendar",
+    "statistics",
+    "configparser",
+    "cmd",
+    "sched",
+    "queue",
+)
 
 
 class Document(NamedTuple):

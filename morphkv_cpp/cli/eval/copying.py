@@ -33,7 +33,9 @@ def eval_copy(
     documents: Annotated[int, typer.Option("--documents", metavar="N", help="documents of each kind and length")] = 8,
     require: Annotated[
         list[str] | None,
-        typer.Option("--require", metavar="BAR", help="exit with 1 if missed, e.g. 'auto>=0.9' or 'auto@prose-140>=0.9'"),
+        typer.Option(
+            "--require", metavar="BAR", help="exit with 1 if missed, e.g. 'auto>=0.9' or 'auto@prose-140>=0.9'"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -1,7 +1,8 @@
 #include "core/follow.h"
 
 #include <algorithm>
-#include <cmath>
+#include <iterator>
+#include <utility>
 
 namespace {
 
@@ -52,49 +53,54 @@ morphkv_follow_due morphkv_follow_when(const morphkv_text & text, size_t i_group
 void morphkv_add_page_uses(const morphkv_archive & archive, const std::vector<int32_t> & serials,
                            const std::vector<float> & votes, int32_t n_head_kv, int32_t n_votes, int32_t n_keep,
                            morphkv_page_uses & uses) {
-    const size_t n_distant = serials.size() / n_head_kv;
+    const int64_t first     = archive.serial_of(archive.n_dropped());
+    const int64_t n_pages   = archive.n_full() - archive.n_dropped();
+    const size_t  n_distant = serials.size() / n_head_kv;
+    uses.resize(n_pages);
+
+    std::vector<float>   shares(n_pages);
+    std::vector<int64_t> seen;
     for (int32_t h = 0; h < n_head_kv; ++h) {
-        morphkv_page_uses shares;
         for (size_t i = h * n_distant; i < (h + 1) * n_distant; ++i) {
-            const int64_t i_token = (int64_t) serials[i] - archive.serial_of(0);
-            const int64_t page    = i_token < 0 ? -1 : i_token / N_PAGE;
-            if (serials[i] >= n_keep && page >= archive.n_dropped() && page < archive.n_full() && votes[i] > 0.0f) {
+            const int64_t page = serials[i] < first ? -1 : (serials[i] - first) / N_PAGE;
+            if (serials[i] >= n_keep && page >= 0 && page < n_pages && votes[i] > 0.0f) {
                 shares[page] += votes[i] / n_votes;
+                seen.push_back(page);
             }
         }
-        for (const auto & [page, share] : shares) {
-            uses[page] += share * share * share;
+        for (const int64_t page : seen) {
+            uses[page] += shares[page] * shares[page] * shares[page];
+            shares[page] = 0.0f;  // it is seen once for each of its tokens
         }
+        seen.clear();
     }
 }
 
 std::vector<int64_t> morphkv_following_pages(const morphkv_archive & archive, const morphkv_page_uses & uses,
                                              float need, size_t n_wanted) {
-    float most = 0.0f;
-    for (const auto & [_, use] : uses) {
-        most = std::max(most, use);
-    }
+    const float most = uses.empty() ? 0.0f : *std::max_element(uses.begin(), uses.end());
     if (!(most > 0.0f && most >= need)) {
         return {};
     }
-    morphkv_page_uses scores;
-    for (const auto & [page, use] : uses) {
-        int64_t next = page;
-        for (const float part : NEXT) {
-            if (next < archive.n_full() && !archive.is_damaged(next) && use * part >= LEAST * most) {
-                scores[next] = std::max(scores[next], use * part);
-            }
-            next++;
+    std::vector<float> scores(uses.size());
+    for (size_t i = 0; i < uses.size(); ++i) {
+        for (size_t j = 0; j < std::size(NEXT) && i + j < scores.size(); ++j) {
+            scores[i + j] = std::max(scores[i + j], uses[i] * NEXT[j]);
         }
     }
     std::vector<std::pair<float, int64_t>> order;
-    for (const auto & [page, score] : scores) {
-        order.emplace_back(-score, page);
+    for (size_t i = 0; i < scores.size(); ++i) {
+        const int64_t page = archive.n_dropped() + i;
+        if (scores[i] >= LEAST * most && !archive.is_damaged(page)) {
+            order.emplace_back(-scores[i], page);
+        }
     }
     std::sort(order.begin(), order.end());
+    order.resize(std::min(n_wanted, order.size()));
+
     std::vector<int64_t> res;
-    for (size_t i = 0; i < std::min(n_wanted, order.size()); ++i) {
-        res.push_back(order[i].second);
+    for (const auto & [_, page] : order) {
+        res.push_back(page);
     }
     return res;
 }

@@ -11,7 +11,6 @@
 #include "morphkv.h"
 
 #include <cstdint>
-#include <map>
 #include <vector>
 
 // Newest queries that are asked: those before were there at the last look.
@@ -24,10 +23,11 @@ struct morphkv_follow_due {
 
 morphkv_follow_due morphkv_follow_when(const morphkv_text & text, size_t i_group);
 
-// By page: third powers of its share of the votes on the slots, summed over layers and heads (as search.h has them).
-using morphkv_page_uses = std::map<int64_t, float>;
+// Of the pages that are there, (n_full - n_dropped): third powers of their share of the votes on the slots, summed over layers and
+// heads, as search.h has them.
+using morphkv_page_uses = std::vector<float>;
 
-// Adds those of a layer. Tokens that are in no page, and the text's first n_keep, do not count.
+// Adds those of a layer; empty ones get their size. Tokens that are in no page, and the text's first n_keep, do not count.
 //   serials, votes: (n_head_kv, n_distant); n_votes: that the votes are the sum of
 void morphkv_add_page_uses(const morphkv_archive & archive, const std::vector<int32_t> & serials,
                            const std::vector<float> & votes, int32_t n_head_kv, int32_t n_votes, int32_t n_keep,

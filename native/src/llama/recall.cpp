@@ -37,7 +37,7 @@ morphkv_recall_params morphkv_recall_params_default(void) {
     res.share    = 0.2f;
     res.distance = -1;
     res.look     = 32;
-    res.need     = 1.0f;
+    res.need     = 0.4f;
     return res;
 }
 

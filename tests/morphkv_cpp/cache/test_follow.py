@@ -1,4 +1,4 @@
-"""Recall while writing (`recall="auto"`) through Llama: at which places, with drafts, states and forks; tiny random models.
+"""Recall while writing (`recall="auto"`) through Llama: where, with drafts, and behind a state; tiny random models.
 
 Their attention is spread, so that it takes a lower bar than a real model's until a page counts as used.
 """

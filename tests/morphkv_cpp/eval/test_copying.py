@@ -1,4 +1,4 @@
-"""Copies of a passage of long ago: what documents are made of, and that the demo model copies with recalls while writing."""
+"""Copies of a passage of long ago: what documents are made of, and that the demo model copies with recalls."""
 
 import itertools
 import re

@@ -6,6 +6,7 @@
 #include "core/follow.h"
 
 #include <cerrno>
+#include <cmath>
 
 using pages_t = std::vector<int64_t>;
 
@@ -122,6 +123,7 @@ TEST_CASE(a_large_archive_is_searched_more_seldom_and_the_slots_are_not) {
 // which
 //
 
+// Of an archive of four pages.
 static morphkv_page_uses uses_of(const std::vector<int32_t> & serials, const std::vector<float> & votes, int32_t n_head,
                                  int32_t n_keep = 0, int32_t first = 0) {
     const auto        archive = archive_of(4, first);
@@ -131,44 +133,61 @@ static morphkv_page_uses uses_of(const std::vector<int32_t> & serials, const std
 }
 
 TEST_CASE(a_use_is_the_third_power_of_the_share_in_each_head) {
-    // two voters: shares 0.5 and 0.25 of page 1 in one head, 0.5 in the other
+    // two voters: shares 0.25, 0.75 of pages 0 and 1 in one head, 0.5 of 1 and of 2 in the other
     const auto uses = uses_of({ 16, 31, 2, 17, 40, 41 }, { 1.0f, 0.5f, 0.5f, 1.0f, 1.0f, 0.0f }, 2);
-    CHECK(uses == morphkv_page_uses({ { 0, 0.015625f }, { 1, 0.421875f + 0.125f }, { 2, 0.125f } }));
+    CHECK(uses == morphkv_page_uses({ 0.015625f, 0.421875f + 0.125f, 0.125f, 0.0f }));
+}
+
+TEST_CASE(uses_of_layers_are_added) {
+    const auto        archive = archive_of(2);
+    morphkv_page_uses uses;
+    morphkv_add_page_uses(*archive, { 3 }, { 2.0f }, 1, 2, 0, uses);
+    morphkv_add_page_uses(*archive, { 3, 20 }, { 2.0f, 2.0f }, 2, 2, 0, uses);
+    CHECK(uses == morphkv_page_uses({ 2.0f, 1.0f }));
 }
 
 TEST_CASE(what_is_kept_or_in_no_page_is_not_used) {
-    CHECK(uses_of({ 1, 2, 16 }, { 2.0f, 2.0f, 2.0f }, 1, /*n_keep =*/2) == morphkv_page_uses({ { 0, 1 }, { 1, 1 } }));
-    CHECK(uses_of({ 64, 66, 900 }, { 2.0f, 2.0f, 2.0f }, 1).empty());
-    CHECK(uses_of({ 31, 32, 48 }, { 2.0f, 2.0f, 2.0f }, 1, 0, /*first =*/32) ==
-          morphkv_page_uses({ { 0, 1 }, { 1, 1 } }));
+    CHECK(uses_of({ 1, 2, 16 }, { 2.0f, 2.0f, 2.0f }, 1, /*n_keep =*/2) == morphkv_page_uses({ 1, 1, 0, 0 }));
+    CHECK(uses_of({ 64, 66, 900 }, { 2.0f, 2.0f, 2.0f }, 1) == morphkv_page_uses({ 0, 0, 0, 0 }));
+    CHECK(uses_of({ 31, 32, 48 }, { 2.0f, 2.0f, 2.0f }, 1, 0, /*first =*/32) == morphkv_page_uses({ 1, 1, 0, 0 }));
 }
 
 TEST_CASE(votes_that_are_no_numbers_do_not_count) {
-    CHECK(uses_of({ 1, 17 }, { NAN, 2.0f }, 1) == morphkv_page_uses({ { 1, 1 } }));
+    CHECK(uses_of({ 1, 17 }, { NAN, 2.0f }, 1) == morphkv_page_uses({ 0, 1, 0, 0 }));
+}
+
+static pages_t following(const std::vector<std::pair<int64_t, float>> & uses, float need, size_t n_wanted,
+                         const morphkv_archive & archive) {
+    morphkv_page_uses all(archive.n_full() - archive.n_dropped());
+    for (const auto & [page, use] : uses) {
+        all[page - archive.n_dropped()] = use;
+    }
+    return morphkv_following_pages(archive, all, need, n_wanted);
 }
 
 TEST_CASE(the_next_pages_follow_the_one_in_use) {
     const auto archive = archive_of(20);
-    CHECK(morphkv_following_pages(*archive, { { 5, 2.0f }, { 9, 0.1f } }, 1, 9) == pages_t({ 5, 6, 7, 8 }));
-    CHECK(morphkv_following_pages(*archive, { { 5, 2.0f } }, 1, 2) == pages_t({ 5, 6 }));
-    CHECK(morphkv_following_pages(*archive, { { 18, 2.0f } }, 1, 9) == pages_t({ 18, 19 }));
+    CHECK(following({ { 5, 2.0f }, { 9, 0.1f } }, 1, 9, *archive) == pages_t({ 5, 6, 7, 8 }));
+    CHECK(following({ { 5, 2.0f } }, 1, 2, *archive) == pages_t({ 5, 6 }));
+    CHECK(following({ { 18, 2.0f } }, 1, 9, *archive) == pages_t({ 18, 19 }));
 }
 
 TEST_CASE(of_two_pages_in_use_each_is_followed) {
     const auto archive = archive_of(20);
-    CHECK(morphkv_following_pages(*archive, { { 4, 1.0f }, { 5, 2.0f } }, 1, 5) == pages_t({ 5, 6, 7, 8, 4 }));
-    CHECK(morphkv_following_pages(*archive, { { 2, 1.9f }, { 12, 2.0f } }, 1, 4) == pages_t({ 12, 2, 13, 3 }));
+    CHECK(following({ { 4, 1.0f }, { 5, 2.0f } }, 1, 5, *archive) == pages_t({ 5, 6, 7, 8, 4 }));
+    CHECK(following({ { 2, 1.9f }, { 12, 2.0f } }, 1, 4, *archive) == pages_t({ 12, 2, 13, 3 }));
 }
 
 TEST_CASE(nothing_follows_where_no_page_is_in_use) {
     const auto archive = archive_of(20);
-    CHECK(morphkv_following_pages(*archive, { { 5, 0.9f } }, 1, 5).empty());
+    CHECK(following({ { 5, 0.9f } }, 1, 5, *archive).empty());
+    CHECK(following({}, 0, 5, *archive).empty());
     CHECK(morphkv_following_pages(*archive, {}, 0, 5).empty());
 }
 
-TEST_CASE(a_damaged_page_follows_none) {
+TEST_CASE(a_damaged_page_is_left_out) {
     const auto archive = archive_of(20);
     morphkv_testing_fail_store(1, EIO);
     CHECK(!archive->find_page(6));
-    CHECK(morphkv_following_pages(*archive, { { 5, 2.0f } }, 1, 5) == pages_t({ 5, 7, 8 }));
+    CHECK(following({ { 5, 2.0f } }, 1, 5, *archive) == pages_t({ 5, 7, 8 }));
 }
