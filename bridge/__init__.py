@@ -5,6 +5,7 @@ Importing it loads the library and refuses, with a LibraryError, whatever does n
 
 from .backends import cpu_variants, cuda_module
 from .calls import (
+    WRITE_STEP,
     Prompt,
     abi_version,
     check_params,
@@ -26,6 +27,7 @@ from .calls import (
     upstream_version,
     version,
     why_archive_stopped,
+    write_next,
 )
 from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .fit import fit_gpu_layers
@@ -41,6 +43,7 @@ from .media import CheckedMtmd, MediaPiece, media_marker, media_pieces
 __all__ = [
     "LIB_DIR",
     "PACKAGE_DIR",
+    "WRITE_STEP",
     "CheckedMtmd",
     "InvalidError",
     "LibraryError",
@@ -86,4 +89,5 @@ __all__ = [
     "use_rpc_servers",
     "version",
     "why_archive_stopped",
+    "write_next",
 ]

@@ -21,6 +21,7 @@ from .native import ffi, lib
 
 # Fields of morphkv_params that hold enumerators: field -> prefix of the enumerators.
 ENUMS = {"fusion": "MORPHKV_FUSION_", "policy": "MORPHKV_POLICY_"}
+WRITE_STEP: int = lib.MORPHKV_WRITE_STEP  # write_next() recalls where the text has a multiple of this, if at all
 
 
 def version() -> str:
@@ -172,6 +173,13 @@ class Prompt:
         _check(lib.morphkv_prompt_next(_context(context), 0, params, self._prompt, _int32("n_held", n_held)))
         recalled = _fields(self._prompt.recalled) if self._prompt.n_recalls else None
         return self._prompt.n_back, self._prompt.n_end, recalled
+
+
+def write_next(context: int, seq_id: int = 0, **settings: float) -> dict[str, Any] | None:
+    """Before a written token is decoded: the recall that is due, as recall() has it; None where none was made."""
+    out = _sized("morphkv_writing")
+    _check(lib.morphkv_write_next(_context(context), _int32("seq_id", seq_id), _recall_params(settings), out))
+    return _fields(out.recalled) if out.n_recalls else None
 
 
 def kv_bytes(context: int) -> int:

@@ -41,8 +41,9 @@ class Archive:
         in use, is rejected.
     type: data type of archived K and V: f32, f16, bf16, q8_0, q5_0 or q4_0; None: as in the cache.
     max_bytes: limit for tokens and index of all sequences together; the oldest pages are dropped. 0: no limit.
-    recall: "prompt": after the new part of a prompt has been decoded; a number N: also while writing, every N intervals
-        of evictions; "off": only by Llama.recall().
+    recall: "auto": after the new part of a prompt has been decoded, and while writing where the text needs it, after 16
+        tokens at the earliest; "prompt": after prompts alone; a number N: also while writing, every N intervals of
+        evictions; "off": only by Llama.recall().
     share: the largest part of the distant slots that a recall fills, in (0, 1]. All heads get the same pages of 16
         tokens, and at least 5 pages if they fit into half of the slots. MorphKV chooses the rest. More pages contain
         more that is similar, and a small model then confuses facts.
@@ -62,7 +63,7 @@ class Archive:
     _: KW_ONLY
     type: CacheType | None = None
     max_bytes: int = 2 * 2**30
-    recall: Literal["off", "prompt"] | int = "prompt"
+    recall: Literal["auto", "prompt", "off"] | int = "auto"
     share: float = 0.2
     redo: int = 128
     votes: int = 0
@@ -85,8 +86,8 @@ class Archive:
             object.__setattr__(self, field, value)
         if not isinstance(self.recall, str):
             object.__setattr__(self, "recall", plain_int("recall", self.recall))
-        if self.recall not in ("off", "prompt") and not (isinstance(self.recall, int) and self.recall > 0):
-            raise ValueError(f'recall must be "off", "prompt" or a number above 0, got {self.recall!r}')
+        if self.recall not in ("auto", "prompt", "off") and not (isinstance(self.recall, int) and self.recall > 0):
+            raise ValueError(f'recall must be "auto", "prompt", "off" or a number above 0, got {self.recall!r}')
         object.__setattr__(self, "share", plain_float("share", self.share))
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], got {self.share}")

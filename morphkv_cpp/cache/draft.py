@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp.llama_speculative import LlamaDraftModel
 
+from .. import bridge
 from ..config import MorphKV
 from .archive import Archive
 from .stats import CacheStats
@@ -49,7 +50,9 @@ class DraftUpToEviction(LlamaDraftModel):
         n_most = min(stats.capacity + self._config.interval - stats.n_used - 1, N_MOST)
         if stats.rope_limit > 0:
             n_most = min(n_most, stats.rope_limit - (n_tokens - stats.rotary_offset) - 1)
-        if self._archive is not None and not isinstance(self._archive.recall, str):
+        if self._archive is not None and self._archive.recall == "auto":
+            n_most = min(n_most, bridge.WRITE_STEP - n_tokens % bridge.WRITE_STEP - 1)
+        elif self._archive is not None and not isinstance(self._archive.recall, str):
             # it comes behind a batch: so does the token that it is due behind
             n_period = self._archive.recall * self._config.interval
             n_most = min(n_most, n_period - n_tokens % n_period - 2)

@@ -80,6 +80,11 @@ class Evals:
 
     def _write(self, llm: Live, tokens: Sequence[int]) -> None:
         n_before = llm.n_tokens
+        if llm.archive is not None and llm.archive.recall == "auto":
+            if len(tokens) == 1 or llm._has_drafts:
+                llm._recall_while_writing()
+            llm.decode(tokens)
+            return
         try:
             llm.decode(tokens)
         finally:

@@ -84,7 +84,12 @@ class Live(Protocol):
     def _set_text(self, state: LlamaState) -> None:
         """What the native part of a state does not hold."""
 
+    @property
+    def _has_drafts(self) -> bool: ...
+
     def _recall(self) -> Recall: ...
+
+    def _recall_while_writing(self) -> None: ...
 
     def _recalled(self, fields: dict[str, Any]) -> Recall:
         """What the native library says of a recall that it has just made."""

@@ -93,6 +93,14 @@ class OneTextLlama(ContextLlama):
         settings = {} if self._archive is None else self._archive.recall_settings()
         return self._recalled(bridge.recall(self.ctx, 0, **settings))
 
+    def _recall_while_writing(self) -> None:
+        """Before a written token is decoded. A tail that cannot be taken back is left for decode() to refuse."""
+        if self._archive is None or (self._has_drafts and not self._ctx.kv_cache_seq_rm(-1, self.n_tokens, -1)):
+            return
+        self._leave_text()
+        if bridge.write_next(self.ctx, 0, **self._archive.recall_settings()) is not None:
+            self._look_closely_at_archive()
+
     def _recalled(self, fields: dict[str, Any]) -> Recall:
         self._look_closely_at_archive()
         return Recall(**fields)

@@ -46,10 +46,10 @@ def archive_options(
     recall: Annotated[
         str | None,
         morphkv_flag(
-            "when to recall: off, prompt, or N: also while writing, every N intervals of evictions "
-            f"(default: {Archive.recall})",
+            "when to recall: at prompts and while writing as the text needs it (auto), at prompts alone, never, or N: "
+            f"at prompts and every N intervals of evictions (default: {Archive.recall})",
             "--recall",
-            metavar="{off,prompt,N}",
+            metavar="{auto,prompt,off,N}",
             show_default=False,
         ),
     ] = None,

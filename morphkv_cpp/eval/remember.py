@@ -157,7 +157,7 @@ def _ask_all(
                 fact = document.facts[j]
                 question = llm.tokenize(QUESTION.format(subject=fact.subject).encode(), add_bos=False)
                 for arm in arms:
-                    with _taken_back(llm):
+                    with taken_back(llm):
                         if arm == RECALL:
                             llm.archive = archive
                         elif llm.archive is not None:
@@ -169,7 +169,7 @@ def _ask_all(
 
 
 @contextlib.contextmanager
-def _taken_back(llm: Llama) -> Iterator[None]:
+def taken_back(llm: Llama) -> Iterator[None]:
     """What is done in here, a recall too, is undone."""
     n_tokens = llm.n_tokens
     checkpoint = None if llm.morphkv is None else bridge.checkpoint(llm.ctx)

@@ -42,13 +42,13 @@ static int32_t to_fusion(const std::string & text) {
 }
 
 static int32_t to_recall_interval(const std::string & text) {
-    if (text == "off" || text == "prompt") {
+    if (text == "off" || text == "prompt" || text == "auto") {
         return 0;
     }
     char *     end   = nullptr;
     const long value = std::strtol(text.c_str(), &end, 10);
     if (text.empty() || *end || value < 1 || value > std::numeric_limits<int32_t>::max()) {
-        throw std::invalid_argument("recall must be off, prompt or a number above 0, got '" + text + "'");
+        throw std::invalid_argument("recall must be auto, prompt, off or a number above 0, got '" + text + "'");
     }
     return value;
 }
@@ -195,12 +195,14 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE_MAX");
     add(common_arg(
-            { "--morphkv-recall" }, "{off,prompt,N}",
-            "MorphKV: when to recall from the archive: never, at each prompt, or (N) also while an answer is written, "
-            "every N intervals of evictions (default: prompt)",
+            { "--morphkv-recall" }, "{auto,prompt,off,N}",
+            "MorphKV: when to recall from the archive: at each prompt and while an answer is written as it needs "
+            "(auto), at each prompt alone, never, or (N) at each prompt and every N intervals of evictions "
+            "(default: auto)",
             [](common_params & params, const std::string & value) {
                 auto & morphkv          = given_archive(params, "--morphkv-recall");
                 morphkv.recalls         = value != "off";
+                morphkv.follows         = value == "auto";
                 morphkv.recall_interval = to_recall_interval(value);
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),

@@ -28,6 +28,7 @@ struct morphkv_common_params {
     int64_t     archive_max_mib = morphkv_archive_params_default().max_bytes / (1024 * 1024);  // 0 = no limit
     bool        recalls         = true;
     bool        restores        = true;
+    bool        follows         = true;  // while an answer is written, as morphkv_write_next() says
     int32_t     recall_interval = 0;  // evictions' intervals between recalls while an answer is written, 0 = none then
     float       recall_share    = morphkv_recall_params_default().share;
 };

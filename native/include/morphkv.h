@@ -192,6 +192,8 @@ typedef struct morphkv_recall_params {
     int32_t distance;  // the archive is asked as if each of its tokens lay so many positions before the queries, below
                        // rope_limit; -1 (default) = 256, or as far as rope_limit allows
     int32_t look;      // pages whose keys are looked at for each that is wanted, >= 1; of all one in 20 at least
+    float   need;      // while a text is written: third powers of a page's share of a vote, summed over layers and heads,
+                       // from which on it is in use, >= 0
 } morphkv_recall_params;
 
 typedef struct morphkv_recalled {
@@ -285,6 +287,25 @@ MORPHKV_API morphkv_prompt morphkv_prompt_begin(int32_t n_past, int32_t n_tokens
 MORPHKV_API morphkv_status morphkv_prompt_next(struct llama_context * ctx, int32_t seq_id,
                                                const morphkv_recall_params * params, morphkv_prompt * prompt,
                                                int32_t n_held);
+
+// The writing of a text with an archive: what the newest tokens attend to in recalled pages brings the pages behind these, and
+// where they attend to nothing there, the archive is asked, every 16 tokens at most and more seldom where nothing comes
+// of it.
+typedef struct morphkv_writing {
+    size_t           size;       // sizeof(morphkv_writing), set by the caller
+    int32_t          n_recalls;  // that the call did: 0 or 1
+    morphkv_recalled recalled;   // by it
+} morphkv_writing;
+
+// A recall falls due where the next position is a multiple of this, and behind the token before which an eviction came, if at all.
+// A draft that ends where one or the other falls due changes no text.
+#define MORPHKV_WRITE_STEP 16
+
+// Before a written token is decoded, alone or with a draft, and once rejected drafts are taken back: recalls where that is due. The
+// sequence alone says so: not twice at a place, and behind a state or a rollback as it would without. On failure the
+// sequence is as it was.
+MORPHKV_API morphkv_status morphkv_write_next(struct llama_context * ctx, int32_t seq_id,
+                                              const morphkv_recall_params * params, morphkv_writing * out);
 
 // Bytes of the K and V tensors of a context, with or without MorphKV; 0 when it has no KV cache.
 MORPHKV_API uint64_t morphkv_kv_bytes(struct llama_context * ctx);

@@ -306,6 +306,16 @@ int32_t morphkv_observer::write_token(int32_t id_slot, const server_task & task,
         recalled(id_slot, morphkv_recall(ctx, id_slot, &params, &brought), brought);
         now.next_recall_pos = pos + n_between;
     }
+    const bool follows = !given.archive.empty() && given.follows;
+    if (follows) {
+        const auto      params = recall_params();
+        morphkv_writing writing{};
+        writing.size                = sizeof(writing);
+        const morphkv_status status = morphkv_write_next(ctx, id_slot, &params, &writing);
+        if (status != MORPHKV_STATUS_OK || writing.n_recalls > 0) {
+            recalled(id_slot, status, writing.recalled);
+        }
+    }
     // One more token is decoded with the draft. Where an eviction is due already, it comes alone: the eviction may wait for
     // it. What drafts decodes them one by one, with the text that the target has: it is due there at about the same time, and
     // a draft must not vote.
@@ -317,7 +327,10 @@ int32_t morphkv_observer::write_token(int32_t id_slot, const server_task & task,
         n_fit = std::min(n_fit, n_before_change(dft, p));
     }
     // and a recall comes between the same tokens
-    const int32_t n_unasked = n_between > 0 ? now.next_recall_pos - pos : MORPHKV_DRAFT_MAX;
+    int32_t n_unasked = n_between > 0 ? now.next_recall_pos - pos : MORPHKV_DRAFT_MAX;
+    if (follows) {
+        n_unasked = std::min(n_unasked, MORPHKV_WRITE_STEP - (pos + 1) % MORPHKV_WRITE_STEP);
+    }
     return std::min({ n_fit - 1, n_unasked - 1, MORPHKV_DRAFT_MAX - 1, p.window - 2 });
 }
 

@@ -152,7 +152,10 @@ def test_an_archive_is_bounded_over_all_slots(start_server, tiny_llama):
         (["--morphkv-recall-share", "0.2"], "--morphkv-recall-share needs --morphkv-archive {auto,ram,PATH}"),
         (["--morphkv-archive", "ram", "--morphkv-archive-type", "q3"], "must be one of f32, f16, bf16, .* got q3"),
         (["--morphkv-archive", "ram", "--morphkv-archive-max", "-1"], "must not be negative, got -1"),
-        (["--morphkv-archive", "ram", "--morphkv-recall", "maybe"], "recall must be off, prompt or a number above 0"),
+        (
+            ["--morphkv-archive", "ram", "--morphkv-recall", "maybe"],
+            "recall must be auto, prompt, off or a number above 0",
+        ),
         (["--morphkv-archive", "ram", "--morphkv-recall-share", "2"], r"must be in \(0, 1\], got 2"),
     ],
 )

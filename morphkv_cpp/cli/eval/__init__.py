@@ -6,6 +6,7 @@ import typer
 
 from ..options import llama_options, morphkv_options, with_options, without
 from ..options_archive import archive_options
+from .copying import eval_copy
 from .facts import eval_facts
 from .memory import eval_memory
 from .old import MEMORY_DEFAULTS, PERPLEXITY_DEFAULTS
@@ -16,6 +17,7 @@ evaluate = typer.Typer(no_args_is_help=True, help="Measure what a cache still kn
 # an arm names its policy, and the prompt room is the prompt's length
 of_arms = without(morphkv_options, "prompt_room", "policy")
 groups: dict[str, Any] = {"morphkv": morphkv_options, "llama": llama_options}
+evaluate.command("copy")(with_options(MEMORY_DEFAULTS, archive=archive_options, **groups)(eval_copy))
 evaluate.command("facts")(with_options(morphkv=of_arms, llama=llama_options)(eval_facts))
 evaluate.command("memory")(with_options(MEMORY_DEFAULTS, archive=archive_options, **groups)(eval_memory))
 evaluate.command("perplexity")(with_options(PERPLEXITY_DEFAULTS, **groups)(eval_perplexity))

@@ -52,7 +52,7 @@ size_t morphkv_n_wanted_pages(float share, size_t n_slots) {
 }
 
 std::vector<int64_t> morphkv_choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t n_look,
-                                          int32_t n_keep, morphkv_page_scorer & scorer) {
+                                          int32_t n_keep, morphkv_page_scorer & scorer, float need) {
     std::vector<int64_t> pages(archive.n_full() - archive.n_dropped());
     std::iota(pages.begin(), pages.end(), archive.n_dropped());
     if (pages.size() > n_look) {
@@ -78,6 +78,9 @@ std::vector<int64_t> morphkv_choose_pages(const morphkv_archive & archive, size_
             return {};
         }
         scores = scorer.by_rows(pages, archive.serial_of(pages[0]) == 0 ? std::min(n_keep, N_PAGE) : 0);
+    }
+    if (*std::max_element(scores.begin(), scores.end()) < need) {
+        return {};
     }
 
     // what a page continues, and what continues it, belongs to it

@@ -26,9 +26,9 @@ public:
 size_t morphkv_n_wanted_pages(float share, size_t n_slots);
 
 // Up to n_wanted pages, best first: of the n_look best by the index, those with the best rows, and their neighbours. Rows of
-// the text's first n_keep tokens do not count.
+// the text's first n_keep tokens do not count. None where no page's rows get `need`.
 std::vector<int64_t> morphkv_choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t n_look,
-                                          int32_t n_keep, morphkv_page_scorer & scorer);
+                                          int32_t n_keep, morphkv_page_scorer & scorer, float need = 0.0f);
 
 // Of one layer: the tokens of pages that are not there yet take slots from those with the fewest votes.
 //   before, votes: (n_head_kv, n_distant)

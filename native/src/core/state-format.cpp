@@ -126,6 +126,8 @@ static void check_text(const morphkv_saved_text & saved, const morphkv_text_rule
     constexpr int64_t MANY = std::numeric_limits<int64_t>::max() / 2;  // with room to go on
     require(text.n_recalls >= 0 && text.n_recalls <= MANY && (text.has_evicted() || text.n_recalls == 0),
             "recalls bring back what was evicted", text.n_recalls);
+    require(text.brought_at >= 0 && text.brought_at <= n && (text.brought_at == 0 || text.n_recalls > 0),
+            "a recall brings tokens within the text", text.brought_at);
     require(text.n_recalled >= 0 && text.n_recalled <= MANY, "recalled tokens are counted", text.n_recalled);
     for (size_t i = 0; i < text.queries.size(); ++i) {
         const int32_t serial = text.queries[i];
@@ -185,8 +187,10 @@ void morphkv_write_text(morphkv_hashed_writer & out, const morphkv_saved_text & 
     header.n_runs            = text.positions.runs().size();
     out.write(&header, sizeof(header));
     for (const auto & group : text.groups) {
+        const bool                 is_first = &group == &text.groups.front();
         const morphkv_group_header of_group = { group.n_evictions, group.n_evicted, group.base,
-                                                group.ranked ? (uint32_t) group.ranked->size() : 0, 0 };
+                                                group.ranked ? (uint32_t) group.ranked->size() : 0,
+                                                is_first ? text.brought_at : 0 };
         out.write(&of_group, sizeof(of_group));
     }
     out.write_all(text.positions.runs());
@@ -263,12 +267,13 @@ static void read_v6(morphkv_hashed_reader & in, const morphkv_text_rules & rules
     for (size_t i = 0; i < text.groups.size(); ++i) {
         morphkv_group_header of_group{};
         in.read(&of_group, sizeof(of_group));
-        require(of_group.zero == 0, "a number that is not used is 0", of_group.zero);
         require(of_group.n_ranked == 0 || of_group.n_ranked == rules.n_slots[i], "a rebase places all distant tokens",
                 of_group.n_ranked);
         text.groups[i].n_evictions = of_group.n_evictions;
         text.groups[i].n_evicted   = of_group.n_evicted;
         text.groups[i].base        = of_group.base;
+        require(i == 0 || of_group.brought_at == 0, "a number that is not used is 0", of_group.brought_at);
+        text.brought_at += of_group.brought_at;
         n_ranked.push_back(of_group.n_ranked);
     }
     std::vector<morphkv_run> runs(header.n_runs);

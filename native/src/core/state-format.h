@@ -68,7 +68,7 @@ struct morphkv_group_header {
     int32_t  n_evicted;
     int32_t  base;
     uint32_t n_ranked;  // as morphkv_cut_group::ranked, or 0
-    uint32_t zero;
+    int32_t  brought_at;  // of the text, in its first group; else 0
 };
 
 // Cells of the windowed layers, whose tokens follow.

@@ -61,6 +61,7 @@ void morphkv_text::remove_from(int32_t serial) {
         windowed->n_held -= n;
         windowed->i_next = windowed->cell_of(n - 1);
     }
+    brought_at        = std::min(brought_at, serial);
     decoded_since_cut = std::min(decoded_since_cut, serial);
     // the next token is in the place of the prompt's last one
     newest_of_prompt  = std::min(newest_of_prompt, serial);
@@ -79,6 +80,9 @@ void morphkv_text::note_rebase(int32_t offset, std::vector<std::vector<int32_t>>
 void morphkv_text::note_recall(size_t i_group, int32_t base, std::vector<int32_t> ranked, int64_t n_brought) {
     groups[i_group].base   = base;
     groups[i_group].ranked = std::make_shared<std::vector<int32_t>>(std::move(ranked));
+    if (n_brought > 0) {
+        brought_at = n_tokens();
+    }
     n_recalls++;
     n_recalled += n_brought;
     decoded_since_cut = n_tokens();

@@ -123,6 +123,7 @@ public:
     std::optional<morphkv_ring_group> windowed;
 
     int32_t              votes;
+    int32_t              brought_at = 0;  // tokens that there were when a recall last brought something, 0 = none has
     std::vector<int32_t> queries;    // (n_query_rows) serial whose query a row holds, -1 = none
 
     int32_t n_keep;                  // first tokens that are never evicted

@@ -269,6 +269,23 @@ morphkv_status morphkv_prompt_next(struct llama_context * ctx, int32_t seq_id, c
     });
 }
 
+morphkv_status morphkv_write_next(struct llama_context * ctx, int32_t seq_id, const morphkv_recall_params * params,
+                                  morphkv_writing * out) {
+    return guarded([&] {
+        auto & cache = cache_of(ctx, seq_id);
+        require_size(params, "params");
+        require_size(out, "out");
+        out->n_recalls     = 0;
+        out->recalled      = {};
+        out->recalled.size = sizeof(out->recalled);
+        cache.check_recall(*params);
+        if (cache.is_follow_due(seq_id)) {
+            ctx->synchronize();
+            out->recalled = cache.follow(seq_id, *params, out->n_recalls);
+        }
+    });
+}
+
 uint64_t morphkv_kv_bytes(struct llama_context * ctx) {
     uint64_t res = 0;
     if (auto * mem = ctx ? ctx->get_memory() : nullptr) {

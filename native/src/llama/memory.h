@@ -17,6 +17,7 @@
 #include "core/plan.h"
 #include "core/text.h"
 #include "device/graph-evict.h"
+#include "device/graph-recall.h"
 #include "device/layers.h"
 #include "llama/engine.h"
 #include "llama/window.h"
@@ -152,6 +153,12 @@ public:
     // as it was. Throws morphkv_error.
     morphkv_recalled recall(llama_seq_id seq_id, const morphkv_recall_params & params);
 
+    // Between two tokens that are written, where it is due: pages that follow those in use, or a search (follow.cpp).
+    // n_recalls: 0 or 1. As recall() where it fails.
+    morphkv_recalled follow(llama_seq_id seq_id, const morphkv_recall_params & params, int32_t & n_recalls);
+    bool             is_follow_due(llama_seq_id seq_id) const;
+    void             check_recall(const morphkv_recall_params & params) const;  // throws morphkv_error
+
     // Goes back to the first n tokens of a text; puts a passage behind it (restore.cpp). tokens: ids of all that it then has.
     // Where rows had moved when it failed the sequence is cleared, else it is as it was. Throw morphkv_error.
     morphkv_restored                 restore(llama_seq_id seq_id, const llama_token * tokens, int32_t n);
@@ -254,6 +261,20 @@ private:
     // Why it failed, or "".
     std::string run_moves(llama_seq_id seq_id, const std::vector<morphkv_move> & moves, int32_t query_delta,
                           morphkv_runner & runner);
+
+    // What the newest tokens ask for, n_votes of them: 0 where nobody votes.
+    struct asked {
+        int32_t              n_votes = 0;
+        morphkv_layer_floats queries, votes;  // as morphkv_read_votes() has them
+    };
+    asked   ask(llama_seq_id seq_id, const morphkv_recall_params & params, int32_t n_ask);
+    int64_t n_archived_pages(llama_seq_id seq_id) const;
+    // Whether the first of these pages are in the slots. serials: by layer
+    bool    are_there(const std::vector<int64_t> & pages, const std::vector<std::vector<int32_t>> & serials,
+                      const morphkv_archive & archive) const;
+    // Puts pages into distant slots of each head, best first, and says in res what that was. As recall() where it fails.
+    void    bring(llama_seq_id seq_id, const std::vector<int64_t> & pages, const asked & now, int64_t t_start_us,
+                  morphkv_recalled & res);
 
     // Appends the first n_old cells to the sequence's archive, as far as they are not there.
     void                archive_cells(llama_seq_id seq_id, uint32_t n_old);

@@ -7,7 +7,6 @@
 #include "core/search.h"
 #include "core/types.h"
 #include "device/graph-archive.h"
-#include "device/graph-recall.h"
 #include "device/graph-turn.h"
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -38,6 +37,7 @@ morphkv_recall_params morphkv_recall_params_default(void) {
     res.share    = 0.2f;
     res.distance = -1;
     res.look     = 32;
+    res.need     = 0.4f;
     return res;
 }
 
@@ -193,61 +193,95 @@ static void check(const morphkv_recall_params & p, int32_t n_votes, int32_t rope
     if (p.look < 1) {
         invalid("look must be at least 1, got " + std::to_string(p.look));
     }
+    if (!(p.need >= 0.0f)) {
+        invalid("need must not be negative, got " + std::to_string(p.need));
+    }
 }
 
-morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall_params & p) {
-    const int64_t t_start_us = ggml_time_us();
+void morphkv_cache::check_recall(const morphkv_recall_params & p) const {
     if (!archives) {
         invalid("a recall needs an archive, and none was started");
     }
     check(p, params.votes, rope_limit());
+}
 
-    morphkv_recalled res{};
-    res.size = sizeof(res);
+static void fail_recall(llama_seq_id seq_id, const std::string & why) {
+    throw morphkv_error(MORPHKV_STATUS_FAILED,
+                        "recall failed: " + why + "; sequence " + std::to_string(seq_id) + " is unchanged");
+}
 
-    auto &               text     = sequences[seq_id].text;
-    const auto &         archive  = archives->of(seq_id);
-    const size_t         n_wanted = morphkv_n_wanted_pages(p.share, n_distant - text.n_keep);
-    const int32_t        n_ask    = p.votes > 0 ? p.votes : std::min(MORPHKV_RECALL_VOTES, params.votes);
-    std::vector<int32_t> voters   = text.voters();
+int64_t morphkv_cache::n_archived_pages(llama_seq_id seq_id) const {
+    const auto & archive = archives->of(seq_id);
+    return has_evicted(seq_id) ? archive.n_full() - archive.n_dropped() : 0;
+}
+
+morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recall_params & p, int32_t n_ask) {
+    const auto &         text   = sequences[seq_id].text;
+    std::vector<int32_t> voters = text.voters();
     voters.erase(voters.begin(), voters.end() - std::min<size_t>(n_ask, voters.size()));
-    if (!text.has_evicted() || archive.n_full() == archive.n_dropped() || voters.empty() || n_wanted == 0) {
-        return res;
-    }
-    res.n_archived = (archive.n_full() - archive.n_dropped()) * N_PAGE;
 
-    auto failed = [&](const std::string & why) {
-        throw morphkv_error(MORPHKV_STATUS_FAILED,
-                            "recall failed: " + why + "; sequence " + std::to_string(seq_id) + " is unchanged");
-    };
-    morphkv_layer_floats queries, votes;
+    asked                res;
     std::vector<int32_t> rows, turn;
     const int32_t        distance = p.distance < 0 ? std::min(DISTANCE, rope_limit() - 1) : p.distance;
     for (const int32_t serial : voters) {
         rows.push_back(text.query_row(serial));
         turn.push_back(distance + text.rotary_offset - text.pos_of(serial));
     }
-    morphkv_runner ask(engine);
-    std::string    why =
-        morphkv_read_votes(ask, side.layers, k_rot, seq_id, n_distant, vote_policy(), rows, turn, queries, votes);
-    if (!why.empty()) {
-        failed(why);
+    res.n_votes = voters.size();
+    if (voters.empty()) {
+        return res;
     }
-    const size_t n_look = std::max<size_t>(n_wanted * p.look, (archive.n_full() - archive.n_dropped()) / N_TO_ONE);
-    morphkv_device_scorer scorer(engine, side.layers, archive, queries);
-    morphkv_pages         pages;
-    for (const int64_t page : morphkv_choose_pages(archive, n_wanted, n_look, text.n_keep, scorer)) {
+    morphkv_runner    runner(engine);
+    const std::string why = morphkv_read_votes(runner, side.layers, k_rot, seq_id, n_distant, vote_policy(), rows, turn,
+                                               res.queries, res.votes);
+    if (!why.empty()) {
+        fail_recall(seq_id, why);
+    }
+    return res;
+}
+
+morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall_params & p) {
+    const int64_t t_start_us = ggml_time_us();
+    check_recall(p);
+
+    morphkv_recalled res{};
+    res.size = sizeof(res);
+
+    const auto &  text     = sequences[seq_id].text;
+    const auto &  archive  = archives->of(seq_id);
+    const size_t  n_wanted = morphkv_n_wanted_pages(p.share, n_distant - text.n_keep);
+    const int64_t n_pages  = n_archived_pages(seq_id);
+    if (n_pages == 0 || n_wanted == 0) {
+        return res;
+    }
+    const asked now = ask(seq_id, p, p.votes > 0 ? p.votes : std::min(MORPHKV_RECALL_VOTES, params.votes));
+    if (now.n_votes == 0) {
+        return res;
+    }
+    res.n_archived      = n_pages * N_PAGE;
+    const size_t n_look = std::max<size_t>(n_wanted * p.look, n_pages / N_TO_ONE);
+    morphkv_device_scorer scorer(engine, side.layers, archive, now.queries);
+    bring(seq_id, morphkv_choose_pages(archive, n_wanted, n_look, text.n_keep, scorer), now, t_start_us, res);
+    return res;
+}
+
+void morphkv_cache::bring(llama_seq_id seq_id, const std::vector<int64_t> & chosen, const asked & now,
+                          int64_t t_start_us, morphkv_recalled & res) {
+    auto &        text    = sequences[seq_id].text;
+    const auto &  archive = archives->of(seq_id);
+    morphkv_pages pages;
+    for (const int64_t page : chosen) {
         if (auto found = archive.find_page(page)) {
             pages.emplace_back(page, std::move(found));
         }
     }
     if (pages.empty()) {
-        return res;
+        return;
     }
     std::vector<morphkv_slots> slots;
     for (size_t il = 0; il < side.layers.size(); ++il) {
         const auto & layer = side.layers[il];
-        slots.push_back(morphkv_choose_slots(archive, pages, side.get_serials(layer, seq_id), votes[il],
+        slots.push_back(morphkv_choose_slots(archive, pages, side.get_serials(layer, seq_id), now.votes[il],
                                              layer.n_head_kv, text.n_keep));
     }
     res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
@@ -270,6 +304,7 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     }
     morphkv_runner runner(engine);
     runner.inject_failure = inject_failure;
+    std::string why;
     try {
         why = run_moves(seq_id, plan.layers, /*query_delta =*/0, runner);
     } catch (const std::exception & err) {
@@ -279,7 +314,7 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
         for (size_t i = 0; i < changing.size(); ++i) {
             ggml_backend_tensor_set(changing[i].tensor, before[i].data(), changing[i].offset, changing[i].size);
         }
-        failed(why);
+        fail_recall(seq_id, why);
     }
     for (size_t il = 0; il < side.layers.size(); ++il) {
         side.set_serials(side.layers[il], seq_id, slots[il].after);
@@ -287,5 +322,4 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     text.note_recall(GROUP, plan.base, std::move(plan.ranked), res.n_recalled);
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     sequences[seq_id].recall_ms += res.took_ms;
-    return res;
 }

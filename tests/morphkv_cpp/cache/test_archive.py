@@ -60,7 +60,7 @@ def test_what_leaves_the_window_is_archived_and_a_prompt_recalls_it(open_llama):
 
 
 def test_the_next_prompt_is_recalled_for_as_well_and_the_answer_is_not(open_llama):
-    llm = open_llama(archive="ram")
+    llm = open_llama(archive=Archive(recall="prompt"))
     greedy(llm, some_tokens(400), 40)
     assert llm.cache_stats().n_recalls == 2
     greedy(llm, some_tokens(400) + some_tokens(20, seed=2), 40)
@@ -254,8 +254,8 @@ def test_what_is_refused(open_llama, options, error, sentence):
         ({"type": "q4_k"}, ValueError, "type must be one of .*, got 'q4_k'"),
         ({"type": 8}, TypeError, "type must be a str, got 8"),
         ({"max_bytes": -1}, ValueError, "max_bytes must not be negative, got -1"),
-        ({"recall": "always"}, ValueError, 'recall must be "off", "prompt" or a number above 0'),
-        ({"recall": 0}, ValueError, 'recall must be "off", "prompt" or a number above 0, got 0'),
+        ({"recall": "always"}, ValueError, 'recall must be "auto", "prompt", "off" or a number above 0'),
+        ({"recall": 0}, ValueError, 'recall must be "auto", "prompt", "off" or a number above 0, got 0'),
         ({"share": 0}, ValueError, r"share must be in \(0, 1\], got 0"),
         ({"share": 1.5}, ValueError, r"share must be in \(0, 1\], got 1.5"),
         ({"redo": -1}, ValueError, "redo must not be negative"),

@@ -39,8 +39,14 @@ def interrupt(patch, llm: Llama, n_tokens: int, place: str) -> None:
 )
 @pytest.mark.parametrize(
     "options",
-    [{}, {"archive": Archive(recall="off")}, {"archive": "ram"}, {"archive": Archive(recall=2)}],
-    ids=["no archive", "off", "prompt", "2"],
+    [
+        {},
+        {"archive": Archive(recall="off")},
+        {"archive": Archive(recall="prompt")},
+        {"archive": "ram"},
+        {"archive": Archive(recall=2)},
+    ],
+    ids=["no archive", "off", "prompt", "auto", "2"],
 )
 def test_the_next_answer_is_that_behind_an_answer_as_long(open_llama, monkeypatch, options, place):
     llm = open_llama(**options)

@@ -66,7 +66,7 @@ def test_each_option_reaches_its_field():
     [
         "--archive-type f16",
         "--archive-max 2048",
-        "--recall prompt",
+        "--recall auto",
         "--recall-share 0.2",
         "--recall-redo 128",
         "--recall-votes 0",

@@ -175,6 +175,13 @@ TEST_CASE(no_more_pages_come_than_are_wanted) {
     CHECK(morphkv_choose_pages(*archive, 2, 10, 0, scorer).size() == 2);
 }
 
+TEST_CASE(none_comes_where_no_page_gets_what_is_needed) {
+    const auto  archive = archive_of(8);
+    fake_scorer scorer(*archive, {}, { { 2, 10.0f }, { 6, 4.0f } });
+    CHECK(morphkv_choose_pages(*archive, 4, 10, 0, scorer, 10.5f).empty());
+    CHECK(morphkv_choose_pages(*archive, 4, 10, 0, scorer, 9.5f) == pages_t({ 2, 6, 1, 3 }));
+}
+
 TEST_CASE(rows_that_are_kept_anyway_give_their_page_nothing) {
     const auto  archive = archive_of(3);
     fake_scorer scorer(*archive, {}, {});

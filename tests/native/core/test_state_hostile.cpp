@@ -85,6 +85,13 @@ TEST_CASE(rebases_and_recalls_are_counted) {
     CHECK(has(refusal([](saved_text & s) { s.text.n_recalls = 1; }, poor_text()), "recalls bring back"));
 }
 
+TEST_CASE(recalls_brought_something_within_the_text) {
+    CHECK(has(refusal([](saved_text & s) { s.text.brought_at = -1; }), "a recall brings tokens within"));
+    CHECK(has(refusal([](saved_text & s) { s.text.brought_at = 53; }), "a recall brings tokens within"));
+    CHECK(has(refusal([](saved_text & s) { s.text.brought_at = 1; }, poor_text()),
+              "a recall brings tokens within"));
+}
+
 TEST_CASE(a_query_has_the_row_of_its_token) {
     CHECK(has(refusal([](saved_text & s) { std::swap(s.text.queries[0], s.text.queries[1]); }), "a query has a row"));
     CHECK(has(refusal([](saved_text & s) { s.text.queries[0] = 52; }), "a query has a row"));

@@ -1,0 +1,106 @@
+#include "core/follow.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+namespace {
+
+constexpr int32_t N_PAGE = morphkv_archive::N_PAGE;
+
+constexpr int32_t N_SEARCHED = 512;    // archived tokens for each token from one search to the next
+constexpr int32_t N_STEP_MAX = 1024;
+
+// What the pages behind one in use get of its score: 16 tokens on the first of them is.
+constexpr float NEXT[] = { 1.0f, 0.9f, 0.8f, 0.7f };
+
+// Pages that get less than this of what the best gets stay where they are.
+constexpr float LEAST = 0.3f;
+
+int32_t power_of_two_from(int32_t n) {
+    int32_t res = 1;
+    while (res < n) {
+        res *= 2;
+    }
+    return res;
+}
+
+// From one look to the next, n tokens after something came.
+int32_t step_of(int32_t n) {
+    return MORPHKV_WRITE_STEP * (n <= 64 ? 1 : n <= 256 ? 2 : 4);
+}
+
+}  // namespace
+
+morphkv_follow_due morphkv_follow_when(const morphkv_text & text, size_t i_group) {
+    const auto &  group   = text.groups[i_group];
+    const int32_t n       = text.n_tokens();
+    const int32_t n_step  = step_of(n - text.brought_at);
+    const int32_t next    = text.positions.next();
+    const int32_t changed = text.decoded_since_cut;
+    // right behind a recall there is nothing new
+    if (!group.has_evicted() || changed == n) {
+        return { false, false };
+    }
+    if (next % n_step != 0) {
+        // an eviction takes pages that nobody has attended to yet
+        return { n_step == MORPHKV_WRITE_STEP && changed == n - 1 && changed != text.brought_at, false };
+    }
+    const int32_t n_search = std::min(N_STEP_MAX, power_of_two_from(group.n_evicted / N_SEARCHED));
+    return { true, next % std::max(n_search, n_step) == 0 };
+}
+
+void morphkv_add_page_uses(const morphkv_archive & archive, const std::vector<int32_t> & serials,
+                           const std::vector<float> & votes, int32_t n_head_kv, int32_t n_votes, int32_t n_keep,
+                           morphkv_page_uses & uses) {
+    const int64_t first     = archive.serial_of(archive.n_dropped());
+    const int64_t n_pages   = archive.n_full() - archive.n_dropped();
+    const size_t  n_distant = serials.size() / n_head_kv;
+    uses.resize(n_pages);
+
+    std::vector<float>   shares(n_pages);
+    std::vector<int64_t> seen;
+    for (int32_t h = 0; h < n_head_kv; ++h) {
+        for (size_t i = h * n_distant; i < (h + 1) * n_distant; ++i) {
+            const int64_t page = serials[i] < first ? -1 : (serials[i] - first) / N_PAGE;
+            if (serials[i] >= n_keep && page >= 0 && page < n_pages && votes[i] > 0.0f) {
+                shares[page] += votes[i] / n_votes;
+                seen.push_back(page);
+            }
+        }
+        for (const int64_t page : seen) {
+            uses[page] += shares[page] * shares[page] * shares[page];
+            shares[page] = 0.0f;  // it is seen once for each of its tokens
+        }
+        seen.clear();
+    }
+}
+
+std::vector<int64_t> morphkv_following_pages(const morphkv_archive & archive, const morphkv_page_uses & uses,
+                                             float need, size_t n_wanted) {
+    const float most = uses.empty() ? 0.0f : *std::max_element(uses.begin(), uses.end());
+    if (!(most > 0.0f && most >= need)) {
+        return {};
+    }
+    std::vector<float> scores(uses.size());
+    for (size_t i = 0; i < uses.size(); ++i) {
+        for (size_t j = 0; j < std::size(NEXT) && i + j < scores.size(); ++j) {
+            scores[i + j] = std::max(scores[i + j], uses[i] * NEXT[j]);
+        }
+    }
+    std::vector<std::pair<float, int64_t>> order;
+    for (size_t i = 0; i < scores.size(); ++i) {
+        const int64_t page = archive.n_dropped() + i;
+        if (scores[i] >= LEAST * most && !archive.is_damaged(page)) {
+            order.emplace_back(-scores[i], page);
+        }
+    }
+    std::sort(order.begin(), order.end());
+    order.resize(std::min(n_wanted, order.size()));
+
+    std::vector<int64_t> res;
+    for (const auto & [_, page] : order) {
+        res.push_back(page);
+    }
+    return res;
+}
