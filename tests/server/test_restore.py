@@ -12,8 +12,8 @@ N_AGAIN = 128  # tokens that are evaluated again before what is new
 
 
 @pytest.fixture
-def server(start, tiny_llama):
-    return start(tiny_llama(), *FLAGS, "--ctx-checkpoints", 0)
+def server(start_server, tiny_llama):
+    return start_server(tiny_llama(), *FLAGS, "--ctx-checkpoints", 0)
 
 
 def timings(server, prompt, n_predict=4):
@@ -64,8 +64,8 @@ def test_another_text_is_evaluated(server):
     assert "restored_n" not in took
 
 
-def test_a_checkpoint_goes_before(start, tiny_llama):
-    server = start(tiny_llama(), *FLAGS)
+def test_a_checkpoint_goes_before(start_server, tiny_llama):
+    server = start_server(tiny_llama(), *FLAGS)
     timings(server, TEXT[:700], 30)
     timings(server, TEXT, 30)
     took = timings(server, [*TEXT[:700], *EDIT])
@@ -74,9 +74,9 @@ def test_a_checkpoint_goes_before(start, tiny_llama):
 
 
 @pytest.mark.parametrize("flags", [["--no-morphkv-restore"], ["--no-morphkv-archive"]])
-def test_not_without(start, tiny_llama, flags):
-    server = start(tiny_llama(), *FLAGS, "--ctx-checkpoints", 0, *flags)
+def test_not_without(start_server, tiny_llama, flags):
+    server = start_server(tiny_llama(), *FLAGS, "--ctx-checkpoints", 0, *flags)
     timings(server, TEXT)
     took = timings(server, [*TEXT[:700], *EDIT])
     assert (took["cache_n"], took["prompt_n"]) == (0, 740)
-    assert server.get("/props").json()["morphkv"].get("restore") in (False, None)
+    assert server.get("/props")["morphkv"].get("restore") in (False, None)
