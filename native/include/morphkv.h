@@ -297,7 +297,8 @@ typedef struct morphkv_writing {
     morphkv_recalled recalled;   // by it
 } morphkv_writing;
 
-// A recall falls due where the next position is a multiple of this, and behind the token before which an eviction came, if at all.
+// A recall falls due where the next position is a multiple of this, and behind the token before which an eviction came unless
+// these are frequent, if at all.
 // A draft that ends where one or the other falls due changes no text.
 #define MORPHKV_WRITE_STEP 16
 

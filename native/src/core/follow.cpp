@@ -43,8 +43,9 @@ morphkv_follow_due morphkv_follow_when(const morphkv_text & text, size_t i_group
         return { false, false };
     }
     if (next % n_step != 0) {
-        // an eviction takes pages that nobody has attended to yet
-        return { n_step == MORPHKV_WRITE_STEP && changed == n - 1 && changed != text.brought_at, false };
+        // an eviction takes pages that nobody has attended to yet; where they are frequent the next look is soon enough
+        const bool is_rare = group.shape.interval >= 2 * MORPHKV_WRITE_STEP && n_step == MORPHKV_WRITE_STEP;
+        return { is_rare && changed == n - 1 && changed != text.brought_at, false };
     }
     const int32_t n_search = std::min(N_STEP_MAX, power_of_two_from(group.n_evicted / N_SEARCHED));
     return { true, next % std::max(n_search, n_step) == 0 };

@@ -69,6 +69,16 @@ TEST_CASE(behind_an_eviction_too_while_something_comes) {
     CHECK(looks(530, 610) == std::vector<int32_t>({ 544, 560, 576, 592, 608 }));
 }
 
+TEST_CASE(not_behind_evictions_that_are_frequent) {
+    auto text = morphkv_text({ { { 400, 4, 31, 431 } }, 0, 2, 4 }, 0);
+    text.append(0, 431, false);
+    recall(text, 1);
+    text.append(431, 1, false);
+    text.note_cut(0);
+    text.append(432, 1, false);
+    CHECK(!morphkv_follow_when(text, 0).looks);
+}
+
 TEST_CASE(behind_a_recall_there_is_nothing_new) {
     CHECK(looks(600, 617) == std::vector<int32_t>({ 608 }));
     auto text = written_text(512);
