@@ -216,6 +216,14 @@ class TestSessionFile:
         assert (code, out) == (1, "")
         assert f"error: --session must be in a folder that is there, got {str(path)!r}" in err
 
+    def test_a_file_brings_its_archive_where_none_is_asked_for(self, chat, tmp_path):
+        options = ["--session", str(tmp_path / "chat")]
+        for given, shown in (["--no-archive"], "no archive"), (["--archive", "ram"], "archive: RAM, f16, up to"):
+            (tmp_path / "chat").unlink(missing_ok=True)
+            assert chat("one", options=[*options, *given])[0] == 0
+            code, _, err = chat("two", options=options)
+            assert (code, f" | {shown}" in err, "turn 1, " in err) == (0, True, True)
+
     def test_what_is_undone_is_undone_in_the_file(self, chat, tmp_path):
         options = ["--session", str(tmp_path / "chat")]
         chat("one", "two", "/undo", options=options)
