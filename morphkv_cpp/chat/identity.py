@@ -58,7 +58,8 @@ def check(name: str, header: dict[str, Any], here: dict[str, Any]) -> None:
             f"{name} was saved without an archive: open the model without one, or in a chat with --no-archive"
         )
     raise SessionFileError(
-        f"{name} was saved with an archive of type {saved!r}, and here it is {archive!r}: Archive(type=...), --archive-type"
+        f"{name} was saved with an archive of type {saved!r}, and here it is {archive!r}: Archive(type=...), or "
+        "--archive-type"
     )
 
 
