@@ -1,5 +1,6 @@
 """Completions of recorded tokens, by stock llama_cpp and by ours."""
 
+import os
 from contextlib import contextmanager
 
 from morphkv_cpp import MorphKV
