@@ -118,8 +118,11 @@ def talk_in_terminal(dialogue: Dialogue) -> None:
         except EOFError:
             return
         else:
-            with typed.kept():
-                dialogue.take(line, printable)
+            try:
+                with typed.kept():
+                    dialogue.take(line, printable)
+            except KeyboardInterrupt:
+                remark("(stopped)")
 
 
 def talk_in_lines(dialogue: Dialogue) -> None:

@@ -336,13 +336,13 @@ class TestTerminal:
         self.wait_for(terminal, "nothing said yet")
         for _ in range(2):
             terminal.send("abc\r")
-            terminal.expect("(?s).{300}")
+            terminal.expect("(?s).{2000}")  # more than a prompt
             terminal.sendintr()
             self.wait_for(terminal, r"\(stopped\)")
             self.wait_for(terminal, r"\d+/160 cells \| position [\d,]+ \| [\d.]+ tok/s \| [\d,]+ evictions")
         # what is typed while an answer is written comes into the next line
         terminal.send("abc\r")
-        terminal.expect("(?s).{300}")
+        terminal.expect("(?s).{2000}")
         terminal.send("/stats")
         terminal.sendintr()
         self.wait_for(terminal, r"\(stopped\)")
