@@ -106,7 +106,7 @@ class TestRefusals:
             open_llama(**options)
 
     def test_a_context_smaller_than_the_cache(self, open_llama):
-        with pytest.raises(InvalidError, match="n_ctx must be at least .* = 2048, got 512: leave n_ctx out"):
+        with pytest.raises(InvalidError, match=r"n_ctx must be at least .* = 2048, got 512: leave n_ctx out"):
             open_llama(MorphKV())
 
     @pytest.mark.parametrize("error", [ValueError, RuntimeError])
