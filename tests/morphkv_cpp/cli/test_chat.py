@@ -27,6 +27,7 @@ from morphkv_cpp.text.write import BanTokens
 from llama_cpp import LogitsProcessorList
 
 def say(self, text, _say=Session.say, **options):
+    print("(begun)", flush=True)
     return _say(self, text, logits_processor=LogitsProcessorList([BanTokens(end_tokens(self._llm))]), **options)
 
 Session.say = say
@@ -336,13 +337,15 @@ class TestTerminal:
         self.wait_for(terminal, "nothing said yet")
         for _ in range(2):
             terminal.send("abc\r")
-            terminal.expect("(?s).{2000}")  # more than a prompt
+            self.wait_for(terminal, r"\(begun\)")  # from here on Ctrl-C is no key of a prompt's
+            terminal.expect("(?s).{100}")
             terminal.sendintr()
             self.wait_for(terminal, r"\(stopped\)")
             self.wait_for(terminal, r"\d+/160 cells \| position [\d,]+ \| [\d.]+ tok/s \| [\d,]+ evictions")
         # what is typed while an answer is written comes into the next line
         terminal.send("abc\r")
-        terminal.expect("(?s).{2000}")
+        self.wait_for(terminal, r"\(begun\)")
+        terminal.expect("(?s).{100}")
         terminal.send("/stats")
         terminal.sendintr()
         self.wait_for(terminal, r"\(stopped\)")
