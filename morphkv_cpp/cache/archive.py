@@ -9,7 +9,7 @@ from typing import Any, Literal
 from .. import bridge
 from ..config import plain_float, plain_int, plain_str
 from ..deprecation import fields_by_position, warn_old
-from ..errors import ArchiveError, NativeError
+from ..errors import ArchiveError, InvalidError, NativeError
 
 RAM = "ram"
 AUTO = "auto"
@@ -126,7 +126,7 @@ class Archive:
         in_memory = replace(self, place=RAM, type=self.type or "q8_0")
         try:
             return in_memory.start(context)
-        except ArchiveError:
+        except (ArchiveError, InvalidError):
             if self.type is not None:
                 raise
             # e.g. heads whose size is no multiple of a block's

@@ -260,7 +260,7 @@ def _options_with_morphkv(options: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_small(n_ctx: int, config: MorphKV) -> None:
     if 0 < n_ctx < _n_cells(config):
-        raise ValueError(
+        raise InvalidError(
             f"n_ctx must be at least capacity + max(interval, prompt_room) = {_n_cells(config)}, got {n_ctx}: leave "
             "n_ctx out, as it costs no memory; capacity and prompt_room do"
         )

@@ -150,13 +150,18 @@ class Conversation:
         return put_back
 
     def show_as_history(self, asked: Sequence[Message]) -> None:
-        """Templates may leave out of an answer what the model thought, once the next question comes."""
+        """Templates may leave out of an answer what the model thought, once the next question comes.
+
+        Beside an image thoughts stay, as it would be evaluated again.
+        """
         stretch = self.history.stretch() if self.text.begun else ()
         said = [message for one in stretch for message in one.as_written]
-        if not said or any(not isinstance(message["content"], str) for message in [*said, *asked]):
+        if not said:
             return
         n_before = stretch[0].n_before
         before = self.history.opening if n_before == 0 else None
+        if any(isinstance(message.get("content"), list) for message in [*(before or ()), *said, *asked]):
+            return
         rendered = self.template.as_history(before, said, asked, **self._options)
         if rendered is not None:
             words = tokens_of(self.llm, rendered) if n_before == 0 else tokens_behind(self.llm, rendered.text)

@@ -23,7 +23,7 @@ def identity(llm: ChatModel, config: MorphKV, template: ChatTemplate) -> dict[st
         "chat template": template.turn("").text,
         "model name": os.path.basename(llm.model_path),
         "cache types": [TYPE_NAMES.get(kind, str(kind)) for kind in llm._cache_types],
-        "archive": llm.archive is not None,
+        "archive type": _archive_type(llm),
     }
 
 
@@ -46,10 +46,28 @@ def check(name: str, header: dict[str, Any], here: dict[str, Any]) -> None:
             f"{name} was saved with other cache types: K and V were {types!r} and are {here['cache types']!r} "
             "(type_k, type_v; --cache-type-k, --cache-type-v)"
         )
-    if header.get("archive", False) and not here["archive"]:
+    saved, archive = header.get("archive type", here["archive type"]), here["archive type"]
+    if saved == archive:
+        return
+    if archive is None:
         raise SessionFileError(
             f'{name} was saved with an archive: open the model with Llama(..., archive="ram") or with --archive ram'
         )
+    if saved is None:
+        raise SessionFileError(
+            f"{name} was saved without an archive: open the model without one, or in a chat with --no-archive"
+        )
+    raise SessionFileError(
+        f"{name} was saved with an archive of type {saved!r}, and here it is {archive!r}: Archive(type=...), or "
+        "--archive-type"
+    )
+
+
+def _archive_type(llm: ChatModel) -> str | None:
+    """That of keys; None without an archive."""
+    if llm.archive is None:
+        return None
+    return llm.archive.type or TYPE_NAMES.get(llm._cache_types[0], str(llm._cache_types[0]))
 
 
 def _difference(header: dict[str, Any], here: dict[str, Any]) -> str:

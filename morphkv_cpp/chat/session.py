@@ -212,7 +212,7 @@ class Session:
         """
         self._refuse_answering("given a result")
         self._text.refuse_ended()
-        if not self._talk.history.messages:
+        if not self._talk.history.messages and self.n_turns == 0:
             raise StateError("a tool's result must follow an answer: nothing has been asked in this session yet")
         self._talk.wait_for(tool_message(self._talk.history, content, tool_call_id, name))
 

@@ -86,7 +86,7 @@ def chat(
     sampling["temperature"] = sampling.pop("temp")
     source = context.get_parameter_source("capacity")
     may_raise = source is None or source.name != "COMMANDLINE"
-    llm, chat = begin(find_model(model), morphkv, may_raise, system, session, archive=archive, **llama)
+    llm, chat = begin(find_model(model), morphkv, archive, may_raise, system, session, **llama)
     try:
         llm.set_seed(random.randrange(2**32) if seed == llama_cpp.LLAMA_DEFAULT_SEED else seed)
         dialogue = Dialogue(llm, chat, {"max_tokens": None if predict < 0 else predict, **sampling}, session)
@@ -118,8 +118,11 @@ def talk_in_terminal(dialogue: Dialogue) -> None:
         except EOFError:
             return
         else:
-            with typed.kept():
-                dialogue.take(line, printable)
+            try:
+                with typed.kept():
+                    dialogue.take(line, printable)
+            except KeyboardInterrupt:
+                remark("(stopped)")
 
 
 def talk_in_lines(dialogue: Dialogue) -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import Llama, MorphKV, Session
+from .. import Archive, Llama, MorphKV, Session
 from ..cache import saved_file
+from ..cache.archive import AUTO, CACHE_TYPES
 from .show import remark
 
 NO_TEMPLATE = (
@@ -17,15 +18,27 @@ NO_TEMPLATE = (
 
 
 def begin(
-    path: Path, morphkv: MorphKV, may_raise: bool, system: str | None, file: Path | None, **options: Any
+    path: Path,
+    morphkv: MorphKV,
+    archive: Archive | None,
+    may_raise: bool,
+    system: str | None,
+    file: Path | None,
+    **options: Any,
 ) -> tuple[Llama, Session]:
     """The model, and the chat in the file if there is one.
 
-    may_raise: the capacity, for a system prompt that does not fit, and to that of the file.
+    may_raise: the capacity, for a system prompt that does not fit. That of the file, and its archive, count where
+    nothing else is asked for.
     """
-    if may_raise and file is not None and file.exists():
-        morphkv = replace(morphkv, capacity=_capacity_of(file, morphkv.capacity))
-    llm = Llama(path, morphkv=morphkv, **options)
+    if file is not None and file.exists():
+        header = saved_file.read(file, "session").header
+        if may_raise:
+            morphkv = replace(morphkv, capacity=_capacity_of(header, morphkv.capacity))
+        if archive is not None and archive.place == AUTO:
+            kind = header.get("archive type")
+            archive = replace(archive, type=kind) if kind in CACHE_TYPES else None
+    llm = Llama(path, morphkv=morphkv, archive=archive, **options)
     try:
         chat = _session(llm, system, file, "auto" if may_raise else "system")
         if llm.morphkv is not None and llm.morphkv.capacity > morphkv.capacity:
@@ -41,9 +54,9 @@ def begin(
     return llm, chat
 
 
-def _capacity_of(file: Path, default: int) -> int:
+def _capacity_of(header: dict[str, Any], default: int) -> int:
     """That of the cache in a session's file, where it can be told."""
-    settings = saved_file.read(file, "session").header.get("settings")
+    settings = header.get("settings")
     capacity = settings.get("capacity") if isinstance(settings, dict) else None
     return capacity if isinstance(capacity, int) else default
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 # e.g. arrow keys
 ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)
+INTERRUPT = b"\x03"
 ERASE = "\x7f\b"
 
 
@@ -36,11 +37,20 @@ class TypedAhead:
         quiet[3] = (quiet[3] & ~(termios.ICANON | termios.ECHO)) | termios.NOFLSH
         try:
             termios.tcsetattr(handle, termios.TCSANOW, quiet)
+            # a prompt's terminal is raw: a Ctrl-C that came then is a key
+            if INTERRUPT in self._read(handle):
+                raise KeyboardInterrupt
             yield
         finally:
-            while select.select([handle], [], [], 0)[0] and (keys := os.read(handle, 4096)):
-                self._keys += keys
+            self._read(handle)
             termios.tcsetattr(handle, termios.TCSANOW, before)
+
+    def _read(self, handle: int) -> bytes:
+        read = b""
+        while select.select([handle], [], [], 0)[0] and (keys := os.read(handle, 4096)):
+            read += keys
+        self._keys += read.replace(INTERRUPT, b"")
+        return read
 
     def take(self) -> str:
         keys, self._keys = bytes(self._keys), bytearray()

@@ -1,5 +1,6 @@
 """Completions of recorded tokens, by stock llama_cpp and by ours."""
 
+import os
 from contextlib import contextmanager
 
 from morphkv_cpp import MorphKV
@@ -15,7 +16,8 @@ def plain(response: dict, *more: str) -> dict:
     kept = {key: value for key, value in response.items() if key not in ("id", "created", "timings", *more)}
     if "usage" in kept:
         kept["usage"] = {key: n for key, n in kept["usage"].items() if key != "prompt_tokens_details"}
-    return kept
+    # stock names a model by its path
+    return {**kept, "model": os.path.basename(kept["model"])}
 
 
 def texts(chunks: list[dict]) -> list[str]:

@@ -133,7 +133,7 @@ def test_whatever_happens_between_turns_each_chat_is_as_if_alone(open_llama, tmp
     for chat, turns in chats:
         # not one token of another chat may be reused: it would differ in its last bits
         alone.reset()
-        with alone.session(chat.system, keep=chat._n_keep) as again:
+        with alone.session(chat.system, keep=chat._talk.n_keep) as again:
             assert [(question, n_read, turn(again, question, n_read)) for question, n_read, _ in turns] == turns
             assert again.n_tokens == chat.n_tokens
             assert chat.cache_stats().n_evicted == again.cache_stats().n_evicted

@@ -353,7 +353,7 @@ class TestFiles:
         chat = chat_of(open_llama())
         chat.save(tmp_path / "chat")
         header, ids, state = saved_file.read(tmp_path / "chat", "session")
-        for key in ("history", "tools", "archive", "cache types", "model name"):
+        for key in ("history", "tools", "archive type", "cache types", "model name"):
             del header[key]
         saved_file.write(tmp_path / "chat", "session", saved_file.Contents(header, ids[-160:], state))
         again = open_llama().load_session(tmp_path / "chat")

@@ -157,8 +157,15 @@ class TestRefusals:
             ValueError, match=r"chat was saved with an archive: open the model with Llama\(..., archive"
         ):
             open_llama().load_session(tmp_path / "chat")
+        with pytest.raises(ValueError, match="chat was saved with an archive of type 'f16', and here it is 'q8_0'"):
+            open_llama(archive="auto").load_session(tmp_path / "chat")
         again = open_llama(archive="ram").load_session(tmp_path / "chat")
         assert talk(again, "five") == talk(chat, "five")
+
+    def test_one_without_needs_none(self, open_llama, saved):
+        _, path = saved
+        with pytest.raises(ValueError, match="chat was saved without an archive: open the model without one"):
+            open_llama(archive="ram").load_session(path)
 
     def test_a_chat_that_is_longer_than_n_ctx(self, open_llama, saved):
         chat, path = saved

@@ -27,6 +27,7 @@ from morphkv_cpp.text.write import BanTokens
 from llama_cpp import LogitsProcessorList
 
 def say(self, text, _say=Session.say, **options):
+    print("(begun)", flush=True)
     return _say(self, text, logits_processor=LogitsProcessorList([BanTokens(end_tokens(self._llm))]), **options)
 
 Session.say = say
@@ -216,6 +217,14 @@ class TestSessionFile:
         assert (code, out) == (1, "")
         assert f"error: --session must be in a folder that is there, got {str(path)!r}" in err
 
+    def test_a_file_brings_its_archive_where_none_is_asked_for(self, chat, tmp_path):
+        options = ["--session", str(tmp_path / "chat")]
+        for given, shown in (["--no-archive"], "no archive"), (["--archive", "ram"], "archive: RAM, f16, up to"):
+            (tmp_path / "chat").unlink(missing_ok=True)
+            assert chat("one", options=[*options, *given])[0] == 0
+            code, _, err = chat("two", options=options)
+            assert (code, f" | {shown}" in err, "turn 1, " in err) == (0, True, True)
+
     def test_what_is_undone_is_undone_in_the_file(self, chat, tmp_path):
         options = ["--session", str(tmp_path / "chat")]
         chat("one", "two", "/undo", options=options)
@@ -328,13 +337,15 @@ class TestTerminal:
         self.wait_for(terminal, "nothing said yet")
         for _ in range(2):
             terminal.send("abc\r")
-            terminal.expect("(?s).{300}")
+            self.wait_for(terminal, r"\(begun\)")  # from here on Ctrl-C is no key of a prompt's
+            terminal.expect("(?s).{100}")
             terminal.sendintr()
             self.wait_for(terminal, r"\(stopped\)")
             self.wait_for(terminal, r"\d+/160 cells \| position [\d,]+ \| [\d.]+ tok/s \| [\d,]+ evictions")
         # what is typed while an answer is written comes into the next line
         terminal.send("abc\r")
-        terminal.expect("(?s).{300}")
+        self.wait_for(terminal, r"\(begun\)")
+        terminal.expect("(?s).{100}")
         terminal.send("/stats")
         terminal.sendintr()
         self.wait_for(terminal, r"\(stopped\)")

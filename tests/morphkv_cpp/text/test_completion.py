@@ -1,5 +1,7 @@
 """Completions against stock llama_cpp's for the same recorded tokens, chunk by chunk."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,12 @@ class TestSameTokens:
         request = {"prompt": prompt, "suffix": suffix, "model": "a name"}
         assert ours.whole(tokens, **request) == stock.whole(tokens, **request)
         assert ours.prompts[-1] == stock.prompts[-1]
+
+    def test_the_model_is_named_by_its_file_or_as_it_is_asked_for(self, ours):
+        name = os.path.basename(ours.llm.model_path)
+        with ours.recorded([EOS]):
+            assert ours.llm.create_completion("ab")["model"] == name != ours.llm.model_path
+            assert ours.llm.create_completion("ab", model="a name")["model"] == "a name"
 
     def test_end_tokens_come_first(self, stock, ours):
         for request in ({}, {"stop": ["a"]}, {"logprobs": 1}, {"echo": True}):
