@@ -169,6 +169,25 @@ def test_2000_tokens_past_the_first_eviction(start_server, pair):
     assert drafting.slot()["morphkv"]["n_cells"] == 256
 
 
+def test_what_rounding_parts_is_one_where_batches_are_decoded_token_by_token(start_server, tmp_path):
+    """With these weights the text with drafts leaves the one without at token 498, else."""
+    model, head = heads.write_gemma4(tmp_path / "model.gguf", tmp_path / "head.gguf", seed=3)
+    flags = [*TIGHT, *EXACT, "-ub", 1]
+    plain, drafting = (start_server(model, *flags, *more) for more in ([], [*MTP, "--spec-draft-model", head]))
+    one, two = (server.complete(tokens(100), 700) for server in (plain, drafting))
+    assert two["tokens"] == one["tokens"]
+    assert two["timings"]["evicted_n"] == one["timings"]["evicted_n"] > 0
+    assert_drafted(two["timings"])
+
+
+def test_a_head_that_llama_cpp_cannot_run_is_refused(start_server, tmp_path):
+    """GLM 4.5V's, whose rope sections its graph does not know."""
+    model = more_heads.write_glm4moe(tmp_path / "model.gguf", sections=(4, 6, 6, 0))
+    assert len(start_server(model, *TIGHT).complete(tokens(20), 4)["tokens"]) == 4
+    with pytest.raises(RuntimeError, match="its draft head has rope sections"):
+        start_server(model, *TIGHT, *MTP)
+
+
 def test_a_model_without_heads_says_so(start_server, tiny_llama):
     with pytest.raises(RuntimeError, match="doesn't contain MTP layers"):
         start_server(tiny_llama(), *TIGHT, *MTP)

@@ -158,6 +158,8 @@ int main() {
     log_errors_only();
     tiny_shape rows;
     rows.arch        = "qwen2vl";
+    rows.n_head      = 2;
+    rows.n_head_kv   = 1;
     const auto plain = tiny_model_load(), with_rows = tiny_model_load(rows);
     for (const auto k : { kind::LINE, kind::BOTH_WAYS, kind::ROWS }) {
         llama_model * model = k == kind::ROWS ? with_rows.get() : plain.get();
