@@ -1,6 +1,7 @@
 """What the server tells: its names, its errors, why it evaluates a text anew, and what is on."""
 
 import re
+import time
 
 import pytest
 
@@ -65,21 +66,26 @@ class TestAnew:
     def test_a_text_that_is_evaluated_anew_is_told_once_with_the_reason(self, start_server, tiny_llama):
         server = start_server(tiny_llama(), *TIGHT, "-np", 1)
 
-        def told(**more) -> list[str]:
-            n_before = len(server.log.read_text())
+        def told(n: int, **more) -> list[str]:
+            """The n lines of all requests; the log is written by a thread."""
             server.complete(**{"n_tokens": 4, **more})
-            return re.findall(r"MorphKV: (\d+ of \d+ tokens are evaluated: .*)", server.log.read_text()[n_before:])
+            end = time.monotonic() + 30
+            while len(lines := re.findall(r"MorphKV: (\d+ of .*)", server.log.read_text())) < n:
+                assert time.monotonic() < end, lines
+                time.sleep(0.05)
+            return lines
 
         text = tokens(1000)
         nothing = "nothing of it is in a slot, in the prompt cache (--cache-ram) or on disk (--morphkv-state-dir)"
-        assert told(prompt=text) == [f"1000 of 1000 tokens are evaluated: {nothing}"]
-        assert told(prompt=[*text, 261]) == []
-        edited = [*text[:500], 299, *text[501:]]
-        other = "the slot's text is another one from token 500 on, and no checkpoint is nearer"
-        assert told(prompt=edited) == [f"1000 of 1000 tokens are evaluated: {other}"]
-        assert told(prompt=edited, cache_prompt=False) == [
-            "1000 of 1000 tokens are evaluated: the request has cache_prompt false"
-        ]
+        lines = [f"1000 of 1000 tokens are evaluated: {nothing}"]
+        assert told(1, prompt=text) == lines
+        assert told(1, prompt=[*text, 261]) == lines
+        edited = [*text[:100], 299, *text[101:]]
+        other = "the slot's text is another one from token 100 on, and no checkpoint is nearer"
+        lines.append(f"1000 of 1000 tokens are evaluated: {other}")
+        assert told(2, prompt=edited) == lines
+        lines.append("1000 of 1000 tokens are evaluated: the request has cache_prompt false")
+        assert told(3, prompt=edited, cache_prompt=False) == lines
 
 
 class TestStart:
