@@ -21,6 +21,7 @@ SERVER_OPTIONS = {
         "fusion",
         "decay",
         "rope-limit",
+        "layers",
         "archive",
         "archive-type",
         "archive-max",

@@ -6,7 +6,7 @@ import logging
 import operator
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import llama_cpp
@@ -15,13 +15,14 @@ from llama_cpp._internals import LlamaContext, LlamaModel
 from llama_cpp.llama_speculative import LlamaDraftModel
 
 from .. import bridge
-from ..config import MorphKV
+from ..config import MorphKV, native_params
 from ..errors import ArchiveError
 from ..rpc import answering_servers
 from .archive import Archive
 from .archive_watch import ArchiveWatch
 from .draft import DraftUpToEviction
 from .gpu_layers import GpuFit, fit, has_gpu, with_gpu_layers
+from .layer_profiles import resolved
 from .live import TokenIds
 from .stats import CacheStats
 
@@ -62,12 +63,13 @@ class ContextLlama(llama_cpp.Llama):
         if config is None:
             self._open(os.fsdecode(model_path), llama_options)
             return
+        self._morphkv = config = resolved(config, model_path)
         options = _options_with_morphkv(llama_options)
         self._n_ctx_given = options["n_ctx"]
         if not options["logits_all"]:
             # Buffers begin with room for all cells and grow with the text; with logits_all they are as stock's.
             options["n_ctx"] = min(options["n_ctx"], max(_n_cells(config), options.get("n_batch", 512)))
-        with bridge.next_context_has(asdict(config)):
+        with bridge.next_context_has(native_params(config)):
             self._open(os.fsdecode(model_path), options)
         bridge.require_morphkv(self.ctx)
         self.context_params.n_ctx = super().n_ctx()
@@ -163,8 +165,15 @@ class ContextLlama(llama_cpp.Llama):
 
     @property
     def morphkv(self) -> MorphKV | None:
-        """The cache's settings; None without MorphKV."""
+        """The cache's settings, where layers="auto" has become what was found; None without MorphKV."""
         return self._morphkv
+
+    @property
+    def least_morphkv(self) -> MorphKV | None:
+        """The same with the capacity of the layers that keep least: what never leaves has to fit in there."""
+        if self._morphkv is None or self._morphkv.layers == "equal":
+            return self._morphkv
+        return replace(self._morphkv, capacity=self.cache_stats().min_capacity, layers="equal")
 
     @property
     def archive(self) -> Archive | None:

@@ -29,7 +29,7 @@ class DraftUpToEviction(LlamaDraftModel):
         stats = self._stats()
         # The draft goes into one batch with the token before it. Where an eviction is due already, that token comes
         # alone, as the eviction may wait for it.
-        n_free = stats.capacity + self._config.interval - stats.n_used - 1
+        n_free = stats.min_capacity + self._config.interval - stats.n_used - 1
         if n_free <= 0:
             return np.empty(0, dtype=np.intc)
         return self._draft_model(input_ids, **kwargs)[:n_free]

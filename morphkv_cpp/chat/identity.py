@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from ..cache.fingerprint import model_fingerprint
-from ..config import MorphKV
+from ..config import MorphKV, settings_of
 from .template import ChatTemplate
 
 
 def identity(model_path: str, config: MorphKV, template: ChatTemplate) -> dict[str, Any]:
     return {
         "model": model_fingerprint(model_path),
-        "settings": asdict(config),
+        "settings": settings_of(config),
         "chat template": template.turn("").text,
     }

@@ -74,7 +74,7 @@ class Session:
         self._opening = opening_messages(system, messages)  # said together with the first question
         has_system = bool(self._opening) and self._opening[0]["role"] == "system"
         self.system: str | None = self._opening[0]["content"] if has_system else None
-        self._n_keep = n_kept(llm, self._config, self._template, self.system, keep)
+        self._n_keep = n_kept(llm, llm.least_morphkv or self._config, self._template, self.system, keep)
         self._answering: Callable[[], Reply | None] | None = None
         self._answers = False
         self.last: Turn | None = None
