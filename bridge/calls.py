@@ -23,6 +23,9 @@ from .native import ffi, lib
 ENUMS = {"fusion": "MORPHKV_FUSION_", "policy": "MORPHKV_POLICY_"}
 WRITE_STEP: int = lib.MORPHKV_WRITE_STEP  # write_next() recalls where the text has a multiple of this, if at all
 
+# Those that say which layers keep more.
+LAYER_FIELDS = ("n_large", "large_capacity", "small_capacity", "large_layers")
+
 
 def version() -> str:
     """Version of morphkv_cpp, as compiled into the native library."""
@@ -44,8 +47,8 @@ def last_error() -> str:
 
 
 def default_params() -> dict[str, Any]:
-    """Native defaults of morphkv_params, enumerators as lower-case names."""
-    params = _fields(lib.morphkv_params_default())
+    """Native defaults of morphkv_params but for LAYER_FIELDS, enumerators as lower-case names."""
+    params = {k: v for k, v in _fields(lib.morphkv_params_default()).items() if k not in LAYER_FIELDS}
     return params | {field: _enum_name(field, params[field]) for field in ENUMS}
 
 
@@ -294,5 +297,7 @@ def _fields(struct: Any) -> dict[str, Any]:
 
 def _python_value(name: str, value: Any) -> Any:
     if isinstance(value, ffi.CData):
+        if ffi.typeof(value).kind == "array":
+            return list(value)
         return _text(value) if value else ""
     return bool(value) if name.startswith("is_") else value

@@ -30,6 +30,7 @@ from .config import MorphKV
 from .errors import *  # noqa: F403
 from .info import Device, Info, info
 from .llama import Llama
+from .profile import Profile
 
 __version__ = bridge.version()
 
@@ -41,6 +42,7 @@ __all__ = [
     "Info",
     "Llama",
     "MorphKV",
+    "Profile",
     "PromptReuse",
     "Recall",
     "Session",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from .deprecation import fields_by_position
+from .profile import Profile
 
 # Largest count of tokens: the native library computes cell indices in float32, exact below 2**24.
 N_MAX = 2**22
@@ -19,6 +20,8 @@ Fusion = Literal["sum", "max"]
 Policy = Literal["morphkv", "recency", "random"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 POLICIES: tuple[str, ...] = get_args(Policy)
+
+Layers = Profile | Literal["equal", "auto"]
 
 
 @fields_by_position
@@ -40,6 +43,10 @@ class MorphKV:
     rope_limit: RoPE's positions stay below this value, while the text's go on without end: before one would reach it,
         the kept tokens are moved closer together, in their order. -1: the trained context. 0: no limit; quality then
         drops beyond the trained context. Otherwise at least capacity + max(interval, prompt_room).
+    layers: how layers share the bytes that `capacity` would take in each. "equal": all keep as many tokens. A Profile:
+        a quarter of them, where evictions do the most harm, keep two to three times as many, and the others about
+        half. "auto": by the profile that `morphkv profile` has stored for this model, or that comes with this package;
+        without one, "equal".
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979); votes, decay and the other policies go beyond it.
@@ -57,11 +64,13 @@ class MorphKV:
     decay: float = 0.0
     seed: int = 0
     rope_limit: int = -1
+    layers: Layers = "equal"
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = PLAIN[str(field.type)](field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+            if field.name != "layers":
+                value = PLAIN[str(field.type)](field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
         _check_range("capacity", self.capacity, 2, N_MAX)
         _check_range("window", self.window, 1, N_MAX)
         _check_range("interval", self.interval, 1, N_MAX)
@@ -85,9 +94,27 @@ class MorphKV:
                 f"rope_limit must be 0, -1 or at least capacity + max(interval, prompt_room), got {self.rope_limit} "
                 f"with {n_limit}"
             )
+        if not isinstance(self.layers, Profile) and self.layers not in ("equal", "auto"):
+            raise ValueError(f"layers must be 'equal', 'auto' or a Profile, got {self.layers!r}")
         # what the native float will hold
         if not 0 <= np.float32(self.decay) < 1:
             raise ValueError(f"decay must be in [0, 1) as a 32-bit float, got {self.decay}")
+
+
+def settings_of(config: MorphKV) -> dict[str, Any]:
+    """The settings by which saved texts are told apart: those of layers where they are not equal."""
+    settings = {name: value for name, value in asdict(config).items() if name != "layers"}
+    if isinstance(config.layers, Profile):
+        settings["layers"] = list(config.layers.large)
+    return settings
+
+
+def native_params(config: MorphKV) -> dict[str, Any]:
+    """Fields of the native parameters. What is "auto" has been found out (resolve_layers), or is "equal"."""
+    params = {name: value for name, value in asdict(config).items() if name != "layers"}
+    if isinstance(config.layers, Profile):
+        params |= {"n_large": len(config.layers.large), "large_layers": list(config.layers.large)}
+    return params
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

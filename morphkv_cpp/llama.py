@@ -114,6 +114,8 @@ class Llama(OneTextLlama):
             raise ValueError(f"keep needs MorphKV: Llama(..., morphkv=True), got keep={keep!r}")
         try:
             super().__init__(model_path, config, archive, rpc_servers, llama_options)
+            if self.least_morphkv is not None:
+                self._chat_keep = ChatKeep(keep, self.least_morphkv)
         except BaseException:
             self.close()
             raise

@@ -25,6 +25,7 @@ SERVER_OPTIONS = {
         "fusion",
         "decay",
         "rope-limit",
+        "layers",
         "archive",
         "archive-type",
         "archive-max",

@@ -119,7 +119,7 @@ class LateAndEarly(NamedTuple):
     def prompt_speed_kept(self, on_turn: OnTurn) -> Ratio:
         """The same of prompts, each as long as it takes from one eviction to the next."""
         stats = self.llm.cache_stats()
-        return self._kept(stats.n_limit - stats.capacity, N_PROMPT_ROUNDS, prompt_seconds, on_turn)
+        return self._kept(stats.n_limit - stats.min_capacity, N_PROMPT_ROUNDS, prompt_seconds, on_turn)
 
     def _kept(self, n_turn: int, n_rounds: int, seconds_of: SecondsOf, on_turn: OnTurn) -> Ratio:
         lanes = [

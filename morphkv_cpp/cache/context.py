@@ -7,7 +7,7 @@ import logging
 import operator
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import llama_cpp
@@ -16,13 +16,14 @@ from llama_cpp._internals import LlamaContext, LlamaModel
 from llama_cpp.llama_speculative import LlamaDraftModel
 
 from .. import bridge
-from ..config import MorphKV
+from ..config import MorphKV, native_params
 from ..errors import ArchiveError, InvalidError
 from ..rpc import answering_servers
 from .archive import Archive
 from .archive_watch import ArchiveWatch
 from .draft import DraftUpToEviction
 from .gpu_layers import GpuFit, fit, has_gpu, with_gpu_layers
+from .layer_profiles import resolved
 from .live import TokenIds
 from .stats import CacheStats
 
@@ -63,6 +64,7 @@ class ContextLlama(llama_cpp.Llama):
         if config is None:
             self._open(os.fsdecode(model_path), llama_options)
             return
+        self._morphkv = config = resolved(config, model_path)
         options = _options_with_morphkv(llama_options)
         _refuse_small(options["n_ctx"], config)
         self._n_ctx_given = options["n_ctx"]
@@ -70,7 +72,7 @@ class ContextLlama(llama_cpp.Llama):
             # Buffers begin with room for all cells and grow with the text; with logits_all they are as stock's.
             options["n_ctx"] = min(options["n_ctx"], max(_n_cells(config), options.get("n_batch", 512)))
         try:
-            with bridge.next_context_has(asdict(config)):
+            with bridge.next_context_has(native_params(config)):
                 self._open(os.fsdecode(model_path), options)
         except InvalidError as error:
             if self._n_ctx_given > 0:
@@ -174,8 +176,15 @@ class ContextLlama(llama_cpp.Llama):
 
     @property
     def morphkv(self) -> MorphKV | None:
-        """The cache's settings; None without MorphKV."""
+        """The cache's settings, where layers="auto" has become what was found; None without MorphKV."""
         return self._morphkv
+
+    @property
+    def least_morphkv(self) -> MorphKV | None:
+        """The same with the capacity of the layers that keep least: what never leaves has to fit in there."""
+        if self._morphkv is None or self._morphkv.layers == "equal":
+            return self._morphkv
+        return replace(self._morphkv, capacity=self.cache_stats().min_capacity, layers="equal")
 
     @property
     def archive(self) -> Archive | None:
@@ -199,7 +208,7 @@ class ContextLlama(llama_cpp.Llama):
             raise ValueError("a larger cache needs a context without logits_all and LoRA adapters")
         config = replace(self._morphkv, capacity=capacity)
         self.context_params.n_ctx = max(self.context_params.n_ctx, self._model.n_ctx_train(), _n_cells(config))
-        with bridge.next_context_has(asdict(config)):
+        with bridge.next_context_has(native_params(config)):
             context = LlamaContext(model=self._model, params=self.context_params, verbose=self.verbose)
         before, self._context = self._context, self._stack.enter_context(contextlib.closing(context))
         before.close()  # type: ignore[no-untyped-call]

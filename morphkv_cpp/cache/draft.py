@@ -47,7 +47,7 @@ class DraftUpToEviction(LlamaDraftModel):
         n_tokens = stats.logical_pos + 1
         # The draft goes into one batch with the token before it. Where an eviction is due already, that token comes
         # alone, as the eviction may wait for it.
-        n_most = min(stats.capacity + self._config.interval - stats.n_used - 1, N_MOST)
+        n_most = min(stats.min_capacity + self._config.interval - stats.n_used - 1, N_MOST)
         if stats.rope_limit > 0:
             n_most = min(n_most, stats.rope_limit - (n_tokens - stats.rotary_offset) - 1)
         if self._archive is not None and self._archive.recall == "auto":

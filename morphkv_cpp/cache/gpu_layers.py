@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
 
 from .. import bridge
-from ..config import MorphKV
+from ..config import MorphKV, native_params
 
 AUTO, ALL = "auto", "all"
 GIB = 1 << 30
@@ -89,7 +89,7 @@ def fit(
         params.kv_unified = True
     with bridge.heard_errors(is_logged=False) as errors:
         try:
-            native = None if config is None else asdict(config)
+            native = None if config is None else native_params(config)
             found, devices = bridge.fit_gpu_layers(path, model_params, params, native)
         except bridge.NativeError as error:
             reason = bridge.as_reason(errors) or str(error)

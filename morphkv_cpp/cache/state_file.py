@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from llama_cpp import LlamaState
 
-from ..config import MorphKV
+from ..config import MorphKV, settings_of
 from ..errors import SessionFileError
 from . import saved_file
 from .fingerprint import model_fingerprint
@@ -43,4 +42,4 @@ def load(path: str | os.PathLike[str], config: MorphKV, model_path: str, n_vocab
 
 
 def _identity(config: MorphKV, model_path: str) -> dict[str, Any]:
-    return {"model": model_fingerprint(model_path), "settings": asdict(config)}
+    return {"model": model_fingerprint(model_path), "settings": settings_of(config)}

@@ -38,3 +38,9 @@ class CacheStats:
     n_recalls: int  # recalls of the sequence
     n_recalled: int  # recalled tokens, summed over layers and KV heads
     recall_ms: float  # time spent in them
+    n_groups: (
+        int  # of layers, each with a capacity of its own; 1: all are alike. n_cells, n_limit, n_distant, n_used and
+    )
+    # n_evicted are those of the layers that keep least
+    min_capacity: int  # of any layer
+    max_capacity: int

@@ -176,7 +176,9 @@ class Conversation:
     def _n_kept(self, tools: Sequence[dict[str, Any]] | None) -> int:
         options = {} if tools is None else {"tools": tools}
         try:
-            return n_kept(self.llm, self.config, self.template, self.system, self.keep, **options)
+            return n_kept(
+                self.llm, self.llm.least_morphkv or self.config, self.template, self.system, self.keep, **options
+            )
         except NoRoomError as error:
             if self.keep != "auto":
                 raise

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from typing import Any
 
 from ..cache.archive import CACHE_TYPES
 from ..cache.fingerprint import model_fingerprint
-from ..config import MorphKV
+from ..config import MorphKV, settings_of
 from ..errors import SessionFileError
 from .model import ChatModel
 from .template import ChatTemplate
@@ -19,7 +18,7 @@ TYPE_NAMES = {number: name for name, number in CACHE_TYPES.items()}
 def identity(llm: ChatModel, config: MorphKV, template: ChatTemplate) -> dict[str, Any]:
     return {
         "model": model_fingerprint(llm.model_path),
-        "settings": asdict(config),
+        "settings": settings_of(config),
         "chat template": template.turn("").text,
         "model name": os.path.basename(llm.model_path),
         "cache types": [TYPE_NAMES.get(kind, str(kind)) for kind in llm._cache_types],

@@ -10,6 +10,7 @@ from llama_cpp.llama_chat_format import LlamaChatCompletionHandler
 from ..cache.evals import Evals
 from ..cache.one_thread import OneThread
 from ..cache.worker import Worker
+from ..config import MorphKV
 from ..text.model import TextModel
 
 
@@ -19,6 +20,9 @@ class ChatModel(TextModel, Protocol):
     _one_thread: OneThread
     _evals: Evals | None  # with MorphKV
     _worker: Worker
+
+    @property
+    def least_morphkv(self) -> MorphKV | None: ...
 
     @property
     def chat_format(self) -> str | None: ...

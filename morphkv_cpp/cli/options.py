@@ -18,7 +18,9 @@ from ..cache.archive import CACHE_TYPES
 from ..config import Fusion, Policy
 from ..models.demo import demo_model_path
 from ..models.hub import hub_model_path, is_hub_name
+from ..profile import layers_of
 from .gpu_layers import gpu_layers as gpu_layers_of
+from .layers import LayersName
 
 DEFAULTS = MorphKV()
 MORPHKV_PANEL = "MorphKV"
@@ -154,6 +156,7 @@ def morphkv_options(
             metavar="N",
         ),
     ] = DEFAULTS.rope_limit,
+    layers: LayersName = "equal",
 ) -> MorphKV:
     return MorphKV(
         capacity=capacity,
@@ -167,6 +170,7 @@ def morphkv_options(
         decay=decay,
         seed=policy_seed,
         rope_limit=rope_limit,
+        layers=layers_of(layers),
     )
 
 

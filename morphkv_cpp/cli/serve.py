@@ -1,9 +1,12 @@
 """`morphkv serve` and `morphkv rpc-server`: programs of the package, llama-server with MorphKV on."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..cache.layer_profiles import find_profile
 from ..portable import run_in_place
 from ..programs import rpc_server_command, server_command
 from .options import MODEL_HELP
@@ -33,11 +36,26 @@ def serve(
     when the server is started again.
 
     MorphKV's other options have the names that they have in the other commands, too: --capacity, --window, --interval,
-    --prompt-room, --votes, --fusion, --decay, --rope-limit, --recall and --recall-share. All other FLAGS are
+    --prompt-room, --votes, --fusion, --decay, --rope-limit, --layers, --recall and --recall-share. All other FLAGS are
     llama-server's own, --keep, --seed, -c and -n too. Its own names for the same options, --morphkv-capacity and so
     on, work as well.
     """
-    raise typer.Exit(run_in_place(server_command(find_model(model), context.args)))
+    path = find_model(model)
+    raise typer.Exit(run_in_place(server_command(path, with_profile(context.args, path))))
+
+
+def with_profile(flags: Sequence[str], model_path: Path) -> list[str]:
+    """With what --layers auto means for this model: llama-server reads the file of a profile."""
+    words = list(flags)
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if not equals:
+            value = "".join(words[i + 1 : i + 2])
+        if name in ("--layers", "--morphkv-layers") and value == "auto":
+            found = find_profile(model_path)
+            layers = "equal" if found is None else str(found[0])
+            words[i if equals else i + 1] = f"{name}={layers}" if equals else layers
+    return words
 
 
 def rpc_server(context: typer.Context) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.config import POLICIES
+from morphkv_cpp.profile import layers_of
 
 FULL = "full"
 
@@ -41,6 +42,8 @@ def _parse_change(text: str, settings: MorphKV) -> tuple[str, Any]:
     known = vars(settings)
     if not equals or name not in known:
         raise ValueError(f"a setting of an arm must be NAME=VALUE with one of {', '.join(known)}, got {text!r}")
+    if name == "layers":
+        return name, layers_of(value)
     kind = type(known[name])
     return name, value if kind is str else _number(kind, name, value)
 

@@ -4,10 +4,12 @@
 #include "common.h"
 #include "core/types.h"
 #include "log.h"
+#include "nlohmann/json.hpp"
 #include "speculative.h"
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
 #include <limits>
 #include <set>
 #include <stdexcept>
@@ -51,6 +53,33 @@ static int32_t to_recall_interval(const std::string & text) {
         throw std::invalid_argument("recall must be auto, prompt, off or a number above 0, got '" + text + "'");
     }
     return value;
+}
+
+// The layers that keep more, by a profile that `morphkv profile` wrote.
+static std::vector<uint16_t> read_large_layers(const std::string & path) {
+    const std::string what = "layers must be equal or the file of a profile, got '" + path + "'";
+    if (path == "auto") {
+        throw std::invalid_argument(
+            "layers auto is for `morphkv serve`, which finds the profile of a model: here it is "
+            "equal or the file of a profile");
+    }
+    std::ifstream file(path);
+    if (!file) {
+        throw std::invalid_argument(what);
+    }
+    try {
+        const auto profile = nlohmann::json::parse(file);
+        if (profile.at("morphkv_profile") != 1) {
+            throw std::invalid_argument(what + ": its format must be 1");
+        }
+        const auto res = profile.at("large").get<std::vector<uint16_t>>();
+        if (res.size() > MORPHKV_LARGE_MAX) {
+            throw std::invalid_argument(what + ": of more than " + std::to_string(MORPHKV_LARGE_MAX) + " large layers");
+        }
+        return res;
+    } catch (const nlohmann::json::exception & err) {
+        throw std::invalid_argument(what + ": " + err.what());
+    }
 }
 
 static morphkv_params & given(common_params & params, const char * option) {
@@ -148,6 +177,19 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                                  p.rope_limit),
                    [](common_params & params, int value) { given(params, "--morphkv-rope-limit").rope_limit = value; }),
         "LLAMA_ARG_MORPHKV_ROPE_LIMIT");
+    add(common_arg({ "--morphkv-layers" }, "{equal,FILE}",
+                   "MorphKV: how layers share the cells: all alike, or by a profile, in which a quarter of them keeps "
+                   "more (default: equal)",
+                   [](common_params & params, const std::string & value) {
+                       auto & p  = given(params, "--morphkv-layers");
+                       p.n_large = 0;
+                       if (value != "equal") {
+                           const auto large = read_large_layers(value);
+                           p.n_large        = large.size();
+                           std::copy(large.begin(), large.end(), p.large_layers);
+                       }
+                   }),
+        "LLAMA_ARG_MORPHKV_LAYERS");
     add(common_arg({ "--morphkv-keep-system" }, { "--no-morphkv-keep-system" },
                    string_format("MorphKV: never evict the system prompt of a chat, instead of its first --keep tokens "
                                  "(default: %s)",

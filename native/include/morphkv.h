@@ -21,6 +21,9 @@
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
 
+// Most layers that may have a larger capacity than the others.
+#define MORPHKV_LARGE_MAX 128
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -69,6 +72,12 @@ typedef struct morphkv_params {
                            // positions go on. -1 = the trained context, 0 = never, else at least n_limit of the stats.
                            // Some architectures rotate keys in ways that cannot be rebased: there -1 means never, and
                            // morphkv_context_create() refuses a limit
+    int32_t  n_large;      // layers that keep more than the others, as evictions do more harm there; 0 = all are alike
+    int32_t  large_capacity;  // of these, and
+    int32_t
+        small_capacity;  // of all others. Both 0: shared by bytes, all take what `capacity` would take in each layer,
+                         // and are alike where the room that each layer needs leaves nothing to share
+    uint16_t large_layers[MORPHKV_LARGE_MAX];  // the first n_large: those with the most harm first
 } morphkv_params;
 
 typedef struct morphkv_stats {
@@ -105,6 +114,10 @@ typedef struct morphkv_stats {
     int64_t  n_recalls;          // recalls of the sequence
     int64_t  n_recalled;         // tokens that they brought back, summed over layers and KV heads
     double   recall_ms;          // time spent in them
+    int32_t  n_groups;           // of layers, each with a capacity of its own; 1 = all are alike. n_cells, n_limit,
+                                 // n_distant, n_used and n_evicted are those of min_capacity's layers
+    int32_t  min_capacity;       // of any layer
+    int32_t  max_capacity;
 } morphkv_stats;
 
 MORPHKV_API int32_t      morphkv_abi_version(void);

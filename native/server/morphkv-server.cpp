@@ -82,7 +82,14 @@ bool morphkv_observer::init(common_params & params, llama_context * ctx_tgt, int
     n_between = given.recall_interval * given.params.interval;
     n_ctx_max = given.n_ctx_slot > 0 ? given.n_ctx_slot : std::numeric_limits<int32_t>::max();
     states.assign(params.n_parallel, {});
-    keeper.start(given, llama_vocab_get_add_bos(vocab) ? 1 : 0);
+
+    // what never leaves has to fit into the layers that keep least
+    morphkv_stats stats{};
+    stats.size = sizeof(stats);
+    morphkv_stats_get(ctx, 0, &stats);
+    morphkv_common_params least = given;
+    least.params.capacity       = stats.min_capacity;
+    keeper.start(least, llama_vocab_get_add_bos(vocab) ? 1 : 0);
 
     if (!start_archive(params) || !start_chats(params)) {
         return false;
@@ -282,7 +289,7 @@ void morphkv_observer::recalled(int32_t id_slot, morphkv_status status, const mo
 
 // Tokens that a context takes before an eviction or a rebase falls due. Negative: one is due.
 static int32_t n_before_change(const morphkv_stats & stats, const morphkv_params & params) {
-    const int32_t n_free   = params.capacity + params.interval - stats.n_used;
+    const int32_t n_free   = stats.min_capacity + params.interval - stats.n_used;
     const int32_t n_rotary = stats.rope_limit - (stats.logical_pos + 1 - stats.rotary_offset);
     return stats.rope_limit > 0 ? std::min(n_free, n_rotary) : n_free;
 }

@@ -94,6 +94,8 @@ void morphkv_view::add_to_props(json & props) const {
     const morphkv_params &      params = given.params;
     props["morphkv"]                   = {
         { "capacity", params.capacity },
+        { "min_capacity", stats.at(0).min_capacity },
+        { "max_capacity", stats.at(0).max_capacity },
         { "window", params.window },
         { "votes", params.votes > 0 ? params.votes : params.window },
         { "prompt_room", params.prompt_room },

@@ -14,12 +14,12 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from morphkv_cpp import MorphKV, bridge
+from morphkv_cpp.config import native_params
 from morphkv_cpp.models.synthetic import write_tiny_llama
 
 # isort: split
@@ -105,7 +105,7 @@ class Context:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max, params.kv_unified = 8192 * n_seq, N_BATCH, n_seq, False
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        with bridge.next_context_has(asdict(CONFIG)):
+        with bridge.next_context_has(native_params(CONFIG)):
             self.ctx = llama_cpp.llama_init_from_model(self.model, params)
         bridge.require_morphkv(self.ctx)
         if archive:

@@ -8,19 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from morphkv_cpp import InvalidError, MorphKV, bridge
-from morphkv_cpp.config import N_MAX
+from morphkv_cpp import InvalidError, MorphKV, Profile, bridge
+from morphkv_cpp.config import N_MAX, native_params, settings_of
 from support.reference import Rules
 
 COUNTS = ("capacity", "window", "interval", "keep", "prompt_room", "votes", "seed")
 
 
 def test_defaults_are_those_of_the_native_library():
-    assert asdict(MorphKV()) == bridge.default_params()
+    assert native_params(MorphKV()) == bridge.default_params()
 
 
 def test_defaults_suit_the_reference():
-    assert Rules(**asdict(replace(MorphKV(), rope_limit=0))).n_limit == 2048
+    assert Rules(**native_params(replace(MorphKV(), rope_limit=0))).n_limit == 2048
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,28 @@ def test_settings_survive_pickling_and_are_hashable():
 
 
 def test_fields_are_those_of_the_header():
-    assert [field.name for field in fields(MorphKV)] == list(bridge.default_params())
+    assert [field.name for field in fields(MorphKV)] == [*bridge.default_params(), "layers"]
+
+
+PROFILE = Profile((0.5, 3.0, 0.0, 1.0, 2.0))
+
+
+def test_a_profile_says_which_layers_keep_more():
+    params = native_params(MorphKV(layers=PROFILE))
+    assert (params["n_large"], params["large_layers"]) == (1, [1])
+    bridge.check_params(params)
+    assert "n_large" not in native_params(MorphKV())
+
+
+@pytest.mark.parametrize("value", ["more", None, 3, ["auto"]])
+def test_layers_are_a_word_or_a_profile(value):
+    with pytest.raises(ValueError, match="layers must be 'equal', 'auto' or a Profile, got"):
+        MorphKV(layers=value)
+
+
+def test_texts_are_told_apart_by_layers_only_where_these_are_not_equal():
+    assert "layers" not in settings_of(MorphKV())
+    assert settings_of(MorphKV(layers=PROFILE)) == settings_of(MorphKV()) | {"layers": [1]}
 
 
 NEAR_LIMITS = st.sampled_from([-1, 0, 1, 2, 3, 4, 8, N_MAX - 1, N_MAX, N_MAX + 1])

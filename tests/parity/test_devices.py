@@ -6,12 +6,12 @@ The servers run the same kernels of the same build, so tokens kept are equal, ne
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV
+from morphkv_cpp.config import native_params
 from support.numpy_llama import NumpyLlama
 from support.reference import Rules
 from support.tiny import QUIET, last_logits, some_tokens
@@ -124,7 +124,7 @@ def test_a_state_goes_on_here_and_there(both, cache_type):
 
 def test_servers_keep_what_the_reference_keeps(tiny_llama, rpc_servers):
     path = tiny_llama(n_layer=N_LAYER, n_head=6, n_head_kv=2, seed=3)
-    rules = Rules(**asdict(REBASED))
+    rules = Rules(**native_params(REBASED))
     twin, tally = NumpyLlama(path, rules, n_ubatch=16), Tally()
     names = [server.name for server in rpc_servers]
     # closed in any case: ggml ends the process where a server goes before what is on it

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from support.server_process import run_program
+from morphkv_cpp import Profile
+from support.server_process import run_program, some_tokens
 
 OPTIONS = [
     "morphkv",
@@ -16,6 +17,7 @@ OPTIONS = [
     "morphkv-fusion",
     "morphkv-decay",
     "morphkv-rope-limit",
+    "morphkv-layers",
 ]
 
 
@@ -48,6 +50,8 @@ BAD = [
     (["--morphkv-decay", "1.5"], r"decay must be in \[0, 1\), got 1.5"),
     (["--morphkv-decay", "half"], "expected a number, got 'half'"),
     (["--morphkv-rope-limit", -2], "rope_limit must be in"),
+    (["--morphkv-layers", "auto"], "layers auto is for `morphkv serve`"),
+    (["--morphkv-layers", "nowhere.json"], "layers must be equal or the file of a profile, got 'nowhere.json'"),
     (["--keep", 992], "capacity must exceed keep \\+ window, got capacity=1024 with keep=992"),
     (["--flash-attn", "off"], "needs flash attention, got --flash-attn off"),
     (["--kv-unified"], "every slot cells of its own, got --kv-unified"),
@@ -65,6 +69,29 @@ BAD = [
 @pytest.mark.parametrize("flags, sentence", BAD, ids=[" ".join(map(str, flags)) for flags, _ in BAD])
 def test_what_contradicts_morphkv_stops_with_a_sentence(tiny_llama, flags, sentence):
     refused(run_program("llama-server", "-m", tiny_llama(), "--port", 0, "--morphkv", *flags), sentence)
+
+
+def test_a_file_that_is_no_profile_is_refused(tmp_path):
+    path = tmp_path / "profile.json"
+    for text, sentence in {
+        "{": "the file of a profile, got .*: .*parse error",
+        '{"morphkv_profile": 2, "large": [1]}': "its format must be 1",
+        '{"morphkv_profile": 1, "large": ["a"]}': "the file of a profile, got .*must be number",
+    }.items():
+        path.write_text(text)
+        refused(run_program("llama-server", "-m", "x.gguf", "--morphkv", "--morphkv-layers", path), sentence)
+
+
+def test_layers_of_a_profile_keep_more(start_server, tiny_llama, tmp_path):
+    path = tmp_path / "profile.json"
+    Profile((1.0, 2.0)).save(path)
+    sizes = ["--morphkv-capacity", 500, "--morphkv-interval", 12, "--morphkv-prompt-room", 0]
+    server = start_server(tiny_llama(), "--morphkv", *sizes, "--morphkv-layers", path, "-np", 1)
+    props = server.get("/props")["morphkv"]
+    assert (props["capacity"], props["min_capacity"], props["max_capacity"]) == (500, 244, 756)
+    done = server.complete(some_tokens(900), 20)
+    assert len(done["tokens"]) == 20
+    assert done["timings"]["evicted_n"] > 0
 
 
 def test_a_setting_without_morphkv_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -32,7 +33,7 @@ class NumpyLlama:
 
     Keys and values are rounded when stored (cache_type) and when read by attention (read_type: llama.cpp's flash
     attention reads an f32 cache as f16 too); scores see what is stored. Everything else is float64.
-    query_type: what queries are rounded to, "q8_0" on the CPU where keys are q8_0.
+    query_type: what queries are rounded to, "q8_0" on the CPU where keys are q8_0. capacities: as of SequenceCache.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class NumpyLlama:
         read_type: str = "f16",
         query_type: str | None = None,
         n_ubatch: int = 512,
+        capacities: Sequence[int] = (),
     ):
         reader = gguf.GGUFReader(path)
         size = {name: field.contents() for name, field in reader.fields.items() if name.startswith("llama.")}
@@ -59,7 +61,12 @@ class NumpyLlama:
         self.read_type = read_type
         self.query_type = query_type
         self.n_ubatch = n_ubatch
-        self.cache = SequenceCache(rules, self.n_layer, self.n_head, self.n_head_kv, self.head_size)
+        self.capacities = tuple(capacities)
+        self.cache = self._empty_cache(rules)
+
+    def _empty_cache(self, rules: Rules) -> SequenceCache:
+        shape = self.n_layer, self.n_head, self.n_head_kv, self.head_size
+        return SequenceCache(rules, *shape, capacities=self.capacities)
 
     @property
     def n_past(self) -> int:
@@ -68,7 +75,7 @@ class NumpyLlama:
     def empty(self) -> NumpyLlama:
         """Another sequence of the same model."""
         other = copy.copy(self)
-        other.cache = SequenceCache(self.cache.rules, self.n_layer, self.n_head, self.n_head_kv, self.head_size)
+        other.cache = self._empty_cache(self.cache.rules)
         return other
 
     def copy(self) -> NumpyLlama:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,23 @@ N_UBATCH = 16
 
 
 class Pair:
-    """n_gpu_layers: where the native model lives, by default where the tests are told to."""
+    """n_gpu_layers: where the native model lives, by default where the tests are told to.
 
-    def __init__(self, path: Path, cache_type: str = "f16", n_gpu_layers: int = N_GPU_LAYERS, **rules):
+    profile: of layers that share what `capacity` would take in each.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        cache_type: str = "f16",
+        n_gpu_layers: int = N_GPU_LAYERS,
+        profile: morphkv_cpp.Profile | None = None,
+        **rules,
+    ):
         self.rules = Rules(**rules)
         self.llm = morphkv_cpp.Llama(
             str(path),
-            morphkv=morphkv_cpp.MorphKV(**asdict(self.rules)),
+            morphkv=morphkv_cpp.MorphKV(**asdict(self.rules), layers=profile or "equal"),
             n_batch=512,
             n_ubatch=N_UBATCH,
             n_gpu_layers=n_gpu_layers,
@@ -34,7 +44,13 @@ class Pair:
             **QUIET,
         )
         query_type = "q8_0" if cache_type == "q8_0" and n_gpu_layers == 0 else None
-        self.twin = NumpyLlama(path, self.rules, cache_type=cache_type, query_type=query_type, n_ubatch=N_UBATCH)
+        capacities = ()
+        if profile is not None:
+            n_distant = [self.llm.retained(layer).shape[1] for layer in range(len(profile.harm))]
+            capacities = [n + self.rules.window for n in n_distant]
+            self.rules = replace(self.rules, capacity=min(capacities))
+        options = {"cache_type": cache_type, "query_type": query_type, "n_ubatch": N_UBATCH, "capacities": capacities}
+        self.twin = NumpyLlama(path, self.rules, **options)
         self.tally = Tally(cache_type=cache_type)
 
     def decode(self, tokens: list[int]) -> None:

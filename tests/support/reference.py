@@ -7,12 +7,15 @@ other policies go beyond the paper.
 A head holds its tokens in cells: first the older ones, then the newest `window`. Before the first cut cells are in
 order of position; after it the first n_distant = capacity - window cells are slots, whose tokens differ per layer and
 KV head, and the cells behind them hold the same recent tokens everywhere, in order of position.
+
+Layers may have capacities of their own. All are cut at the same moments, which are those of the smallest capacity, so
+that the same tokens are recent everywhere; a layer that holds no more than its capacity is left alone by a cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -101,13 +104,15 @@ def plan(
     is_ready: bool,
     has_evicted: bool = False,
     rotary: int = 0,
+    n_before: int | None = None,
 ) -> list[tuple[bool, int]]:
     """What decoding a batch of n_tokens does to a sequence that holds n_used: micro-batches (cut before it?, n_new).
 
     A prompt cuts only when no cell is free, so that its queries see as much of it as fits. A token or a draft cuts
     before it once the recent region has outgrown the window by `interval` and the sequence `is_ready` (SequenceCache),
     and in any case rather before it than inside of it. A micro-batch also ends where the rotary position, now `rotary`,
-    reaches the limit: there falls a rebase.
+    reaches the limit: there falls a rebase, which puts the text's n_used tokens behind n_before others: those that stay
+    where they are before the slots, and those of layers with more slots (None: rules.n_near).
     """
     is_cut = n_used == rules.n_limit
     if not is_prompt:
@@ -121,7 +126,7 @@ def plan(
         n_new = min(n_tokens, n_ubatch, rules.n_limit - n_used)
         if rules.rope_limit:
             if rotary >= rules.rope_limit and n_used:
-                rotary = n_used + (rules.n_near if has_evicted else 0)
+                rotary = n_used + ((rules.n_near if n_before is None else n_before) if has_evicted else 0)
             n_new = min(n_new, rules.rope_limit - rotary)
         steps.append((is_cut, n_new))
         n_used += n_new
@@ -312,7 +317,10 @@ Adopt = Callable[[int, int], np.ndarray | None]  # (layer, kv head) -> positions
 
 
 class SequenceCache:
-    """All heads of one sequence, the newest queries of each layer, and the counters."""
+    """All heads of one sequence, the newest queries of each layer, and the counters.
+
+    capacities: by layer, in place of that of the rules, which is the smallest of them.
+    """
 
     def __init__(
         self,
@@ -324,12 +332,20 @@ class SequenceCache:
         *,
         scale: float | None = None,
         softcap: float = 0.0,
+        capacities: Sequence[int] = (),
     ):
         self.rules = rules
+        capacities = capacities or [rules.capacity] * n_layer
+        if min(capacities) != rules.capacity:
+            raise ValueError(f"the rules must have the smallest capacity, got {rules.capacity} with {capacities}")
+        of_layers = [replace(rules, capacity=capacity) for capacity in capacities]
+        self.least = capacities.index(rules.capacity)  # a layer that is cut each time
+        self.n_near = min(of_layer.n_near for of_layer in of_layers)
         self.scale = head_size**-0.5 if scale is None else scale
         self.softcap = softcap
         self.n_group = n_head // n_head_kv
-        self.heads = [[HeadCache(rules, head_size) for _ in range(n_head_kv)] for _ in range(n_layer)]
+        self.heads = [[HeadCache(of_layer, head_size) for _ in range(n_head_kv)] for of_layer in of_layers]
+        self.has_evicted = [False] * n_layer
         # the newest: (n_head, n, head_size) and the position of each; a query's row is its position % n_ring
         self.n_ring = rules.n_voters + N_SPARE
         self.queries = [np.empty((n_head, 0, head_size)) for _ in range(n_layer)]
@@ -344,7 +360,7 @@ class SequenceCache:
 
     @property
     def n_used(self) -> int:
-        return self.heads[-1][-1].n_used
+        return self.heads[self.least][-1].n_used
 
     @property
     def newest_position(self) -> int:
@@ -356,7 +372,7 @@ class SequenceCache:
         """Oldest position that every head holds with all after it; -1 when empty."""
         if not self.n_used:
             return -1
-        return int(self.heads[-1][-1].positions[self.rules.n_distant if self.n_evictions else 0])
+        return int(self.heads[self.least][-1].positions[self.rules.n_distant if self.n_evictions else 0])
 
     def voters(self, layer: int) -> np.ndarray:
         """Queries of the newest tokens as far as they are held: (n_head, n <= n_voters, head_size)."""
@@ -378,6 +394,7 @@ class SequenceCache:
             is_ready=self.is_ready,
             has_evicted=self.n_evictions > 0,
             rotary=self.newest_position + 1 - self.rotary_offset,
+            n_before=self.n_near + max(head.rules.capacity for head, *_ in self.heads) - self.rules.capacity,
         )
 
     def append(
@@ -402,10 +419,10 @@ class SequenceCache:
             return True
         if self.n_evictions and position <= self.complete_position:
             return False
-        n_used = self.n_used - (self.newest_position + 1 - position)
+        n_removed = self.newest_position + 1 - position
         for heads in self.heads:
             for head in heads:
-                head.truncate(n_used)
+                head.truncate(head.n_used - n_removed)
         for layer, held in enumerate(self.query_positions):
             self.queries[layer] = self.queries[layer][:, held < position]
             self.query_positions[layer] = held[held < position]
@@ -421,7 +438,11 @@ class SequenceCache:
         limit = self.rules.rope_limit
         if not limit or not self.n_used or self.newest_position + n_new - self.rotary_offset < limit:
             return
-        offset = self.complete_position - (self.rules.n_distant + self.rules.n_near if self.n_evictions else 0)
+        # such that recent tokens stand behind the slots of each layer, and behind what a layer without evictions holds
+        offset = min(
+            self.complete_position - head.rules.n_distant - self.n_near if has_evicted else int(head.positions[0])
+            for (head, *_), has_evicted in zip(self.heads, self.has_evicted)
+        )
         for layer, heads in enumerate(self.heads):
             for head in heads:
                 head.rebase(turn, offset)
@@ -441,15 +462,20 @@ class SequenceCache:
 
     def retained(self, layer: int) -> np.ndarray:
         """Positions in the slots, (n_head_kv, n_distant); -1 before the first cut."""
-        if not self.n_evictions:
-            return np.full((len(self.heads[layer]), self.rules.n_distant), -1)
-        return np.stack([head.positions[: self.rules.n_distant] for head in self.heads[layer]])
+        n_distant = self.heads[layer][0].rules.n_distant
+        if not self.has_evicted[layer]:
+            return np.full((len(self.heads[layer]), n_distant), -1)
+        return np.stack([head.positions[:n_distant] for head in self.heads[layer]])
 
     def cut(self, adopt: Adopt | None = None) -> list[list[HeadCut]]:
-        """Evict down to capacity in every head; returns what was done by [layer][kv head]."""
+        """Evict down to capacity in every head; returns what was done by [layer][kv head], [] where nothing was."""
         n_evicted = self.n_used - self.rules.capacity
         reports = []
         for layer, heads in enumerate(self.heads):
+            if heads[0].n_used <= heads[0].rules.capacity:
+                reports.append([])
+                continue
+            self.has_evicted[layer] = True
             voters = self.voters(layer)
             groups = voters.reshape(len(heads), self.n_group, *voters.shape[1:])
             reports.append(

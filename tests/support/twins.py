@@ -64,8 +64,9 @@ class Tally:
             for i_head, head in enumerate(heads):
                 where = f"cut {self.n_cuts}, layer {layer}, kv head {i_head}"
                 self.n_choices += 1
-                self.n_moved += int((head.kept >= rules.n_distant).sum())
-                stayed = head.kept[head.kept < rules.n_distant]
+                n_distant = head.rules.n_distant
+                self.n_moved += int((head.kept >= n_distant).sum())
+                stayed = head.kept[head.kept < n_distant]
                 assert (head.kept[stayed] == stayed).all(), f"{where}: a token that stays must not change its slot"
                 if rules.policy == "random":
                     continue
@@ -93,7 +94,7 @@ class Tally:
 
 def is_out_of_order(head: HeadCut, rules: Rules, tolerance: float = TIE_TOLERANCE) -> bool:
     """Whether of two moved tokens the clearly better one took the slot of the clearly better token."""
-    slots = np.flatnonzero(head.kept >= rules.n_distant)
+    slots = np.flatnonzero(head.kept >= head.rules.n_distant)
     left, came = head.scores[slots], head.scores[head.kept[slots]]
 
     def is_above(scores: np.ndarray) -> np.ndarray:

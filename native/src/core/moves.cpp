@@ -32,8 +32,8 @@ bool is_held(const morphkv_archive & archive, const morphkv_pages & pages, int64
 }
 
 // Adds what the archive has of these, a page at a time, as a page may be megabytes in a file. kept: by layer, or empty.
-void add_moves(std::vector<origin> origins, const morphkv_archive * archive, const morphkv_pages & pages,
-               std::vector<morphkv_originals> & kept, std::vector<morphkv_move> & moves) {
+void add_moves(std::vector<origin> origins, const morphkv_archive * archive, size_t i_first,
+               const morphkv_pages & pages, std::vector<morphkv_originals> & kept, std::vector<morphkv_move> & moves) {
     for (origin & from : origins) {
         from.has_original = !from.is_new && !kept.empty() && kept[from.i_layer].serial[from.row] == from.serial;
         from.i_page       = from.has_original ? -1 : from.i_page;
@@ -56,7 +56,7 @@ void add_moves(std::vector<origin> origins, const morphkv_archive * archive, con
             move.by.push_back(from.by);
             continue;
         }
-        const auto &    layer = archive->layout.layers[from.i_layer];
+        const auto &    layer = archive->layout.layers[i_first + from.i_layer];
         const size_t    n_k   = ggml_row_size(archive->layout.type_k, layer.n_embd_k);
         const size_t    n_v   = ggml_row_size(archive->layout.type_v, layer.n_embd_v);
         const size_t    i_row = from.i_row * layer.n_head_kv + from.head;
@@ -78,8 +78,9 @@ void add_moves(std::vector<origin> origins, const morphkv_archive * archive, con
 }
 
 // Room for the originals of all slots, once there is one to put.
-void reserve_originals(const morphkv_page_layout & layout, uint32_t n_distant, std::vector<morphkv_originals> & kept) {
-    for (size_t il = kept.size(); il < layout.layers.size(); ++il) {
+void reserve_originals(const morphkv_page_layout & layout, size_t i_first, size_t n_layers, uint32_t n_distant,
+                       std::vector<morphkv_originals> & kept) {
+    for (size_t il = i_first + kept.size(); il < i_first + n_layers; ++il) {
         const size_t n_rows = n_distant * layout.layers[il].n_head_kv;
         kept.push_back({ std::vector<int32_t>(n_rows, -1), std::vector<uint8_t>(n_distant * layout.k_bytes(il)) });
     }
@@ -91,7 +92,8 @@ morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
                                      const std::vector<morphkv_moved_layer> & layers,
                                      const std::vector<morphkv_slots> & slots, const morphkv_pages & pages,
                                      const morphkv_archive * archive, bool is_exact,
-                                     std::vector<morphkv_originals> * originals, int32_t offset, int32_t base) {
+                                     std::vector<morphkv_originals> * originals, int32_t offset, int32_t base,
+                                     size_t i_first) {
     const auto &  group       = text.groups[i_group];
     const bool    has_evicted = group.has_evicted();
     const int32_t n_distant   = group.shape.n_distant();
@@ -149,8 +151,8 @@ morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
     std::vector<morphkv_originals> none;
     auto &                         kept = originals ? *originals : none;
     if (originals && archive && is_exact && !origins.empty()) {
-        reserve_originals(archive->layout, n_distant, kept);
+        reserve_originals(archive->layout, i_first, layers.size(), n_distant, kept);
     }
-    add_moves(std::move(origins), archive, pages, kept, res.layers);
+    add_moves(std::move(origins), archive, i_first, pages, kept, res.layers);
     return res;
 }

@@ -54,9 +54,11 @@ struct morphkv_move_plan {
 // of which the archive's last one need not be full.
 //   archive:   null where there is none
 //   is_exact:  its keys are no less exact than those of the cache, so that a key is placed anew from there
-//   originals: by layer, to be looked at and added to; null where pages are in memory
+//   originals: by layer of the group, to be looked at and added to; null where pages are in memory
+//   i_first:   of the group's layers among those of the archive
 morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
                                      const std::vector<morphkv_moved_layer> & layers,
                                      const std::vector<morphkv_slots> & slots, const morphkv_pages & pages,
                                      const morphkv_archive * archive, bool is_exact,
-                                     std::vector<morphkv_originals> * originals, int32_t offset, int32_t base);
+                                     std::vector<morphkv_originals> * originals, int32_t offset, int32_t base,
+                                     size_t i_first = 0);

@@ -1,5 +1,6 @@
 #include "core/params.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -68,6 +69,25 @@ static void check_count(const char * name, int32_t value, int32_t lo, int32_t hi
     }
 }
 
+// What the model is not needed for.
+static void check_large(const morphkv_params & p) {
+    check_count("n_large", p.n_large, 0, MORPHKV_LARGE_MAX);
+    for (int32_t i = 0; i < p.n_large; ++i) {
+        if (std::count(p.large_layers, p.large_layers + i, p.large_layers[i]) > 0) {
+            throw morphkv_error(MORPHKV_STATUS_INVALID,
+                                "large_layers must differ, got " + std::to_string(p.large_layers[i]) + " twice");
+        }
+    }
+    if (p.large_capacity == 0 && p.small_capacity == 0) {
+        return;
+    }
+    check_count("small_capacity", p.small_capacity, p.keep + p.window + 1, N_MAX);
+    check_count("large_capacity", p.large_capacity, p.small_capacity, N_MAX);
+    if (p.n_large == 0) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID, "large_capacity and small_capacity need large_layers");
+    }
+}
+
 morphkv_params morphkv_params_checked(const morphkv_params * params) {
     if (!params) {
         throw morphkv_error(MORPHKV_STATUS_INVALID, "params must not be NULL");
@@ -98,6 +118,7 @@ morphkv_params morphkv_params_checked(const morphkv_params * params) {
     }
 
     check_count("rope_limit", p.rope_limit, -1, std::numeric_limits<int32_t>::max());
+    check_large(p);
 
     if (p.votes == 0) {
         p.votes = p.window;

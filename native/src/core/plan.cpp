@@ -38,14 +38,17 @@ bool morphkv_plan::is_due(int32_t i_text, size_t i_group) const {
 // A rebase falls before the token whose rotary position is the limit, however the tokens come, and before an image that would
 // reach it.
 morphkv_text morphkv_plan::made_ready(int32_t i_text, std::vector<size_t> * cuts) const {
-    morphkv_text res = texts[i_text];
+    morphkv_text res      = texts[i_text];
+    bool         cuts_now = false;
     for (size_t i = 0; i < res.groups.size(); ++i) {
-        if (is_due(i_text, i)) {
-            res.note_cut(i);
-            if (cuts) {
-                cuts->push_back(i);
-            }
-        }
+        cuts_now |= is_due(i_text, i);
+    }
+    const auto over = cuts_now ? res.groups_over_capacity() : std::vector<size_t>();
+    for (const size_t i : over) {
+        res.note_cut(i);
+    }
+    if (cuts) {
+        *cuts = over;
     }
     const auto &  part   = parts[i_text];
     const int32_t newest = part.n_column > 0 || part.is_whole ? part.end - 1 : res.positions.next();
@@ -115,11 +118,14 @@ bool morphkv_plan::add(const std::vector<int32_t> & i_texts, int32_t n, std::vec
 
 morphkv_text morphkv_text_behind_prompt(morphkv_text text, int32_t n) {
     while (n > 0) {
+        const bool is_full = std::any_of(text.groups.begin(), text.groups.end(), [&](const auto & group) {
+            return text.n_tokens() - group.n_evicted >= group.shape.n_limit;
+        });
+        for (const size_t i : is_full ? text.groups_over_capacity() : std::vector<size_t>()) {
+            text.note_cut(i);
+        }
         int32_t n_room = n;
         for (size_t i = 0; i < text.groups.size(); ++i) {
-            if (text.n_used(i) >= text.groups[i].shape.n_limit) {
-                text.note_cut(i);
-            }
             n_room = std::min(n_room, text.groups[i].shape.n_limit - text.n_used(i));
         }
         text.append(text.is_empty() ? 0 : text.positions.next(), n_room, /*is_prompt =*/true);

@@ -51,6 +51,16 @@ void morphkv_text::note_cut(size_t i_group) {
     decoded_since_cut = n_tokens();
 }
 
+std::vector<size_t> morphkv_text::groups_over_capacity() const {
+    std::vector<size_t> res;
+    for (size_t i = 0; i < groups.size(); ++i) {
+        if (n_used(i) > groups[i].shape.capacity) {
+            res.push_back(i);
+        }
+    }
+    return res;
+}
+
 void morphkv_text::remove_from(int32_t serial) {
     const int32_t n = n_tokens() - serial;
     positions.truncate(serial);
@@ -77,9 +87,13 @@ void morphkv_text::note_rebase(int32_t offset, std::vector<std::vector<int32_t>>
     decoded_since_cut = n_tokens();
 }
 
-void morphkv_text::note_recall(size_t i_group, int32_t base, std::vector<int32_t> ranked, int64_t n_brought) {
+void morphkv_text::note_placed(size_t i_group, int32_t base, std::vector<int32_t> ranked) {
     groups[i_group].base   = base;
     groups[i_group].ranked = std::make_shared<std::vector<int32_t>>(std::move(ranked));
+}
+
+void morphkv_text::note_recall(size_t i_group, int32_t base, std::vector<int32_t> ranked, int64_t n_brought) {
+    note_placed(i_group, base, std::move(ranked));
     if (n_brought > 0) {
         brought_at = n_tokens();
     }

@@ -1,7 +1,8 @@
 // What a sequence is, apart from its tensors: which tokens there are, where they stand, and in which cells they lie.
 //
 //   tokens   by serial: 0, 1, 2, ... in the order of the text, never reused but for tokens that were taken back
-//   groups   layers that hold the same tokens. Of a group that is cut:
+//   groups   layers that hold the same tokens. All that are cut are cut at the same moments, so that the same tokens are
+//            recent in each; one of a larger capacity holds more distant ones, or still all. Of a group that is cut:
 //
 //            cells: [0 ........ n_distant) [n_distant .................. n_used)
 //                   distant slots          recent region, in the order of serials
@@ -80,12 +81,16 @@ public:
 
     // what comes and goes
     // n_column: as in a run.
-    void append(int32_t pos, int32_t n, bool is_prompt, int32_t n_column = 0);
-    void note_cut(size_t i_group);
-    void remove_from(int32_t serial);
+    void                append(int32_t pos, int32_t n, bool is_prompt, int32_t n_column = 0);
+    void                note_cut(size_t i_group);
+    // Groups that a cut of the text evicts from: those that hold more than their capacity.
+    std::vector<size_t> groups_over_capacity() const;
+    void                remove_from(int32_t serial);
     // Keys and queries have been turned. ranked: of each group; empty where it has not evicted.
-    void note_rebase(int32_t offset, std::vector<std::vector<int32_t>> ranked);
-    void note_recall(size_t i_group, int32_t base, std::vector<int32_t> ranked, int64_t n_brought);
+    void                note_rebase(int32_t offset, std::vector<std::vector<int32_t>> ranked);
+    void                note_recall(size_t i_group, int32_t base, std::vector<int32_t> ranked, int64_t n_brought);
+    // By the same recall, in another group.
+    void                note_placed(size_t i_group, int32_t base, std::vector<int32_t> ranked);
 
     bool    is_empty() const { return positions.n_tokens() == 0; }
     int32_t n_tokens() const { return positions.n_tokens(); }

@@ -6,11 +6,12 @@ static constexpr size_t N_TENSORS = 24;  // of a layer
 
 std::string morphkv_read_cells(morphkv_runner & runner, const std::vector<morphkv_side_layer> & layers,
                                const morphkv_k_rot & k_rot, uint32_t i_stream, uint32_t i_first,
-                               const std::vector<int32_t> & turn, const morphkv_staging & staging, char * out) {
+                               const std::vector<int32_t> & turn, const morphkv_staging & staging, size_t i_first_layer,
+                               char * out) {
     const int64_t n      = turn.size();
     ggml_tensor * rot    = nullptr;
     ggml_tensor * deltas = nullptr;
-    size_t        il     = 0;
+    size_t        il     = i_first_layer;
 
     auto begin = [&](morphkv_inputs & inputs) {
         deltas = nullptr;

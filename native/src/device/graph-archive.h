@@ -13,4 +13,5 @@
 // write to. Why it failed, or "".
 std::string morphkv_read_cells(morphkv_runner & runner, const std::vector<morphkv_side_layer> & layers,
                                const morphkv_k_rot & k_rot, uint32_t i_stream, uint32_t i_first,
-                               const std::vector<int32_t> & turn, const morphkv_staging & staging, char * out);
+                               const std::vector<int32_t> & turn, const morphkv_staging & staging, size_t i_first_layer,
+                               char * out);

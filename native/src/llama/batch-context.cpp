@@ -1,17 +1,36 @@
 #include "llama/batch-context.h"
 
-morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv) : llama_kv_cache_context(mkv), mkv(mkv) {}
+#include <algorithm>
+
+morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv) : llama_kv_cache_context(mkv), mkv(mkv) {
+    for (size_t i = 1; i < mkv->n_groups(); ++i) {
+        add_group(std::make_unique<morphkv_group_context>(mkv, mkv->get_group(i).cells));
+    }
+}
 
 morphkv_cache_context::morphkv_cache_context(morphkv_cache * mkv, morphkv_cache::batch_plan plan)
-    : llama_kv_cache_context(mkv, std::move(plan.sinfos), std::move(plan.ubatches)),
+    : llama_kv_cache_context(mkv, std::move(plan.sinfos[0]), plan.ubatches),
       mkv(mkv),
       cuts(std::move(plan.cuts)),
       rebases(std::move(plan.rebases)),
       is_prompt(std::move(plan.is_prompt)),
-      n_column(std::move(plan.n_column)) {}
+      n_column(std::move(plan.n_column)) {
+    for (size_t i = 1; i < mkv->n_groups(); ++i) {
+        add_group(std::make_unique<morphkv_group_context>(mkv, mkv->get_group(i).cells, std::move(plan.sinfos[i]),
+                                                          plan.ubatches));
+    }
+}
+
+void morphkv_cache_context::add_group(std::unique_ptr<morphkv_group_context> group) {
+    parts.push_back(group.get());
+    others.emplace_back(std::move(group));
+}
 
 bool morphkv_cache_context::next() {
     i_next++;
+    for (auto * part : parts) {
+        part->next();
+    }
     return llama_kv_cache_context::next();
 }
 
@@ -28,7 +47,8 @@ bool morphkv_cache_context::apply() {
     }
     const auto &   ubatch       = get_ubatch();
     const uint32_t n_seq_tokens = ubatch.n_tokens / ubatch.n_seqs_unq;
-    if (!llama_kv_cache_context::apply()) {
+    if (!llama_kv_cache_context::apply() ||
+        !std::all_of(parts.begin(), parts.end(), [](auto * part) { return part->apply(); })) {
         return false;
     }
     for (uint32_t i = 0; i < ubatch.n_tokens; i += n_seq_tokens) {

@@ -3,12 +3,16 @@
 
 #include "llama/memory.h"
 
+#include <deque>
+
 // A batch context that has a MorphKV cache in it.
 class morphkv_context {
 public:
     virtual ~morphkv_context() = default;
 
-    virtual morphkv_cache * get_cache() const = 0;
+    virtual morphkv_cache *                     get_cache() const               = 0;
+    // Of a group beside the first; null where there is none.
+    virtual const llama_kv_cache_iswa_context * get_group(size_t i_group) const = 0;
 };
 
 class morphkv_cache_context : public llama_kv_cache_context, public morphkv_context {
@@ -20,10 +24,18 @@ public:
     bool next() override;
     bool apply() override;
 
-    morphkv_cache * get_cache() const override { return mkv; }
+    morphkv_cache *                     get_cache() const override { return mkv; }
+    const llama_kv_cache_iswa_context * get_group(size_t i_group) const override {
+        return i_group >= 1 && i_group <= others.size() ? &others[i_group - 1] : nullptr;
+    }
 
 private:
     morphkv_cache * mkv;
+
+    std::deque<morphkv_group_pair>        others;  // groups but the first
+    std::vector<llama_kv_cache_context *> parts;   // of them
+
+    void add_group(std::unique_ptr<morphkv_group_context> group);
 
     // as in a batch_plan
     std::vector<std::vector<llama_seq_id>> cuts, rebases;
@@ -41,7 +53,8 @@ public:
     // The windowed layers get no tokens that the others could not take.
     bool apply() override;
 
-    morphkv_cache * get_cache() const override { return base->get_cache(); }
+    morphkv_cache *                     get_cache() const override { return base->get_cache(); }
+    const llama_kv_cache_iswa_context * get_group(size_t i_group) const override { return base->get_group(i_group); }
 
 private:
     morphkv_iswa_context(std::vector<llama_ubatch> ubatches, morphkv_cache_context * base,

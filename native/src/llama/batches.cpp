@@ -117,6 +117,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
     const llama_batch & batch = balloc.get_batch();
     auto                parts = parts_of(batch, sequences.size(), follows_target);
     batch_plan          res;
+    res.sinfos.resize(groups.size());
     for (size_t s = 0; s < sequences.size(); ++s) {
         if (parts[s].n > 0 && (!batch.token || attends_both_ways())) {
             note_arrival(batch, s, parts[s]);
@@ -141,7 +142,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
         if (!plan.add(seqs, n_new, planned)) {
             return std::nullopt;
         }
-        slot_info                 sinfo = { LLAMA_MAX_SEQ, 0, {}, {} };
+        std::vector<slot_info>    sinfos(groups.size(), { LLAMA_MAX_SEQ, 0, {}, {} });
         std::vector<llama_seq_id> cut_seqs, rebased_seqs;
         for (const auto & text : planned) {
             if (!text.cuts.empty()) {
@@ -150,16 +151,21 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
             if (text.rebases) {
                 rebased_seqs.push_back(text.i_text);
             }
-            sinfo.s0 = std::min<uint32_t>(sinfo.s0, text.i_text);
-            sinfo.s1 = std::max<uint32_t>(sinfo.s1, text.i_text);
-            sinfo.strm.push_back(text.i_text);
-            sinfo.idxs.emplace_back();
-            for (uint32_t j = 0; j < n_new; ++j) {
-                sinfo.idxs.back().push_back(text.first_cells[GROUP] + j);
+            for (size_t i = 0; i < groups.size(); ++i) {
+                auto & sinfo = sinfos[i];
+                sinfo.s0     = std::min<uint32_t>(sinfo.s0, text.i_text);
+                sinfo.s1     = std::max<uint32_t>(sinfo.s1, text.i_text);
+                sinfo.strm.push_back(text.i_text);
+                sinfo.idxs.emplace_back();
+                for (uint32_t j = 0; j < n_new; ++j) {
+                    sinfo.idxs.back().push_back(text.first_cells[i] + j);
+                }
             }
         }
         res.ubatches.push_back(std::move(ubatch));
-        res.sinfos.push_back(std::move(sinfo));
+        for (size_t i = 0; i < groups.size(); ++i) {
+            res.sinfos[i].push_back(std::move(sinfos[i]));
+        }
         res.cuts.push_back(std::move(cut_seqs));
         res.rebases.push_back(std::move(rebased_seqs));
     }

@@ -21,16 +21,16 @@ static std::vector<uint32_t> sizes_up_to(uint32_t n) {
     return res;
 }
 
-std::string morphkv_cache::why_not_evicted() {
+std::string morphkv_cache::why_not_evicted(size_t i_group) {
     morphkv_eviction eviction{};
     auto &           shape = eviction.shape;
     eviction.policy        = vote_policy();
     shape.n_keep           = params.keep;
-    shape.n_distant        = n_distant;
+    shape.n_distant        = groups[i_group].shape.n_distant();
     shape.n_window         = params.window;
 
     // the largest eviction that there can be, the smallest, and one that nobody is left to vote in
-    const int32_t n_most  = n_limit(params) - params.capacity;
+    const int32_t n_most  = morphkv_params_room(params);
     const int32_t n_votes = params.policy == MORPHKV_POLICY_MORPHKV ? params.votes : 0;
     for (const auto & [n_grad, votes] : { std::pair(n_most, n_votes), std::pair(1, n_votes), std::pair(n_most, 0) }) {
         shape.n_grad  = n_grad;
@@ -39,7 +39,7 @@ std::string morphkv_cache::why_not_evicted() {
         eviction.vote_rows.assign(votes, 0);
         morphkv_runner runner(engine);
         runner.check_only     = true;
-        const std::string why = morphkv_run_eviction(runner, side.layers, 0, eviction);
+        const std::string why = morphkv_run_eviction(runner, groups[i_group].side.layers, 0, eviction);
         if (!why.empty()) {
             return why;
         }
@@ -47,7 +47,8 @@ std::string morphkv_cache::why_not_evicted() {
     return "";
 }
 
-std::string morphkv_cache::why_not_moved(uint32_t n_turned, uint32_t n_placed, bool is_recall) {
+std::string morphkv_cache::why_not_moved(size_t i_group, uint32_t n_turned, uint32_t n_placed, bool is_recall) {
+    const auto &              side = groups[i_group].side;
     std::vector<morphkv_move> moves(side.layers.size());
     for (size_t il = 0; il < moves.size(); ++il) {
         const auto & layer = side.layers[il];
@@ -62,12 +63,12 @@ std::string morphkv_cache::why_not_moved(uint32_t n_turned, uint32_t n_placed, b
     }
     morphkv_runner runner(engine);
     runner.check_only = true;
-    return run_moves(0, moves, /*query_delta =*/is_recall ? 0 : 1, runner);
+    return run_moves(0, i_group, moves, /*query_delta =*/is_recall ? 0 : 1, runner);
 }
 
-std::string morphkv_cache::why_not_rebased() {
-    for (const uint32_t n_used : sizes_up_to(n_limit(params))) {
-        const std::string why = why_not_moved(n_used, 0, /*is_recall =*/false);
+std::string morphkv_cache::why_not_rebased(size_t i_group) {
+    for (const uint32_t n_used : sizes_up_to(groups[i_group].shape.n_limit)) {
+        const std::string why = why_not_moved(i_group, n_used, 0, /*is_recall =*/false);
         if (!why.empty()) {
             return why;
         }
@@ -75,21 +76,23 @@ std::string morphkv_cache::why_not_rebased() {
     return "";
 }
 
-std::string morphkv_cache::why_not_recalled() {
+std::string morphkv_cache::why_not_recalled(size_t i_group) {
+    const auto &               group     = groups[i_group];
+    const uint32_t             n_distant = group.shape.n_distant();
     morphkv_layer_floats       queries, votes;
     const std::vector<int32_t> rows(std::min(MORPHKV_RECALL_VOTES, params.votes));
     morphkv_runner             ask(engine);
-    ask.check_only = true;
-    std::string why =
-        morphkv_read_votes(ask, side.layers, k_rot, 0, n_distant, vote_policy(), rows, rows, queries, votes);
+    ask.check_only  = true;
+    std::string why = morphkv_read_votes(ask, group.side.layers, group.k_rot, 0, n_distant, vote_policy(), rows, rows,
+                                         queries, votes);
     if (!why.empty()) {
         return why;
     }
     // a key comes from the archive, or is turned where that has lost it; with a rebase recent ones are turned too
     for (const bool is_recall : { true, false }) {
-        const uint32_t n_recent = is_recall ? 0 : n_limit(params) - n_distant;
+        const uint32_t n_recent = is_recall ? 0 : group.shape.n_limit - n_distant;
         for (const uint32_t n_placed : sizes_up_to(n_distant)) {
-            why = why_not_moved(n_recent + n_distant - n_placed, n_placed, is_recall);
+            why = why_not_moved(i_group, n_recent + n_distant - n_placed, n_placed, is_recall);
             if (!why.empty()) {
                 return why;
             }
@@ -99,16 +102,24 @@ std::string morphkv_cache::why_not_recalled() {
 }
 
 std::string morphkv_cache::why_not_archived() {
-    const auto &   staging = archives->staging;
-    morphkv_runner runner(engine);
-    runner.check_only = true;
-    const std::string why =
-        morphkv_read_cells(runner, side.layers, k_rot, 0, 0, std::vector<int32_t>(staging.n_tokens), staging, nullptr);
-    return why.empty() ? why_not_recalled() : why;
+    const auto & staging = archives->staging;
+    std::string  why;
+    for (size_t i = 0; i < groups.size() && why.empty(); ++i) {
+        morphkv_runner runner(engine);
+        runner.check_only = true;
+        why = morphkv_read_cells(runner, groups[i].side.layers, groups[i].k_rot, 0, 0,
+                                 std::vector<int32_t>(staging.n_tokens), staging, groups[i].i_first, nullptr);
+        why = why.empty() ? why_not_recalled(i) : why;
+    }
+    return why;
 }
 
 std::string morphkv_cache::why_not_computed(llama_context * lctx) {
     engine.set(lctx);
-    std::string why = why_not_evicted();
-    return why.empty() && rope_limit() > 0 ? why_not_rebased() : why;
+    std::string why;
+    for (size_t i = 0; i < groups.size() && why.empty(); ++i) {
+        why = why_not_evicted(i);
+        why = why.empty() && rope_limit() > 0 ? why_not_rebased(i) : why;
+    }
+    return why;
 }

@@ -31,20 +31,10 @@ morphkv_evict_policy morphkv_cache::vote_policy() const {
     return { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, params.decay };
 }
 
-bool morphkv_cache::cut(llama_seq_id seq_id) {
-    const int64_t t_start_us = ggml_time_us();
-
-    for (const auto & layer : side.layers) {
-        if (layer.kq_scale == 0.0f) {
-            return fail("eviction", seq_id,
-                        "layer " + std::to_string(layer.il) +
-                            " attends without showing its queries, so this architecture cannot be served",
-                        false);
-        }
-    }
-
-    auto &       text  = sequences[seq_id].text;
-    const auto & group = text.groups[GROUP];
+std::string morphkv_cache::evict(llama_seq_id seq_id, size_t i_group, morphkv_runner & runner) {
+    const auto & text = sequences[seq_id].text;
+    const auto & held = text.groups[i_group];
+    auto &       side = groups[i_group].side;
 
     morphkv_eviction eviction{};
     eviction.policy = vote_policy();
@@ -55,32 +45,55 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
     }
     auto & shape    = eviction.shape;
     shape.n_keep    = text.n_keep;
-    shape.n_distant = n_distant;
-    shape.n_grad    = text.n_used(GROUP) - params.capacity;
+    shape.n_distant = held.shape.n_distant();
+    shape.n_grad    = text.n_used(i_group) - held.shape.capacity;
     shape.n_window  = params.window;
     shape.n_votes   = eviction.vote_rows.size();
     GGML_ASSERT(shape.n_grad > 0);
     for (int32_t i = 0; i < shape.n_grad; ++i) {
-        eviction.graduates.push_back(group.serial_in(n_distant + i));
+        eviction.graduates.push_back(held.serial_in(shape.n_distant + i));
     }
     eviction.seed       = params.seed;
-    eviction.i_eviction = group.n_evictions;
+    eviction.i_eviction = held.n_evictions;
 
-    if (!group.has_evicted()) {
+    if (!held.has_evicted()) {
         ggml_backend_sched_synchronize(engine.sched());
         side.set_first_serials(seq_id);
     }
+    const bool is_larger  = shape.n_old() > n_old_measured;
+    runner.measure        = runner.measure || is_larger;
+    const std::string why = morphkv_run_eviction(runner, side.layers, seq_id, eviction);
+    scratch_bytes         = std::max(scratch_bytes, runner.scratch_bytes);
+    n_old_measured        = why.empty() ? std::max(n_old_measured, shape.n_old()) : n_old_measured;
+    return why;
+}
+
+bool morphkv_cache::cut(llama_seq_id seq_id) {
+    const int64_t t_start_us = ggml_time_us();
+
+    for (const auto & layer : cut_layers()) {
+        if (layer.kq_scale == 0.0f) {
+            return fail("eviction", seq_id,
+                        "layer " + std::to_string(layer.il) +
+                            " attends without showing its queries, so this architecture cannot be served",
+                        false);
+        }
+    }
+
+    auto &        text        = sequences[seq_id].text;
+    const auto    over        = text.groups_over_capacity();
     const int32_t archive_end = archives ? archives->of(seq_id).end() : 0;
     if (archives) {
-        archive_cells(seq_id, shape.n_old());
+        archive_old(seq_id, text.n_tokens() - params.window);
     }
 
     morphkv_runner runner(engine);
     runner.inject_failure = inject_failure;
-    runner.measure        = shape.n_old() > n_old_measured;
-    const std::string why = morphkv_run_eviction(runner, side.layers, seq_id, eviction);
-    scratch_bytes         = std::max(scratch_bytes, runner.scratch_bytes);
-    const double took_ms  = (ggml_time_us() - t_start_us) / 1000.0;
+    std::string why;
+    for (size_t i = 0; i < over.size() && why.empty(); ++i) {
+        why = evict(seq_id, over[i], runner);
+    }
+    const double took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     evict_ms += took_ms;
     seq_evict_ms[seq_id] += took_ms;
 
@@ -90,19 +103,13 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
         }
         return fail("eviction", seq_id, why, runner.has_changed);
     }
-    n_old_measured = std::max(n_old_measured, shape.n_old());
 
     // the graduates' cells are free, the window's stand at the start of the recent region
-    const std::vector<llama_token> tokens  = get_tokens(seq_id, n_used(seq_id) - params.window);
-    const auto &                   cells   = get_cells(seq_id);
-    // llama.cpp frees by positions, and an image's tokens share one
-    const bool                     is_torn = cells.pos_get(n_distant - 1) == cells.pos_get(n_distant);
-    std::vector<llama_token>       distant = get_tokens(seq_id, is_torn ? 0 : n_used(seq_id));
-    distant.resize(is_torn ? n_distant : 0);
-    llama_kv_cache::seq_rm(seq_id, is_torn ? -1 : cells.pos_get(n_distant), -1);
-    text.note_cut(GROUP);
-    set_tokens(seq_id, 0, distant);
-    set_tokens(seq_id, n_distant, tokens);
+    for (const size_t i : over) {
+        const morphkv_cut_cells cells(groups[i], seq_id, text.n_used(i));
+        text.note_cut(i);
+        cells.set(text, i, n_pos);
+    }
     return true;
 }
 
@@ -110,39 +117,45 @@ bool morphkv_cache::cut(llama_seq_id seq_id) {
 // rebase
 //
 
-std::vector<morphkv_moved_layer> morphkv_cache::moved_layers() const {
+static float bits_of(ggml_type type) {
+    return 8.0f * ggml_type_size(type) / ggml_blck_size(type);
+}
+
+bool morphkv_cache::is_archive_exact(llama_seq_id seq_id, size_t i_group) const {
+    return archives && bits_of(archives->of(seq_id).layout.type_k) >= bits_of(groups[i_group].side.layers[0].k->type);
+}
+
+std::vector<morphkv_moved_layer> morphkv_cache::moved_layers(size_t i_group) const {
     std::vector<morphkv_moved_layer> res;
-    for (const auto & layer : side.layers) {
+    for (const auto & layer : groups[i_group].side.layers) {
         res.push_back({ layer.n_head_kv, layer.rope.is == morphkv_rope::kind::ROTATED });
     }
     return res;
 }
 
-static float bits_of(ggml_type type) {
-    return 8.0f * ggml_type_size(type) / ggml_blck_size(type);
-}
-
-bool morphkv_cache::is_archive_exact(llama_seq_id seq_id) const {
-    return archives && bits_of(archives->of(seq_id).layout.type_k) >= bits_of(side.layers[0].k->type);
-}
-
-morphkv_move_plan morphkv_cache::plan_moves(llama_seq_id seq_id, int32_t offset, int32_t base,
+morphkv_move_plan morphkv_cache::plan_moves(llama_seq_id seq_id, size_t i_group, int32_t offset, int32_t base,
                                             const std::vector<morphkv_slots> & slots, const morphkv_pages & pages) {
-    const morphkv_archive * archive = archives ? &archives->of(seq_id) : nullptr;
-    return morphkv_plan_moves(sequences[seq_id].text, GROUP, moved_layers(), slots, pages, archive,
-                              is_archive_exact(seq_id), keeps_originals ? &sequences[seq_id].originals : nullptr,
-                              offset, base);
+    const morphkv_archive * archive   = archives ? &archives->of(seq_id) : nullptr;
+    auto &                  originals = sequences[seq_id].originals;
+    if (keeps_originals) {
+        originals.resize(groups.size());
+    }
+    return morphkv_plan_moves(sequences[seq_id].text, i_group, moved_layers(i_group), slots, pages, archive,
+                              is_archive_exact(seq_id, i_group), keeps_originals ? &originals[i_group] : nullptr,
+                              offset, base, groups[i_group].i_first);
 }
 
-std::string morphkv_cache::run_moves(llama_seq_id seq_id, const std::vector<morphkv_move> & moves, int32_t query_delta,
-                                     morphkv_runner & runner) {
+// Windowed layers are turned with the first group.
+std::string morphkv_cache::run_moves(llama_seq_id seq_id, size_t i_group, const std::vector<morphkv_move> & moves,
+                                     int32_t query_delta, morphkv_runner & runner) {
+    const auto &                group  = groups[i_group];
     const morphkv_page_layout * layout = archives ? &archives->of(seq_id).layout : nullptr;
-    if (!window) {
-        return morphkv_run_moves(runner, side.layers, k_rot, nullptr, seq_id, moves, layout, query_delta);
+    if (!window || i_group != GROUP) {
+        return morphkv_run_moves(runner, group.side.layers, group.k_rot, nullptr, seq_id, moves, layout, query_delta);
     }
     const morphkv_turned_window turned = { window->layers, window->k_rot,
                                            sequences[seq_id].text.windowed->n_spanned() };
-    return morphkv_run_moves(runner, side.layers, k_rot, &turned, seq_id, moves, layout, query_delta);
+    return morphkv_run_moves(runner, group.side.layers, group.k_rot, &turned, seq_id, moves, layout, query_delta);
 }
 
 bool morphkv_cache::rebase(llama_seq_id seq_id) {
@@ -150,24 +163,28 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
     const int32_t offset = text.rebase_offset(rope_limit());
 
     ggml_backend_sched_synchronize(engine.sched());
-    std::vector<morphkv_slots> slots;
-    for (size_t il = 0; text.has_evicted() && il < side.layers.size(); ++il) {
-        const auto serials = side.get_serials(side.layers[il], seq_id);
-        slots.push_back({ serials, serials });
-    }
     morphkv_runner runner(engine);
     runner.inject_failure = inject_failure;
-    morphkv_move_plan plan;
-    std::string       why;
-    try {
-        plan = plan_moves(seq_id, offset, /*base =*/0, slots, {});
-        why  = run_moves(seq_id, plan.layers, text.rotary_offset - offset, runner);
-    } catch (const std::exception & err) {
-        why = err.what();
+    std::vector<std::vector<int32_t>> ranked;
+    std::string                       why;
+    for (size_t i = 0; i < groups.size() && why.empty(); ++i) {
+        const auto &               side = groups[i].side;
+        std::vector<morphkv_slots> slots;
+        for (size_t il = 0; text.groups[i].has_evicted() && il < side.layers.size(); ++il) {
+            const auto serials = side.get_serials(side.layers[il], seq_id);
+            slots.push_back({ serials, serials });
+        }
+        try {
+            auto plan = plan_moves(seq_id, i, offset, /*base =*/0, slots, {});
+            why       = run_moves(seq_id, i, plan.layers, text.rotary_offset - offset, runner);
+            ranked.push_back(std::move(plan.ranked));
+        } catch (const std::exception & err) {
+            why = err.what();
+        }
     }
     if (!why.empty()) {
         return fail("rebase", seq_id, why, runner.has_changed);
     }
-    text.note_rebase(offset, { std::move(plan.ranked) });
+    text.note_rebase(offset, std::move(ranked));
     return true;
 }

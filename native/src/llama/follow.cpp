@@ -23,15 +23,15 @@ bool morphkv_cache::is_follow_due(llama_seq_id seq_id) const {
     return morphkv_follow_when(sequences[seq_id].text, GROUP).looks;
 }
 
-bool morphkv_cache::are_there(const std::vector<int64_t> & pages, const std::vector<std::vector<int32_t>> & serials,
+bool morphkv_cache::are_there(const std::vector<int64_t> & pages, const std::vector<layer_slots> & slots,
                               const morphkv_archive & archive) const {
     int64_t n_missing = 0, n_all = 0;
     for (size_t i = 0; i < std::min(N_FIRST, pages.size()); ++i) {
         const int32_t first = archive.serial_of(pages[i]);
-        for (size_t il = 0; il < side.layers.size(); ++il) {
-            const int64_t n = side.layers[il].n_head_kv * N_PAGE;
+        for (const auto & layer : slots) {
+            const int64_t n = layer.n_head_kv * N_PAGE;
             n_all += n;
-            n_missing += n - std::count_if(serials[il].begin(), serials[il].end(), [&](int32_t serial) {
+            n_missing += n - std::count_if(layer.serials.begin(), layer.serials.end(), [&](int32_t serial) {
                              return serial >= first && serial < first + N_PAGE;
                          });
         }
@@ -46,7 +46,7 @@ morphkv_recalled morphkv_cache::follow(llama_seq_id seq_id, const morphkv_recall
 
     const auto &  text     = sequences[seq_id].text;
     const auto &  archive  = archives->of(seq_id);
-    const size_t  n_wanted = morphkv_n_wanted_pages(p.share, n_distant - text.n_keep);
+    const size_t  n_wanted = n_wanted_pages(seq_id, p);
     const int64_t n_pages  = n_archived_pages(seq_id);
     if (n_pages == 0 || n_wanted == 0) {
         return res;
@@ -55,21 +55,26 @@ morphkv_recalled morphkv_cache::follow(llama_seq_id seq_id, const morphkv_recall
     if (now.n_votes == 0) {
         return res;
     }
-    morphkv_page_uses                 uses;
-    std::vector<std::vector<int32_t>> serials;  // by layer
-    for (size_t il = 0; il < side.layers.size(); ++il) {
-        const auto & layer = side.layers[il];
-        serials.push_back(side.get_serials(layer, seq_id));
-        morphkv_add_page_uses(archive, serials.back(), now.votes[il], layer.n_head_kv, now.n_votes, text.n_keep, uses);
+    morphkv_page_uses                uses;
+    std::vector<layer_slots> slots;
+    for (size_t i = 0; i < groups.size(); ++i) {
+        const auto & group = groups[i];
+        for (size_t il = 0; text.groups[i].has_evicted() && il < group.side.layers.size(); ++il) {
+            const auto & layer = group.side.layers[il];
+            slots.push_back({ layer.n_head_kv, group.side.get_serials(layer, seq_id) });
+            morphkv_add_page_uses(archive, slots.back().serials, now.votes[group.i_first + il], layer.n_head_kv,
+                                  now.n_votes, text.n_keep, uses);
+        }
     }
     std::vector<int64_t> pages = morphkv_following_pages(archive, uses, p.need, n_wanted);
     if (pages.empty() && morphkv_follow_when(text, GROUP).searches) {
-        morphkv_device_scorer scorer(engine, side.layers, archive, now.queries);
+        const auto            layers = cut_layers();
+        morphkv_device_scorer scorer(engine, layers, archive, now.queries);
         pages = morphkv_choose_pages(archive, n_wanted, n_wanted * N_LOOK, text.n_keep, scorer, p.need * now.n_votes);
     }
-    if (!pages.empty() && !are_there(pages, serials, archive)) {
+    if (!pages.empty() && !are_there(pages, slots, archive)) {
         res.n_archived = n_pages * N_PAGE;
-        bring(seq_id, pages, now, t_start_us, res);
+        bring(seq_id, p, pages, now, t_start_us, res);
         n_recalls = 1;
     } else {
         sequences[seq_id].recall_ms += (ggml_time_us() - t_start_us) / 1000.0;

@@ -10,17 +10,18 @@ static uint32_t n_stored(const llama_ubatch & ubatch, int32_t n_ring) {
     return std::min<uint32_t>(ubatch.n_tokens / ubatch.n_seqs_unq, n_ring);
 }
 
-// The tokens of the ubatch are the newest of their texts.
+// The tokens of the ubatch are the newest of their texts. Rings of all layers have the same rows.
 std::vector<int64_t> morphkv_cache::ring_rows(const llama_ubatch & ubatch) const {
+    const int32_t  n_ring       = get_side().n_ring;
     const uint32_t n_seq_tokens = ubatch.n_tokens / ubatch.n_seqs_unq;
 
     std::vector<int64_t> res;
     for (uint32_t i = 0; i < ubatch.n_tokens; i += n_seq_tokens) {
         const llama_seq_id seq_id = ubatch.seq_id[i][0];
         const auto &       text   = sequences[seq_id].text;
-        const int32_t      n      = n_stored(ubatch, side.n_ring);
+        const int32_t      n      = n_stored(ubatch, n_ring);
         for (int32_t serial = text.n_tokens() - n; serial < text.n_tokens(); ++serial) {
-            res.push_back((int64_t) seq_id * side.n_ring + text.query_row(serial));
+            res.push_back((int64_t) seq_id * n_ring + text.query_row(serial));
         }
     }
     return res;
@@ -102,7 +103,9 @@ private:
 void morphkv_cache::build_store_query(llm_graph_result * res, ggml_context * ctx, ggml_cgraph * gf,
                                       const llama_ubatch & ubatch, ggml_tensor * q, const ggml_tensor * k,
                                       ggml_tensor * sinks, float kq_scale, int32_t il) {
-    auto it = std::find_if(side.layers.begin(), side.layers.end(), [&](const auto & layer) {
+    GGML_ASSERT(plan.of(il) >= 0);
+    auto & side = groups[plan.of(il)].side;
+    auto   it   = std::find_if(side.layers.begin(), side.layers.end(), [&](const auto & layer) {
         return std::count(layer.readers.begin(), layer.readers.end(), il) > 0;
     });
     GGML_ASSERT(it != side.layers.end());
@@ -155,9 +158,11 @@ void morphkv_cache::build_rotary_positions(llm_graph_result * res, ggml_tensor *
 }
 
 const morphkv_side_layer * morphkv_cache::find_unknown_rope() const {
-    for (const auto & layer : side.layers) {
-        if (layer.rope.is == morphkv_rope::kind::UNKNOWN) {
-            return &layer;
+    for (const auto & group : groups) {
+        for (const auto & layer : group.side.layers) {
+            if (layer.rope.is == morphkv_rope::kind::UNKNOWN) {
+                return &layer;
+            }
         }
     }
     for (size_t i = 0; window && i < window->layers.size(); ++i) {

@@ -147,7 +147,8 @@ static std::unique_ptr<morphkv_cache> make_cache(const llama_model & model, cons
     const auto has_heads = [&hparams, filter, n_layer](int32_t il) {
         return (uint32_t) il < n_layer && (!filter || filter(il)) && hparams.n_head_kv(il) > 0;
     };
-    return std::make_unique<morphkv_cache>(model, model.hparams, params, mparams.type_k, mparams.type_v,
+    const auto plan = morphkv_plan_layers(model.hparams, params, mparams.type_k, mparams.type_v, has_heads, reuse);
+    return std::make_unique<morphkv_cache>(model, model.hparams, params, plan, mparams.type_k, mparams.type_v,
                                            cparams.offload_kqv, cparams.n_seq_max, has_heads, reuse, n_window_cells);
 }
 
@@ -168,6 +169,9 @@ llama_memory_i * morphkv_hook_create_memory(const llama_model & model, const lla
         auto res            = make_cache(model, mparams, cparams, *params, filter, reuse);
         res->follows_target = is_of_heads(mparams) || model.arch == LLM_ARCH_EAGLE3;
         return res.release();
+    } catch (const morphkv_error & err) {
+        morphkv_error_set(err.status, err.what());
+        throw;
     } catch (const std::exception & err) {
         morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
         throw;
@@ -203,6 +207,9 @@ llama_memory_i * morphkv_hook_create_hybrid(const llama_model & model, const lla
         auto recr = std::make_unique<llama_memory_recurrent>(model, GGML_TYPE_F32, GGML_TYPE_F32, cparams.offload_kqv,
                                                              n_cells, n_cells, cparams.n_rs_seq, recurs);
         return new morphkv_hybrid(std::move(attn), std::move(recr));
+    } catch (const morphkv_error & err) {
+        morphkv_error_set(err.status, err.what());
+        throw;
     } catch (const std::exception & err) {
         morphkv_error_set(MORPHKV_STATUS_FAILED, err.what());
         throw;
@@ -213,6 +220,8 @@ void morphkv_hook_store_query(llm_graph_result * res, ggml_context * ctx, ggml_c
                               const llama_memory_context_i * mctx, const llama_ubatch & ubatch, ggml_tensor * q,
                               const ggml_tensor * k, ggml_tensor * sinks, float kq_scale, int il) {
     if (const auto * cur = dynamic_cast<const morphkv_cache_context *>(mctx)) {
+        cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, k, sinks, kq_scale, il);
+    } else if (const auto * cur = dynamic_cast<const morphkv_group_context *>(mctx)) {
         cur->get_cache()->build_store_query(res, ctx, gf, ubatch, q, k, sinks, kq_scale, il);
     } else if (const auto * cur = dynamic_cast<const morphkv_window_context *>(mctx)) {
         if (k) {

@@ -22,6 +22,17 @@ llama_memory_i * morphkv_hook_create_hybrid(const llama_model & model, const lla
                                             const llama_memory_i::layer_filter_cb & filter_attn,
                                             const llama_memory_i::layer_filter_cb & filter_recr);
 
+// Start of build_attn(): the inputs of the group that the layer is in (cells, mask), which are made when its first layer asks.
+llm_graph_input_attn_kv *      morphkv_hook_attn_input(llm_graph_result * res, ggml_context * ctx,
+                                                       const llama_memory_context_i * mctx, const llama_ubatch & ubatch,
+                                                       llm_graph_input_attn_kv * inp, int il);
+llm_graph_input_attn_k *       morphkv_hook_attn_input(llm_graph_result * res, ggml_context * ctx,
+                                                       const llama_memory_context_i * mctx, const llama_ubatch & ubatch,
+                                                       llm_graph_input_attn_k * inp, int il);
+llm_graph_input_attn_kv_iswa * morphkv_hook_attn_input(llm_graph_result * res, ggml_context * ctx,
+                                                       const llama_memory_context_i * mctx, const llama_ubatch & ubatch,
+                                                       llm_graph_input_attn_kv_iswa * inp, int il);
+
 // After K and V of a layer are stored: q (n_tokens, n_head, n_embd_head) is what attention will use, k (n_tokens,
 // n_head_kv, n_embd_head) is what was stored, null where the layer attends to another's. sinks: (n_head) or null. mctx: of the
 // cache that the layer is in.

@@ -49,7 +49,11 @@ public:
         return true;
     }
 
-    morphkv_cache * get_cache() const override { return mkv; }
+    morphkv_cache *                     get_cache() const override { return mkv; }
+    const llama_kv_cache_iswa_context * get_group(size_t i_group) const override {
+        const auto * part = dynamic_cast<const morphkv_context *>(attn);
+        return part ? part->get_group(i_group) : nullptr;
+    }
 
 private:
     morphkv_cache * mkv;

@@ -16,39 +16,85 @@ static llama_memory_i::layer_filter_cb filter_windowed(const llama_hparams &    
     };
 }
 
+// Of those, a group's.
+static llama_memory_i::layer_filter_cb filter_group(const llama_hparams &                   hparams,
+                                                    const llama_memory_i::layer_filter_cb & filter,
+                                                    const morphkv_layer_plan & plan, int32_t i_group) {
+    return [all = filter_windowed(hparams, filter, false), &plan, i_group](int32_t il) {
+        return all(il) && plan.of(il) == i_group;
+    };
+}
+
+static uint32_t group_cells(const morphkv_params & params, const morphkv_layer_plan & plan, size_t i_group) {
+    return GGML_PAD(plan.capacities[i_group] + morphkv_params_room(params), 256);
+}
+
 morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
-                             ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max,
-                             const layer_filter_cb & filter, const layer_reuse_cb & reuse, uint32_t n_window_cells)
-    : llama_kv_cache(model, hparams, type_k, type_v, /*v_trans =*/false, offload, /*unified =*/false, n_cells(params),
-                     n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE, /*mem_other =*/nullptr,
-                     filter_windowed(hparams, filter, false), reuse, /*share =*/nullptr),
+                             const morphkv_layer_plan & plan, ggml_type type_k, ggml_type type_v, bool offload,
+                             uint32_t n_seq_max, const layer_filter_cb & filter, const layer_reuse_cb & reuse,
+                             uint32_t n_window_cells)
+    : llama_kv_cache(model, hparams, type_k, type_v, /*v_trans =*/false, offload, /*unified =*/false,
+                     group_cells(params, plan, GROUP), n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE,
+                     /*mem_other =*/nullptr, filter_group(hparams, filter, plan, GROUP), reuse, /*share =*/nullptr),
       window(hparams.is_swa_any() ? new morphkv_window(model, hparams, type_k, type_v, offload, n_window_cells,
                                                        n_seq_max, filter_windowed(hparams, filter, true), reuse)
                                   : nullptr),
       params(params),
+      plan(plan),
       n_ctx_train(std::min<uint32_t>(hparams.n_ctx_train, std::numeric_limits<int32_t>::max())),
       n_pos(hparams.n_pos_per_embd()),
-      pos_end(model.pos_embd ? hparams.n_ctx_train : 0),
-      n_distant(params.capacity - params.window),
-      k_rot(morphkv_k_rot_of(*this)) {
-    auto layers = morphkv_layers_of(*this, hparams, reuse);
-    if (model.arch == LLM_ARCH_GROK) {
-        // the soft-cap of its own in llama.cpp's graph, and the scale before it
-        for (auto & layer : layers) {
-            layer.softcap       = hparams.f_attn_logit_softcapping;
-            layer.softcap_scale = hparams.f_attn_out_scale;
+      pos_end(model.pos_embd ? hparams.n_ctx_train : 0) {
+    size_t n_bytes = 0, n_layers = 0;
+    for (size_t i = 0; i < plan.capacities.size(); ++i) {
+        const int32_t           capacity = plan.capacities[i];
+        const morphkv_cut_shape shape    = { capacity, params.window, params.interval,
+                                             capacity + morphkv_params_room(params) };
+
+        std::unique_ptr<llama_kv_cache> own;
+        if (i != GROUP) {
+            own = std::make_unique<llama_kv_cache>(
+                model, hparams, type_k, type_v, /*v_trans =*/false, offload, /*unified =*/false,
+                group_cells(params, plan, i), n_seq_max, /*n_pad =*/1, /*n_swa =*/0, LLAMA_SWA_TYPE_NONE,
+                /*mem_other =*/nullptr, filter_group(hparams, filter, plan, i), reuse, /*share =*/nullptr);
+        }
+        llama_kv_cache & cells  = own ? *own : *this;
+        auto             layers = morphkv_layers_of(cells, hparams, reuse);
+        if (model.arch == LLM_ARCH_GROK) {
+            // the soft-cap of its own in llama.cpp's graph, and the scale before it
+            for (auto & layer : layers) {
+                layer.softcap       = hparams.f_attn_logit_softcapping;
+                layer.softcap_scale = hparams.f_attn_out_scale;
+            }
+        }
+        groups.push_back({ shape, n_layers, &cells, std::move(own), morphkv_k_rot_of(cells), {} });
+        n_layers += layers.size();
+        // so many tokens can be taken back and others decoded in their place without a voter missing
+        auto & side = groups.back().side;
+        side.init(std::move(layers), params.votes + MORPHKV_DRAFT_MAX, shape.n_distant(), get_n_stream(),
+                  params.decay > 0.0f, hparams.no_alloc);
+        n_bytes += side.n_bytes();
+        if (plan.capacities.size() > 1) {
+            LLAMA_LOG_INFO("%s: MorphKV: capacity = %d in %zu layers\n", __func__, capacity, side.layers.size());
         }
     }
-    // so many tokens can be taken back and others decoded in their place without a voter missing
-    side.init(std::move(layers), params.votes + MORPHKV_DRAFT_MAX, n_distant, get_n_stream(), params.decay > 0.0f,
-              hparams.no_alloc);
+    if (params.n_large > 0 && params.large_capacity == 0 && groups.size() == 1) {
+        LLAMA_LOG_WARN(
+            "%s: MorphKV: all layers keep %d tokens: with room for %d more in each nothing is left to share\n",
+            __func__, params.capacity, morphkv_params_room(params));
+    }
+    if (params.rope_limit > 0 && params.rope_limit < max_limit()) {
+        throw morphkv_error(
+            MORPHKV_STATUS_INVALID,
+            "rope_limit must be 0, -1 or at least the largest capacity + max(interval, prompt_room), got " +
+                std::to_string(params.rope_limit) + " with " + std::to_string(max_limit()));
+    }
     sequences.assign(get_n_stream(), empty_sequence());
     seq_evict_ms.assign(get_n_stream(), 0.0);
 
     LLAMA_LOG_INFO("%s: MorphKV: capacity = %d, window = %d, interval = %d, keep = %d, prompt_room = %d, cells = %u, "
                    "%.2f MiB beside K and V\n",
                    __func__, params.capacity, params.window, params.interval, params.keep, params.prompt_room,
-                   get_size(), side.n_bytes() / 1024.0 / 1024.0);
+                   get_size(), n_bytes / 1024.0 / 1024.0);
 }
 
 uint32_t morphkv_cache::n_limit(const morphkv_params & params) {
@@ -60,8 +106,11 @@ uint32_t morphkv_cache::n_cells(const morphkv_params & params) {
 }
 
 morphkv_text_shape morphkv_cache::text_shape() const {
-    const morphkv_cut_shape cut = { params.capacity, params.window, params.interval, (int32_t) n_limit(params) };
-    return { { cut }, window ? (int32_t) window->get_size() : 0, params.votes, side.n_ring };
+    std::vector<morphkv_cut_shape> shapes;
+    for (const auto & group : groups) {
+        shapes.push_back(group.shape);
+    }
+    return { shapes, window ? (int32_t) window->get_size() : 0, params.votes, get_side().n_ring };
 }
 
 morphkv_can_lose morphkv_cache::can_lose() const {
@@ -75,7 +124,7 @@ int32_t morphkv_cache::rope_limit() const {
         return 0;
     }
     // a rebase cannot bring positions below the number of cells
-    return params.rope_limit > 0 ? params.rope_limit : std::max(n_ctx_train, n_limit(params));
+    return params.rope_limit > 0 ? params.rope_limit : std::max<int32_t>(n_ctx_train, max_limit());
 }
 
 //
@@ -149,13 +198,20 @@ void morphkv_cache::clear(bool data) {
     if (window) {
         window->clear(data);
     }
-    if (data) {
-        side.clear();
+    for (auto & group : groups) {
+        if (group.own) {
+            group.own->clear(data);
+        }
+        if (data) {
+            group.side.clear();
+        }
     }
 }
 
 void morphkv_cache::clear_sequence(llama_seq_id seq_id, bool clears_archive) {
-    llama_kv_cache::seq_rm(seq_id, -1, -1);
+    for (auto & group : groups) {
+        group.cells->llama_kv_cache::seq_rm(seq_id, -1, -1);
+    }
     sequences[seq_id] = empty_sequence();
     if (clears_archive && archives) {
         archives->of(seq_id).clear();
@@ -166,23 +222,6 @@ void morphkv_cache::clear_sequence(llama_seq_id seq_id, bool clears_archive) {
     if (on_clear) {
         on_clear(seq_id);
     }
-}
-
-std::vector<llama_token> morphkv_cache::get_tokens(llama_seq_id seq_id, uint32_t i_first) const {
-    std::vector<llama_token> res;
-    for (uint32_t i = i_first; i < n_used(seq_id); ++i) {
-        res.push_back(get_cells(seq_id).ext_get(i).tok);
-    }
-    return res;
-}
-
-void morphkv_cache::set_tokens(llama_seq_id seq_id, uint32_t i_first, const std::vector<llama_token> & tokens) {
-    const auto &  text = sequences[seq_id].text;
-    morphkv_cells cells;
-    for (uint32_t i = 0; i < tokens.size(); ++i) {
-        cells.add(i_first + i, text.groups[GROUP].serial_in(i_first + i), tokens[i]);
-    }
-    morphkv_set_cells(*this, seq_id, cells, text.positions, n_pos);
 }
 
 morphkv_removal morphkv_cache::plan_removal(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
@@ -210,7 +249,9 @@ bool morphkv_cache::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
             case morphkv_removal::TAIL: {
                 auto &        text  = sequences[s].text;
                 const int32_t first = text.positions.serial_from(std::max(p0, 0));
-                llama_kv_cache::seq_rm(s, p0, p1);
+                for (auto & group : groups) {
+                    group.cells->llama_kv_cache::seq_rm(s, p0, p1);
+                }
                 if (window) {
                     window->seq_rm(s, p0, p1);
                 }
@@ -253,7 +294,10 @@ bool morphkv_cache::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama
     clear_sequence(seq_id_dst);
     const auto & text     = sequences[seq_id_src].text;
     sequences[seq_id_dst] = sequences[seq_id_src];
-    set_tokens(seq_id_dst, 0, get_tokens(seq_id_src, 0));
+    for (size_t i = 0; i < groups.size(); ++i) {
+        morphkv_set_tokens(groups[i], seq_id_dst, text, i, 0,
+                           morphkv_get_tokens(groups[i], seq_id_src, 0, text.n_used(i)), n_pos);
+    }
     if (window) {
         window->set_tokens(seq_id_dst, text, window->get_tokens(seq_id_src, *text.windowed));
     }

@@ -8,7 +8,7 @@
 // keep the positions that they had before the first cut: nominal ones, smaller than any recent position.
 //
 // Of a model with sliding-window layers these are the layers that attend to all; the windowed ones have a cache of their
-// own, of the same tokens, in here.
+// own, of the same tokens, in here. So have the layers of each group but the first (llama/group.h).
 #pragma once
 
 #include "core/archives.h"
@@ -20,6 +20,7 @@
 #include "device/graph-recall.h"
 #include "device/layers.h"
 #include "llama/engine.h"
+#include "llama/group.h"
 #include "llama/window.h"
 
 #include "llama-kv-cache-iswa.h"
@@ -37,11 +38,11 @@ struct morphkv_text_rules;
 class morphkv_cache : public llama_kv_cache {
 public:
     morphkv_cache(const llama_model & model, const llama_hparams & hparams, const morphkv_params & params,
-                  ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max, const layer_filter_cb & filter,
-                  const layer_reuse_cb & reuse, uint32_t n_window_cells);
+                  const morphkv_layer_plan & plan, ggml_type type_k, ggml_type type_v, bool offload, uint32_t n_seq_max,
+                  const layer_filter_cb & filter, const layer_reuse_cb & reuse, uint32_t n_window_cells);
 
-    // Most cells that a sequence uses, and the same rounded up to what is allocated. Attention works on multiples of
-    // 256 cells; a cache of any other size would not be bit-exact with stock near its end.
+    // Most cells that a sequence uses where layers are alike, and the same rounded up to what is allocated. Attention works
+    // on multiples of 256 cells; a cache of any other size would not be bit-exact with stock near its end.
     static uint32_t n_limit(const morphkv_params & params);
     static uint32_t n_cells(const morphkv_params & params);
 
@@ -94,8 +95,14 @@ public:
     std::vector<int32_t> get_retained(llama_seq_id seq_id, int32_t il) const;
     void                 get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
 
-    const morphkv_side &   get_side() const { return side; }
+    // Of the first group.
+    const morphkv_side &   get_side() const { return groups.front().side; }
     const morphkv_params & get_params() const { return params; }
+
+    size_t                      n_groups() const { return groups.size(); }
+    const morphkv_layer_group & get_group(size_t i_group) const { return groups[i_group]; }
+    // -1 where nothing of the layer is cut
+    int32_t                     group_of(int32_t il) const { return plan.of(il); }
 
     // memory_breakdown() of K and V alone, the windowed layers' too
     std::map<ggml_backend_buffer_type_t, size_t> kv_breakdown() const;
@@ -172,7 +179,7 @@ public:
     // a batch split into micro-batches, where each goes, and which sequences are cut before each
     struct batch_plan {
         std::vector<llama_ubatch>              ubatches;
-        slot_info_vec_t                        sinfos;
+        std::vector<slot_info_vec_t>           sinfos;     // by group
         std::vector<std::vector<llama_seq_id>> cuts;
         std::vector<std::vector<llama_seq_id>> rebases;    // behind the cuts
         std::vector<bool>                      is_prompt;  // by sequence
@@ -219,27 +226,26 @@ private:
     friend class morphkv_cache_context;
     friend struct morphkv_inside;  // of tests
 
-    // The layers that are cut are the one group of the texts of this cache.
+    // The group that is cut first: which tokens are recent, and what is archived, it tells for all.
     static constexpr size_t GROUP = 0;
 
     struct sequence {
-        morphkv_text                   text;
-        // by layer; empty where the archive is no file or nothing was read of it
-        std::vector<morphkv_originals> originals;
-        double                         recall_ms = 0.0;
+        morphkv_text                                text;
+        // by group and layer; empty where the archive is no file or nothing was read of it
+        std::vector<std::vector<morphkv_originals>> originals;
+        double                                      recall_ms = 0.0;
     };
 
     morphkv_text_shape text_shape() const;
     sequence           empty_sequence() const { return { morphkv_text(text_shape(), params.keep), {}, 0.0 }; }
     morphkv_can_lose   can_lose() const;
 
-    uint32_t                   n_used(llama_seq_id seq_id) const { return sequences[seq_id].text.n_used(GROUP); }
-    bool                       has_evicted(llama_seq_id seq_id) const { return sequences[seq_id].text.has_evicted(); }
-    const morphkv_side_layer & side_layer(int32_t il) const;
-
-    // what llama.cpp knows of the cells [i_first, n_used); and tells it of cells from i_first on, which must be free
-    std::vector<llama_token> get_tokens(llama_seq_id seq_id, uint32_t i_first) const;
-    void                     set_tokens(llama_seq_id seq_id, uint32_t i_first, const std::vector<llama_token> & tokens);
+    uint32_t n_used(llama_seq_id seq_id) const { return sequences[seq_id].text.n_used(GROUP); }
+    // A layer and its group.
+    std::pair<const morphkv_side_layer *, size_t> find_layer(int32_t il) const;
+    // Of all groups, as the archive has them.
+    std::vector<morphkv_side_layer>               cut_layers() const;
+    int32_t                                       max_limit() const { return groups.back().shape.n_limit; }
 
     void clear_sequence(llama_seq_id seq_id, bool clears_archive = true);
     // Heads are not given what has no tokens (an image): a text of theirs begins anew behind it.
@@ -250,17 +256,20 @@ private:
     bool                 cut(llama_seq_id seq_id);
     morphkv_evict_policy vote_policy() const;
 
+    // Of one group. Why it failed, or "".
+    std::string evict(llama_seq_id seq_id, size_t i_group, morphkv_runner & runner);
+
     // Failure as in cut().
-    bool                             rebase(llama_seq_id seq_id);
-    std::vector<morphkv_moved_layer> moved_layers() const;
+    bool              rebase(llama_seq_id seq_id);
     // To rotary positions: see morphkv_plan_moves().
-    morphkv_move_plan                plan_moves(llama_seq_id seq_id, int32_t offset, int32_t base,
-                                                const std::vector<morphkv_slots> & slots, const morphkv_pages & pages);
+    morphkv_move_plan plan_moves(llama_seq_id seq_id, size_t i_group, int32_t offset, int32_t base,
+                                 const std::vector<morphkv_slots> & slots, const morphkv_pages & pages);
+    std::vector<morphkv_moved_layer> moved_layers(size_t i_group) const;
     // Whether the archive's keys are no less exact than those of the cache.
-    bool        is_archive_exact(llama_seq_id seq_id) const;
+    bool                             is_archive_exact(llama_seq_id seq_id, size_t i_group) const;
     // Why it failed, or "".
-    std::string run_moves(llama_seq_id seq_id, const std::vector<morphkv_move> & moves, int32_t query_delta,
-                          morphkv_runner & runner);
+    std::string       run_moves(llama_seq_id seq_id, size_t i_group, const std::vector<morphkv_move> & moves,
+                                int32_t query_delta, morphkv_runner & runner);
 
     // What the newest tokens ask for, n_votes of them: 0 where nobody votes.
     struct asked {
@@ -269,15 +278,22 @@ private:
     };
     asked   ask(llama_seq_id seq_id, const morphkv_recall_params & params, int32_t n_ask);
     int64_t n_archived_pages(llama_seq_id seq_id) const;
-    // Whether the first of these pages are in the slots. serials: by layer
-    bool    are_there(const std::vector<int64_t> & pages, const std::vector<std::vector<int32_t>> & serials,
+    // Tokens in the distant slots of a layer, (n_head_kv, n_distant).
+    struct layer_slots {
+        int32_t              n_head_kv;
+        std::vector<int32_t> serials;
+    };
+    // Whether the first of these pages are in the slots.
+    bool    are_there(const std::vector<int64_t> & pages, const std::vector<layer_slots> & slots,
                       const morphkv_archive & archive) const;
     // Puts pages into distant slots of each head, best first, and says in res what that was. As recall() where it fails.
-    void    bring(llama_seq_id seq_id, const std::vector<int64_t> & pages, const asked & now, int64_t t_start_us,
-                  morphkv_recalled & res);
+    void    bring(llama_seq_id seq_id, const morphkv_recall_params & params, const std::vector<int64_t> & pages,
+                  const asked & now, int64_t t_start_us, morphkv_recalled & res);
+    // Of a recall, by the slots that a head has on the average.
+    size_t  n_wanted_pages(llama_seq_id seq_id, const morphkv_recall_params & params) const;
 
-    // Appends the first n_old cells to the sequence's archive, as far as they are not there.
-    void                archive_cells(llama_seq_id seq_id, uint32_t n_old);
+    // Appends the tokens before serial `end` to the sequence's archive, as far as they are not there.
+    void                archive_old(llama_seq_id seq_id, int32_t end);
     morphkv_page_layout archive_layout(const morphkv_archive_params & params) const;
 
     // All cells, those too whose tokens stay.
@@ -287,11 +303,12 @@ private:
     int32_t             lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens);
 
     // For checks of a context, and of an archive: as the real ones with the shapes that can occur (checks.cpp).
-    std::string why_not_evicted();
-    std::string why_not_rebased();
+    std::string why_not_evicted(size_t i_group);
+    std::string why_not_rebased(size_t i_group);
     std::string why_not_archived();
-    std::string why_not_recalled();
-    std::string why_not_moved(uint32_t n_turned, uint32_t n_placed, bool is_recall);  // cells of each layer
+    std::string why_not_recalled(size_t i_group);
+    // n_turned, n_placed: cells of each layer
+    std::string why_not_moved(size_t i_group, uint32_t n_turned, uint32_t n_placed, bool is_recall);
 
     // Whether the tokens of a batch do, as those of an image do in some models (batches.cpp).
     bool        attends_both_ways() const;
@@ -306,17 +323,16 @@ private:
     // All that a sequence has in tensors, always in the same order.
     std::vector<morphkv_slice> slices(llama_seq_id seq_id, const morphkv_text & text) const;
 
-    const morphkv_params params;
+    const morphkv_params     params;
+    const morphkv_layer_plan plan;
 
     const uint32_t n_ctx_train;
-    const uint32_t n_pos;    // of a token; more than 1 with M-RoPE
-    const int32_t  pos_end;  // of learned positions, else 0
-    const uint32_t n_distant;
+    const uint32_t n_pos;                     // of a token; more than 1 with M-RoPE
+    const int32_t  pos_end;                   // of learned positions, else 0
 
-    morphkv_side           side;
-    const morphkv_k_rot    k_rot;
-    std::vector<sequence>  sequences;
-    morphkv_context_engine engine;
+    std::vector<morphkv_layer_group> groups;  // by capacity, the smallest first
+    std::vector<sequence>            sequences;
+    morphkv_context_engine           engine;
 
     std::unique_ptr<morphkv_archives> archives;                 // null when off
     bool                              keeps_originals = false;  // they are in a file

@@ -4,15 +4,25 @@
 
 std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() const {
     auto res = kv_breakdown();
-    side.add_breakdown(res);
+    for (const auto & group : groups) {
+        group.side.add_breakdown(res);
+    }
     return res;
 }
 
 std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::kv_breakdown() const {
     auto res = llama_kv_cache::memory_breakdown();
-    if (window) {
-        for (const auto & [buft, n_bytes] : window->memory_breakdown()) {
+    auto add = [&res](const llama_kv_cache * cache) {
+        for (const auto & [buft, n_bytes] : cache->memory_breakdown()) {
             res[buft] += n_bytes;
+        }
+    };
+    if (window) {
+        add(window.get());
+    }
+    for (const auto & group : groups) {
+        if (group.own) {
+            add(group.own.get());
         }
     }
     return res;
@@ -26,8 +36,11 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.capacity          = params.capacity;
     out.keep              = text.n_keep;
     out.n_cells           = get_size();
-    out.n_limit           = n_limit(params);
-    out.n_distant         = n_distant;
+    out.n_limit           = group.shape.n_limit;
+    out.n_distant         = group.shape.n_distant();
+    out.n_groups          = groups.size();
+    out.min_capacity      = groups.front().shape.capacity;
+    out.max_capacity      = groups.back().shape.capacity;
     out.n_used            = n_used(seq_id);
     out.n_seq_max         = sequences.size();
     out.logical_pos       = text.positions.next() - 1;
@@ -44,12 +57,18 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.n_archived        = 0;
     out.n_archive_lost    = 0;
     out.n_archive_damaged = 0;
-    out.extra_bytes       = side.n_bytes();
+    out.extra_bytes       = 0;
+    for (const auto & of_group : groups) {
+        out.extra_bytes += of_group.side.n_bytes();
+    }
     for (const auto & s : sequences) {
-        const auto & ranked = s.text.groups[GROUP].ranked;
-        out.extra_bytes += ranked ? ranked->size() * sizeof(int32_t) : 0;
-        for (const auto & of_layer : s.originals) {
-            out.extra_bytes += of_layer.serial.size() * sizeof(int32_t) + of_layer.k.size();
+        for (const auto & of_group : s.text.groups) {
+            out.extra_bytes += of_group.ranked ? of_group.ranked->size() * sizeof(int32_t) : 0;
+        }
+        for (const auto & of_group : s.originals) {
+            for (const auto & of_layer : of_group) {
+                out.extra_bytes += of_layer.serial.size() * sizeof(int32_t) + of_layer.k.size();
+            }
         }
     }
     out.scratch_bytes = scratch_bytes;
@@ -73,10 +92,12 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
 }
 
 void morphkv_cache::set_keep(llama_seq_id seq_id, int32_t n_keep) {
-    const std::string got = ", got " + std::to_string(n_keep);
-    if (n_keep < 0 || n_keep >= (int32_t) n_distant) {
+    const int32_t     n_distant = groups[GROUP].shape.n_distant();
+    const std::string got       = ", got " + std::to_string(n_keep);
+    if (n_keep < 0 || n_keep >= n_distant) {
         throw morphkv_error(MORPHKV_STATUS_INVALID,
-                            "keep must be in 0.." + std::to_string(n_distant - 1) + " (below capacity - window)" + got);
+                            "keep must be in 0.." + std::to_string(n_distant - 1) + " (below capacity - window" +
+                                (groups.size() > 1 ? " of the layers that keep least)" : ")") + got);
     }
     auto & text = sequences.at(seq_id).text;
     if (text.has_evicted() && n_keep > text.n_keep) {
@@ -90,10 +111,20 @@ int32_t morphkv_cache::n_complete_behind(llama_seq_id seq_id, int32_t n) const {
     return morphkv_text_behind_prompt(text_of(seq_id), n).first_complete(can_lose()) + 1;
 }
 
-const morphkv_side_layer & morphkv_cache::side_layer(int32_t il) const {
-    for (const auto & layer : side.layers) {
-        if (layer.il == il) {
-            return layer;
+std::vector<morphkv_side_layer> morphkv_cache::cut_layers() const {
+    std::vector<morphkv_side_layer> res;
+    for (const auto & group : groups) {
+        res.insert(res.end(), group.side.layers.begin(), group.side.layers.end());
+    }
+    return res;
+}
+
+std::pair<const morphkv_side_layer *, size_t> morphkv_cache::find_layer(int32_t il) const {
+    for (size_t i = 0; i < groups.size(); ++i) {
+        for (const auto & layer : groups[i].side.layers) {
+            if (layer.il == il) {
+                return { &layer, i };
+            }
         }
     }
     std::string got = ", got " + std::to_string(il);
@@ -106,16 +137,17 @@ const morphkv_side_layer & morphkv_cache::side_layer(int32_t il) const {
 }
 
 void morphkv_cache::get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const {
-    n_head_kv = side_layer(il).n_head_kv;
-    n_distant = this->n_distant;
+    const auto [layer, i_group] = find_layer(il);
+    n_head_kv                   = layer->n_head_kv;
+    n_distant                   = groups[i_group].shape.n_distant();
 }
 
 std::vector<int32_t> morphkv_cache::get_retained(llama_seq_id seq_id, int32_t il) const {
-    const auto & layer = side_layer(il);
-    if (!has_evicted(seq_id)) {
-        return std::vector<int32_t>(layer.n_head_kv * n_distant, -1);
+    const auto [layer, i_group] = find_layer(il);
+    if (!text_of(seq_id).groups[i_group].has_evicted()) {
+        return std::vector<int32_t>(layer->n_head_kv * groups[i_group].shape.n_distant(), -1);
     }
-    std::vector<int32_t> res = side.get_serials(layer, seq_id);
+    std::vector<int32_t> res = groups[i_group].side.get_serials(*layer, seq_id);
     for (int32_t & token : res) {
         token = sequences[seq_id].text.pos_of(token);
     }

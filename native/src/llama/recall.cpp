@@ -57,10 +57,11 @@ morphkv_page_layout morphkv_cache::archive_layout(const morphkv_archive_params &
         }
         return type < 0 ? own : (ggml_type) type;
     };
-    const auto &        first = side.layers.front();
-    const ggml_type     own_v = first.v ? first.v->type : first.k->type;
+    const auto          layers = cut_layers();
+    const auto &        first  = layers.front();
+    const ggml_type     own_v  = first.v ? first.v->type : first.k->type;
     morphkv_page_layout res(type_of(p.type_k, first.k->type, "type_k"), type_of(p.type_v, own_v, "type_v"));
-    for (const auto & layer : side.layers) {
+    for (const auto & layer : layers) {
         const int64_t n_embd_k = layer.k->ne[0] / layer.n_head_kv;
         const int64_t n_embd_v = layer.v ? layer.v->ne[0] / layer.n_head_kv : 0;  // 0: it is a part of K (MLA)
         if (n_embd_k % ggml_blck_size(res.type_k) != 0 || n_embd_v % ggml_blck_size(res.type_v) != 0) {
@@ -109,9 +110,10 @@ void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_pa
         auto              store = p.path ? morphkv_page_store_file(path, layout) : morphkv_page_store_ram();
         all.push_back(std::make_unique<morphkv_archive>(layout, std::move(store), max_bytes));
     }
-    const auto elsewhere  = std::find_if(side.layers.begin(), side.layers.end(),
-                                         [](const morphkv_side_layer & layer) { return !layer.is_on_cpu(); });
-    const bool has_thread = elsewhere != side.layers.end();
+    const auto layers = cut_layers();
+    const auto elsewhere =
+        std::find_if(layers.begin(), layers.end(), [](const morphkv_side_layer & layer) { return !layer.is_on_cpu(); });
+    const bool has_thread = elsewhere != layers.end();
 
     ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type();
     if (has_thread) {
@@ -125,7 +127,7 @@ void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_pa
     };
     // fewer bytes to read where the archive has no use for more
     const ggml_type            type_k = layout.type_k == GGML_TYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_F32;
-    const morphkv_side_layer & first  = side.layers.front();
+    const morphkv_side_layer & first  = layers.front();
     const morphkv_staging      staging(layout, N_CHUNK, type_k, first.v ? first.v->type : layout.type_v);
     keeps_originals = p.path != nullptr;
     archives        = std::make_unique<morphkv_archives>(std::move(all), staging, alloc_from(buft), tell, has_thread);
@@ -136,38 +138,42 @@ void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_pa
     }
 }
 
-void morphkv_cache::archive_cells(llama_seq_id seq_id, uint32_t n_old) {
+void morphkv_cache::archive_old(llama_seq_id seq_id, int32_t end) {
     const int64_t t_start_us = ggml_time_us();
     const auto &  text       = sequences[seq_id].text;
-    const auto &  group      = text.groups[GROUP];
+    const auto &  leading    = text.groups[GROUP];
     auto &        archive    = archives->of(seq_id);
-    if (!group.has_evicted()) {
+    if (!leading.has_evicted()) {
         archive.clear();  // what another process left in its file is of another text
     }
     if (!archive.why_stopped().empty()) {
         return;
     }
-    uint32_t    i = group.has_evicted() ? n_distant : 0;
+    int32_t     serial = leading.has_evicted() ? leading.first_recent() : 0;
     std::string why;
-    if (archive.end() >= 0 && i < n_old && group.serial_in(i) != archive.end()) {
-        why = "tokens before position " + std::to_string(text.pos_of(group.serial_in(i))) + " are not in it";
+    if (archive.end() >= 0 && serial < end && serial != archive.end()) {
+        why = "tokens before position " + std::to_string(text.pos_of(serial)) + " are not in it";
     }
-    for (; why.empty() && i < n_old; i += N_CHUNK) {
-        const uint32_t       n     = std::min(N_CHUNK, n_old - i);
-        const int32_t        first = group.serial_in(i);
+    for (; why.empty() && serial < end; serial += N_CHUNK) {
+        const int32_t        n = std::min<int32_t>(N_CHUNK, end - serial);
         std::vector<int32_t> turn;
-        for (uint32_t j = 0; j < n; ++j) {
-            turn.push_back(text.rotary_offset - text.pos_of(first + j));
+        for (int32_t j = 0; j < n; ++j) {
+            turn.push_back(text.rotary_offset - text.pos_of(serial + j));
         }
         try {
-            morphkv_runner runner(engine);
-            why = morphkv_read_cells(runner, side.layers, k_rot, seq_id, i, turn, archives->staging,
-                                     archives->free_rows());
+            char * rows = archives->free_rows();
+            for (size_t i = 0; i < groups.size() && why.empty(); ++i) {
+                morphkv_runner runner(engine);
+                // in each group they are recent, or all is there
+                why = morphkv_read_cells(runner, groups[i].side.layers, groups[i].k_rot, seq_id,
+                                         serial - text.groups[i].n_evicted, turn, archives->staging, groups[i].i_first,
+                                         rows);
+            }
         } catch (const std::exception & err) {
             why = err.what();
         }
         if (why.empty()) {
-            archives->append(seq_id, first, n);
+            archives->append(seq_id, serial, n);
         }
     }
     if (!why.empty()) {
@@ -231,11 +237,16 @@ morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recal
     if (voters.empty()) {
         return res;
     }
-    morphkv_runner    runner(engine);
-    const std::string why = morphkv_read_votes(runner, side.layers, k_rot, seq_id, n_distant, vote_policy(), rows, turn,
-                                               res.queries, res.votes);
-    if (!why.empty()) {
-        fail_recall(seq_id, why);
+    for (const auto & group : groups) {
+        morphkv_layer_floats queries, votes;
+        morphkv_runner       runner(engine);
+        const std::string    why = morphkv_read_votes(runner, group.side.layers, group.k_rot, seq_id,
+                                                      group.shape.n_distant(), vote_policy(), rows, turn, queries, votes);
+        if (!why.empty()) {
+            fail_recall(seq_id, why);
+        }
+        std::move(queries.begin(), queries.end(), std::back_inserter(res.queries));
+        std::move(votes.begin(), votes.end(), std::back_inserter(res.votes));
     }
     return res;
 }
@@ -249,7 +260,7 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
 
     const auto &  text     = sequences[seq_id].text;
     const auto &  archive  = archives->of(seq_id);
-    const size_t  n_wanted = morphkv_n_wanted_pages(p.share, n_distant - text.n_keep);
+    const size_t  n_wanted = n_wanted_pages(seq_id, p);
     const int64_t n_pages  = n_archived_pages(seq_id);
     if (n_pages == 0 || n_wanted == 0) {
         return res;
@@ -260,13 +271,18 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     }
     res.n_archived      = n_pages * N_PAGE;
     const size_t n_look = std::max<size_t>(n_wanted * p.look, n_pages / N_TO_ONE);
-    morphkv_device_scorer scorer(engine, side.layers, archive, now.queries);
-    bring(seq_id, morphkv_choose_pages(archive, n_wanted, n_look, text.n_keep, scorer), now, t_start_us, res);
+    const auto   layers = cut_layers();
+    morphkv_device_scorer scorer(engine, layers, archive, now.queries);
+    bring(seq_id, p, morphkv_choose_pages(archive, n_wanted, n_look, text.n_keep, scorer), now, t_start_us, res);
     return res;
 }
 
-void morphkv_cache::bring(llama_seq_id seq_id, const std::vector<int64_t> & chosen, const asked & now,
-                          int64_t t_start_us, morphkv_recalled & res) {
+size_t morphkv_cache::n_wanted_pages(llama_seq_id seq_id, const morphkv_recall_params & p) const {
+    return morphkv_n_wanted_pages(p.share, params.capacity - params.window - sequences[seq_id].text.n_keep);
+}
+
+void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, const std::vector<int64_t> & chosen,
+                          const asked & now, int64_t t_start_us, morphkv_recalled & res) {
     auto &        text    = sequences[seq_id].text;
     const auto &  archive = archives->of(seq_id);
     morphkv_pages pages;
@@ -278,25 +294,50 @@ void morphkv_cache::bring(llama_seq_id seq_id, const std::vector<int64_t> & chos
     if (pages.empty()) {
         return;
     }
-    std::vector<morphkv_slots> slots;
-    for (size_t il = 0; il < side.layers.size(); ++il) {
-        const auto & layer = side.layers[il];
-        slots.push_back(morphkv_choose_slots(archive, pages, side.get_serials(layer, seq_id), now.votes[il],
-                                             layer.n_head_kv, text.n_keep));
-    }
     res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
 
-    // recent tokens stay where they are, and distant ones come to stand right before them
-    const int32_t     first_recent = text.pos_of(text.groups[GROUP].first_recent()) - text.rotary_offset;
-    // an image's tokens share a position, so that there may be fewer positions than slots
-    const int32_t     base         = std::max(0, first_recent - (int32_t) n_distant);
-    morphkv_move_plan plan         = plan_moves(seq_id, text.rotary_offset, base, slots, pages);
-    for (const auto & move : plan.layers) {
-        res.n_recalled += move.filled.size();
+    struct group_moves {
+        size_t                     i_group;
+        std::vector<morphkv_slots> slots;
+        morphkv_move_plan          plan;
+    };
+    std::vector<group_moves> all;
+    for (size_t i = 0; i < groups.size(); ++i) {
+        const auto & group     = groups[i];
+        const auto & held      = text.groups[i];
+        const auto   n_distant = held.shape.n_distant();
+        if (!held.has_evicted()) {
+            continue;  // all is there
+        }
+        // the best, in small groups fewer
+        morphkv_pages best(pages.begin(),
+                           pages.begin() +
+                               std::min(pages.size(), morphkv_n_wanted_pages(p.share, n_distant - text.n_keep)));
+        group_moves   moved{ i, {}, {} };
+        for (size_t il = 0; il < group.side.layers.size(); ++il) {
+            const auto & layer = group.side.layers[il];
+            moved.slots.push_back(morphkv_choose_slots(archive, best, group.side.get_serials(layer, seq_id),
+                                                       now.votes[group.i_first + il], layer.n_head_kv, text.n_keep));
+        }
+        // recent tokens stay where they are, and distant ones come to stand right before them
+        const int32_t first_recent = text.pos_of(held.first_recent()) - text.rotary_offset;
+        // an image's tokens share a position, so that there may be fewer positions than slots
+        const int32_t base         = std::max(0, first_recent - n_distant);
+        moved.plan                 = plan_moves(seq_id, i, text.rotary_offset, base, moved.slots, best);
+        for (const auto & move : moved.plan.layers) {
+            res.n_recalled += move.filled.size();
+        }
+        all.push_back(std::move(moved));
     }
 
     // what to go back to
-    const auto                        changing = side.slices(seq_id, n_distant);
+    std::vector<morphkv_slice> changing;
+    for (const auto & moved : all) {
+        const auto & group = groups[moved.i_group];
+        for (const auto & slice : group.side.slices(seq_id, group.shape.n_distant())) {
+            changing.push_back(slice);
+        }
+    }
     std::vector<std::vector<uint8_t>> before;
     for (const auto & slice : changing) {
         before.emplace_back(slice.size);
@@ -305,10 +346,12 @@ void morphkv_cache::bring(llama_seq_id seq_id, const std::vector<int64_t> & chos
     morphkv_runner runner(engine);
     runner.inject_failure = inject_failure;
     std::string why;
-    try {
-        why = run_moves(seq_id, plan.layers, /*query_delta =*/0, runner);
-    } catch (const std::exception & err) {
-        why = err.what();
+    for (size_t i = 0; i < all.size() && why.empty(); ++i) {
+        try {
+            why = run_moves(seq_id, all[i].i_group, all[i].plan.layers, /*query_delta =*/0, runner);
+        } catch (const std::exception & err) {
+            why = err.what();
+        }
     }
     if (!why.empty()) {
         for (size_t i = 0; i < changing.size(); ++i) {
@@ -316,10 +359,17 @@ void morphkv_cache::bring(llama_seq_id seq_id, const std::vector<int64_t> & chos
         }
         fail_recall(seq_id, why);
     }
-    for (size_t il = 0; il < side.layers.size(); ++il) {
-        side.set_serials(side.layers[il], seq_id, slots[il].after);
+    for (auto & moved : all) {
+        auto & side = groups[moved.i_group].side;
+        for (size_t il = 0; il < side.layers.size(); ++il) {
+            side.set_serials(side.layers[il], seq_id, moved.slots[il].after);
+        }
+        if (moved.i_group == GROUP) {
+            text.note_recall(GROUP, moved.plan.base, std::move(moved.plan.ranked), res.n_recalled);
+        } else {
+            text.note_placed(moved.i_group, moved.plan.base, std::move(moved.plan.ranked));
+        }
     }
-    text.note_recall(GROUP, plan.base, std::move(plan.ranked), res.n_recalled);
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     sequences[seq_id].recall_ms += res.took_ms;
 }

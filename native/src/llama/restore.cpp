@@ -20,20 +20,26 @@ void morphkv_cache::check_restorable() const {
     check(archives != nullptr, MORPHKV_STATUS_INVALID, "a restore needs an archive, and none was started");
     check(!window && !follows_target, MORPHKV_STATUS_UNSUPPORTED,
           "a restore is not possible with layers that have a sliding window");
+    check(groups.size() == 1, MORPHKV_STATUS_UNSUPPORTED,
+          "a restore is not possible where layers have capacities of their own (layers)");
 }
 
 int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens) {
     auto &                            text    = sequences[seq_id].text;
     auto &                            archive = archives->of(seq_id);
+    auto &                            side    = groups[GROUP].side;
     std::vector<std::vector<int32_t>> slots;
     for (const auto & layer : side.layers) {
         slots.push_back(side.get_serials(layer, seq_id));
     }
     auto & originals = sequences[seq_id].originals;
+    if (keeps_originals) {
+        originals.resize(groups.size());
+    }
     std::optional<morphkv_restore_plan> plan;
     try {
-        plan = morphkv_plan_restore(text, wanted, moved_layers(), slots, archive, is_archive_exact(seq_id),
-                                    keeps_originals ? &originals : nullptr, rope_limit());
+        plan = morphkv_plan_restore(text, wanted, moved_layers(GROUP), slots, archive, is_archive_exact(seq_id, GROUP),
+                                    keeps_originals ? &originals[GROUP] : nullptr, rope_limit());
     } catch (const std::runtime_error & err) {
         throw morphkv_error(MORPHKV_STATUS_FAILED, "restore failed: " + std::string(err.what()) + "; sequence " +
                                                        std::to_string(seq_id) + " is unchanged");
@@ -42,7 +48,7 @@ int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted
     runner.inject_failure = inject_failure;
     std::string why;
     try {
-        why = run_moves(seq_id, plan->layers, /*query_delta =*/0, runner);
+        why = run_moves(seq_id, GROUP, plan->layers, /*query_delta =*/0, runner);
     } catch (const std::exception & err) {
         why = err.what();
     }
@@ -52,9 +58,11 @@ int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted
     }
     // their serials will be other tokens'
     const int32_t n_same = std::min(text.n_tokens(), wanted.n_tokens());
-    for (auto & of_layer : originals) {
-        for (int32_t & serial : of_layer.serial) {
-            serial = serial < n_same ? serial : -1;
+    for (auto & of_group : originals) {
+        for (auto & of_layer : of_group) {
+            for (int32_t & serial : of_layer.serial) {
+                serial = serial < n_same ? serial : -1;
+            }
         }
     }
     llama_kv_cache::seq_rm(seq_id, -1, -1);
@@ -63,7 +71,7 @@ int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted
     for (int32_t i = 0; i < text.n_used(GROUP); ++i) {
         in_cells.push_back(tokens[text.groups[GROUP].serial_in(i)]);
     }
-    set_tokens(seq_id, 0, in_cells);
+    morphkv_set_tokens(groups[GROUP], seq_id, text, GROUP, 0, in_cells, n_pos);
     for (size_t il = 0; il < plan->serials.size(); ++il) {
         side.set_serials(side.layers[il], seq_id, plan->serials[il]);
     }
@@ -98,7 +106,7 @@ morphkv_restored morphkv_cache::restore(llama_seq_id seq_id, const llama_token *
 }
 
 void morphkv_cache::archive_all(llama_seq_id seq_id) {
-    archive_cells(seq_id, n_used(seq_id));
+    archive_old(seq_id, sequences[seq_id].text.n_tokens());
     const std::string why = archives->of(seq_id).why_stopped();
     check(why.empty(), MORPHKV_STATUS_FAILED, "the archive grows no more: " + why);
 }

@@ -51,11 +51,14 @@ void morphkv_require_end(llama_io_read_i & io) {
 }
 
 morphkv_text_rules morphkv_cache::text_rules() const {
-    size_t n_slots = 0;
-    for (const auto & layer : side.layers) {
-        n_slots += layer.n_head_kv * n_distant;
+    std::vector<size_t> n_slots;
+    for (const auto & group : groups) {
+        n_slots.push_back(0);
+        for (const auto & layer : group.side.layers) {
+            n_slots.back() += layer.n_head_kv * group.shape.n_distant();
+        }
     }
-    return { text_shape(), params.keep, { n_slots }, archives != nullptr, can_lose(), /*has_images =*/n_pos > 1 };
+    return { text_shape(), params.keep, n_slots, archives != nullptr, can_lose(), /*has_images =*/n_pos > 1 };
 }
 
 std::unique_ptr<morphkv_loaded_state> morphkv_cache::read_state(llama_io_read_i & io, llama_seq_id seq_id,
@@ -65,7 +68,7 @@ std::unique_ptr<morphkv_loaded_state> morphkv_cache::read_state(llama_io_read_i 
     morphkv_io_reader          bytes(io);
     morphkv_hashed_reader      in(bytes);
     const morphkv_state_header own =
-        morphkv_make_state_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
+        morphkv_make_state_header(params, cut_layers(), window.get(), rope_limit(), n_rot(), last - first + 1,
                                   archives ? &archives->of(first) : nullptr, flags);
     morphkv_state_header header{};
     header.magic = 0;
@@ -136,7 +139,9 @@ void morphkv_cache::apply_state(std::unique_ptr<morphkv_loaded_state> state) noe
                 __func__, s);
         }
         sequences[s].text = std::move(cur.text.text);
-        set_tokens(s, 0, cur.text.tokens[GROUP]);
+        for (size_t i = 0; i < groups.size(); ++i) {
+            morphkv_set_tokens(groups[i], s, sequences[s].text, i, 0, cur.text.tokens[i], n_pos);
+        }
         if (window) {
             window->set_tokens(s, sequences[s].text, cur.text.windowed_tokens);
         }

@@ -7,7 +7,7 @@
 
 #include <cstring>
 
-morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const morphkv_side & side,
+morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const std::vector<morphkv_side_layer> & layers,
                                                const morphkv_window * window, int32_t rope_limit, uint32_t n_rot,
                                                uint32_t n_seq, const morphkv_archive * archive,
                                                llama_state_seq_flags flags) {
@@ -24,11 +24,11 @@ morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const m
     res.seed        = p.seed;
     res.rope_limit  = rope_limit;
     res.n_rot       = n_rot;
-    res.n_layer     = side.layers.size();
+    res.n_layer     = layers.size();
     res.n_seq       = n_seq;
 
     morphkv_byte_hash hash;
-    for (const auto & layer : side.layers) {
+    for (const auto & layer : layers) {
         const int64_t shape[] = { layer.il,
                                   layer.n_head,
                                   layer.n_head_kv,
@@ -62,7 +62,10 @@ uint32_t morphkv_cache::n_rot() const {
 
 morphkv_saved_text morphkv_cache::saved_text(llama_seq_id seq_id) const {
     const auto &       text = sequences[seq_id].text;
-    morphkv_saved_text res  = { text, { get_tokens(seq_id, 0) }, {}, {} };
+    morphkv_saved_text res  = { text, {}, {}, {} };
+    for (size_t i = 0; i < groups.size(); ++i) {
+        res.tokens.push_back(morphkv_get_tokens(groups[i], seq_id, 0, text.n_used(i)));
+    }
     if (window) {
         res.windowed_tokens = window->get_tokens(seq_id, *text.windowed);
     }
@@ -73,7 +76,11 @@ morphkv_saved_text morphkv_cache::saved_text(llama_seq_id seq_id) const {
 }
 
 std::vector<morphkv_slice> morphkv_cache::slices(llama_seq_id seq_id, const morphkv_text & text) const {
-    auto res = side.slices(seq_id, text.n_used(GROUP));
+    std::vector<morphkv_slice> res;
+    for (size_t i = 0; i < groups.size(); ++i) {
+        const auto of_group = groups[i].side.slices(seq_id, text.n_used(i));
+        res.insert(res.end(), of_group.begin(), of_group.end());
+    }
     if (window) {
         for (const auto & slice : window->slices(seq_id, *text.windowed)) {
             res.push_back(slice);
@@ -116,8 +123,8 @@ void morphkv_cache::write_state(llama_io_write_i & io, llama_seq_id seq_id, llam
 
     morphkv_io_writer     bytes(io);
     morphkv_hashed_writer out(bytes);
-    const auto header = morphkv_make_state_header(params, side, window.get(), rope_limit(), n_rot(), last - first + 1,
-                                                  archives ? &archives->of(first) : nullptr, flags);
+    const auto header = morphkv_make_state_header(params, cut_layers(), window.get(), rope_limit(), n_rot(),
+                                                  last - first + 1, archives ? &archives->of(first) : nullptr, flags);
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
         morphkv_write_text(out, saved_text(s), archives != nullptr);

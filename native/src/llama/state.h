@@ -36,7 +36,8 @@ struct morphkv_loaded_state {
     bool                                 has_pages = false;  // a checkpoint has none
 };
 
-morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const morphkv_side & side,
+// layers: those that are cut, of all groups.
+morphkv_state_header morphkv_make_state_header(const morphkv_params & p, const std::vector<morphkv_side_layer> & layers,
                                                const morphkv_window * window, int32_t rope_limit, uint32_t n_rot,
                                                uint32_t n_seq, const morphkv_archive * archive,
                                                llama_state_seq_flags flags);

@@ -236,9 +236,10 @@ TEST_CASE(the_group_with_the_least_room_says_how_many_tokens_come) {
     CHECK(plan.n_most(512, false) == 14);
 }
 
-TEST_CASE(each_group_is_cut_when_it_is_full) {
+// The same tokens are recent in all.
+TEST_CASE(groups_are_cut_at_the_same_moments) {
     auto plan = plan_of({ text_of({ SMALL, LARGE }, 0, 0) }, { prompt(30) });
-    // the small one at 14, 20 and 26 tokens, the large one at 20 and 28
+    // when the small one is full, at 14, 20 and 26 tokens; the large one holds 12 before it loses any
     std::vector<std::pair<int32_t, std::vector<size_t>>> cuts;
     for (int32_t i = 0; i < 30; ++i) {
         const auto res = add(plan, 1);
@@ -246,11 +247,40 @@ TEST_CASE(each_group_is_cut_when_it_is_full) {
             cuts.emplace_back(i, res.cuts);
         }
     }
-    CHECK(cuts.size() == 4);
+    CHECK(cuts.size() == 3);
+    CHECK(cuts[0].first == 14 && cuts[0].second == std::vector<size_t>({ 0, 1 }));
+    CHECK(cuts[1].first == 20 && cuts[1].second == std::vector<size_t>({ 0, 1 }));
+    CHECK(cuts[2].first == 26 && cuts[2].second == std::vector<size_t>({ 0, 1 }));
+}
+
+TEST_CASE(a_group_that_is_not_full_is_left_alone_by_a_cut) {
+    const morphkv_cut_shape large = { 17, 4, 2, 23 };
+    auto                    plan  = plan_of({ text_of({ SMALL, large }, 0, 0) }, { prompt(30) });
+
+    std::vector<std::pair<int32_t, std::vector<size_t>>> cuts;
+    for (int32_t i = 0; i < 30; ++i) {
+        const auto res = add(plan, 1);
+        if (!res.cuts.empty()) {
+            cuts.emplace_back(i, res.cuts);
+        }
+    }
+    CHECK(cuts.size() == 3);
     CHECK(cuts[0].first == 14 && cuts[0].second == std::vector<size_t>({ 0 }));
     CHECK(cuts[1].first == 20 && cuts[1].second == std::vector<size_t>({ 0, 1 }));
-    CHECK(cuts[2].first == 26 && cuts[2].second == std::vector<size_t>({ 0 }));
-    CHECK(cuts[3].first == 28 && cuts[3].second == std::vector<size_t>({ 1 }));
+    CHECK(cuts[2].first == 26 && cuts[2].second == std::vector<size_t>({ 0, 1 }));
+}
+
+TEST_CASE(once_both_have_evicted_the_same_tokens_are_recent) {
+    const morphkv_cut_shape large = { 17, 4, 2, 23 };
+    auto                    text  = text_of({ SMALL, large }, 0, 0);
+    for (int32_t i = 0; i < 60; ++i) {
+        text = morphkv_text_behind_prompt(text, 1);
+        if (text.groups[1].has_evicted()) {
+            CHECK(text.groups[0].first_recent() == text.groups[1].first_recent());
+            CHECK(text.n_used(0) - 8 == text.n_used(1) - 17);
+        }
+    }
+    CHECK(text.groups[1].has_evicted());
 }
 
 TEST_CASE(tokens_come_to_lie_in_a_cell_of_each_group) {

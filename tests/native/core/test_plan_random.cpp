@@ -41,14 +41,18 @@ struct simulation {
     // n_step: tokens of the draft that begins here, 0 inside of one and in prompts
     event decode(int32_t next_pos, int32_t n_step, bool is_prompt) {
         event     res;
-        const int n = pos.size();
+        const int n      = pos.size();
+        bool      is_cut = false;
         for (size_t g = 0; g < shapes.size(); ++g) {
             const bool is_full = n_cells(g) == shapes[g].n_limit;
             const bool is_early =
                 n_step > 0 && n_cells(g) > shapes[g].capacity && n_cells(g) + n_step > shapes[g].n_limit;
             const bool is_due = n_step > 0 && n_cells(g) >= shapes[g].capacity + shapes[g].interval &&
                                 n - 1 > last_of_prompt && all_vote();
-            if (is_full || is_early || is_due) {
+            is_cut |= (is_full && n_cells(g) > shapes[g].capacity) || is_early || is_due;
+        }
+        for (size_t g = 0; is_cut && g < shapes.size(); ++g) {
+            if (n_cells(g) > shapes[g].capacity) {
                 res.cuts.push_back(g);
             }
         }

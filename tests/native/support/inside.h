@@ -24,7 +24,7 @@ struct morphkv_inside {
         return cache_of(ctx).slices(0, text);
     }
 
-    static const morphkv_k_rot & k_rot(const context_ptr & ctx) { return cache_of(ctx).k_rot; }
+    static const morphkv_k_rot & k_rot(const context_ptr & ctx) { return cache_of(ctx).get_group(0).k_rot; }
 
     static morphkv_context_engine & engine(const context_ptr & ctx) { return cache_of(ctx).engine; }
 };

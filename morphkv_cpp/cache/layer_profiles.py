@@ -1,0 +1,52 @@
+"""Profiles of layers: stored by the model's fingerprint, or shipped with this package."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..config import MorphKV
+from ..profile import Profile
+from .fingerprint import model_fingerprint
+
+logger = logging.getLogger("morphkv_cpp")
+
+SHIPPED = Path(__file__).parent.parent / "profiles"
+
+
+def stored_path(fingerprint: str) -> Path:
+    """In $MORPHKV_CACHE, by default ~/.cache/morphkv_cpp."""
+    cache = Path(os.environ.get("MORPHKV_CACHE") or "~/.cache/morphkv_cpp").expanduser()
+    return cache / "profiles" / f"{fingerprint[:32]}.json"
+
+
+def find_profile(model_path: str | os.PathLike[str]) -> tuple[Path, Profile] | None:
+    """Of this model's file: the stored one, else the shipped one. Raises ValueError for one that is damaged."""
+    fingerprint = model_fingerprint(model_path)
+    for path in _candidates(fingerprint):
+        profile = Profile.load(path)
+        if profile.fingerprint == fingerprint:
+            return path, profile
+    return None
+
+
+def _candidates(fingerprint: str) -> Iterator[Path]:
+    if (path := stored_path(fingerprint)).is_file():
+        yield path
+    yield from sorted(SHIPPED.glob("*.json"))
+
+
+def resolved(config: MorphKV, model_path: str | os.PathLike[str]) -> MorphKV:
+    """The settings with what layers="auto" is for this model."""
+    if config.layers != "auto" or not os.path.isfile(model_path):  # one that is missing is told when it is opened
+        return config
+    found = find_profile(model_path)
+    if found is None:
+        logger.info("layers=auto: no profile of this model: all layers are alike (`morphkv profile` makes one)")
+        return replace(config, layers="equal")
+    path, profile = found
+    logger.info("layers=auto: layers %s keep more, by %s", ", ".join(map(str, profile.large)), path)
+    return replace(config, layers=profile)

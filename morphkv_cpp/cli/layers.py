@@ -1,0 +1,17 @@
+"""The option --layers: how layers share the cells of a cache."""
+
+from typing import Annotated
+
+import typer
+
+LayersName = Annotated[
+    str,
+    typer.Option(
+        "--layers",
+        "--morphkv-layers",
+        metavar="NAME",
+        help="how layers share the cells: equal, auto (by the profile of this model, if there is one), or the file of "
+        "a profile",
+        rich_help_panel="MorphKV",
+    ),
+]

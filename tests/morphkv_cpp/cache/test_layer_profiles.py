@@ -1,0 +1,85 @@
+"""What layers="auto" finds for a model, and what it does to its cache."""
+
+import pytest
+
+from morphkv_cpp import Llama, MorphKV, Profile
+from morphkv_cpp.cache import layer_profiles
+from morphkv_cpp.cache.fingerprint import model_fingerprint
+from support.tiny import QUIET, some_tokens
+
+SIZES = {"capacity": 500, "interval": 12, "prompt_room": 0, "window": 8, "keep": 2}
+AUTO = MorphKV(**SIZES, layers="auto")
+
+
+@pytest.fixture
+def model(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("MORPHKV_CACHE", str(tmp_path))
+    return tiny_llama()
+
+
+def store(model, harm) -> Profile:
+    fingerprint = model_fingerprint(model)
+    profile = Profile(harm, model.name, fingerprint)
+    profile.save(layer_profiles.stored_path(fingerprint))
+    return profile
+
+
+def test_a_stored_profile_is_used(model):
+    profile = store(model, (1.0, 2.0))
+    with Llama(model, morphkv=AUTO, **QUIET) as llm:
+        assert llm.morphkv == MorphKV(**SIZES, layers=profile)
+        stats = llm.cache_stats()
+        assert (stats.n_groups, stats.capacity, stats.min_capacity, stats.max_capacity) == (2, 500, 244, 756)
+        assert (llm.retained(0).shape[1], llm.retained(1).shape[1]) == (236, 748)
+        assert llm.least_morphkv == MorphKV(**{**SIZES, "capacity": 244})
+
+
+def test_without_a_profile_all_layers_are_alike(model):
+    with Llama(model, morphkv=AUTO, **QUIET) as llm:
+        assert llm.morphkv == llm.least_morphkv == MorphKV(**SIZES)
+        assert llm.cache_stats().n_groups == 1
+
+
+def test_the_bytes_are_those_of_equal_layers(model):
+    store(model, (1.0, 2.0))
+    with Llama(model, morphkv=AUTO, **QUIET) as llm, Llama(model, morphkv=MorphKV(**SIZES), **QUIET) as alike:
+        assert llm.cache_stats().kv_bytes == alike.cache_stats().kv_bytes
+        assert abs(llm.cache_stats().extra_bytes / alike.cache_stats().extra_bytes - 1) < 0.01
+
+
+def test_a_profile_of_another_model_is_not_used(model, tiny_llama):
+    profile = store(model, (1.0, 2.0))
+    other = tiny_llama(n_layer=3)
+    profile.save(layer_profiles.stored_path(model_fingerprint(other)))
+    assert layer_profiles.find_profile(other) is None
+    assert layer_profiles.find_profile(model) == (layer_profiles.stored_path(profile.fingerprint), profile)
+
+
+def test_a_stored_profile_that_is_damaged_is_told(model):
+    path = layer_profiles.stored_path(store(model, (1.0, 2.0)).fingerprint)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is no profile of layers"):
+        Llama(model, morphkv=AUTO, **QUIET)
+
+
+def test_a_saved_text_goes_on_with_the_same_layers_only(model, tmp_path):
+    store(model, (1.0, 2.0))
+    path = tmp_path / "text.state"
+    with Llama(model, morphkv=AUTO, n_batch=64, **QUIET) as llm:
+        llm.eval(some_tokens(900))
+        llm.save_state_file(path)
+        expected = llm.cache_stats()
+    with Llama(model, morphkv=AUTO, n_batch=64, **QUIET) as llm:
+        llm.load_state_file(path)
+        assert llm.cache_stats().n_evicted == expected.n_evicted
+        assert llm.n_tokens == 900
+    with Llama(model, morphkv=MorphKV(**SIZES), n_batch=64, **QUIET) as llm:
+        with pytest.raises(ValueError, match="saved with another settings"):
+            llm.load_state_file(path)
+
+
+def test_what_is_kept_fits_into_the_layers_that_keep_least(model):
+    profile = store(model, (1.0, 2.0))
+    with pytest.raises(ValueError, match=r"keep must be in 0\.\.capacity - window - 1, got 236 with 244 - 8"):
+        Llama(model, morphkv=MorphKV(**SIZES, layers=profile), keep=236, **QUIET)
+    Llama(model, morphkv=MorphKV(**SIZES, layers=profile), keep=235, **QUIET).close()
