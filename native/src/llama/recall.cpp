@@ -218,7 +218,7 @@ static void fail_recall(llama_seq_id seq_id, const std::string & why) {
 
 int64_t morphkv_cache::n_archived_pages(llama_seq_id seq_id) const {
     const auto & archive = archives->of(seq_id);
-    return has_evicted(seq_id) ? archive.n_full() - archive.n_dropped() : 0;
+    return sequences[seq_id].text.has_evicted() ? archive.n_full() - archive.n_dropped() : 0;
 }
 
 morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recall_params & p, int32_t n_ask) {

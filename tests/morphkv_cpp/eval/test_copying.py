@@ -24,7 +24,7 @@ def test_the_passage_is_there_once_and_as_far_back_as_is_said(demo_model, kind):
             document = build_document(llm, kind, i, 140, 2500)
             assert document == build_document(llm, kind, i, 140, 2500)
             passage = [*document.question[-N_CUE:], *document.passage]
-            first = 1 + N_BEFORE + n_gap
+            first = len(llm.tokenize(b"", add_bos=True)) + N_BEFORE + n_gap
             assert len(passage) == 140
             assert document.tokens[first : first + 140] == passage
             assert len(document.tokens) == first + 140 + n_gap + 2500
