@@ -47,7 +47,8 @@ def how_of(
     if tool is not None:
         sampling["grammar"] = arguments_grammar(tool)
     stops = [stop] if isinstance(stop, str) else list(stop)
-    return How(max_tokens, stops, seed, tool and tool["function"]["name"], {"temp": temperature, **sampling})
+    name = None if tool is None else tool["function"]["name"]
+    return How(max_tokens, stops, seed, name, {"temp": temperature, **sampling})
 
 
 # Changes a chat, and gives what is to be asked, and where in the text that begins; None: at its end.

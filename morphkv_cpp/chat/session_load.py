@@ -74,7 +74,7 @@ def _history(header: dict[str, Any], name: str) -> History:
 
 def _tools(header: dict[str, Any], name: str) -> list[Tool] | None:
     try:
-        tools = json.loads(header.get("tools", "null"))
+        tools: list[Tool] | None = json.loads(header.get("tools", "null"))
         tool_names(tools)
     except (TypeError, ValueError, LookupError, RecursionError) as error:
         raise SessionFileError(f"{name}: its tools cannot be read: {error}") from error
