@@ -205,13 +205,14 @@ int32_t morphkv_observer::keep_first_tokens(int32_t id_slot, const morphkv_keep 
     return 0;
 }
 
-// Whether all but the last token of a prompt is there as the same prompt has left it: it has nothing new to ask for, and its
-// answer begins where the first one did.
+// Whether a prompt is there but for its end, as the same prompt has left it: it has nothing new to ask for, and its answer begins
+// where the first one did.
 bool morphkv_observer::is_asked_again(int32_t id_slot, const server_task & task, int32_t n_past) const {
     const state & last = states.at(id_slot);
     morphkv_stats now{};
     now.size = sizeof(now);
-    if ((int32_t) last.asked.size() != task.n_tokens() || n_past != task.n_tokens() - 1 ||
+    // llama-server goes back to one token less than a checkpoint has; one from before the recalls has fewer of them
+    if ((int32_t) last.asked.size() != task.n_tokens() || n_past < std::max(1, task.n_tokens() - 2) ||
         morphkv_stats_get(ctx, id_slot, &now) != MORPHKV_STATUS_OK || now.n_recalls < last.n_recalls) {
         return false;
     }
