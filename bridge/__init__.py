@@ -5,8 +5,6 @@ Importing it loads the library and refuses, with a LibraryError, whatever does n
 
 from .backends import cpu_variants, cuda_module
 from .calls import (
-    WRITE_STEP,
-    Prompt,
     abi_version,
     check_params,
     default_params,
@@ -15,7 +13,6 @@ from .calls import (
     last_error,
     loaded_libraries,
     next_context_has,
-    recall,
     require_morphkv,
     retained,
     selftest,
@@ -27,11 +24,11 @@ from .calls import (
     upstream_version,
     version,
     why_archive_stopped,
-    write_next,
 )
 from .errors import InvalidError, LibraryError, MorphKVError, NativeError, NoMorphKVError, UnsupportedError
 from .fit import fit_gpu_layers
 from .library import LIB_DIR, PACKAGE_DIR
+from .recall import WRITE_STEP, Prompt, recall, write_next
 from .restore import Passage, plan_change, restore
 
 # isort: split

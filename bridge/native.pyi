@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 class Type:
+    kind: str
     fields: Sequence[tuple[str, Any]]
     elements: dict[int, str]
 
 class FFI:
     NULL: Any
-    CData: type
+    CData: Any
     def new(self, kind: str, value: Any = ...) -> Any: ...
     def cast(self, kind: str, value: Any) -> Any: ...
     def gc(self, value: Any, destructor: Any) -> Any: ...

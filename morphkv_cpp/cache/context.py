@@ -166,13 +166,13 @@ class ContextLlama(llama_cpp.Llama):
             return self._draft_model
         return DraftUpToEviction(self.cache_stats, self._morphkv, self._archive, self._draft_model)
 
-    @property
-    def _has_drafts(self) -> bool:
-        return self._draft_model is not None
-
     @draft_model.setter
     def draft_model(self, draft_model: LlamaDraftModel | None) -> None:
         self._draft_model = draft_model
+
+    @property
+    def _has_drafts(self) -> bool:
+        return self._draft_model is not None
 
     @property
     def morphkv(self) -> MorphKV | None:

@@ -47,7 +47,7 @@ def how_of(
     if tool is not None:
         sampling["grammar"] = arguments_grammar(tool)
     stops = [stop] if isinstance(stop, str) else list(stop)
-    name = None if tool is None else tool["function"]["name"]
+    name: str | None = None if tool is None else tool["function"]["name"]
     return How(max_tokens, stops, seed, name, {"temp": temperature, **sampling})
 
 

@@ -96,9 +96,9 @@ def build_document(llm: Llama, kind: str, i_document: int, n_passage: int, n_dis
         return llm.tokenize(text.encode(), add_bos=False, special=False)
 
     rng = random.Random(f"copies of {kind} {i_document}")
-    sections = sections_of(kind)
-    rng.shuffle(sections)
-    sections = [tokens_of(f"\n\n{section}") for section in sections]
+    texts = sections_of(kind)
+    rng.shuffle(texts)
+    sections = [tokens_of(f"\n\n{text}") for text in texts]
     i_source = next(i for i, section in enumerate(sections) if len(section) >= n_passage + 2 or i == len(sections) - 1)
     source = sections.pop(i_source)
     first = rng.randrange(2, max(3, len(source) - n_passage + 1))

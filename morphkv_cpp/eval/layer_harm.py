@@ -92,7 +92,7 @@ def _context(llm: Llama, params: dict[str, Any], n_ctx: int) -> Iterator[int]:
         bridge.require_morphkv(context.ctx)
         yield context.ctx
     finally:
-        context.close()
+        context.close()  # type: ignore[no-untyped-call]
 
 
 def _read(llm: Llama, tokens: Sequence[int], params: dict[str, Any]) -> Rows:

@@ -123,7 +123,7 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                           "head it keeps the newest tokens, plus older tokens that recent queries still attend to. "
                           "--keep N: the first N are never evicted (0: %d); -c N: limit of a slot (0: no limit); "
                           "--ctx-checkpoints: before and behind each answer, as many as fit in an eighth of the "
-                          "memory, 4 to 32 a slot, 64 tokens apart "
+                          "memory, 4 to 32 a slot, 32 tokens apart "
                           "(default: %s)",
                           p.keep, params.morphkv.enabled ? "enabled" : "disabled"),
             [](common_params & params, bool value) {

@@ -10,7 +10,7 @@
 #include <algorithm>
 
 // Tokens from one checkpoint to the next, where there are too many. With MorphKV each is of constant size, however far the next.
-static constexpr int32_t CHECKPOINT_MIN_STEP = 64;
+static constexpr int32_t CHECKPOINT_MIN_STEP = 32;
 
 static morphkv_status start_archive_as(llama_context * ctx, const morphkv_common_params & given, int32_t type) {
     morphkv_archive_params settings = morphkv_archive_params_default();

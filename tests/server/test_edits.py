@@ -35,7 +35,8 @@ class Talk:
     def answer(self, messages: Messages | None = None) -> str:
         """To these messages, or all; the messages stay as they are."""
         asked = self.messages if messages is None else messages
-        body = {"ignore_eos": True, "repeat_penalty": 1.3}
+        # letters: as text they are the same tokens again
+        body = {"ignore_eos": True, "repeat_penalty": 1.3, "grammar": "root ::= [a-z]+"}
         done = self.client.chat.completions.create(
             model="any", messages=asked, max_tokens=self.n_answer, temperature=0, extra_body=body
         )
@@ -98,13 +99,6 @@ class TestEvaluated:
         assert kept.n_evaluated <= kept.n_new + 256
         assert kept.n_new < 200
 
-    @pytest.mark.parametrize("n_turns", [2, 3])
-    def test_also_with_all_that_was_said_since(self, kept, n_turns):
-        edited = [dict(message) for message in kept.messages[:-1]]
-        edited[-2 * n_turns - 1]["content"] = "something else, the coffee"
-        kept.answer(edited)
-        assert kept.n_evaluated <= kept.n_new + 256
-
     def test_a_stream_says_so_as_well(self, kept):
         chunks = kept.client.chat.completions.create(
             model="any",
@@ -132,16 +126,17 @@ def test_thinking_that_is_dropped_at_each_turn_costs_what_is_new(start_server, t
 class TestDefaults:
     def test_checkpoints_are_as_many_as_memory_allows_and_near(self, start_server, tiny_llama):
         props = start_server(tiny_llama(), *FLAGS).get("/props")["morphkv"]
-        assert (props["ctx_checkpoints"], props["checkpoint_min_step"], props["cache_ram_mib"]) == (32, 64, 8192)
+        assert (props["ctx_checkpoints"], props["checkpoint_min_step"], props["cache_ram_mib"]) == (32, 32, 8192)
 
     def test_what_is_asked_for_is_given(self, start_server, tiny_llama):
         asked = ["--ctx-checkpoints", 7, "-cms", 300, "--cache-ram", 16]
         props = start_server(tiny_llama(), *FLAGS, *asked).get("/props")["morphkv"]
         assert (props["ctx_checkpoints"], props["checkpoint_min_step"], props["cache_ram_mib"]) == (7, 300, 16)
 
-    def test_a_text_that_is_read_anew_has_them_at_its_end(self, start_server, tiny_llama):
+    @pytest.mark.demo  # whose template llama-server knows the user's messages of
+    def test_a_text_that_is_read_anew_has_them_at_its_end(self, start_server, demo_model):
         """Those of turns that are further back than there can be checkpoints would be made in vain."""
-        server = start_server(tiny_llama(), *FLAGS, "--ctx-checkpoints", 8)
+        server = start_server(demo_model, *FLAGS, "--ctx-checkpoints", 8)
         talk = Talk(server, n_answer=8)
         for turn in range(40):
             talk.messages.append({"role": "user", "content": f"{turn}: what about the trams and the old tiles of it"})
