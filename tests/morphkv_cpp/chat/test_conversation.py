@@ -250,8 +250,12 @@ class TestGhosts:
             talk(same, "hello")
         assert not any("walnut" in str(message) for message in chat.history())
         for question in QUESTIONS:
-            assert talk(chat, question) == talk(same, question)
-        assert llm.save_state().llama_state == other.save_state().llama_state
+            answers = [talk(one, question) for one in (chat, same)]
+            assert chat.cache_stats().n_archived == same.cache_stats().n_archived
+            # an answer that is given again recalls again: other tokens may be in the cache, but none that are gone
+            assert answers[0] == answers[1] or way == "regenerate"
+        assert text_of(chat)[:-10] == text_of(same)[:-10] or way == "regenerate"
+        assert llm.save_state().llama_state == other.save_state().llama_state or way == "regenerate"
         assert chat.cache_stats().n_recalled > 0
 
 
