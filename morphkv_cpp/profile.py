@@ -65,8 +65,10 @@ class Profile:
 
 def layers_of(text: str) -> Profile | Literal["equal", "auto"]:
     """What an option says: equal, auto, or the path of a profile."""
-    if text == "equal" or text == "auto":
-        return text
+    if text == "equal":
+        return "equal"
+    if text == "auto":
+        return "auto"
     try:
         return Profile.load(text)
     except FileNotFoundError:
