@@ -47,7 +47,9 @@ def last_error() -> str:
 
 def default_params() -> dict[str, Any]:
     """Native defaults of morphkv_params but for LAYER_FIELDS, enumerators as lower-case names."""
-    params = {k: v for k, v in _fields(lib.morphkv_params_default()).items() if k not in LAYER_FIELDS}
+    struct = lib.morphkv_params_default()
+    names = [name for name, _ in ffi.typeof(struct).fields if name not in ("size", *LAYER_FIELDS)]
+    params = {name: getattr(struct, name) for name in names}
     return params | {field: _enum_name(field, params[field]) for field in ENUMS}
 
 
@@ -254,7 +256,5 @@ def _fields(struct: Any) -> dict[str, Any]:
 
 def _python_value(name: str, value: Any) -> Any:
     if isinstance(value, ffi.CData):
-        if ffi.typeof(value).kind == "array":
-            return ffi.unpack(value, len(value))
         return _text(value) if value else ""
     return bool(value) if name.startswith("is_") else value

@@ -88,11 +88,9 @@ def _context(llm: Llama, params: dict[str, Any], n_ctx: int) -> Iterator[int]:
     settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
     with bridge.next_context_has({**bridge.default_params(), **params}):
         context = LlamaContext(model=llm._model, params=settings, verbose=llm.verbose)
-    try:
+    with contextlib.closing(context):
         bridge.require_morphkv(context.ctx)
         yield context.ctx
-    finally:
-        context.close()  # type: ignore[no-untyped-call]
 
 
 def _read(llm: Llama, tokens: Sequence[int], params: dict[str, Any]) -> Rows:

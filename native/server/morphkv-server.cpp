@@ -155,8 +155,8 @@ bool morphkv_observer::holds(int32_t id_slot, int32_t pos_next) const {
 
 int32_t morphkv_observer::begin_prompt(int32_t id_slot, const server_task & task, const server_prompt & prompt,
                                        int32_t n_past, int32_t n_fixed) {
-    const morphkv_keep keep       = keep_of(task);
-    state &            now        = states.at(id_slot);
+    const morphkv_keep  keep       = keep_of(task);
+    state &             now        = states.at(id_slot);
     const int64_t       n_loaded   = now.pending.n_loaded;
     const int64_t       n_restored = now.pending.n_restored;
     const moved_passage moved      = now.moved;

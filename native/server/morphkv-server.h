@@ -168,8 +168,8 @@ private:
         int32_t        next_recall_pos = 0;         // while the answer is written
         morphkv_counts pending;                     // since the last decode: recalls, a warning
 
-        std::vector<llama_token> asked;      // with an archive: the last prompt that was read to its end,
-        int64_t                  n_recalls = 0;  // and recalls of the text by then
+        std::vector<llama_token> asked;             // with an archive: the last prompt that was read to its end,
+        int64_t                  n_recalls = 0;     // and recalls of the text by then
     };
 
     bool is_on() const { return ctx != nullptr; }

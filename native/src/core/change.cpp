@@ -56,7 +56,7 @@ morphkv_change morphkv_plan_change(const int32_t * text, int32_t n_text, const i
     if (n_common > 0 && n_last - n_first >= N_AGAIN + N_LEAST) {
         morphkv_change moved = res;
         if (find_passage({ text, n_text }, { prompt, n_last }, n_common, moved)) {
-            moved.n_first   = n_common;
+            moved.n_first = n_common;
             moved.n_passage -= N_AGAIN;
             if (n_common + moved.n_passage >= n_first + N_LEAST) {
                 return moved;

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int32_t N_PAGE = morphkv_archive::N_PAGE;
 
-constexpr int32_t N_SEARCHED = 512;    // archived tokens for each token from one search to the next
+constexpr int32_t N_SEARCHED = 512;  // archived tokens for each token from one search to the next
 constexpr int32_t N_STEP_MAX = 1024;
 
 // What the pages behind one in use get of its score: 16 tokens on the first of them is.

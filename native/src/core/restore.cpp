@@ -127,7 +127,7 @@ morphkv_text just_cut(const morphkv_text & text, int32_t limit) {
     group.ranked          = nullptr;
     res.rotary_offset     = res.positions.next() < limit ? 0 : std::max(0, res.rebase_offset(limit));
     // it is both at once, and those before the place are undone
-    res.n_rebases = res.rotary_offset > 0;
+    res.n_rebases         = res.rotary_offset > 0;
     res.n_recalls += group.n_evicted > 0;
     return res;
 }
@@ -177,8 +177,8 @@ morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morph
         }
         // distant tokens come to stand right before the recent ones, as at a recall
         group.base = std::max(0, res.text.pos_of(first) - res.text.rotary_offset - n_distant);
-        auto plan  = morphkv_plan_moves(slots_alone(text), 0, layers, moved, from.found(), &archive, is_exact, originals,
-                                        res.text.rotary_offset, group.base);
+        auto plan = morphkv_plan_moves(slots_alone(text), 0, layers, moved, from.found(), &archive, is_exact, originals,
+                                       res.text.rotary_offset, group.base);
         group.ranked = std::make_shared<std::vector<int32_t>>(std::move(plan.ranked));
         res.layers   = std::move(plan.layers);
     }
@@ -188,7 +188,7 @@ morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morph
 }
 
 morphkv_passage morphkv_take_passage(const morphkv_archive & archive, int32_t first, int32_t n) {
-    const auto &    layout = archive.layout;
+    const auto &    layout  = archive.layout;
     const size_t    n_layer = layout.layers.size();
     morphkv_passage res;
     reader          from(archive);

@@ -10,8 +10,8 @@
 #include <vector>
 
 struct morphkv_restore_plan {
-    morphkv_text                      text;     // as it is then, without a query
-    std::vector<std::vector<int32_t>> serials;  // by layer, of its slots; empty where nothing is evicted then
+    morphkv_text                      text;         // as it is then, without a query
+    std::vector<std::vector<int32_t>> serials;      // by layer, of its slots; empty where nothing is evicted then
     std::vector<morphkv_move>         layers;
     int32_t                           archive_end;  // serial from which on the archive's tokens are in cells again
 };

@@ -67,7 +67,7 @@ struct morphkv_group_header {
     int64_t  n_evictions;
     int32_t  n_evicted;
     int32_t  base;
-    uint32_t n_ranked;  // as morphkv_cut_group::ranked, or 0
+    uint32_t n_ranked;    // as morphkv_cut_group::ranked, or 0
     int32_t  brought_at;  // of the text, in its first group; else 0
 };
 

@@ -129,13 +129,13 @@ public:
 
     int32_t              votes;
     int32_t              brought_at = 0;  // tokens that there were when a recall last brought something, 0 = none has
-    std::vector<int32_t> queries;    // (n_query_rows) serial whose query a row holds, -1 = none
+    std::vector<int32_t> queries;         // (n_query_rows) serial whose query a row holds, -1 = none
 
-    int32_t n_keep;                  // first tokens that are never evicted
-    int32_t decoded_since_cut = 0;   // the first token decoded since the last eviction, rebase or recall
-    int32_t newest_of_prompt  = -1;  // the newest token that came in a prompt
+    int32_t n_keep;                       // first tokens that are never evicted
+    int32_t decoded_since_cut = 0;        // the first token decoded since the last eviction, rebase or recall
+    int32_t newest_of_prompt  = -1;       // the newest token that came in a prompt
 
-    int32_t rotary_offset = 0;       // of recent tokens: position less the rotary one
+    int32_t rotary_offset = 0;            // of recent tokens: position less the rotary one
     int64_t n_rebases     = 0;
     int64_t n_recalls     = 0;
     int64_t n_recalled    = 0;  // tokens that came into slots, of all layers and heads

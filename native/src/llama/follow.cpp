@@ -31,9 +31,8 @@ bool morphkv_cache::are_there(const std::vector<int64_t> & pages, const std::vec
         for (const auto & layer : slots) {
             const int64_t n = layer.n_head_kv * N_PAGE;
             n_all += n;
-            n_missing += n - std::count_if(layer.serials.begin(), layer.serials.end(), [&](int32_t serial) {
-                             return serial >= first && serial < first + N_PAGE;
-                         });
+            n_missing += n - std::count_if(layer.serials.begin(), layer.serials.end(),
+                                           [&](int32_t serial) { return serial >= first && serial < first + N_PAGE; });
         }
     }
     return n_missing * N_SPARED <= n_all;
@@ -55,7 +54,7 @@ morphkv_recalled morphkv_cache::follow(llama_seq_id seq_id, const morphkv_recall
     if (now.n_votes == 0) {
         return res;
     }
-    morphkv_page_uses                uses;
+    morphkv_page_uses        uses;
     std::vector<layer_slots> slots;
     for (size_t i = 0; i < groups.size(); ++i) {
         const auto & group = groups[i];

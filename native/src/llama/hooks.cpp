@@ -141,10 +141,10 @@ static std::unique_ptr<morphkv_cache> make_cache(const llama_model & model, cons
         morphkv_window::n_cells(model.hparams, cparams.n_ubatch, mparams.swa_full, morphkv_cache::n_cells(params));
     // a layer without KV heads (Nemotron 51B) has no attention that could be cut; llama.cpp makes empty tensors for it, and
     // in a context that is not of heads for the layers of heads (Ling 3)
-    const auto &   hparams = model.hparams;
-    const bool     is_all  = is_of_heads(mparams) || hparams.router_layer >= 0;
-    const uint32_t n_layer = is_all ? hparams.n_layer_all : hparams.n_layer();
-    const auto has_heads = [&hparams, filter, n_layer](int32_t il) {
+    const auto &   hparams   = model.hparams;
+    const bool     is_all    = is_of_heads(mparams) || hparams.router_layer >= 0;
+    const uint32_t n_layer   = is_all ? hparams.n_layer_all : hparams.n_layer();
+    const auto     has_heads = [&hparams, filter, n_layer](int32_t il) {
         return (uint32_t) il < n_layer && (!filter || filter(il)) && hparams.n_head_kv(il) > 0;
     };
     const auto plan = morphkv_plan_layers(model.hparams, params, mparams.type_k, mparams.type_v, has_heads, reuse);

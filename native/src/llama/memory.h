@@ -260,16 +260,16 @@ private:
     std::string evict(llama_seq_id seq_id, size_t i_group, morphkv_runner & runner);
 
     // Failure as in cut().
-    bool              rebase(llama_seq_id seq_id);
+    bool                             rebase(llama_seq_id seq_id);
     // To rotary positions: see morphkv_plan_moves().
-    morphkv_move_plan plan_moves(llama_seq_id seq_id, size_t i_group, int32_t offset, int32_t base,
-                                 const std::vector<morphkv_slots> & slots, const morphkv_pages & pages);
+    morphkv_move_plan                plan_moves(llama_seq_id seq_id, size_t i_group, int32_t offset, int32_t base,
+                                                const std::vector<morphkv_slots> & slots, const morphkv_pages & pages);
     std::vector<morphkv_moved_layer> moved_layers(size_t i_group) const;
     // Whether the archive's keys are no less exact than those of the cache.
     bool                             is_archive_exact(llama_seq_id seq_id, size_t i_group) const;
     // Why it failed, or "".
-    std::string       run_moves(llama_seq_id seq_id, size_t i_group, const std::vector<morphkv_move> & moves,
-                                int32_t query_delta, morphkv_runner & runner);
+    std::string run_moves(llama_seq_id seq_id, size_t i_group, const std::vector<morphkv_move> & moves,
+                          int32_t query_delta, morphkv_runner & runner);
 
     // What the newest tokens ask for, n_votes of them: 0 where nobody votes.
     struct asked {
@@ -284,23 +284,23 @@ private:
         std::vector<int32_t> serials;
     };
     // Whether the first of these pages are in the slots.
-    bool    are_there(const std::vector<int64_t> & pages, const std::vector<layer_slots> & slots,
-                      const morphkv_archive & archive) const;
+    bool   are_there(const std::vector<int64_t> & pages, const std::vector<layer_slots> & slots,
+                     const morphkv_archive & archive) const;
     // Puts pages into distant slots of each head, best first, and says in res what that was. As recall() where it fails.
-    void    bring(llama_seq_id seq_id, const morphkv_recall_params & params, const std::vector<int64_t> & pages,
-                  const asked & now, int64_t t_start_us, morphkv_recalled & res);
+    void   bring(llama_seq_id seq_id, const morphkv_recall_params & params, const std::vector<int64_t> & pages,
+                 const asked & now, int64_t t_start_us, morphkv_recalled & res);
     // Of a recall, by the slots that a head has on the average.
-    size_t  n_wanted_pages(llama_seq_id seq_id, const morphkv_recall_params & params) const;
+    size_t n_wanted_pages(llama_seq_id seq_id, const morphkv_recall_params & params) const;
 
     // Appends the tokens before serial `end` to the sequence's archive, as far as they are not there.
     void                archive_old(llama_seq_id seq_id, int32_t end);
     morphkv_page_layout archive_layout(const morphkv_archive_params & params) const;
 
     // All cells, those too whose tokens stay.
-    void                archive_all(llama_seq_id seq_id);
-    void                check_restorable() const;
+    void    archive_all(llama_seq_id seq_id);
+    void    check_restorable() const;
     // Gives the sequence's cells the tokens of a text that the archive has. How many cells.
-    int32_t             lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens);
+    int32_t lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens);
 
     // For checks of a context, and of an archive: as the real ones with the shapes that can occur (checks.cpp).
     std::string why_not_evicted(size_t i_group);

@@ -240,8 +240,8 @@ morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recal
     for (const auto & group : groups) {
         morphkv_layer_floats queries, votes;
         morphkv_runner       runner(engine);
-        const std::string    why = morphkv_read_votes(runner, group.side.layers, group.k_rot, seq_id,
-                                                      group.shape.n_distant(), vote_policy(), rows, turn, queries, votes);
+        const std::string why = morphkv_read_votes(runner, group.side.layers, group.k_rot, seq_id,
+                                                   group.shape.n_distant(), vote_policy(), rows, turn, queries, votes);
         if (!why.empty()) {
             fail_recall(seq_id, why);
         }
@@ -269,9 +269,9 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     if (now.n_votes == 0) {
         return res;
     }
-    res.n_archived      = n_pages * N_PAGE;
-    const size_t n_look = std::max<size_t>(n_wanted * p.look, n_pages / N_TO_ONE);
-    const auto   layers = cut_layers();
+    res.n_archived               = n_pages * N_PAGE;
+    const size_t          n_look = std::max<size_t>(n_wanted * p.look, n_pages / N_TO_ONE);
+    const auto            layers = cut_layers();
     morphkv_device_scorer scorer(engine, layers, archive, now.queries);
     bring(seq_id, p, morphkv_choose_pages(archive, n_wanted, n_look, text.n_keep, scorer), now, t_start_us, res);
     return res;

@@ -61,7 +61,8 @@ TEST_CASE(it_is_looked_every_16_tokens_while_something_comes) {
 }
 
 TEST_CASE(more_seldom_the_longer_nothing_has_come) {
-    CHECK(looks(608, 1030) == std::vector<int32_t>({ 624, 640, 656, 672, 704, 736, 768, 800, 832, 864, 896, 960, 1024 }));
+    CHECK(looks(608, 1030) ==
+          std::vector<int32_t>({ 624, 640, 656, 672, 704, 736, 768, 800, 832, 864, 896, 960, 1024 }));
 }
 
 TEST_CASE(behind_an_eviction_too_while_something_comes) {

@@ -8,10 +8,10 @@ using numbers = std::vector<int32_t>;
 
 static bool is_same(const morphkv_text & a, const morphkv_text & b) {
     bool res = a.positions.runs().size() == b.positions.runs().size() && a.groups.size() == b.groups.size() &&
-               a.queries == b.queries && a.n_keep == b.n_keep && a.brought_at == b.brought_at && a.decoded_since_cut == b.decoded_since_cut &&
-               a.newest_of_prompt == b.newest_of_prompt && a.rotary_offset == b.rotary_offset &&
-               a.n_rebases == b.n_rebases && a.n_recalls == b.n_recalls && a.n_recalled == b.n_recalled &&
-               a.windowed.has_value() == b.windowed.has_value();
+               a.queries == b.queries && a.n_keep == b.n_keep && a.brought_at == b.brought_at &&
+               a.decoded_since_cut == b.decoded_since_cut && a.newest_of_prompt == b.newest_of_prompt &&
+               a.rotary_offset == b.rotary_offset && a.n_rebases == b.n_rebases && a.n_recalls == b.n_recalls &&
+               a.n_recalled == b.n_recalled && a.windowed.has_value() == b.windowed.has_value();
     for (int32_t i = 0; res && i < a.n_tokens(); ++i) {
         res = a.positions.at(i) == b.positions.at(i);
     }

@@ -88,8 +88,7 @@ TEST_CASE(rebases_and_recalls_are_counted) {
 TEST_CASE(recalls_brought_something_within_the_text) {
     CHECK(has(refusal([](saved_text & s) { s.text.brought_at = -1; }), "a recall brings tokens within"));
     CHECK(has(refusal([](saved_text & s) { s.text.brought_at = 53; }), "a recall brings tokens within"));
-    CHECK(has(refusal([](saved_text & s) { s.text.brought_at = 1; }, poor_text()),
-              "a recall brings tokens within"));
+    CHECK(has(refusal([](saved_text & s) { s.text.brought_at = 1; }, poor_text()), "a recall brings tokens within"));
 }
 
 TEST_CASE(a_query_has_the_row_of_its_token) {

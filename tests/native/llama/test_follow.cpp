@@ -89,7 +89,8 @@ static void test_a_draft_that_is_taken_back_asks_nothing(llama_model * model) {
         const int32_t n      = stats(drafted).logical_pos + 1;
         const auto    now    = stats(drafted);
         const int32_t n_free = std::min(MORPHKV_WRITE_STEP - n % MORPHKV_WRITE_STEP,
-                                        small_params().capacity + small_params().interval - now.n_used) - 1;
+                                        small_params().capacity + small_params().interval - now.n_used) -
+                               1;
         decode_singly(drafted, { text[i] });
         if (n_free > 0) {
             decode_singly(drafted, some_tokens(n_free, 7 + i));

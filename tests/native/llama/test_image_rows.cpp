@@ -130,10 +130,10 @@ static void test_what_comes_back_is_what_left(llama_model * model, kind k, ggml_
     const auto before = cache.get_side().get_serials(layer, 0);
     CHECK(recall(ctx).n_recalled > 0);
 
-    const auto    s      = stats(ctx);
-    const auto &  text   = cache.text_of(0);
-    const auto    after  = cache.get_side().get_serials(layer, 0);
-    int32_t       n_rows = 0;
+    const auto   s      = stats(ctx);
+    const auto & text   = cache.text_of(0);
+    const auto   after  = cache.get_side().get_serials(layer, 0);
+    int32_t      n_rows = 0;
     for (int32_t h = 0; h < layer.n_head_kv; ++h) {
         const auto first = before.begin() + h * s.n_distant;
         for (int32_t slot = 0; slot < s.n_distant; ++slot) {

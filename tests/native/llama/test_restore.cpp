@@ -66,11 +66,11 @@ static void check_rows(const context_ptr & ctx, const tokens & text, ggml_type t
     auto roomy     = small_params();
     roomy.capacity = 900;
     cparams.type_k = cparams.type_v = type;
-    const auto   s            = stats(ctx);
-    const auto   slots        = retained(ctx, 0, 0);
-    const auto & layer        = cache_of(ctx).get_side().layers[0];
-    const int    n_distant    = s.n_distant;
-    const int    first_recent = s.logical_pos + 1 - (s.n_used - n_distant);
+    const auto   s                  = stats(ctx);
+    const auto   slots              = retained(ctx, 0, 0);
+    const auto & layer              = cache_of(ctx).get_side().layers[0];
+    const int    n_distant          = s.n_distant;
+    const int    first_recent       = s.logical_pos + 1 - (s.n_used - n_distant);
     CHECK(s.logical_pos + 1 == (int64_t) text.size());
     for (int32_t h = 0; h < layer.n_head_kv; ++h) {
         std::vector<int32_t> ordered(slots.begin() + h * n_distant, slots.begin() + (h + 1) * n_distant);
@@ -138,9 +138,9 @@ static void test_a_passage_comes_along(const archived_setup & setup, const tiny_
     auto       text  = some_tokens(700);
     CHECK(decode(ctx, text) == 0);
     for (const int32_t n_new : { 0, 300 }) {
-        const auto         before  = save(ctx);
-        morphkv_passage *  passage = nullptr;
-        const int32_t      n       = 350;
+        const auto        before  = save(ctx);
+        morphkv_passage * passage = nullptr;
+        const int32_t     n       = 350;
         CHECK(morphkv_passage_take(ctx.get(), 0, 250, n, &passage) == MORPHKV_STATUS_OK);
         CHECK(save(ctx) == before);
         restore(ctx, text, 30);
@@ -292,9 +292,9 @@ static void test_other_layers(const tiny_shape & shape, const char * what) {
 // Its graphs have four layers: one of the first fails, or of the second, when rows have moved.
 static void test_failures_are_told() {
     tiny_shape shape;
-    shape.n_layer    = 6;
-    const auto model = tiny_model_load(shape);
-    const auto text  = some_tokens(700);
+    shape.n_layer        = 6;
+    const auto model     = tiny_model_load(shape);
+    const auto text      = some_tokens(700);
     int        n_cleared = 0;
     for (const step which : { step::ALLOC, step::COMPUTE }) {
         for (const int i_graph : { 0, 1 }) {
