@@ -24,6 +24,14 @@ def wait_for(server: ServerProcess, n: int, name: str = "written") -> None:
         time.sleep(0.02)
 
 
+def wait_for_line(server: ServerProcess, words: str) -> None:
+    """The log is written by a thread."""
+    end = time.monotonic() + 30
+    while words not in server.log.read_text():
+        assert time.monotonic() < end, words
+        time.sleep(0.02)
+
+
 def go_on(server: ServerProcess, text: list[int], n: int = 30, **more):
     """The text with its answer, once it is on disk; and how many tokens were evaluated."""
     before = written(server)
@@ -140,10 +148,10 @@ class TestFolder:
     def test_files_of_others_are_ignored_with_a_line(self, server, start_server, tiny_llama, flags, tmp_path):
         text, _ = go_on(server, tokens(400))
         (file,) = (tmp_path / "chats").iterdir()
-        for other in ([tiny_llama(seed=1)], [tiny_llama(), "--morphkv-window", 24]):
-            model, *more = other
+        # the second finds the first one's chat, too
+        for n, (model, *more) in enumerate(([tiny_llama(seed=1)], [tiny_llama(), "--morphkv-window", 24]), start=1):
             stranger = start_server(model, *flags, *more)
-            assert "1 of another model or other settings, 0 damaged" in stranger.log.read_text()
+            wait_for_line(stranger, f"{n} of another model or other settings, 0 damaged")
             assert stranger.complete([*text, 261], 4)["timings"]["prompt_n"] == len(text) + 1
             stranger.stop()
         assert file.is_file()
@@ -157,7 +165,7 @@ class TestFolder:
         files[1].write_bytes(whole[:-900] + bytes([whole[-900] ^ 1]) + whole[-899:])
         (tmp_path / "chats" / "more.chat").write_text("something else")
         server.start()
-        assert "0 of another model or other settings, 2 damaged" in server.log.read_text()
+        wait_for_line(server, "0 of another model or other settings, 2 damaged")
         n = [server.complete([*text, 261], 4)["timings"]["prompt_n"] for text in texts]
         assert n[:2] == [len(text) + 1 for text in texts[:2]]
         assert n[2] <= 1 + RESTORED

@@ -88,7 +88,7 @@ class TestEvaluated:
         kept.say("and the river?")
         kept.messages[-2]["content"] = "or rather the hills, and all that can be seen from there?"
         kept.answer(kept.messages[:-1])
-        assert kept.n_evaluated <= kept.n_new + 64
+        assert kept.n_evaluated <= kept.n_new + 96
 
     @pytest.mark.parametrize("n_turns", [2, 3, 10])
     def test_a_message_edited_before_costs_what_comes_from_there_on(self, kept, n_turns):

