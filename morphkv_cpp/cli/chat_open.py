@@ -85,6 +85,6 @@ def opening_line(llm: Llama) -> str:
     n_layers = fit.n_gpu_layers if fit is not None else llm.model_params.n_gpu_layers
     if n_layers == 0:
         parts.append("CPU")
-    else:
-        parts.append(str(fit) if fit is not None else f"GPU layers: {'all' if n_layers < 0 else n_layers}")
+    elif fit is not None:
+        parts.append(str(fit))
     return " | ".join(parts)

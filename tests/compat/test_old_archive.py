@@ -68,7 +68,8 @@ def test_what_leaves_the_window_is_archived_and_a_prompt_recalls_it(open_llama):
 
 
 def test_the_next_prompt_is_recalled_for_as_well_and_the_answer_is_not(open_llama):
-    llm = open_llama(archive="ram", ctx_checkpoints=0)  # which 0.1.0 did not have
+    # what 0.1.0 did not have, and its default
+    llm = open_llama(archive=Archive("ram", recall="prompt", restore=False), ctx_checkpoints=0)
     write(llm, some_tokens(400), 40)
     assert llm.cache_stats().n_recalls == 2
     write(llm, some_tokens(400) + some_tokens(20, seed=2), 40)
@@ -167,8 +168,8 @@ def test_a_file(open_llama, tmp_path):
         ({"archive_type": "q4_k"}, ValueError, "archive_type must be one of .*, got 'q4_k'"),
         ({"archive_type": 8}, TypeError, "archive_type must be a str, got 8"),
         ({"archive_max_bytes": -1}, ValueError, "archive_max_bytes must not be negative, got -1"),
-        ({"recall": "always"}, ValueError, 'recall must be "off", "prompt" or a number above 0'),
-        ({"recall": 0}, ValueError, 'recall must be "off", "prompt" or a number above 0, got 0'),
+        ({"recall": "always"}, ValueError, 'recall must be "auto", "prompt", "off" or a number above 0'),
+        ({"recall": 0}, ValueError, 'recall must be "auto", "prompt", "off" or a number above 0, got 0'),
         ({"recall_share": 0}, ValueError, r"recall_share must be in \(0, 1\], got 0"),
         ({"recall_share": 1.5}, ValueError, r"recall_share must be in \(0, 1\], got 1.5"),
         ({"recall_redo": -1}, ValueError, "recall_redo must not be negative"),

@@ -63,10 +63,10 @@ class TestPosition:
         ):
             MorphKV(64, capacity=64)
         with (
-            pytest.raises(TypeError, match="MorphKV has 11 settings, got 12"),
+            pytest.raises(TypeError, match="MorphKV has 12 settings, got 13"),
             pytest.warns(DeprecationWarning, match="by name"),
         ):
-            MorphKV(*range(12))
+            MorphKV(*range(13))
 
 
 class TestArchiveKeywords:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from morphkv_cpp import Llama, MorphKV, bridge
+from morphkv_cpp import Archive, Llama, MorphKV, bridge
 from morphkv_cpp.cache.checkpoints import N_APART, Checkpoints
 from support.tiny import QUIET, count_evaluated, greedy, held, last_logits, some_tokens
 
@@ -14,7 +14,11 @@ N_ANSWER = 50  # evicts all that was recent before
 QUESTIONS = [some_tokens(n, seed) for seed, n in enumerate((300, 90, 200, 75))]
 
 
-@pytest.fixture(params=[None, "ram"])
+# an answer that is evaluated again, as a part of a prompt, recalls nothing as it did while it was written
+IN_RAM = Archive("ram", recall="prompt")
+
+
+@pytest.fixture(params=[None, IN_RAM], ids=["", "ram"])
 def open_llm(request, tiny_llama):
     opened = []
 

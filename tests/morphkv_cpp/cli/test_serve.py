@@ -44,7 +44,7 @@ def test_flags_come_last_and_win(serve):
 
 def test_all_behind_the_model_is_the_servers(tiny_llama):
     flags = ["--help", "-c", "4096", "--alias", "x"]
-    own = ["--model", str(tiny_llama()), "--morphkv", "--morphkv-keep-system"]
+    own = ["--model", str(tiny_llama()), "--morphkv", "--morphkv-keep-system", "--morphkv-archive", "auto"]
     assert server_command(str(tiny_llama()), flags)[1:] == [*own, *flags]
 
 
