@@ -71,9 +71,8 @@ class Llama(OneTextLlama):
 
     Use one object from one thread at a time; several objects may work in as many threads. A second thread gets a
     ThreadError at once: during a call, and with MorphKV until a text that is being written is read to its end or
-    closed. What needs only the vocabulary (tokenize, detokenize, n_vocab, ...) may be called from any thread.
-
-    A context manager: `with Llama(...) as llm:` closes it at the end.
+    closed. What needs only the vocabulary (tokenize, detokenize, n_vocab, ...) may be called from any thread. As a
+    context manager it is closed at the end.
 
     Raises TypeError for another `morphkv`; ValueError, with llama.cpp's reason, for a model that cannot be loaded, and
     for options that are incompatible with MorphKV; ArchiveError for a file that cannot be the archive;
@@ -295,8 +294,6 @@ class Llama(OneTextLlama):
 def _config(morphkv: MorphKV | bool | None) -> MorphKV | None:
     if morphkv is None or morphkv is False:
         return None
-    if morphkv is True:
-        return MorphKV()
-    if not isinstance(morphkv, MorphKV):
+    if morphkv is not True and not isinstance(morphkv, MorphKV):
         raise TypeError(f"morphkv must be a MorphKV, a bool or None, got {morphkv!r}")
-    return morphkv
+    return MorphKV() if morphkv is True else morphkv

@@ -19,7 +19,7 @@ WORKFLOWS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / ".githu
 IMAGES = ["Dockerfile", "Dockerfile.cuda"]
 
 # Of other programs, which the pages name as well: pip, git, cmake, ctest, docker.
-FOREIGN = {"--no-cache-dir", "--find-links", "--build", "--target", "--amend", "--test-dir", "--gpus"}
+FOREIGN = {"--no-cache-dir", "--find-links", "--build", "--target", "--amend", "--test-dir", "--gpus", "--value"}
 
 
 def text_of(path: str) -> str:
