@@ -1,4 +1,4 @@
-"""Sessions that go back, with a real model and an archive: what is evaluated, and that no ghost speaks."""
+"""Sessions that go back, with a real model and an archive: what is evaluated, and the same bits."""
 
 import pytest
 
@@ -8,19 +8,16 @@ from support.tiny import QUIET
 pytestmark = pytest.mark.demo
 
 N_TURNS = 40
-SECRET = "Please remember this: the password of the night porter is walnut."
 THINGS = "the sea,mountains,bread,old clocks,trains,gardens,winter,music,horses,maps".split(",")
-ASK = "What is the password of the night porter?"
 
 
 @pytest.fixture(scope="module")
 def chat(demo_model):
-    """A chat whose second turn tells a secret; tests take copies."""
+    """Tests take copies."""
     with Llama(demo_model, morphkv=MorphKV(capacity=512, prompt_room=0), archive="auto", **QUIET) as llm:
         chat = llm.session(system="You are a helpful assistant.")
         for i in range(N_TURNS):
-            question = SECRET if i == 1 else f"Tell me one short thing about {THINGS[i % 10]}, number {i}."
-            chat.ask(question, max_tokens=24, temperature=0.0)
+            chat.ask(f"Tell me one short thing about {THINGS[i % 10]}, number {i}.", max_tokens=24, temperature=0.0)
         assert chat.n_tokens > 3 * 512
         yield chat
 
@@ -52,14 +49,3 @@ def test_the_same_bits_as_if_nothing_had_come_behind(chat):
         assert back.history() == straight.history()
         options = {"max_tokens": 40, "temperature": 1.0, "seed": 7}
         assert back.ask("And now?", **options) == straight.ask("And now?", **options)
-
-
-def test_a_secret_that_was_edited_away_is_not_known(chat):
-    with chat.fork() as fork:
-        assert "walnut" in fork.ask(ASK, max_tokens=16, temperature=0.0)
-    with chat.fork() as fork:
-        ask(fork.edit(1, "Tell me one short thing about rain.", max_tokens=24, temperature=0.0))
-        for i in range(12):
-            fork.ask(f"Tell me one short thing about {THINGS[i % 10]}.", max_tokens=24, temperature=0.0)
-        assert fork.cache_stats().n_archived > 0
-        assert "walnut" not in fork.ask(ASK, max_tokens=16, temperature=0.0)
