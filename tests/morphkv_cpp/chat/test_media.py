@@ -59,9 +59,9 @@ def go_on_elsewhere(model: Path, projector: Path, session: Path, capacity: int, 
     """What the session answers next in another process."""
     command = [sys.executable, __file__, str(model), str(projector), str(session), str(capacity), str(n_tokens)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.decode()  # as it is: a text may hold carriage returns
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,8 +99,7 @@ def test_a_chat_with_many_images_takes_constant_cells(open_vision, kind, archive
         assert archive is None or stats.n_recalls > 0
 
 
-# of qwen3vl a near tie parts the answers: the question is decoded in another batch
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "qwen3vl_merger"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_session_goes_on_in_another_process(open_vision, tiny_vision, tmp_path, kind):
     llm = open_vision(kind)
     with llm.session("you see") as chat:
