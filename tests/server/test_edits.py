@@ -151,30 +151,3 @@ class TestDefaults:
 
 
 @pytest.mark.demo
-class TestGhosts:
-    """Facts that were edited away are recalled no more."""
-
-    CODES = ("4711", "8256")
-
-    def told(self, talk: Talk, code: str) -> Messages:
-        fact = f"The code of Anna's bicycle lock is {code}. Please remember it."
-        return [*talk.messages, {"role": "user", "content": fact}]
-
-    def test_an_archive_forgets_what_was_edited_away(self, start_server, demo_model):
-        server = start_server(demo_model, *FLAGS, "--morphkv-archive", "auto")
-        talk = Talk(server, n_answer=12)
-        first, second = self.CODES
-        for messages in (self.told(talk, first), self.told(talk, second)):
-            talk.messages = messages
-            answer = talk.answer()
-            if first in messages[-1]["content"]:
-                talk.messages = messages[:-1]
-        talk.messages.append({"role": "assistant", "content": answer})
-        for section in prose_sections()[:12]:
-            talk.messages.append({"role": "user", "content": section[:900] + "\nSay ok."})
-            talk.messages.append({"role": "assistant", "content": talk.answer()})
-        assert len(talk.text) > 2000
-        answer = talk.say("What is the code of Anna's bicycle lock?")
-        assert server.slot()["morphkv"]["n_recalled"] > 0
-        assert second in answer
-        assert first not in answer
