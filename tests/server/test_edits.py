@@ -7,7 +7,6 @@ from typing import Any
 import openai
 import pytest
 
-from morphkv_cpp.eval import prose_sections
 from support.server_process import ServerProcess
 
 FLAGS = ["--morphkv", "--morphkv-capacity", 512, "--morphkv-keep-system", "-np", 1, "--slots", "--metrics"]
@@ -148,6 +147,3 @@ class TestDefaults:
             edited[-1]["content"] = "something else, the coffee"
             talk.answer(edited)
             assert talk.n_evaluated <= talk.n_new + 256
-
-
-@pytest.mark.demo
