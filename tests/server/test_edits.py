@@ -141,7 +141,7 @@ class TestDefaults:
             talk.messages.append({"role": "user", "content": f"{turn}: what about the trams and the old tiles of it"})
             talk.messages.append({"role": "assistant", "content": "nothing that anybody would know of " * 3})
         talk.say("and the river?")
-        assert talk.n_evaluated > 5000
+        assert talk.n_evaluated > 1500
         for n_turns in (2, 4):
             edited = [dict(message) for message in talk.messages[: -2 * n_turns - 1]]
             edited[-1]["content"] = "something else, the coffee"
