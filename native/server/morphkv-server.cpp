@@ -29,8 +29,7 @@ bool morphkv_observer::prepare(common_params & params, server_routes & routes) {
     const int64_t          n_limit = (int64_t) p.capacity + std::max(p.interval, p.prompt_room);
     if (params.n_ctx != 0 && params.n_ctx < n_limit) {
         LOG_ERR("error: MorphKV: -c is the most tokens of a slot and costs no memory: leave it out for no limit, or "
-                "give at "
-                "least capacity + max(interval, prompt_room), got %d with %d\n",
+                "give at least capacity + max(interval, prompt_room), got %d with %d\n",
                 params.n_ctx, (int) n_limit);
         return false;
     }
