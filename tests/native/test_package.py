@@ -67,7 +67,7 @@ def test_the_wheel_has_the_sources_of_three_folders(wheel_files):
 
 def test_the_wheel_holds_no_tests_and_no_tools_of_ours(wheel_files):
     suffixes = {Path(name).suffix for name in wheel_files if name.split("/")[1] not in ("bin", "lib", "licenses")}
-    assert suffixes <= {".py", ".pyi", ".typed", ".h", ".tsv", ".txt"}
+    assert suffixes <= {".py", ".pyi", ".typed", ".h", ".json", ".tsv", ".txt"}
     assert not [name for name in wheel_files if re.search(r"(^|/)(test|conftest|fuzz)", name)]
 
 
