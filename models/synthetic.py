@@ -60,8 +60,8 @@ def write_tiny_llama(path: str | Path, **shape: Any) -> Path:
     sizes = TinyLlamaShape(**shape)
     path = Path(path)
     writer = gguf.GGUFWriter(path, sizes.architecture)
-    _add_sizes(writer, sizes)
-    _add_vocabulary(writer, sizes.n_vocab, sizes.special)
+    add_sizes(writer, sizes)
+    add_vocabulary(writer, sizes.n_vocab, sizes.special)
     for name, weights in _random_weights(sizes).items():
         writer.add_tensor(name, weights)
     try:
@@ -73,7 +73,8 @@ def write_tiny_llama(path: str | Path, **shape: Any) -> Path:
     return path
 
 
-def _add_sizes(writer: gguf.GGUFWriter, sizes: TinyLlamaShape) -> None:
+def add_sizes(writer: gguf.GGUFWriter, sizes: TinyLlamaShape) -> None:
+    """What a GGUF of these sizes says of them."""
     writer.add_name("tiny-llama")
     writer.add_block_count(sizes.n_layer)
     writer.add_context_length(sizes.context_length)
@@ -92,7 +93,7 @@ def _add_sizes(writer: gguf.GGUFWriter, sizes: TinyLlamaShape) -> None:
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int, special: tuple[str, ...] = ()) -> None:
+def add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int, special: tuple[str, ...] = ()) -> None:
     """A SentencePiece vocabulary with every byte as fallback, so that any text has tokens."""
     letters = [SPACE, *string.ascii_lowercase, *(SPACE + letter for letter in string.ascii_lowercase), *special]
     n_pieces = n_vocab - len(SPECIAL_TOKENS) - N_BYTE_TOKENS

@@ -14,12 +14,11 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-import gguf
 import numpy as np
 
 from morphkv_cpp import Llama, MorphKV, bridge
 from morphkv_cpp.bench.depths import MORPHKV, STOCK, DepthPoint
-from morphkv_cpp.models import synthetic
+from morphkv_cpp.models.shapes import SHAPES, write_shape
 from morphkv_cpp.plots.decode import plot_decode
 from morphkv_cpp.plots.figure import check_plot
 
@@ -27,53 +26,9 @@ from morphkv_cpp.plots.figure import check_plot
 # after morphkv_cpp, which says what libllama is loaded
 import llama_cpp
 
-SHAPE = synthetic.TinyLlamaShape(
-    n_layer=32, n_embd=4096, n_head=32, n_head_kv=8, head_size=128, n_ff=14336, n_vocab=4096, context_length=2**18
-)
+SHAPE = SHAPES["8b"]
 CONFIG = MorphKV(capacity=2048, window=32, interval=128, prompt_room=0)
 N_DECODED = 512
-N_ROWS = 64  # random rows, repeated: what they hold does not change the speed
-
-
-def random_q4_0(n_out: int, n_in: int, gain: float = 1.0) -> np.ndarray:
-    """Rows of blocks of 32 values: a scale in f16 and 4 bits each; inputs of size 1 give outputs of about the gain."""
-    blocks = np.random.default_rng(0).integers(0, 256, (N_ROWS, n_in // 32, 18), dtype=np.uint8)
-    scale = np.array([gain / np.sqrt(n_in) / 4.6], dtype=np.float16)
-    blocks[:, :, :2] = scale.view(np.uint8)
-    return np.tile(blocks.reshape(N_ROWS, -1), (n_out // N_ROWS, 1))
-
-
-def write_model(path: str) -> None:
-    s = SHAPE
-    n_q, n_kv = s.n_head * s.head_size, s.n_head_kv * s.head_size
-    writer = gguf.GGUFWriter(path, "llama")
-    synthetic._add_sizes(writer, s)
-    synthetic._add_vocabulary(writer, s.n_vocab)
-
-    def add(name: str, n_out: int, n_in: int, gain: float = 1.0) -> None:
-        kind = gguf.GGMLQuantizationType.Q4_0
-        writer.add_tensor(f"{name}.weight", random_q4_0(n_out, n_in, gain), raw_dtype=kind)
-
-    add("token_embd", s.n_vocab, s.n_embd)
-    for i in range(s.n_layer):
-        for name, n_out, n_in, gain in (
-            ("attn_q", n_q, s.n_embd, s.attention_gain),
-            ("attn_k", n_kv, s.n_embd, s.attention_gain),
-            ("attn_v", n_kv, s.n_embd, 1.0),
-            ("attn_output", s.n_embd, n_q, 1.0),
-            ("ffn_gate", s.n_ff, s.n_embd, 1.0),
-            ("ffn_up", s.n_ff, s.n_embd, 1.0),
-            ("ffn_down", s.n_embd, s.n_ff, 1.0),
-        ):
-            add(f"blk.{i}.{name}", n_out, n_in, gain)
-        for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(s.n_embd, np.float32))
-    writer.add_tensor("output_norm.weight", np.ones(s.n_embd, np.float32))
-    add("output", s.n_vocab, s.n_embd)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def measure(path: str, depth: int, config: MorphKV | None) -> dict[str, object]:
@@ -121,7 +76,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     if given.plot:
         check_plot(given.plot)
-    write_model(given.model)
+    write_shape(given.model, SHAPE, SHAPE.n_layer)
     rows = []
     for depth in given.depths:
         for config in (None, CONFIG):

@@ -12,6 +12,7 @@ from .decode import bench_decode
 from .growth import bench_growth
 from .old import bench_old
 from .server import bench_server
+from .shape import bench_shape
 from .stream import bench_stream
 
 OLD = "old"
@@ -40,4 +41,6 @@ bench.command("stream")(with_options(morphkv=morphkv_options, llama=llama_option
 served = without(morphkv_options, "policy", "policy_seed")
 bench.command("server")(with_options(morphkv=served, llama=without(llama_options, "verbose"))(bench_server))
 bench.command("archive")(with_options(morphkv=morphkv_options, llama=llama_options)(bench_archive))
+# nor has a model of random weights a profile
+bench.command("shape")(with_options(morphkv=without(without_room, "layers"), llama=llama_options)(bench_shape))
 bench.command(OLD, hidden=True)(bench_old)

@@ -1,6 +1,7 @@
 """`morphkv bench`: tables, requirements, JSON and exit codes, on a tiny model."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -122,6 +123,29 @@ class TestArchive:
         assert len(found["recalls"]) == measuring.archive.N_RECALLS
 
 
+class TestShape:
+    SMALL = ("--shape", "1b", "--layers", "1", "--depth", "150", "--rounds", "1")
+
+    def test_layers_are_multiplied_openly(self, capsys):
+        assert run("shape", *self.SMALL, *TIGHT) == 0
+        out = capsys.readouterr().out
+        assert "Llama 3.2 1B: 1 layers measured, and times 16/1, in ms" in out
+        one, all_of_them = (float(x) for x in re.search(r"an eviction +([0-9.]+) +([0-9.]+)", out).groups())
+        assert all_of_them == pytest.approx(16 * one, rel=0.05, abs=0.1)
+
+    def test_figures_of_the_whole_model_are_one_object(self, capsys):
+        assert run("shape", *self.SMALL, *TIGHT, "--json", "--require", "evict-ms<0") == 1
+        found = json.loads(capsys.readouterr().out)
+        counted = found["cost"]["without_archive"]
+        assert found["figures"]["evict-ms"] == pytest.approx(16 * counted["evict_ms"] / counted["n"])
+        assert found["copy_gb_s"] > 0
+        assert found["missed"] == [f"evict-ms must be < 0, got {found['figures']['evict-ms']:.3f}"]
+
+    def test_another_shape_is_refused(self, capsys):
+        assert run("shape", "--shape", "9b") == 1
+        assert "--shape must be one of 1b, 4b, 8b, 32b, got '9b'" in capsys.readouterr().err
+
+
 class TestServer:
     @pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
     @pytest.mark.slow
@@ -160,7 +184,8 @@ def test_sizes_out_of_range_are_refused(capsys, tiny_llama, arguments):
 
 @pytest.mark.parametrize("command", [each.name for each in bench.registered_commands if not each.hidden])
 def test_a_bar_on_nothing_measured_is_refused(capsys, tiny_llama, command):
-    assert run(command, str(tiny_llama()), "--require", "nothing>=1") == 1
+    model = [] if command == "shape" else [str(tiny_llama())]
+    assert run(command, *model, "--require", "nothing>=1") == 1
     assert "a requirement must speak of one of" in capsys.readouterr().err
 
 
