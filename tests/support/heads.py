@@ -48,7 +48,7 @@ class Weights(dict[str, np.ndarray]):
 def write(path: Path, architecture: str, keys: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Path:
     """keys: without the architecture's name."""
     writer = gguf.GGUFWriter(path, architecture)
-    synthetic._add_vocabulary(writer, N_VOCAB)
+    synthetic.add_vocabulary(writer, N_VOCAB)
     for key, value in keys.items():
         add = {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array, bool: writer.add_bool}
         add[type(value)](f"{architecture}.{key}", value)

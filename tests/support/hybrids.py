@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from morphkv_cpp.models.synthetic import N_VOCAB_MIN, _add_vocabulary
+from morphkv_cpp.models.synthetic import N_VOCAB_MIN, add_vocabulary
 
 N_LAYER, N_TAP = 4, 3  # taps of a convolution: two tokens back, one, and the token itself
 N_VOCAB = 320
@@ -120,7 +120,7 @@ def _write(path: Path, weights: Weights, n_embd: int, n_ff: int, n_head: int, ro
     writer.add_shortconv_l_cache(N_TAP)
     writer.add_vocab_size(N_VOCAB)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    _add_vocabulary(writer, N_VOCAB)
+    add_vocabulary(writer, N_VOCAB)
     norms = {"token_embd_norm": np.ones(n_embd)}
     for layer in range(N_LAYER):
         norms |= {f"blk.{layer}.{name}": np.ones(n_embd) for name in ("attn_norm", "ffn_norm")}
