@@ -1,4 +1,4 @@
-"""Going back by the archive, where a prompt, or a session, leaves the text at a place that is evicted in part, far from a checkpoint.
+"""Going back by the archive, where a prompt or a session leaves the text at a place without a checkpoint near.
 
 Tokens come back that were evaluated in a context which is not there any more, and cells hold them as the archive does:
 the answer is near the one after all had been evaluated, and need not be the same.
