@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import bridge
 from ..errors import DecodeError
-from .live import Live
+from .live import Live, TokenIds
 from .reuse import PromptReuse, prompt_reuse
 
 logger = logging.getLogger("morphkv_cpp")
@@ -62,6 +62,14 @@ def restore_start(llm: Live, n: int, n_cached: int) -> int:
     if n_first == 0 or not _try(llm, n_first, lambda: bridge.restore(llm.ctx, text[:n_first].tolist())):
         return 0
     return n_first
+
+
+def n_restorable(llm: Live, prompt: TokenIds) -> int:
+    """First tokens of a prompt that restore() would have back."""
+    if not _is_possible(llm):
+        return 0
+    plan = bridge.plan_change(llm._input_ids, prompt, 0)
+    return plan["n_first"] + plan["n_passage"]
 
 
 def _is_possible(llm: Live) -> bool:
