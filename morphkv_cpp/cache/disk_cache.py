@@ -216,9 +216,7 @@ class LlamaDiskCache:
             header, ids, _ = saved_file.read_beginning(path, "text")
             if header.get("identity") != self._identity:
                 return None
-            parts = tuple(
-                Part(*map(int, numbers), has_pages=bool(has_pages)) for *numbers, has_pages in header["parts"]
-            )
+            parts = tuple(Part(int(a), int(b), int(c), int(d), bool(e)) for a, b, c, d, e in header["parts"])
             n_prompt = int(header["n_prompt"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
