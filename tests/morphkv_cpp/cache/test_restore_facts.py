@@ -33,15 +33,15 @@ def text_with(llm, seed, stated, n_tokens):
     return tokens
 
 
-def n_right(llm, asked):
-    """How many of these facts are answered behind the text as it is, each from there."""
-    n = 0
+def answered(llm, asked):
+    """Which of these facts are answered behind the text as it is, each from there."""
+    right = []
     for fact in asked:
         with taken_back(llm):
-            n += (
-                first_word(answer(llm, tokens_of(llm, QUESTION.format(subject=fact.subject)))) == fact.answer.casefold()
-            )
-    return n
+            said = answer(llm, tokens_of(llm, QUESTION.format(subject=fact.subject)))
+        if first_word(said) == fact.answer.casefold():
+            right.append(fact)
+    return right
 
 
 def read(llm, prompt):
@@ -50,8 +50,11 @@ def read(llm, prompt):
 
 
 def test_facts_after_an_edit(demo_model):
-    """Each text is read once: questions are asked from a place that is come back to, before and after the edit."""
-    right = {"restored": 0, "evaluated": 0, "edited away": 0}
+    """Each text is read once: questions are asked from a place that is come back to, before and after the edit.
+
+    What is edited away is asked for before it is read, too: the model may guess a colour.
+    """
+    n_evaluated, n_restored, leaked = 0, 0, []
     n_asked = N_TEXTS * N_FACTS
     all_gone = facts()[n_asked:]
     with Llama(demo_model, morphkv=CONFIG, archive="ram", ctx_checkpoints=0, n_threads=2, verbose=False) as llm:
@@ -67,14 +70,19 @@ def test_facts_after_an_edit(demo_model):
             with taken_back(llm):
                 read(llm, edited)
                 assert llm.last_prompt.n_cached == N_TOKENS
-                right["evaluated"] += n_right(llm, stated)
+                n_evaluated += len(answered(llm, stated))
+                guessed = answered(llm, gone)
             llm.eval(behind)
             read(llm, edited)
             assert llm.last_prompt.n_restored == N_TOKENS - 128
-            right["restored"] += n_right(llm, stated)
-            right["edited away"] += n_right(llm, gone)
-            print(f"{right} of {N_FACTS * (i + 1)}", flush=True)
+            n_restored += len(answered(llm, stated))
+            leaked += [fact for fact in answered(llm, gone) if fact not in guessed]
+            print(
+                f"of {N_FACTS * (i + 1)} facts {n_evaluated} evaluated, {n_restored} restored; of "
+                f"{N_GONE * (i + 1)} that were edited away {leaked}, guessed {guessed}",
+                flush=True,
+            )
     assert n_asked >= 60
-    assert right["evaluated"] > 0.6 * n_asked
-    assert right["restored"] >= 0.95 * right["evaluated"]
-    assert right["edited away"] == 0
+    assert n_evaluated > 0.6 * n_asked
+    assert n_restored >= 0.95 * n_evaluated
+    assert leaked == []
