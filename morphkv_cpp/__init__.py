@@ -22,6 +22,7 @@ from . import (
     moved,
 )
 from .cache.archive import Archive, Recall
+from .cache.disk_cache import LlamaDiskCache
 from .cache.reuse import PromptReuse
 from .cache.stats import CacheStats
 from .chat.session import Session
@@ -41,6 +42,7 @@ __all__ = [
     "Device",
     "Info",
     "Llama",
+    "LlamaDiskCache",
     "MorphKV",
     "Profile",
     "PromptReuse",

@@ -84,6 +84,20 @@ class Checkpoints:
     def clear(self) -> None:
         self._all.clear()
 
+    def add(self, one: Checkpoint) -> None:
+        self._all.append(one)
+        self._make_room()
+
+    def before(self, ids: TokenIds, n: int) -> Checkpoint | None:
+        """The longest of at most the first n of these tokens."""
+        fits = (one for one in self._all if len(one.ids) <= n and common_prefix(one.ids, ids) == len(one.ids))
+        return max(fits, key=lambda one: len(one.ids), default=None)
+
+    def n_known(self, llm: Live, prompt: Sequence[int]) -> int:
+        """First tokens of a prompt that begin() would have without an archive."""
+        ids = np.asarray(prompt, dtype=np.intc)
+        return max(prompt_reuse(llm, prompt).n_cached, self._n_cached(llm, ids) if llm.n_tokens > 0 else 0)
+
     def begin(self, llm: Live, prompt: Sequence[int]) -> PromptReuse:
         """Have the cache hold as much of a prompt as can be had, and nothing else, and make a checkpoint of that.
 
@@ -123,8 +137,7 @@ class Checkpoints:
         except bridge.NativeError as error:
             logger.warning("no checkpoint after %d tokens: %s", len(ids), error)
             return
-        self._all.append(Checkpoint(ids.copy(), state, stats.complete_pos, stats.n_archived))
-        self._make_room()
+        self.add(Checkpoint(ids.copy(), state, stats.complete_pos, stats.n_archived))
 
     def _make_room(self) -> None:
         lists = list(self._lists)

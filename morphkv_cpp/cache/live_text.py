@@ -15,6 +15,7 @@ from ..errors import SessionEndedError
 from . import saved_state
 from .checkpoints import N_APART, Checkpoints
 from .live import Live
+from .restore import restore_start
 from .reuse import PromptReuse, common_prefix, first_tokens_kept, prompt_reuse
 from .stats import CacheStats
 
@@ -33,6 +34,7 @@ class LiveText:
         self.begun = False
         self.n_keep = 0  # first tokens that are never evicted
         self.n_again = 0  # of the tokens ahead, those that were in the cache before the text went back
+        self.n_restored = 0  # while there are such: tokens before them that came back by the archive
         # The text is the cache's first n_held tokens, then those ahead, which are still to be decoded.
         self.n_held = 0
         self.ahead: list[int] = []
@@ -124,7 +126,7 @@ class LiveText:
         llm.n_tokens = n_held
         bridge.set_keep(llm.ctx, 0, n_keep)
         self.n_held, self.ahead, self.begun = n_held, list(prompt[n_held:]), True
-        self.n_keep, self.n_again = n_keep, 0
+        self.n_keep, self.n_again, self.n_restored = n_keep, 0, 0
         self.checkpoints.clear()
         return PromptReuse(len(prompt), reuse.n_common, n_held)
 
@@ -147,7 +149,7 @@ class LiveText:
 
     def begin_anew(self) -> None:
         """Forget the text; what the cache holds of it may be of use to the next."""
-        self.begun, self.n_held, self.n_again, self.ahead = False, 0, 0, []
+        self.begun, self.n_held, self.n_again, self.n_restored, self.ahead = False, 0, 0, 0, []
         self.checkpoints.clear()
 
     def go_back(self, n: int) -> bool:
@@ -155,11 +157,13 @@ class LiveText:
 
         It can where the cache still has them all, or a checkpoint. Else the tokens behind the last checkpoint before,
         or all, are ahead once more, which needs their ids: there are none of images, and of what an old file left out.
+        Of many of them the archive brings back all but the last 128.
         """
         self.take()
         if n >= self.n_held:
             del self.ahead[n - self.n_held :]
             self.n_again = min(self.n_again, max(len(self.ahead) - 1, 0))
+            self.n_restored = self.n_restored if self.n_again > 0 else 0
             return True
         llm, stats = self.llm, self.llm.cache_stats()
         ids, n_held = llm.input_ids[:n].copy(), self.n_held
@@ -167,8 +171,14 @@ class LiveText:
         unknown = np.flatnonzero(ids < 0)
         if max(n_kept, n_checkpoint) < (unknown[-1] + 1 if len(unknown) else 0):
             return False
+        self.n_restored = restore_start(llm, n, max(n_kept, n_checkpoint))
+        if llm.n_tokens < n_held and self.n_restored == 0:
+            n_kept = 0  # the cache has been emptied
         # a checkpoint is exact; so are the recent tokens as far as exact_pos
-        if n_kept > n_checkpoint + (0 if n_kept >= stats.exact_pos else N_APART):
+        if self.n_restored > 0:
+            n_kept = self.n_restored
+            self.checkpoints.forget(n)
+        elif n_kept > n_checkpoint + (0 if n_kept >= stats.exact_pos else N_APART):
             llm._ctx.kv_cache_seq_rm(-1, n_kept, -1)
             self.checkpoints.forget(n)
         else:
@@ -225,7 +235,7 @@ class LiveText:
         if self.begun:
             state = self.state()
             other.begun, other.n_held, other.ahead = True, state.n_tokens, self.ahead.copy()
-            other.n_keep, other.n_again = self.n_keep, self.n_again
+            other.n_keep, other.n_again, other.n_restored = self.n_keep, self.n_again, self.n_restored
             other._state, other._stats = state, self.stats()
         return other
 

@@ -9,6 +9,8 @@ from typing import Any
 import llama_cpp
 import numpy as np
 from llama_cpp import LlamaState
+from llama_cpp.llama_cache import BaseLlamaCache
+from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from .. import bridge
 from ..config import MorphKV
@@ -16,6 +18,8 @@ from ..errors import ArchiveError, ContextFullError, DecodeError, EvictedError, 
 from . import saved_state, state_file
 from .archive import Recall
 from .context import ContextLlama
+from .disk_cache import LlamaDiskCache
+from .fingerprint import model_fingerprint
 from .live import CacheHolder
 from .one_thread import OneThread
 from .worker import Worker
@@ -164,6 +168,29 @@ class OneTextLlama(ContextLlama):
         """
         config = self._require_morphkv()
         self.load_state(state_file.load(path, config, self.model_path, self.n_vocab()))
+
+    def set_cache(self, cache: BaseLlamaCache | LlamaDiskCache | None) -> None:
+        """As llama_cpp's: completions go on from what it has. A LlamaDiskCache of morphkv_cpp outlives the process.
+
+        Raises NoMorphKVError for one without MorphKV, ValueError where it is bound to another model or the Llama was
+        given a tokenizer of its own, OSError for a folder that cannot be made.
+        """
+        if isinstance(cache, LlamaDiskCache):
+            cache.bind(self._disk_identity(self._require_morphkv()))
+        super().set_cache(cache)  # type: ignore[arg-type]
+
+    def _disk_identity(self, config: MorphKV) -> dict[str, Any]:
+        """Of texts on disk that this Llama can go on from, as JSON."""
+        if type(self.tokenizer_) is not LlamaTokenizer:
+            raise ValueError("a LlamaDiskCache needs the model's own tokenizer, got Llama(..., tokenizer=...)")
+        params, lora = self.context_params, self.lora_path
+        return {
+            **state_file.identity(config, self.model_path),
+            "cache types": list(self._cache_types),
+            "archive type": None if self._archive is None else self._archive.type or self._cache_types[0],
+            "rope": [params.rope_scaling_type, params.rope_freq_base, params.rope_freq_scale],
+            "adapter": None if lora is None else [model_fingerprint(lora), self.lora_scale],
+        }
 
     def _require_morphkv(self) -> MorphKV:
         if self._morphkv is None:

@@ -1,4 +1,4 @@
-"""Going back by the archive, where a prompt leaves the text at a place that is evicted in part, far from a checkpoint.
+"""Going back by the archive, where a prompt or a session leaves the text at a place without a checkpoint near.
 
 Tokens come back that were evaluated in a context which is not there any more, and cells hold them as the archive does:
 the answer is near the one after all had been evaluated, and need not be the same.
@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import bridge
 from ..errors import DecodeError
-from .live import Live
+from .live import Live, TokenIds
 from .reuse import PromptReuse, prompt_reuse
 
 logger = logging.getLogger("morphkv_cpp")
@@ -25,8 +25,8 @@ def restore(llm: Live, prompt: Sequence[int], n_cached: int) -> PromptReuse | No
     Where the prompt changes the text's beginning, what is behind the change comes along. n_cached: first tokens of the
     prompt that can be had without this. None where it would save little, or cannot be.
     """
-    archive, text = llm.archive, llm._input_ids
-    if archive is None or not archive.restore or len(text) == 0 or text.min() < 0:
+    text = llm._input_ids
+    if not _is_possible(llm):
         return None
     plan = bridge.plan_change(text, np.asarray(prompt, dtype=np.intc), n_cached)
     n_first, n_passage = plan["n_first"], plan["n_passage"]
@@ -48,6 +48,34 @@ def restore(llm: Live, prompt: Sequence[int], n_cached: int) -> PromptReuse | No
         return None
     stats, n = llm.cache_stats(), n_first + n_passage
     return PromptReuse(len(prompt), n_common, n, n, stats.n_evictions, stats.n_evicted)
+
+
+def restore_start(llm: Live, n: int, n_cached: int) -> int:
+    """Have the cache hold its text's beginning, up to some tokens before its first n, which are to be evaluated again.
+
+    How many it then holds; 0 where that would save little, or cannot be. Then it is as it was, or empty.
+    """
+    text = llm._input_ids
+    if not _is_possible(llm):
+        return 0
+    n_first: int = bridge.plan_change(text, np.append(text[:n], np.intc(-1)), n_cached)["n_first"]
+    if n_first == 0 or not _try(llm, n_first, lambda: bridge.restore(llm.ctx, text[:n_first].tolist())):
+        return 0
+    return n_first
+
+
+def n_restorable(llm: Live, prompt: TokenIds) -> int:
+    """First tokens of a prompt that restore() would have back."""
+    if not _is_possible(llm):
+        return 0
+    plan = bridge.plan_change(llm._input_ids, prompt, 0)
+    return plan["n_first"] + plan["n_passage"]
+
+
+def _is_possible(llm: Live) -> bool:
+    """Whether there is an archive that may be used so, of words alone."""
+    archive, text = llm.archive, llm._input_ids
+    return archive is not None and archive.restore and len(text) > 0 and int(text.min()) >= 0
 
 
 def _try(llm: Live, n_tokens: int, change: Callable[[], object]) -> bool:

@@ -30,8 +30,12 @@ import numpy.typing as npt
 from ..errors import SessionFileError
 from .whole_file import replace_file
 
-Kind = Literal["session", "state"]
-MAGIC: dict[str, bytes] = {"session": b"MorphKV session\0", "state": b"MorphKV state\0\0\0"}
+Kind = Literal["session", "state", "text"]
+MAGIC: dict[str, bytes] = {
+    "session": b"MorphKV session\0",
+    "state": b"MorphKV state\0\0\0",
+    "text": b"MorphKV text\0\0\0\0",
+}
 VERSION = 1
 HEAD = struct.Struct("<16sIIIIQ")
 DEPTH_MAX = 8  # of a header's brackets; what is deep cannot even be shown in an error
@@ -65,6 +69,31 @@ def read(path: str | os.PathLike[str], kind: Kind) -> Contents:
     if not stat.S_ISREG(os.stat(path).st_mode):  # a device may never end
         raise SessionFileError(f"{name} is not a regular file")
     data = Path(path).read_bytes()
+    ids_at, state_at = _places(name, kind, data, len(data))
+    view = memoryview(data)
+    body, digest = view[:-32], view[-32:]
+    if hashlib.sha256(body).digest() != digest:
+        raise SessionFileError(f"{name} is damaged: its checksum is wrong")
+    header, ids = _header(name, view[HEAD.size : ids_at]), np.frombuffer(view[ids_at:state_at], dtype="<i4")
+    # a view, lest a large state is copied
+    return Contents(header, ids.astype(np.int32), cast(bytes, body[state_at:]))
+
+
+def read_beginning(path: str | os.PathLike[str], kind: Kind) -> Contents:
+    """Likewise, but without its state, and so without a look at its checksum."""
+    name = os.fspath(path)
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise SessionFileError(f"{name} is not a regular file")
+        data = file.read(HEAD.size)
+        ids_at, state_at = _places(name, kind, data, os.fstat(file.fileno()).st_size)
+        data += file.read(state_at - HEAD.size)
+    ids = np.frombuffer(data, dtype="<i4", offset=ids_at)
+    return Contents(_header(name, data[HEAD.size : ids_at]), ids.astype(np.int32), b"")
+
+
+def _places(name: str, kind: Kind, data: bytes, n_file: int) -> tuple[int, int]:
+    """Where the ids and the state begin in a file of n_file bytes, by its first bytes."""
     if data[:16] != MAGIC[kind]:
         raise SessionFileError(f"{name} is not a {kind} file")
     if len(data) < HEAD.size:
@@ -73,24 +102,22 @@ def read(path: str | os.PathLike[str], kind: Kind) -> Contents:
     if version != VERSION:
         raise SessionFileError(f"{name} must have version {VERSION}, got {version}")
     n_bytes = HEAD.size + n_header + 4 * n_ids + n_state + hashlib.sha256().digest_size
-    if len(data) != n_bytes:
-        what = "truncated" if len(data) < n_bytes else "damaged"
-        raise SessionFileError(f"{name} is {what}: it must have {n_bytes} bytes, got {len(data)}")
-    view = memoryview(data)
-    body, digest = view[:-32], view[-32:]
-    if hashlib.sha256(body).digest() != digest or zero != 0:
+    if n_file != n_bytes:
+        what = "truncated" if n_file < n_bytes else "damaged"
+        raise SessionFileError(f"{name} is {what}: it must have {n_bytes} bytes, got {n_file}")
+    if zero != 0:
         raise SessionFileError(f"{name} is damaged: its checksum is wrong")
-    ids_at = HEAD.size + n_header
-    state_at = ids_at + 4 * n_ids
+    return HEAD.size + n_header, HEAD.size + n_header + 4 * n_ids
+
+
+def _header(name: str, data: bytes | memoryview) -> dict[str, Any]:
     try:
-        header = json.loads(bytes(view[HEAD.size : ids_at]))
+        header = json.loads(bytes(data))
     except (ValueError, RecursionError) as error:
         raise SessionFileError(f"{name} is damaged: {error}") from error
     if not isinstance(header, dict) or _depth(header) > DEPTH_MAX:
         raise SessionFileError(f"{name} is damaged: its header must be an object of at most {DEPTH_MAX} levels")
-    ids = np.frombuffer(data, dtype="<i4", count=n_ids, offset=ids_at)
-    # a view, lest a large state is copied
-    return Contents(header, ids.astype(np.int32), cast(bytes, body[state_at:]))
+    return header
 
 
 def _depth(value: Any) -> int:

@@ -15,7 +15,7 @@ from .fingerprint import model_fingerprint
 
 
 def save(path: str | os.PathLike[str], config: MorphKV, model_path: str, state: LlamaState) -> None:
-    header = {**_identity(config, model_path), "seed": int(state.seed)}
+    header = {**identity(config, model_path), "seed": int(state.seed)}
     ids = np.asarray(state.input_ids[: state.n_tokens])
     saved_file.write(path, "state", saved_file.Contents(header, ids, state.llama_state))
 
@@ -23,7 +23,7 @@ def save(path: str | os.PathLike[str], config: MorphKV, model_path: str, state: 
 def load(path: str | os.PathLike[str], config: MorphKV, model_path: str, n_vocab: int) -> LlamaState:
     """Raises OSError, and SessionFileError for a file that is no state of this model and these settings."""
     contents, name = saved_file.read(path, "state"), os.fspath(path)
-    for what, value in _identity(config, model_path).items():
+    for what, value in identity(config, model_path).items():
         if contents.header.get(what) != value:
             raise SessionFileError(
                 f"{name} was saved with another {what}: {contents.header.get(what)!r}, not {value!r}"
@@ -41,5 +41,5 @@ def load(path: str | os.PathLike[str], config: MorphKV, model_path: str, n_vocab
     )
 
 
-def _identity(config: MorphKV, model_path: str) -> dict[str, Any]:
+def identity(config: MorphKV, model_path: str) -> dict[str, Any]:
     return {"model": model_fingerprint(model_path), "settings": settings_of(config)}

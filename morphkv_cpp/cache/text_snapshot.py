@@ -20,7 +20,8 @@ class TextSnapshot:
     def __init__(self, text: LiveText):
         text.take()
         llm = text.llm
-        self._begun, self._n_keep, self._n_again = text.begun, text.n_keep, text.n_again
+        self._begun, self._n_keep = text.begun, text.n_keep
+        self._n_again, self._n_restored = text.n_again, text.n_restored
         self._ids, self._ahead = llm.input_ids[: text.n_held].copy(), text.ahead.copy()
         self._checkpoints = text.checkpoints.copy()
         self._state: bytes | None = None
@@ -41,7 +42,8 @@ class TextSnapshot:
         if not self._begun:
             text.begin_anew()
         elif self._state is not None and self._give(text, self._state):
-            text.n_again, text.ahead = self._n_again, self._ahead.copy()
+            text.n_again, text.n_restored = self._n_again, self._n_restored
+            text.ahead = self._ahead.copy()
             text.checkpoints.become(self._checkpoints)
         elif (self._ids < 0).any():
             text.end("it could not be put back, and its images cannot be evaluated again")

@@ -138,4 +138,5 @@ def _turn(talk: Conversation, took: Asked, answer: Answer, seconds: float) -> Tu
         recall_ms=sum(recall.took_ms for recall in recalls),
         media_tokens=took.n_media,
         again_tokens=took.n_again,
+        restored_tokens=took.n_restored,
     )

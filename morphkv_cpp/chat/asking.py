@@ -23,6 +23,7 @@ class Asked(NamedTuple):
     n_media: int  # tokens of the images
     n_evicted: int  # of the chat, before any of this was decoded
     n_again: int  # of the words, those that were evaluated before
+    n_restored: int = 0  # tokens of the chat that came back by the archive
 
 
 def put(llm: ChatModel, text: LiveText, rendered: Rendered, images: Sequence[str], n_before: int, n_keep: int) -> Asked:
@@ -40,7 +41,7 @@ def put(llm: ChatModel, text: LiveText, rendered: Rendered, images: Sequence[str
         refuse_unknown(n_before)
     _note_drawn(llm, text, n_before)
     reuse = PromptReuse(n_prompt=len(text.ahead), n_common=0, n_cached=0)
-    return Asked(reuse, 0, llm.cache_stats().n_evicted, text.n_again)
+    return Asked(reuse, 0, llm.cache_stats().n_evicted, text.n_again, text.n_restored)
 
 
 def _begin(text: LiveText, prompt: Sequence[int], n_keep: int) -> PromptReuse:
@@ -64,7 +65,8 @@ def _put_pieces(llm: ChatModel, text: LiveText, pieces: Pieces, n_before: int, n
         if isinstance(pieces[0], list):
             first, pieces = pieces[0], pieces[1:]
         reuse = _begin(text, first, n_keep)
-    n_words, n_evicted, n_again = reuse.n_prompt, llm.cache_stats().n_evicted, text.n_again
+    n_words, n_evicted = reuse.n_prompt, llm.cache_stats().n_evicted
+    n_again, n_restored = text.n_again, text.n_restored
     for piece in pieces:
         if isinstance(piece, list):
             text.ahead += piece
@@ -73,7 +75,7 @@ def _put_pieces(llm: ChatModel, text: LiveText, pieces: Pieces, n_before: int, n
         _decode_ahead(llm, text)
         text.add_media(piece.decode, llm.n_batch)
         n_media += piece.n_tokens
-    return Asked(PromptReuse(n_words, reuse.n_common, reuse.n_cached), n_media, n_evicted, n_again)
+    return Asked(PromptReuse(n_words, reuse.n_common, reuse.n_cached), n_media, n_evicted, n_again, n_restored)
 
 
 def _decode_ahead(llm: ChatModel, text: LiveText) -> None:

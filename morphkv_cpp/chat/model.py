@@ -7,7 +7,6 @@ from typing import Protocol
 
 from llama_cpp.llama_chat_format import LlamaChatCompletionHandler
 
-from ..cache.evals import Evals
 from ..cache.one_thread import OneThread
 from ..cache.worker import Worker
 from ..config import MorphKV
@@ -18,7 +17,6 @@ class ChatModel(TextModel, Protocol):
     """As cache.live.Live: what begins with an underscore is not for users."""
 
     _one_thread: OneThread
-    _evals: Evals | None  # with MorphKV
     _worker: Worker
 
     @property

@@ -53,7 +53,8 @@ class Session:
 
     `undo`, `edit` and `regenerate` go back in the chat, to a checkpoint where there is one: the Llama's
     `ctx_checkpoints`, at each turn's end. Then the chat goes on bit for bit as if nothing had come behind it. Else the
-    tokens behind the checkpoint before are evaluated again, with the next question: `last.again_tokens`. What is gone
+    tokens behind the checkpoint before are evaluated again, with the next question: `last.again_tokens`. With an
+    archive at most 128 are, and those before come back by it, not the same bits: `last.restored_tokens`. What is gone
     from the chat is gone from the archive.
 
     A Llama has one live cache, which the active session uses. Switching sessions saves the inactive one's state in

@@ -21,3 +21,6 @@ class Turn:
     recall_ms: float = 0.0  # time spent in recalls
     media_tokens: int = 0  # of the question's images; they are evaluated before the answer, besides prompt_tokens
     again_tokens: int = 0  # of prompt_tokens, those of the chat before that had to be evaluated again
+    restored_tokens: int = (
+        0  # of the chat before, those that came back by the archive: near what was evaluated, not equal
+    )

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import LogitsProcessorList, StoppingCriteriaList
 
+from ..cache.disk_cache import LlamaDiskCache
 from ..cache.live import Logits, TokenIds
 from ..cache.reuse import PromptReuse, common_prefix
 from ..errors import ContextFullError
@@ -124,7 +125,10 @@ def complete(
         for text, note in answer.show_rest():
             yield chunk(text, note)
         yield {**chunk("", None, finish_reason), **asdict(account)}
-    if llm.cache:
+    if isinstance(llm.cache, LlamaDiskCache):
+        if llm._evals is not None:
+            llm.cache.save(llm, n_prompt, llm._evals.checkpoints)
+    elif llm.cache:
         logger.info("completion: cache save")
         llm.cache[[*prompt_tokens, *answer.tokens]] = llm.save_state()
     if stream:
@@ -252,6 +256,10 @@ def _processors(given: LogitsProcessorList | None, logit_bias: dict[int, float] 
 
 def _load_from_cache(llm: TextModel, prompt_tokens: list[int]) -> None:
     """Take over a saved state that shares more of the prompt than the context does."""
+    if isinstance(llm.cache, LlamaDiskCache):
+        if llm._evals is not None:
+            llm.cache.load(llm, prompt_tokens, llm._evals.checkpoints)
+        return
     if not llm.cache:
         return
     try:

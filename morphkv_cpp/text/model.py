@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from llama_cpp import LlamaState
 from llama_cpp._internals import LlamaModel
 
+from ..cache.evals import Evals
 from ..cache.live import Live, Logits
 from ..cache.reuse import PromptReuse
 from .account import Account
@@ -20,6 +21,7 @@ class TextModel(Live, Protocol):
     verbose: bool
     spm_infill: bool
     last_prompt: PromptReuse | None
+    _evals: Evals | None  # with MorphKV
     _account: Account | None  # of the answer that has just been written
 
     @property
@@ -27,7 +29,7 @@ class TextModel(Live, Protocol):
 
     @property
     def cache(self) -> Any:
-        """Of prompts, a llama_cpp.llama_cache.BaseLlamaCache; None without."""
+        """Of prompts, a llama_cpp.llama_cache.BaseLlamaCache or a LlamaDiskCache; None without."""
 
     @property
     def _model(self) -> LlamaModel: ...

@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 11
+#define MORPHKV_ABI_VERSION 12
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -190,6 +190,25 @@ MORPHKV_API morphkv_status morphkv_archive_start(struct llama_context * ctx, con
 // archived can be recalled, and an archive begins anew with the next text. Does not wait for what is being appended, of which
 // it tells later. Valid until the thread's next call of this.
 MORPHKV_API const char * morphkv_archive_why_stopped(struct llama_context * ctx, int32_t seq_id);
+
+// Full pages of a sequence's archive, 16 tokens each, which never change: for hosts that keep them beside checkpoints. A record is
+// a hash (8 bytes), which depends on all text before the page, and the page.
+typedef struct morphkv_page_range {
+    size_t  size;         // sizeof(morphkv_page_range)
+    int64_t first;        // pages [first, end) are there
+    int64_t end;
+    int32_t first_token;  // that page 0 began with; -1 = nothing has been archived
+    size_t  record_bytes;
+} morphkv_page_range;
+
+// out: may be NULL; all that are there. records: n of them from page `first` on, n * record_bytes, where n is not 0. A page that
+// cannot be read is all zeros, which its hash tells.
+MORPHKV_API morphkv_status morphkv_pages_get(struct llama_context * ctx, int32_t seq_id, int64_t first, int64_t n,
+                                             void * records, morphkv_page_range * out);
+// Gives them to the archive of a sequence without tokens. A checkpoint of their text (LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) is to be
+// loaded next; one of another text empties the archive.
+MORPHKV_API morphkv_status morphkv_pages_set(struct llama_context * ctx, int32_t seq_id,
+                                             const morphkv_page_range * pages, const void * records);
 
 // Loads what llama_state_seq_get_data_ext() gave for a sequence, with the flags that it had, or, with seq_id -1 and no flags,
 // what llama_state_get_data() gave. All or nothing: a state that is damaged, of another size or of other settings is refused,

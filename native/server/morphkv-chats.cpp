@@ -79,12 +79,21 @@ std::string morphkv_chats::start(const std::string & folder, uint64_t limit, con
     settings  = own;
     entries.clear();
     of_slot.clear();
+    pages           = {};
     counted.n_files = counted.n_bytes = 0;
 
+    for (const auto & file : morphkv_chat_files(dir, ".pages")) {
+        // of a chat that is gone, unless another server is just writing it
+        std::error_code ec;
+        if (!fs::exists(fs::path(file.path).replace_extension(EXTENSION), ec) &&
+            fs::file_time_type::clock::now() - file.used > std::chrono::minutes(10)) {
+            fs::remove(file.path, ec);
+        }
+    }
     int32_t n_others = 0, n_damaged = 0;
     for (const auto & file : morphkv_chat_files(dir, EXTENSION)) {
         counted.n_files++;
-        counted.n_bytes += file.n_bytes;
+        counted.n_bytes += file.n_bytes + morphkv_pages_bytes(file.path);
         try {
             auto one  = std::make_unique<entry>();
             one->path = file.path;
@@ -127,6 +136,9 @@ void morphkv_chats::wait() {
         return;
     }
     const written done = running.get();
+    if (!done.why_no_pages.empty()) {
+        pages.forget(pending->path);
+    }
     if (done.why_not.empty()) {
         has_warned = false;
         counted.n_written++;
@@ -143,8 +155,14 @@ void morphkv_chats::wait() {
         }
         pending.reset();
     }
+    if (!done.why_no_pages.empty() && !has_warned) {
+        LOG_WRN("MorphKV: an archive could not be kept in %s: %s (told once; the server goes on)\n",
+                dir.u8string().c_str(), done.why_no_pages.c_str());
+        has_warned = true;
+    }
     for (const auto & path : done.removed) {
         forget(path);
+        pages.forget(path);
     }
 }
 
@@ -172,28 +190,33 @@ fs::path morphkv_chats::choose_path(int32_t id_slot, const server_tokens & token
     return of_slot[id_slot];
 }
 
+static void remove_chat(const fs::path & path) {
+    std::error_code ec;
+    fs::remove(path, ec);
+    fs::remove(morphkv_pages_path(path), ec);
+}
+
 // Removes the least recently used until the rest fits.
 static void trim(const fs::path & dir, uint64_t max_bytes, std::vector<fs::path> & removed, int64_t & n_files,
                  int64_t & n_bytes) {
     const auto files = morphkv_chat_files(dir, EXTENSION);
     n_files          = files.size();
     for (const auto & file : files) {
-        n_bytes += file.n_bytes;
+        n_bytes += file.n_bytes + morphkv_pages_bytes(file.path);
     }
-    std::error_code ec;
     for (const auto & file : files) {
         if (max_bytes == 0 || (uint64_t) n_bytes <= max_bytes) {
             return;
         }
-        fs::remove(file.path, ec);
+        n_bytes -= file.n_bytes + morphkv_pages_bytes(file.path);
+        remove_chat(file.path);
         removed.push_back(file.path);
-        n_bytes -= file.n_bytes;
         n_files--;
     }
 }
 
 void morphkv_chats::save(int32_t id_slot, const server_tokens & tokens, int32_t n_prompt,
-                         std::vector<morphkv_chat_state> states) {
+                         std::vector<morphkv_chat_state> states, llama_context * ctx) {
     wait();
     const std::vector<char>  bytes = tokens.serialize();
     std::vector<llama_token> packed(bytes.size() / sizeof(llama_token));
@@ -211,24 +234,27 @@ void morphkv_chats::save(int32_t id_slot, const server_tokens & tokens, int32_t 
             old.push_back(one->path);
         }
     }
-    running = std::async(std::launch::async, [path = pending->path, head = pending->head, dir = dir,
-                                              max_bytes = max_bytes, old = std::move(old), states = std::move(states)] {
-        written res;
-        res.why_not = morphkv_chat_write(path, head, states);
-        if (!res.why_not.empty()) {
+    auto more = ctx ? pages.next(ctx, id_slot, pending->path) : morphkv_page_files::update{};
+    running =
+        std::async(std::launch::async, [path = pending->path, head = pending->head, dir = dir, max_bytes = max_bytes,
+                                        old = std::move(old), states = std::move(states), more = std::move(more)] {
+            written res;
+            // first: a state without its pages is worth less than pages without their state
+            res.why_no_pages = more.write();
+            res.why_not      = morphkv_chat_write(path, head, states);
+            if (!res.why_not.empty()) {
+                return res;
+            }
+            for (const auto & one : old) {
+                remove_chat(one);
+                res.removed.push_back(one);
+            }
+            trim(dir, max_bytes, res.removed, res.n_files, res.n_bytes);
+            if (std::find(res.removed.begin(), res.removed.end(), path) != res.removed.end()) {
+                res.why_not = "it is larger than --morphkv-state-max";
+            }
             return res;
-        }
-        std::error_code ec;
-        for (const auto & one : old) {
-            fs::remove(one, ec);
-            res.removed.push_back(one);
-        }
-        trim(dir, max_bytes, res.removed, res.n_files, res.n_bytes);
-        if (std::find(res.removed.begin(), res.removed.end(), path) != res.removed.end()) {
-            res.why_not = "it is larger than --morphkv-state-max";
-        }
-        return res;
-    });
+        });
 }
 
 //
@@ -269,4 +295,13 @@ morphkv_chats::found morphkv_chats::find(int32_t id_slot, const server_tokens & 
         of_slot[id_slot] = best->path;
         return res;
     }
+}
+
+bool morphkv_chats::load_pages(int32_t id_slot, llama_context * ctx) {
+    const fs::path & chat = of_slot.at(id_slot);
+    const bool       has  = morphkv_pages_bytes(chat) > 0;
+    if (has) {
+        llama_memory_seq_rm(llama_get_memory(ctx), id_slot, -1, -1);
+    }
+    return pages.load(ctx, id_slot, chat) || has;
 }

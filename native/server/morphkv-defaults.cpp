@@ -18,8 +18,8 @@ namespace fs = std::filesystem;
 
 static constexpr int32_t N_LEAST = 4;
 static constexpr int32_t N_MOST  = 32;
-// Checkpoints of the newest turn: behind the last answer, before the question, and twice before the answer.
-static constexpr int32_t N_LAST  = 4;
+// Checkpoints of a text that is read anew beside those before its questions: some hundred tokens before its end, and there.
+static constexpr int32_t N_LAST  = 2;
 
 int32_t morphkv_n_checkpoints(uint64_t slot_bytes, int32_t n_slots) {
     size_t n_free = 0, n_total = 0;

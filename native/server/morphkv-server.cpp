@@ -130,6 +130,14 @@ void morphkv_observer::accept(server_task & task, const server_chat_params & cha
     if (!why.empty()) {
         throw std::invalid_argument(why);
     }
+    // llama-server knows the messages of some templates, and makes a checkpoint before the last one of a user
+    const llama_tokens words = task.tokens.get_text_tokens();
+    if (task.params.message_spans.last_user_message_pos() < 0 && (int32_t) words.size() == task.n_tokens()) {
+        const int32_t n = morphkv_question_start(vocab, chat, request, words);
+        if (n > 0) {
+            task.params.message_spans.add(COMMON_CHAT_ROLE_USER, n, task.n_tokens() - n);
+        }
+    }
 }
 
 void morphkv_observer::before_task(const server_task & task, bool is_decoding) {

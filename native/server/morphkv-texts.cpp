@@ -56,13 +56,20 @@ int32_t morphkv_observer::find_chat(int32_t id_slot, const server_task & task, s
             return chat.n_past;
         }
         chats.refuse(id_slot);
+        if (n_past > 0 && !holds(id_slot, prompt.tokens.pos_next())) {
+            prompt.clear();
+            n_past = 0;
+        }
     }
 }
 
-// False, and nothing has changed, where it is refused.
+// False where it is refused: then nothing has changed, or the slot is empty.
 bool morphkv_observer::take_chat(int32_t id_slot, morphkv_chats::found & chat, server_prompt & prompt,
                                  llama_context * ctx_dft) {
     const auto & state = chat.states.at(chat.i_state);
+    if (!given.archive.empty()) {
+        chats.load_pages(id_slot, ctx);
+    }
     if (!chat.tokens->validate(ctx) ||
         morphkv_state_load(ctx, id_slot, state.data.data(), state.data.size(), CHECKPOINT) != MORPHKV_STATUS_OK) {
         LOG_WRN("slot %d: MorphKV: a chat on disk is not gone on with: %s\n", id_slot, morphkv_last_error());
@@ -119,7 +126,7 @@ void morphkv_observer::end_text(int32_t id_slot, const server_prompt & prompt, c
         saved.push_back({ (int32_t) before->n_tokens, before->pos_min, before->pos_max, before->data_tgt });
     }
     try {
-        chats.save(id_slot, prompt.tokens, n_prompt, std::move(saved));
+        chats.save(id_slot, prompt.tokens, n_prompt, std::move(saved), given.archive.empty() ? nullptr : ctx);
     } catch (const std::exception & err) {
         LOG_WRN("slot %d: MorphKV: its chat is not written to disk: %s\n", id_slot, err.what());
     }

@@ -34,10 +34,10 @@ def test_a_chat_goes_on_from_the_cache(server, run):
     limits = ["-o", "max_tokens", "40", "-o", "temperature", "0"]
     assert run("-m", "morphkv", "-s", "You speak of Lisbon.", *limits, "What about the trams?").strip()
     for turn in range(20):
-        before = server.metrics()
+        before = server.metrics()["llamacpp:prompt_tokens_cached_total"]
         assert run("-c", *limits, f"{turn}: and what about the old tiles there?").strip()
-        n_evaluated = server.metrics()["llamacpp:prompt_tokens_total"] - before["llamacpp:prompt_tokens_total"]
-        assert n_evaluated < 250, (
-            turn
-        )  # an answer and a question of a hundred tokens each, as the tiny model has letters
-    assert max(slot["n_prompt_tokens"] for slot in server.get("/slots")) > 1500
+        n_cached = server.metrics()["llamacpp:prompt_tokens_cached_total"] - before
+        n_tokens = max(slot.get("n_prompt_tokens", 0) for slot in server.get("/slots"))
+        # an answer, a question and an answer of a hundred tokens each at most, as the tiny model has letters
+        assert n_tokens - n_cached < 300, turn
+    assert n_tokens > 1500

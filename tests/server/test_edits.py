@@ -87,7 +87,7 @@ class TestEvaluated:
         kept.say("and the river?")
         kept.messages[-2]["content"] = "or rather the hills, and all that can be seen from there?"
         kept.answer(kept.messages[:-1])
-        assert kept.n_evaluated <= kept.n_new + 96
+        assert kept.n_evaluated <= kept.n_new + 64
 
     @pytest.mark.parametrize("n_turns", [2, 3, 10])
     def test_a_message_edited_before_costs_what_comes_from_there_on(self, kept, n_turns):
@@ -146,4 +146,4 @@ class TestDefaults:
             edited = [dict(message) for message in talk.messages[: -2 * n_turns - 1]]
             edited[-1]["content"] = "something else, the coffee"
             talk.answer(edited)
-            assert talk.n_evaluated <= talk.n_new + 512
+            assert talk.n_evaluated <= talk.n_new + 64

@@ -156,6 +156,11 @@ public:
         return !archives ? "" : archives->why_stopped(seq_id);
     }
 
+    // Full pages of an archive, for hosts (pages.cpp). Throw morphkv_error.
+    morphkv_page_range pages_of(llama_seq_id seq_id) const;
+    void               get_pages(llama_seq_id seq_id, int64_t first, int64_t n, char * records) const;
+    void               set_pages(llama_seq_id seq_id, const morphkv_page_range & pages, const char * records);
+
     // Puts archived tokens that the newest queries attend to into distant slots of each head. On failure the sequence is
     // as it was. Throws morphkv_error.
     morphkv_recalled recall(llama_seq_id seq_id, const morphkv_recall_params & params);

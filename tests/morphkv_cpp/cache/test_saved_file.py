@@ -133,3 +133,24 @@ class TestWrite:
     def test_only_its_owner_can_read_a_chat(self, tmp_path):
         saved_file.write(tmp_path / "x", "session", CONTENTS)
         assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
+
+
+class TestReadBeginning:
+    def test_all_but_the_state(self, tmp_path):
+        saved_file.write(tmp_path / "x", "text", CONTENTS)
+        header, ids, state = saved_file.read_beginning(tmp_path / "x", "text")
+        assert (header, ids.tolist(), state) == (CONTENTS.header, CONTENTS.ids.tolist(), b"")
+
+    def test_every_truncation_is_noticed(self, tmp_path):
+        path = tmp_path / "x"
+        saved_file.write(path, "text", CONTENTS)
+        data = path.read_bytes()
+        for n in range(len(data)):
+            path.write_bytes(data[:n])
+            with pytest.raises(ValueError, match=r"is truncated|is not a text file"):
+                saved_file.read_beginning(path, "text")
+
+    def test_of_another_kind(self, tmp_path):
+        saved_file.write(tmp_path / "x", "session", CONTENTS)
+        with pytest.raises(ValueError, match="x is not a text file"):
+            saved_file.read_beginning(tmp_path / "x", "text")

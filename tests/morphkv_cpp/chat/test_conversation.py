@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from morphkv_cpp import Llama, MorphKV, StateError
+from morphkv_cpp import Archive, Llama, MorphKV, StateError
 from morphkv_cpp.cache import saved_file
 from support.chats import forced, no_end, talk, text_of
 from support.tiny import QUIET, bytes_of, held
@@ -12,9 +12,13 @@ SMALL = MorphKV(capacity=128, window=16, interval=16, keep=2, prompt_room=32)
 QUESTIONS = ("one", "two " * 20, "three", "four and more", "five", "six")
 
 
-@pytest.fixture(params=[None, "ram"])
+# which need not be the same bits
+EXACT = Archive("ram", restore=False)
+
+
+@pytest.fixture(params=[None, EXACT], ids=["", "ram"])
 def open_pair(request, open_llama):
-    """Two Llamas alike, without an archive and with."""
+    """Two Llamas alike, without an archive and with one that they do not go back by."""
     return lambda **options: [open_llama(archive=request.param, **options) for _ in range(2)]
 
 
