@@ -22,6 +22,8 @@ from . import (
     moved,
 )
 from .cache.archive import Archive, Recall
+from .cache.attached import Attached, Source
+from .cache.reading import ReadText
 from .cache.reuse import PromptReuse
 from .cache.stats import CacheStats
 from .chat.session import Session
@@ -37,6 +39,7 @@ __version__ = bridge.version()
 __all__ = [
     *errors.__all__,
     "Archive",
+    "Attached",
     "CacheStats",
     "Device",
     "Info",
@@ -44,8 +47,10 @@ __all__ = [
     "MorphKV",
     "Profile",
     "PromptReuse",
+    "ReadText",
     "Recall",
     "Session",
+    "Source",
     "Turn",
     "__version__",
     "info",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cache.attached import joined
 from ..cache.checkpoints import N_APART
 from ..errors import SessionEndedError
 from .answer import Answer
@@ -138,4 +139,5 @@ def _turn(talk: Conversation, took: Asked, answer: Answer, seconds: float) -> Tu
         recall_ms=sum(recall.took_ms for recall in recalls),
         media_tokens=took.n_media,
         again_tokens=took.n_again,
+        sources=joined(tuple(source for recall in recalls for source in recall.sources)),
     )
