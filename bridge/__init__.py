@@ -3,6 +3,7 @@
 Importing it loads the library and refuses, with a LibraryError, whatever does not fit together.
 """
 
+from .attached import attach, attachment_tokens, attachments, brought, write_archive
 from .backends import cpu_variants, cuda_module
 from .calls import (
     abi_version,
@@ -53,6 +54,10 @@ __all__ = [
     "UnsupportedError",
     "abi_version",
     "as_reason",
+    "attach",
+    "attachment_tokens",
+    "attachments",
+    "brought",
     "check_params",
     "checkpoint",
     "cpu_variants",
@@ -86,5 +91,6 @@ __all__ = [
     "use_rpc_servers",
     "version",
     "why_archive_stopped",
+    "write_archive",
     "write_next",
 ]

@@ -22,7 +22,9 @@ from . import (
     moved,
 )
 from .cache.archive import Archive, Recall
+from .cache.attached import Attached, Source
 from .cache.disk_cache import LlamaDiskCache
+from .cache.reading import ReadText
 from .cache.reuse import PromptReuse
 from .cache.stats import CacheStats
 from .chat.session import Session
@@ -38,6 +40,7 @@ __version__ = bridge.version()
 __all__ = [
     *errors.__all__,
     "Archive",
+    "Attached",
     "CacheStats",
     "Device",
     "Info",
@@ -46,8 +49,10 @@ __all__ = [
     "MorphKV",
     "Profile",
     "PromptReuse",
+    "ReadText",
     "Recall",
     "Session",
+    "Source",
     "Turn",
     "__version__",
     "info",

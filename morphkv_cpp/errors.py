@@ -14,6 +14,7 @@ from .bridge.errors import (
 
 __all__ = [
     "ArchiveError",
+    "AttachError",
     "BusyError",
     "ClosedError",
     "ContextFullError",
@@ -74,6 +75,10 @@ class StateError(MorphKVError, RuntimeError):
 
 class ArchiveError(MorphKVError, RuntimeError, ValueError):
     """There is no archive, its settings cannot be changed like this, or its file cannot be used."""
+
+
+class AttachError(ArchiveError):
+    """A file cannot be attached: it is damaged, truncated, of another model, or too short."""
 
 
 class SessionEndedError(MorphKVError, RuntimeError):

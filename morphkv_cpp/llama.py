@@ -11,7 +11,7 @@ from llama_cpp.llama_grammar import LlamaGrammar
 from llama_cpp.llama_tokenizer import LlamaTokenizer
 
 from . import bridge
-from .cache.archive import Archive, archive_of
+from .cache.archive import ArchiveOption, archive_of
 from .cache.checkpoints import N_DEFAULT as N_CHECKPOINTS
 from .cache.checkpoints import Checkpoints
 from .cache.evals import Evals
@@ -35,7 +35,7 @@ Chunks = Generator[Any, None, None]
     change="_leave_text decode eval load_session load_state load_state_file recall reset",
     sample="sample",
     use="__call__ cache_stats create_chat_completion create_chat_completion_openai_v1 create_completion "
-    "create_embedding embed retained save_state save_state_file "
+    "attached create_embedding embed read retained save_state save_state_file "
     "set_cache set_seed",
     read="detokenize n_ctx n_embd n_vocab pooling_type token_bos token_eos token_nl tokenize tokenizer",
 )
@@ -61,7 +61,8 @@ class Llama(OneTextLlama):
     archive: with MorphKV, "ram", "auto" (in memory as q8_0), the path of a file, or an Archive with more settings. K
         and V of each token are stored there when it leaves the window, and recalled when the new part of a prompt asks
         for them. Only the archive grows with the text, up to 2 GiB unless an Archive sets another limit. If it cannot
-        grow (a full disk), or a page cannot be read, there is one warning, and the text continues.
+        grow (a full disk), or a page cannot be read, there is one warning, and the text continues. A list of files that
+        read() wrote attaches these beside an archive in memory.
     keep: with MorphKV, which first tokens of a chat create_chat_completion never evicts. "system": everything before
         the first question, and at least the settings' `keep`; if that does not fit, a warning names the capacity that
         it needs. A number: this many. None: the settings' `keep`, which create_completion always uses.
@@ -99,7 +100,7 @@ class Llama(OneTextLlama):
         model_path: str | os.PathLike[str],
         *,
         morphkv: MorphKV | bool | None = None,
-        archive: Archive | str | os.PathLike[str] | None = None,
+        archive: ArchiveOption = None,
         keep: Keep = "system",
         ctx_checkpoints: int = N_CHECKPOINTS,
         rpc_servers: str | Sequence[str] | None = None,

@@ -65,6 +65,9 @@ class Machine:
         self.server: subprocess.Popen | None = None
         self.has_hub = True
         (folder / "model.gguf").symlink_to(model)
+        # long enough for an archive of its own
+        manual = [f"Step {i}: turn the valve of pump {i} to the left, and wait {i + 1} minutes." for i in range(80)]
+        (folder / "manual.txt").write_text("\n".join(manual), encoding="utf-8")
         program = folder / "bin" / "morphkv"
         program.parent.mkdir()
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m morphkv_cpp "$@"\n')

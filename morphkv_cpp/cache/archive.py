@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from .. import bridge
 from ..config import plain_float, plain_int, plain_str
 from ..deprecation import fields_by_position, warn_old
-from ..errors import ArchiveError, InvalidError, NativeError
+from ..errors import ArchiveError, AttachError, InvalidError, NativeError
+from .attached import Source
 
 RAM = "ram"
 AUTO = "auto"
@@ -54,6 +56,8 @@ class Archive:
     restore: go back by the archive where a prompt leaves the text at a place that is evicted in part, and no checkpoint
         is near: what is before it need not be evaluated again. Not the same bits. Not for models with layers that have
         a sliding window or are recurrent.
+    attach: files that Llama.read wrote, with this model. Recalls bring pages of them, too, beside those of the text's
+        own archive, as if each text had begun with them. They are read only, and any number of processes share them.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).
@@ -69,6 +73,7 @@ class Archive:
     votes: int = 0
     distance: int = 256
     restore: bool = True
+    attach: Sequence[str | os.PathLike[str]] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.place, (str, os.PathLike)):
@@ -93,9 +98,10 @@ class Archive:
             raise ValueError(f"share must be in (0, 1], got {self.share}")
         if not isinstance(self.restore, bool):
             raise TypeError(f"restore must be True or False, got {self.restore!r}")
+        object.__setattr__(self, "attach", _paths(self.attach))
 
     def is_same_place(self, other: Archive) -> bool:
-        return (self.place, self.type, self.max_bytes) == (other.place, other.type, other.max_bytes)
+        return all(getattr(self, field) == getattr(other, field) for field in ("place", "type", "max_bytes", "attach"))
 
     def recall_settings(self) -> dict[str, float]:
         """Fields of morphkv_recall_params."""
@@ -104,13 +110,15 @@ class Archive:
             settings["distance"] = self.distance
         return settings
 
-    def start(self, context: int) -> Archive:
+    def start(self, context: int, model_path: str = "") -> Archive:
         """Give a context, of whose sequences none holds a token, this archive. Raises ArchiveError where it cannot.
+
+        model_path: of the model's file, which tells models apart.
 
         Gives what it is: "auto" is none of its places.
         """
         if self.place == AUTO:
-            return self._start_auto(context)
+            return self._start_auto(context, model_path)
         kind = -1 if self.type is None else CACHE_TYPES[self.type]
         path = None if self.place == RAM else os.fspath(self.place)
         limit = bridge.stats(context)["rope_limit"]
@@ -120,20 +128,44 @@ class Archive:
             bridge.start_archive(context, path=path, type_k=kind, type_v=kind, max_bytes=self.max_bytes)
         except NativeError as error:
             raise ArchiveError(str(error)) from error
+        for file in self.attach:
+            try:
+                bridge.attach(context, os.fspath(file), model_path)
+            except (InvalidError, NativeError) as error:
+                raise AttachError(str(error)) from error
         return self
 
-    def _start_auto(self, context: int) -> Archive:
+    def _start_auto(self, context: int, model_path: str) -> Archive:
         in_memory = replace(self, place=RAM, type=self.type or "q8_0")
         try:
-            return in_memory.start(context)
+            return in_memory.start(context, model_path)
+        except AttachError:
+            raise
         except (ArchiveError, InvalidError):
             if self.type is not None:
                 raise
             # e.g. heads whose size is no multiple of a block's
-            return replace(in_memory, type=None).start(context)
+            return replace(in_memory, type=None).start(context, model_path)
 
 
-def archive_of(archive: Archive | str | os.PathLike[str] | None, old: dict[str, Any]) -> Archive | None:
+# As Llama takes it: a list attaches its files beside an archive in memory.
+ArchiveOption: TypeAlias = Archive | str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+
+
+def _paths(attach: object) -> tuple[str, ...]:
+    if isinstance(attach, (str, os.PathLike)) or not isinstance(attach, Sequence):
+        raise TypeError(f"attach must be a list of paths, got {attach!r}")
+    for path in attach:
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"attach must be a list of paths, got {path!r} in it")
+    paths = tuple(os.fsdecode(path) for path in attach)
+    for name in paths:
+        if not name or "\0" in name:
+            raise ValueError(f"attach must be a list of paths, got {name!r} in it")
+    return paths
+
+
+def archive_of(archive: ArchiveOption, old: dict[str, Any]) -> Archive | None:
     """What Llama's `archive` says. old: its keywords of 0.1.0 among others, which go out of it, with a warning.
 
     Raises ArchiveError for old ones that nothing would heed, and what Archive raises.
@@ -149,6 +181,8 @@ def archive_of(archive: Archive | str | os.PathLike[str] | None, old: dict[str, 
             raise ArchiveError(f"{_keywords(given)}: set the fields of the Archive instead, got {archive}")
     if archive is None or isinstance(archive, Archive):
         return archive
+    if not isinstance(archive, (str, os.PathLike)):
+        return Archive(AUTO, attach=archive, **given)
     try:
         return Archive(archive, **given)
     except (TypeError, ValueError) as error:
@@ -171,3 +205,4 @@ class Recall:
     n_recalled: int  # brought back, summed over layers and KV heads; those that were there already do not count
     ask_ms: float  # time to choose
     took_ms: float  # time of all
+    sources: tuple[Source, ...] = ()  # attached files that something came from

@@ -21,6 +21,7 @@ from ..errors import ArchiveError, InvalidError
 from ..rpc import answering_servers
 from .archive import Archive
 from .archive_watch import ArchiveWatch
+from .attached import Attached, attached
 from .draft import DraftUpToEviction
 from .gpu_layers import GpuFit, fit, has_gpu, with_gpu_layers
 from .layer_profiles import resolved
@@ -81,7 +82,7 @@ class ContextLlama(llama_cpp.Llama):
         bridge.require_morphkv(self.ctx)
         self.context_params.n_ctx = super().n_ctx()
         if archive is not None:
-            self._archive = archive.start(self.ctx)
+            self._archive = archive.start(self.ctx, self.model_path)
             self._archive_watch = ArchiveWatch()
 
     def _open(self, model_path: str, options: dict[str, Any]) -> None:
@@ -214,7 +215,7 @@ class ContextLlama(llama_cpp.Llama):
         before.close()  # type: ignore[no-untyped-call]
         self._morphkv = config
         if self._archive is not None:
-            self._archive = self._archive.start(self.ctx)
+            self._archive = self._archive.start(self.ctx, self.model_path)
 
     @property
     def _cache_types(self) -> tuple[int, int]:
@@ -233,10 +234,15 @@ class ContextLlama(llama_cpp.Llama):
         """
         return CacheStats(**bridge.stats(self._ctx.ctx, seq_id))
 
+    def attached(self, seq_id: int = 0) -> tuple[Attached, ...]:
+        """The files that are attached (Archive.attach), and how much of each recalls have brought into a sequence."""
+        return attached(self._ctx.ctx, seq_id)
+
     def retained(self, layer: int, seq_id: int = 0) -> np.ndarray:
         """Logical positions of the tokens in a layer's distant slots, int32 (n_head_kv, n_distant), -1 where empty.
 
-        All are empty until the first eviction. Each KV head has tokens of its own, in no order.
+        All are empty until the first eviction. Each KV head has tokens of its own, in no order. Those of attached files
+        stand at positions below -1.
         Raises NoMorphKVError without MorphKV, ValueError for a layer that has no KV or a sliding window, or an unknown
         sequence.
         """

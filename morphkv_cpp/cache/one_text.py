@@ -16,12 +16,14 @@ from .. import bridge
 from ..config import MorphKV
 from ..errors import ArchiveError, ContextFullError, DecodeError, EvictedError, NoMorphKVError
 from . import saved_state, state_file
-from .archive import Recall
+from .archive import CacheType, Recall
+from .attached import SourceWatch
 from .context import ContextLlama
 from .disk_cache import LlamaDiskCache
 from .fingerprint import model_fingerprint
 from .live import CacheHolder
 from .one_thread import OneThread
+from .reading import Progress, ReadText, read_path
 from .worker import Worker
 
 
@@ -31,6 +33,8 @@ class OneTextLlama(ContextLlama):
     _one_thread: OneThread
     _worker: Worker
     _holder: Callable[[], CacheHolder | None] | None = None  # the session that the cache belongs to
+
+    _source_watch: SourceWatch | None = None
 
     # With an archive: what the last prompt recalled, one entry a recall.
     last_recalls: Sequence[Recall] = ()
@@ -107,7 +111,32 @@ class OneTextLlama(ContextLlama):
 
     def _recalled(self, fields: dict[str, Any]) -> Recall:
         self._look_closely_at_archive()
-        return Recall(**fields)
+        if self._archive is None or not self._archive.attach:
+            return Recall(**fields)
+        if self._source_watch is None:
+            self._source_watch = SourceWatch(lambda ids: self.detokenize(ids).decode("utf-8", "replace"))
+        return Recall(**fields, sources=self._source_watch.look(self.ctx))
+
+    def read(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        into: str | os.PathLike[str],
+        text: str | None = None,
+        type: CacheType | None = None,
+        progress: bool | Progress = True,
+    ) -> ReadText:
+        """Read a text once and for all, into a file: any Llama of this model attaches it (archive=[into]), and recalls
+        bring what a question asks for. The text in the cache is not touched; memory does not grow with the text.
+
+        path: of a UTF-8 file; or text: the text itself.
+        type: data type of K and V in the file; None: q8_0 where heads can be of that, else as in the cache.
+        progress: True: a bar, on a terminal. A function gets the number of tokens read, and of all.
+
+        Raises NoMorphKVError without MorphKV, OSError for a file that cannot be read, ArchiveError for one that cannot
+        be written, and for a text that is too short, DecodeError where decoding fails. An older file stays then.
+        """
+        return read_path(self, self._require_morphkv(), path, text, into, type, progress)
 
     def save_state(self) -> LlamaState:
         """The cache and the text in it, to go on from with `load_state`, here or in another process with the same model

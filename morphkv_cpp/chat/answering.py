@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..cache.attached import joined
 from ..cache.checkpoints import N_APART
 from ..errors import SessionEndedError
 from .answer import Answer
@@ -139,4 +140,5 @@ def _turn(talk: Conversation, took: Asked, answer: Answer, seconds: float) -> Tu
         media_tokens=took.n_media,
         again_tokens=took.n_again,
         restored_tokens=took.n_restored,
+        sources=joined(tuple(source for recall in recalls for source in recall.sources)),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..cache.attached import Source
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -21,6 +23,5 @@ class Turn:
     recall_ms: float = 0.0  # time spent in recalls
     media_tokens: int = 0  # of the question's images; they are evaluated before the answer, besides prompt_tokens
     again_tokens: int = 0  # of prompt_tokens, those of the chat before that had to be evaluated again
-    restored_tokens: int = (
-        0  # of the chat before, those that came back by the archive: near what was evaluated, not equal
-    )
+    restored_tokens: int = 0  # of the chat before, those that came back by the archive: nearly what was evaluated
+    sources: tuple[Source, ...] = ()  # attached files that something was recalled from for the question

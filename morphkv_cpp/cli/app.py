@@ -20,6 +20,7 @@ from .generate import generate
 from .info import show_info
 from .profile import profile
 from .pull import pull
+from .read import read
 from .selftest import selftest
 from .serve import CONTEXT_SETTINGS, RPC_CONTEXT_SETTINGS, rpc_server, serve
 from .texts import texts
@@ -62,7 +63,7 @@ def options(
 
 
 app.command("info")(show_info)
-for command in (demo, generate, chat, pull):
+for command in (demo, generate, chat, read, pull):
     app.command()(command)
 app.command(context_settings=CONTEXT_SETTINGS)(serve)
 app.command("rpc-server", context_settings=RPC_CONTEXT_SETTINGS)(rpc_server)

@@ -21,6 +21,15 @@ def archive_options(
             show_default=False,
         ),
     ] = None,
+    attach: Annotated[
+        list[str] | None,
+        morphkv_flag(
+            "a text that `morphkv read` has written to FILE: recalls bring from it, too; may be repeated",
+            "--attach",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     archive_type: Annotated[
         str | None,
         morphkv_flag(
@@ -106,8 +115,11 @@ def archive_options(
         "redo": recall_redo,
         "votes": recall_votes,
         "distance": recall_distance,
+        "attach": attach or None,
     }
     given: dict[str, Any] = {field: value for field, value in settings.items() if value is not None}
+    if archive is None and attach:
+        archive = AUTO
     if archive is not None:
         return Archive(archive, **given)
     if given:
@@ -124,7 +136,8 @@ def archived(group: Callable[..., Archive | None]) -> Callable[..., Archive | No
         if no_archive:
             # with an archive, or settings of one, it would be both
             if group(**given) is not None:
-                raise ValueError(f"--no-archive excludes --archive, got {given['archive']!r}")
+                name = "attach" if given["attach"] else "archive"
+                raise ValueError(f"--no-archive excludes --{name}, got {given[name]!r}")
             return None
         return group(**{**given, "archive": given["archive"] or AUTO})
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 from ..cache.archive import Recall
+from ..cache.attached import joined
 from ..cache.live import Live
 from ..cache.reuse import PromptReuse
 
@@ -27,7 +28,11 @@ class Usage(TypedDict):
     prompt_tokens_details: PromptTokensDetails
 
 
-class Timings(TypedDict):
+class Recalled(TypedDict, total=False):
+    recalled_from: dict[str, int]  # of recalled_n, by the path of an attached file; where any is
+
+
+class Timings(Recalled):
     """As in llama-server. Counts are in tokens, except evictions_n and recalls_n, which count events."""
 
     cache_n: int  # of the prompt, in the cache
@@ -99,6 +104,9 @@ class Clock:
             "recalled_n": sum(recall.n_recalled for recall in recalls),
             "recall_ms": sum(recall.took_ms for recall in recalls),
         }
+        if self._llm.archive is not None and self._llm.archive.attach:
+            sources = joined(tuple(source for recall in recalls for source in recall.sources))
+            timings["recalled_from"] = {source.path: source.n_recalled for source in sources}
         return Account(usage, timings)
 
 

@@ -237,6 +237,16 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_ARCHIVE_MAX");
     add(common_arg(
+            { "--morphkv-attach" }, "FILE",
+            "MorphKV: a text that `morphkv read` has written to FILE: all slots recall from it, beside their own "
+            "archives (default: auto); it is read only, and others may share it; may be repeated",
+            [](common_params & params, const std::string & value) {
+                given(params, "--morphkv-attach");
+                params.morphkv.attached.push_back(value);
+            })
+            .set_examples({ LLAMA_EXAMPLE_SERVER }),
+        "LLAMA_ARG_MORPHKV_ATTACH");
+    add(common_arg(
             { "--morphkv-recall" }, "{auto,prompt,off,N}",
             "MorphKV: when to recall from the archive: at each prompt and while an answer is written as it needs "
             "(auto), at each prompt alone, never, or (N) at each prompt and every N intervals of evictions "
@@ -326,7 +336,10 @@ static void check_states(const morphkv_state_options & states) {
     }
 }
 
-static void check_archive(const morphkv_common_params & morphkv) {
+static void check_archive(morphkv_common_params & morphkv) {
+    if (morphkv.archive.empty() && !morphkv.attached.empty()) {
+        morphkv.archive = "auto";
+    }
     if (morphkv.archive.empty() && !morphkv.archive_option.empty()) {
         throw refusal("MorphKV: " + morphkv.archive_option + " needs --morphkv-archive {auto,ram,PATH}");
     }

@@ -26,11 +26,12 @@ struct morphkv_common_params {
     std::string archive_option;  // the first that says how it is to be
     std::string archive_type;    // of K and V, empty = as in the cache, or, with "auto", q8_0
     int64_t     archive_max_mib = morphkv_archive_params_default().max_bytes / (1024 * 1024);  // 0 = no limit
-    bool        recalls         = true;
-    bool        restores        = true;
-    bool        follows         = true;  // while an answer is written, as morphkv_write_next() says
-    int32_t     recall_interval = 0;  // evictions' intervals between recalls while an answer is written, 0 = none then
-    float       recall_share    = morphkv_recall_params_default().share;
+    std::vector<std::string> attached;  // files that recalls bring from, too
+    bool                     recalls  = true;
+    bool                     restores = true;
+    bool                     follows  = true;  // while an answer is written, as morphkv_write_next() says
+    int32_t recall_interval = 0;  // evictions' intervals between recalls while an answer is written, 0 = none then
+    float   recall_share    = morphkv_recall_params_default().share;
 };
 
 // llama-server's chats on disk, one folder in a process.

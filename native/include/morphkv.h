@@ -186,6 +186,51 @@ MORPHKV_API morphkv_archive_params morphkv_archive_params_default(void);
 // in a way that cannot be undone, and where a device cannot compute it.
 MORPHKV_API morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params);
 
+// Knowledge once read: writes a file of all tokens of a sequence, for other contexts of this model to attach. model_path: of the
+// model's file, which tells models apart; NULL = its shape and norms alone do. tokens: their ids, n_tokens of them, whole pages
+// of 16. The context has an archive that has dropped none of them (max_bytes 0). The file is there once it is complete; one that
+// was there is as it was until then. The sequence is as it was.
+MORPHKV_API morphkv_status morphkv_archive_write(struct llama_context * ctx, int32_t seq_id, const char * path,
+                                                 const char * model_path, const int32_t * tokens, int32_t n_tokens);
+
+// What such a file has can be recalled by all sequences of the context from now on, as if each had begun with it: beside an
+// archive, before anything is decoded. It is read only: any number of contexts and processes share it. Nothing of it is in the cache
+// before a recall. A recall of a sequence that nothing was evicted of gives it all slots that are free. INVALID where the file is
+// damaged, truncated, of another model or has fewer tokens than there are slots. Who shortens the file while it is attached ends the
+// process.
+MORPHKV_API morphkv_status morphkv_archive_attach(struct llama_context * ctx, const char * path,
+                                                  const char * model_path);
+
+// A file that is attached.
+typedef struct morphkv_attachment {
+    size_t       size;  // sizeof(morphkv_attachment), set by the caller
+    const char * path;  // valid as long as the context
+    uint64_t     id;    // of the model and all that is in the file
+    int64_t      n_tokens;
+    int64_t
+        n_recalled;  // tokens of it that came into the sequence, summed over layers and KV heads, since it was emptied
+    uint64_t bytes;  // of the file, none of which count for max_bytes
+} morphkv_attachment;
+
+// How many there are; and the i-th, as a sequence sees it.
+MORPHKV_API morphkv_status morphkv_attachment_count(struct llama_context * ctx, int32_t * n);
+MORPHKV_API morphkv_status morphkv_attachment_get(struct llama_context * ctx, int32_t seq_id, int32_t i,
+                                                  morphkv_attachment * out);
+// Ids of n_tokens tokens of the i-th from token `first` on.
+MORPHKV_API morphkv_status morphkv_attachment_tokens(struct llama_context * ctx, int32_t i, int64_t first,
+                                                     int32_t n_tokens, int32_t * tokens);
+
+// A page of 16 tokens that a recall brought.
+typedef struct morphkv_brought {
+    int32_t i_attachment;  // -1: of the sequence's own archive
+    int32_t zero;
+    int64_t first;         // its first token, of the file or of the sequence
+} morphkv_brought;
+
+// Those of the sequence's last recall that brought any, best first: n_pages is how many there are, of which out gets the first n_max.
+MORPHKV_API morphkv_status morphkv_brought_get(struct llama_context * ctx, int32_t seq_id, morphkv_brought * out,
+                                               int32_t n_max, int32_t * n_pages);
+
 // Why the archive of a sequence grows no more (a full disk), or "" while it does. A text goes on without: what has been
 // archived can be recalled, and an archive begins anew with the next text. Does not wait for what is being appended, of which
 // it tells later. Valid until the thread's next call of this.

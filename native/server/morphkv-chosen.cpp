@@ -36,11 +36,11 @@ bool morphkv_observer::start_archive(const common_params & params) {
     for (const int32_t type : types) {
         if (start_archive_as(ctx, given, type) == MORPHKV_STATUS_OK) {
             archive_type = ggml_type_name(type >= 0 ? (ggml_type) type : params.cache_type_k);
-            return true;
+            return attach_files(params.model.path);
         }
         why = morphkv_last_error();
     }
-    if (!is_auto) {
+    if (!is_auto || !given.attached.empty()) {
         LOG_ERR("error: MorphKV: %s\n", why.c_str());
         return false;
     }
@@ -49,13 +49,41 @@ bool morphkv_observer::start_archive(const common_params & params) {
     return true;
 }
 
+bool morphkv_observer::attach_files(const std::string & model_path) {
+    for (const auto & path : given.attached) {
+        if (morphkv_archive_attach(ctx, path.c_str(), model_path.c_str()) != MORPHKV_STATUS_OK) {
+            LOG_ERR("error: MorphKV: %s\n", morphkv_last_error());
+            return false;
+        }
+    }
+    return true;
+}
+
+std::vector<morphkv_attachment> morphkv_observer::attachments(int32_t id_slot) const {
+    std::vector<morphkv_attachment> res(given.attached.size());
+    for (size_t i = 0; i < res.size(); ++i) {
+        res[i].size = sizeof(res[i]);
+        morphkv_attachment_get(ctx, id_slot, i, &res[i]);
+    }
+    return res;
+}
+
+// With the archive, what a chat on disk must have in common.
+std::string morphkv_observer::name_archive() const {
+    std::string res = archive_type;
+    for (const auto & file : attachments(0)) {
+        res += string_format(" and %016llx", (unsigned long long) file.id);
+    }
+    return res;
+}
+
 bool morphkv_observer::start_chats(const common_params & params) {
     lora_of_all = morphkv_name_loras(params.lora_adapters);
     if (g_morphkv_states.dir.empty()) {
         return true;
     }
     const std::string why = chats.start(g_morphkv_states.dir, g_morphkv_states.max_mib * 1024 * 1024,
-                                        morphkv_name_settings(params, archive_type), !params.mmproj.path.empty());
+                                        morphkv_name_settings(params, name_archive()), !params.mmproj.path.empty());
     if (!why.empty()) {
         LOG_ERR("error: MorphKV: %s\n", why.c_str());
         return false;
@@ -96,6 +124,9 @@ void morphkv_observer::say_what_is_on(const common_params & params) const {
             "archive in " + (is_ram ? "RAM" : given.archive) + " (" + archive_type + ", " +
             (given.archive_max_mib > 0 ? std::to_string(given.archive_max_mib) + " MiB over all slots" : "no limit") +
             ")";
+    }
+    for (const auto & file : attachments(0)) {
+        archive += string_format(", %s attached (%lld tokens)", file.path, (long long) file.n_tokens);
     }
     LOG_INF(
         "MorphKV: on %s, %d slots of %d cells each for texts of any length, K and V %.1f MiB and %.1f MiB beside them; "

@@ -13,6 +13,9 @@ void morphkv_counts::add(const morphkv_counts & other) {
     n_recalls += other.n_recalls;
     n_recalled += other.n_recalled;
     recall_ms += other.recall_ms;
+    for (const auto & [path, n] : other.n_from) {
+        n_from[path] += n;
+    }
     n_media += other.n_media;
     n_media_tokens += other.n_media_tokens;
     n_loaded += other.n_loaded;
@@ -32,6 +35,9 @@ void morphkv_counts::write_timings(common_json & timings) const {
         timings["recalls_n"]  = n_recalls;
         timings["recalled_n"] = n_recalled;
         timings["recall_ms"]  = recall_ms;
+    }
+    for (const auto & [path, n] : n_from) {
+        timings["recalled_from"][path] = n;
     }
     if (n_media > 0) {
         timings["media_n"]        = n_media;

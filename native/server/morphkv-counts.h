@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <iosfwd>
+#include <map>
 #include <string>
 
 struct morphkv_counts {
@@ -26,7 +27,9 @@ struct morphkv_counts {
     int64_t n_loaded   = 0;      // tokens of prompts that came from a chat on disk
     int64_t n_restored = 0;      // tokens of prompts that came back by the archive: not the same bits as evaluated
 
-    std::string warning;         // what a client should know, empty = nothing
+    std::map<std::string, int64_t> n_from;  // of n_recalled, by the path of a file that is attached
+
+    std::string warning;                    // what a client should know, empty = nothing
 
     void add(const morphkv_counts & other);
     void write_timings(common_json & timings) const;

@@ -160,26 +160,30 @@ private:
 
     // What a slot is at.
     struct state {
-        int32_t        id_task            = -1;     // of its prompt, or of the tokens that it writes
-        bool           is_new             = false;  // something was evaluated since the chat was last written
-        int32_t        n_first_checkpoint = 0;      // tokens
-        morphkv_prompt prompt{};
-        moved_passage  moved;                       // while a prompt is read up to where it comes
-        int32_t        next_recall_pos = 0;         // while the answer is written
-        morphkv_counts pending;                     // since the last decode: recalls, a warning
+        int32_t              id_task            = -1;     // of its prompt, or of the tokens that it writes
+        bool                 is_new             = false;  // something was evaluated since the chat was last written
+        int32_t              n_first_checkpoint = 0;      // tokens
+        morphkv_prompt       prompt{};
+        moved_passage        moved;                       // while a prompt is read up to where it comes
+        int32_t              next_recall_pos = 0;         // while the answer is written
+        std::vector<int64_t> n_from;             // tokens that recalls had brought from each file at the last look
+        morphkv_counts       pending;            // since the last decode: recalls, a warning
 
-        std::vector<llama_token> asked;             // with an archive: the last prompt that was read to its end,
-        int64_t                  n_recalls = 0;     // and recalls of the text by then
+        std::vector<llama_token> asked;          // with an archive: the last prompt that was read to its end,
+        int64_t                  n_recalls = 0;  // and recalls of the text by then
     };
 
     bool is_on() const { return ctx != nullptr; }
 
     using loras = std::vector<common_adapter_lora_info>;
 
-    bool    start_archive(const common_params & params);
-    bool    start_chats(const common_params & params);
-    void    choose_checkpoints(common_params & params) const;
-    void    say_what_is_on(const common_params & params) const;
+    bool                            start_archive(const common_params & params);
+    bool                            attach_files(const std::string & model_path);
+    std::vector<morphkv_attachment> attachments(int32_t id_slot) const;
+    std::string                     name_archive() const;
+    bool                            start_chats(const common_params & params);
+    void                            choose_checkpoints(common_params & params) const;
+    void                            say_what_is_on(const common_params & params) const;
     int32_t begin_prompt(int32_t id_slot, const server_task & task, const server_prompt & prompt, int32_t n_past,
                          int32_t n_fixed);
     void    say_why_anew(int32_t id_slot, const server_task & task, const server_prompt & prompt, int32_t n_past) const;

@@ -120,6 +120,7 @@ void morphkv_view::add_to_props(json & props) const {
         to["recall"]          = given.recalls;
         to["recall_share"]    = given.recall_share;
         to["restore"]         = given.restores;
+        to["attached"]        = given.attached;
     }
     if (!g_morphkv_states.dir.empty()) {
         json & to           = props["morphkv"];

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,6 +16,11 @@ morphkv_file::~morphkv_file() {
 
 int morphkv_file::open(const std::string & path) {
     handle = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    return handle < 0 ? -1 : 0;
+}
+
+int morphkv_file::open_to_read(const std::string & path) {
+    handle = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     return handle < 0 ? -1 : 0;
 }
 
@@ -37,6 +43,26 @@ int64_t morphkv_file::write(int64_t at, const void * data, size_t n) {
 
 int morphkv_file::truncate(int64_t n) {
     return ftruncate(handle, n);
+}
+
+int morphkv_file::flush() {
+    return fsync(handle);
+}
+
+morphkv_file_map::~morphkv_file_map() {
+    if (bytes) {
+        munmap((void *) bytes, n_bytes);
+    }
+}
+
+int morphkv_file_map::open(const morphkv_file & file, size_t n) {
+    void * res = mmap(nullptr, n, PROT_READ, MAP_SHARED, file.handle, 0);
+    if (res == MAP_FAILED) {
+        return -1;
+    }
+    bytes   = (const char *) res;
+    n_bytes = n;
+    return 0;
 }
 
 #endif

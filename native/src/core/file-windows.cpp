@@ -42,18 +42,31 @@ morphkv_file::~morphkv_file() {
     }
 }
 
-int morphkv_file::open(const std::string & path) {
+// INVALID_HANDLE_VALUE and errno where it cannot be opened.
+static HANDLE open_file(const std::string & path, DWORD access, DWORD how) {
     const int n = MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path.c_str(), -1, nullptr, 0);
     if (n == 0) {
         errno = EINVAL;  // no UTF-8
-        return -1;
+        return INVALID_HANDLE_VALUE;
     }
     std::vector<wchar_t> wide(n);
     MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path.c_str(), -1, wide.data(), n);
-    handle = (intptr_t) CreateFileW(wide.data(), GENERIC_READ | GENERIC_WRITE,
-                                    FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr, OPEN_ALWAYS,
-                                    FILE_ATTRIBUTE_NORMAL, nullptr);
-    return handle == -1 ? fail() : 0;
+    const HANDLE res = CreateFileW(wide.data(), access, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, nullptr,
+                                   how, FILE_ATTRIBUTE_NORMAL, nullptr);
+    if (res == INVALID_HANDLE_VALUE) {
+        fail();
+    }
+    return res;
+}
+
+int morphkv_file::open(const std::string & path) {
+    handle = (intptr_t) open_file(path, GENERIC_READ | GENERIC_WRITE, OPEN_ALWAYS);
+    return handle == -1 ? -1 : 0;
+}
+
+int morphkv_file::open_to_read(const std::string & path) {
+    handle = (intptr_t) open_file(path, GENERIC_READ, OPEN_EXISTING);
+    return handle == -1 ? -1 : 0;
 }
 
 // Of a byte beyond all files: what is locked here nobody else can read, and a copy of the file shall be had.
@@ -93,6 +106,28 @@ int morphkv_file::truncate(int64_t n) {
     FILE_END_OF_FILE_INFO info{};
     info.EndOfFile.QuadPart = n;
     return SetFileInformationByHandle(to_handle(handle), FileEndOfFileInfo, &info, sizeof(info)) ? 0 : fail();
+}
+
+int morphkv_file::flush() {
+    return FlushFileBuffers(to_handle(handle)) ? 0 : fail();
+}
+
+morphkv_file_map::~morphkv_file_map() {
+    if (bytes) {
+        UnmapViewOfFile(bytes);
+    }
+}
+
+int morphkv_file_map::open(const morphkv_file & file, size_t n) {
+    const HANDLE map = CreateFileMappingW(to_handle(file.handle), nullptr, PAGE_READONLY, 0, 0, nullptr);
+    if (!map) {
+        return fail();
+    }
+    bytes         = (const char *) MapViewOfFile(map, FILE_MAP_READ, 0, 0, n);
+    n_bytes       = n;
+    const int res = bytes ? 0 : fail();
+    CloseHandle(map);  // the view keeps it
+    return res;
 }
 
 #endif

@@ -6,8 +6,6 @@
 
 namespace {
 
-constexpr int32_t N_PAGE = morphkv_archive::N_PAGE;
-
 constexpr int32_t N_SEARCHED = 512;  // archived tokens for each token from one search to the next
 constexpr int32_t N_STEP_MAX = 1024;
 
@@ -51,50 +49,61 @@ morphkv_follow_due morphkv_follow_when(const morphkv_text & text, size_t i_group
     return { true, next % std::max(n_search, n_step) == 0 };
 }
 
-void morphkv_add_page_uses(const morphkv_archive & archive, const std::vector<int32_t> & serials,
+void morphkv_add_page_uses(const morphkv_sources & sources, const std::vector<int32_t> & serials,
                            const std::vector<float> & votes, int32_t n_head_kv, int32_t n_votes, int32_t n_keep,
                            morphkv_page_uses & uses) {
-    const int64_t first     = archive.serial_of(archive.n_dropped());
-    const int64_t n_pages   = archive.n_full() - archive.n_dropped();
-    const size_t  n_distant = serials.size() / n_head_kv;
-    uses.resize(n_pages);
+    const size_t n_distant = serials.size() / n_head_kv;
+    uses.resize(sources.n_pages());
 
-    std::vector<float>   shares(n_pages);
-    std::vector<int64_t> seen;
+    std::vector<float>  shares(uses.size());
+    std::vector<size_t> seen;
     for (int32_t h = 0; h < n_head_kv; ++h) {
         for (size_t i = h * n_distant; i < (h + 1) * n_distant; ++i) {
-            const int64_t page = serials[i] < first ? -1 : (serials[i] - first) / N_PAGE;
-            if (serials[i] >= n_keep && page >= 0 && page < n_pages && votes[i] > 0.0f) {
-                shares[page] += votes[i] / n_votes;
-                seen.push_back(page);
+            const int64_t page     = sources.page_of(serials[i]);
+            const size_t  i_source = sources.source_of(page);
+            if (i_source == sources.all().size() || !(votes[i] > 0.0f)) {
+                continue;
+            }
+            const auto & source = sources.all()[i_source];
+            if (source.file ? page > source.first : serials[i] >= n_keep) {
+                // files come first, and one behind the other
+                const size_t i_page =
+                    source.file ? page + sources.n_attached() : page - source.first + sources.n_attached();
+                shares[i_page] += votes[i] / n_votes;
+                seen.push_back(i_page);
             }
         }
-        for (const int64_t page : seen) {
-            uses[page] += shares[page] * shares[page] * shares[page];
-            shares[page] = 0.0f;  // it is seen once for each of its tokens
+        for (const size_t i_page : seen) {
+            uses[i_page] += shares[i_page] * shares[i_page] * shares[i_page];
+            shares[i_page] = 0.0f;  // it is seen once for each of its tokens
         }
         seen.clear();
     }
 }
 
-std::vector<int64_t> morphkv_following_pages(const morphkv_archive & archive, const morphkv_page_uses & uses,
+std::vector<int64_t> morphkv_following_pages(const morphkv_sources & sources, const morphkv_page_uses & uses,
                                              float need, size_t n_wanted) {
     const float most = uses.empty() ? 0.0f : *std::max_element(uses.begin(), uses.end());
     if (!(most > 0.0f && most >= need)) {
         return {};
     }
-    std::vector<float> scores(uses.size());
-    for (size_t i = 0; i < uses.size(); ++i) {
-        for (size_t j = 0; j < std::size(NEXT) && i + j < scores.size(); ++j) {
-            scores[i + j] = std::max(scores[i + j], uses[i] * NEXT[j]);
-        }
-    }
     std::vector<std::pair<float, int64_t>> order;
-    for (size_t i = 0; i < scores.size(); ++i) {
-        const int64_t page = archive.n_dropped() + i;
-        if (scores[i] >= LEAST * most && !archive.is_damaged(page)) {
-            order.emplace_back(-scores[i], page);
+    size_t                                 i_first = 0;  // of a source
+    for (const auto & source : sources.all()) {
+        const size_t       n_pages = source.end - source.first;
+        std::vector<float> scores(n_pages);
+        for (size_t i = 0; i < n_pages; ++i) {
+            for (size_t j = 0; j < std::size(NEXT) && i + j < n_pages; ++j) {
+                scores[i + j] = std::max(scores[i + j], uses[i_first + i] * NEXT[j]);
+            }
         }
+        for (size_t i = 0; i < n_pages; ++i) {
+            const int64_t page = source.first + i;
+            if (scores[i] >= LEAST * most && !sources.is_damaged(page)) {
+                order.emplace_back(-scores[i], page);
+            }
+        }
+        i_first += n_pages;
     }
     std::sort(order.begin(), order.end());
     order.resize(std::min(n_wanted, order.size()));

@@ -8,12 +8,12 @@
 
 namespace {
 
-constexpr int32_t N_PAGE   = morphkv_archive::N_PAGE;
 constexpr int64_t MAX_TURN = 1 << 30;
+constexpr int64_t NONE     = morphkv_sources::NONE;
 
 // A key that has to move, or a token that comes into a slot.
 struct origin {
-    int64_t i_page;  // -1: it is in none, or needs none
+    int64_t i_page;  // NONE: it is in none, or needs none
     int32_t i_row;   // of the page
     int32_t serial;
     int32_t i_layer;
@@ -25,18 +25,18 @@ struct origin {
     bool    has_original;  // among those that are at hand
 };
 
-// Whether a page is at hand, or in the archive.
-bool is_held(const morphkv_archive & archive, const morphkv_pages & pages, int64_t i_page) {
-    return (i_page >= archive.n_dropped() && i_page < archive.n_full()) ||
+// Whether a page is at hand, or in a source.
+bool is_held(const morphkv_sources & sources, const morphkv_pages & pages, int64_t i_page) {
+    return sources.holds(i_page) ||
            std::any_of(pages.begin(), pages.end(), [i_page](const auto & page) { return page.first == i_page; });
 }
 
 // Adds what the archive has of these, a page at a time, as a page may be megabytes in a file. kept: by layer, or empty.
-void add_moves(std::vector<origin> origins, const morphkv_archive * archive, size_t i_first,
+void add_moves(std::vector<origin> origins, const morphkv_sources & sources, size_t i_first,
                const morphkv_pages & pages, std::vector<morphkv_originals> & kept, std::vector<morphkv_move> & moves) {
     for (origin & from : origins) {
         from.has_original = !from.is_new && !kept.empty() && kept[from.i_layer].serial[from.row] == from.serial;
-        from.i_page       = from.has_original ? -1 : from.i_page;
+        from.i_page       = from.has_original ? NONE : from.i_page;
     }
     std::stable_sort(origins.begin(), origins.end(),
                      [](const origin & a, const origin & b) { return a.i_page < b.i_page; });
@@ -45,9 +45,9 @@ void add_moves(std::vector<origin> origins, const morphkv_archive * archive, siz
     morphkv_archive::page_ptr page;
     for (size_t i = 0; i < origins.size(); ++i) {
         const origin & from = origins[i];
-        if (from.i_page >= 0 && (i == 0 || from.i_page != origins[i - 1].i_page)) {
+        if (from.i_page != NONE && (i == 0 || from.i_page != origins[i - 1].i_page)) {
             const auto it = held.find(from.i_page);
-            page          = it != held.end() ? it->second : archive->find_page(from.i_page);
+            page          = it != held.end() ? it->second : sources.find_page(from.i_page);
         }
         auto & move = moves[from.i_layer];
         if (!page && !from.has_original) {
@@ -56,9 +56,9 @@ void add_moves(std::vector<origin> origins, const morphkv_archive * archive, siz
             move.by.push_back(from.by);
             continue;
         }
-        const auto &    layer = archive->layout.layers[i_first + from.i_layer];
-        const size_t    n_k   = ggml_row_size(archive->layout.type_k, layer.n_embd_k);
-        const size_t    n_v   = ggml_row_size(archive->layout.type_v, layer.n_embd_v);
+        const auto &    layer = sources.own().layout.layers[i_first + from.i_layer];
+        const size_t    n_k   = ggml_row_size(sources.own().layout.type_k, layer.n_embd_k);
+        const size_t    n_v   = ggml_row_size(sources.own().layout.type_v, layer.n_embd_v);
         const size_t    i_row = from.i_row * layer.n_head_kv + from.head;
         const uint8_t * k =
             from.has_original ? kept[from.i_layer].k.data() + from.row * n_k : page->data() + layer.k_at + i_row * n_k;
@@ -91,7 +91,7 @@ void reserve_originals(const morphkv_page_layout & layout, size_t i_first, size_
 morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
                                      const std::vector<morphkv_moved_layer> & layers,
                                      const std::vector<morphkv_slots> & slots, const morphkv_pages & pages,
-                                     const morphkv_archive * archive, bool is_exact,
+                                     const morphkv_sources & sources, bool is_exact,
                                      std::vector<morphkv_originals> * originals, int32_t offset, int32_t base,
                                      size_t i_first) {
     const auto &  group       = text.groups[i_group];
@@ -130,12 +130,11 @@ morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
                 if (!is_new && (by == 0 || !rotates)) {
                     continue;
                 }
-                const int64_t i_token = archive && (is_exact || is_new) ? (int64_t) serial - archive->serial_of(0) : -1;
-                const int64_t i_page  = i_token < 0 ? -1 : i_token / N_PAGE;
+                const int64_t i_page = is_exact || is_new ? sources.page_of(serial) : NONE;
 
                 origin from{};
-                from.i_page  = i_page >= 0 && is_held(*archive, pages, i_page) ? i_page : -1;
-                from.i_row   = i_token < 0 ? 0 : i_token % N_PAGE;
+                from.i_page  = i_page != NONE && is_held(sources, pages, i_page) ? i_page : NONE;
+                from.i_row   = i_page == NONE ? 0 : serial - sources.serial_of(i_page);
                 from.serial  = serial;
                 from.i_layer = il;
                 from.row     = i * n_head + h;
@@ -150,9 +149,9 @@ morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
     }
     std::vector<morphkv_originals> none;
     auto &                         kept = originals ? *originals : none;
-    if (originals && archive && is_exact && !origins.empty()) {
-        reserve_originals(archive->layout, i_first, layers.size(), n_distant, kept);
+    if (originals && sources.has_archive() && is_exact && !origins.empty()) {
+        reserve_originals(sources.own().layout, i_first, layers.size(), n_distant, kept);
     }
-    add_moves(std::move(origins), archive, i_first, pages, kept, res.layers);
+    add_moves(std::move(origins), sources, i_first, pages, kept, res.layers);
     return res;
 }

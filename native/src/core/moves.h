@@ -5,7 +5,7 @@
 // is rotated from its original in the archive where that holds it, and one that stands right is left alone.
 #pragma once
 
-#include "core/archive.h"
+#include "core/sources.h"
 #include "core/text.h"
 
 #include <cstdint>
@@ -52,13 +52,13 @@ struct morphkv_move_plan {
 // The text's recent tokens come to stand at their position less offset; of the distant ones those that would stand before
 // base + n_distant one behind the other from base on, head by head (packed()). Slots that get other tokens get them from `pages`,
 // of which the archive's last one need not be full.
-//   archive:   null where there is none
+//   sources:   of the text
 //   is_exact:  its keys are no less exact than those of the cache, so that a key is placed anew from there
 //   originals: by layer of the group, to be looked at and added to; null where pages are in memory
 //   i_first:   of the group's layers among those of the archive
 morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
                                      const std::vector<morphkv_moved_layer> & layers,
                                      const std::vector<morphkv_slots> & slots, const morphkv_pages & pages,
-                                     const morphkv_archive * archive, bool is_exact,
+                                     const morphkv_sources & sources, bool is_exact,
                                      std::vector<morphkv_originals> * originals, int32_t offset, int32_t base,
                                      size_t i_first = 0);

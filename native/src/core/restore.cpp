@@ -93,7 +93,7 @@ std::vector<int32_t> refill(const int32_t * slots, int32_t n_slots, int32_t n_ke
     };
     int32_t next_kept = 0, next = first;
     for (int32_t & serial : res) {
-        if (serial >= 0 && serial < first) {
+        if (serial != -1 && serial < first) {
             continue;
         }
         while (next_kept < n_keep && !is_free(next_kept)) {
@@ -146,7 +146,7 @@ morphkv_text slots_alone(const morphkv_text & text) {
 morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morphkv_text & wanted,
                                           const std::vector<morphkv_moved_layer> &  layers,
                                           const std::vector<std::vector<int32_t>> & slots,
-                                          const morphkv_archive & archive, bool is_exact,
+                                          const morphkv_sources & sources, bool is_exact,
                                           std::vector<morphkv_originals> * originals, int32_t limit) {
     GGML_ASSERT(text.groups.size() == 1 && !text.windowed && !wanted.is_empty());
     morphkv_restore_plan res{ just_cut(wanted, limit), {}, std::vector<morphkv_move>(layers.size()), 0 };
@@ -154,7 +154,7 @@ morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morph
     const int32_t        n         = res.text.n_tokens();
     const int32_t        n_distant = group.shape.n_distant();
     const int32_t        first     = group.has_evicted() ? group.first_recent() : 0;
-    reader               from(archive);
+    reader               from(sources.own());
     for (int32_t serial = first; serial < n; ++serial) {
         if (!from.has(serial)) {
             throw std::runtime_error("the archive does not have the token at position " +
@@ -177,12 +177,12 @@ morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morph
         }
         // distant tokens come to stand right before the recent ones, as at a recall
         group.base = std::max(0, res.text.pos_of(first) - res.text.rotary_offset - n_distant);
-        auto plan = morphkv_plan_moves(slots_alone(text), 0, layers, moved, from.found(), &archive, is_exact, originals,
-                                       res.text.rotary_offset, group.base);
+        auto plan  = morphkv_plan_moves(slots_alone(text), 0, layers, moved, from.found(), sources, is_exact, originals,
+                                        res.text.rotary_offset, group.base);
         group.ranked = std::make_shared<std::vector<int32_t>>(std::move(plan.ranked));
         res.layers   = std::move(plan.layers);
     }
-    add_recent(from, archive.layout, res.text, first, n - first, group.has_evicted() ? n_distant : 0, res.layers);
+    add_recent(from, sources.own().layout, res.text, first, n - first, group.has_evicted() ? n_distant : 0, res.layers);
     res.archive_end = first;
     return res;
 }

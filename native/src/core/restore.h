@@ -19,14 +19,14 @@ struct morphkv_restore_plan {
 // Of a text with one group and no window.
 //   wanted:  the text whose tokens cells are to get, a copy of `text` that lost its tail or got tokens behind it
 //   slots:   tokens of each layer's distant slots, (n_head_kv, n_distant); of no meaning before the first eviction
-//   archive: of the wanted text
+//   sources: of the wanted text; what is attached stays in slots, too
 //   limit:   rotary positions stay below it
 //   the others as in morphkv_plan_moves()
 // Throws std::runtime_error with the reason where the archive does not have what it takes.
 morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morphkv_text & wanted,
                                           const std::vector<morphkv_moved_layer> &  layers,
                                           const std::vector<std::vector<int32_t>> & slots,
-                                          const morphkv_archive & archive, bool is_exact,
+                                          const morphkv_sources & sources, bool is_exact,
                                           std::vector<morphkv_originals> * originals, int32_t limit);
 
 // Tokens of a text, aside: their keys and values as an archive has them.

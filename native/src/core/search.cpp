@@ -39,9 +39,61 @@ std::vector<int32_t> top(const std::vector<float> & values, std::vector<int32_t>
     return ids;
 }
 
-void remove_damaged(const morphkv_archive & archive, std::vector<int64_t> & pages) {
-    pages.erase(std::remove_if(pages.begin(), pages.end(), [&](int64_t page) { return archive.is_damaged(page); }),
+void remove_damaged(const morphkv_sources & sources, std::vector<int64_t> & pages) {
+    pages.erase(std::remove_if(pages.begin(), pages.end(), [&](int64_t page) { return sources.is_damaged(page); }),
                 pages.end());
+}
+
+bool can_be_asked(const morphkv_sources::source & source) {
+    return source.first < source.end && (!source.file || source.file->is_index_right());
+}
+
+// The best n of a source by its index.
+std::vector<int64_t> best_by_index(const morphkv_sources & sources, size_t i_source, size_t n,
+                                   morphkv_page_scorer & scorer) {
+    const auto &             source = sources.all()[i_source];
+    scored                   index;
+    const std::vector<float> by_place = scorer.by_index(i_source);
+    for (size_t i = 0; i < by_place.size(); ++i) {
+        const int64_t page = source.file ? source.first + (int64_t) i : sources.own().page_in(i);
+        if (sources.holds(page) && !sources.is_damaged(page)) {
+            index[page] = by_place[i];
+        }
+    }
+    std::vector<int64_t> res = best(index, n);
+    // what every token attends to is in the first: with it there, nobody's votes go to the rest for want of another
+    if ((source.file || source.first == 0) && std::find(res.begin(), res.end(), source.first) == res.end()) {
+        res.push_back(source.first);
+    }
+    std::sort(res.begin(), res.end());
+    return res;
+}
+
+// Pages whose rows are looked at: all, or the best of each source, as many of it as it has of all pages, or as there are of each.
+std::vector<int64_t> pages_to_look_at(const morphkv_sources & sources, size_t n_look, morphkv_page_scorer & scorer) {
+    size_t n_pages = 0, n_sources = 0;
+    for (const auto & source : sources.all()) {
+        if (can_be_asked(source)) {
+            n_pages += source.end - source.first;
+            n_sources++;
+        }
+    }
+    std::vector<int64_t> res;
+    for (size_t i = 0; i < sources.all().size(); ++i) {
+        const auto & source = sources.all()[i];
+        if (!can_be_asked(source)) {
+            continue;
+        }
+        std::vector<int64_t> pages(source.end - source.first);
+        const size_t n_of_it = std::max(n_look / n_sources, (size_t) ((double) n_look * pages.size() / n_pages));
+        std::iota(pages.begin(), pages.end(), source.first);
+        if (n_pages > n_look && pages.size() > n_of_it) {
+            pages = best_by_index(sources, i, n_of_it, scorer);
+        }
+        // the text's own first page comes first, as its rows may not all count
+        res.insert(source.file ? res.end() : res.begin(), pages.begin(), pages.end());
+    }
+    return res;
 }
 
 }  // namespace
@@ -51,33 +103,21 @@ size_t morphkv_n_wanted_pages(float share, size_t n_slots) {
     return std::min<size_t>(std::max<size_t>(share * n_slots / N_PAGE, n_least), n_slots / N_PAGE);
 }
 
-std::vector<int64_t> morphkv_choose_pages(const morphkv_archive & archive, size_t n_wanted, size_t n_look,
+std::vector<int64_t> morphkv_choose_pages(const morphkv_sources & sources, size_t n_wanted, size_t n_look,
                                           int32_t n_keep, morphkv_page_scorer & scorer, float need) {
-    std::vector<int64_t> pages(archive.n_full() - archive.n_dropped());
-    std::iota(pages.begin(), pages.end(), archive.n_dropped());
-    if (pages.size() > n_look) {
-        scored                   index;
-        const std::vector<float> by_place = scorer.by_index();
-        for (size_t i = 0; i < by_place.size(); ++i) {
-            if (archive.page_in(i) >= 0 && !archive.is_damaged(archive.page_in(i))) {
-                index[archive.page_in(i)] = by_place[i];
-            }
-        }
-        pages = best(index, n_look);
-        // what every token attends to is in the first: with it there, nobody's votes go to the rest for want of another
-        if (archive.n_dropped() == 0 && std::find(pages.begin(), pages.end(), 0) == pages.end()) {
-            pages.push_back(0);
-        }
-        std::sort(pages.begin(), pages.end());
-    }
-    std::vector<float> scores;
+    std::vector<int64_t> pages = pages_to_look_at(sources, n_look, scorer);
+    std::vector<float>   scores;
     while (scores.empty()) {
         // those that turn out to be damaged have no part in the votes
-        remove_damaged(archive, pages);
+        remove_damaged(sources, pages);
         if (pages.empty()) {
             return {};
         }
-        scores = scorer.by_rows(pages, archive.serial_of(pages[0]) == 0 ? std::min(n_keep, N_PAGE) : 0);
+        scores = scorer.by_rows(pages, sources.serial_of(pages[0]) == 0 ? std::min(n_keep, N_PAGE) : 0);
+    }
+    for (size_t i = 0; i < pages.size(); ++i) {
+        const auto & source = sources.all()[sources.source_of(pages[i])];
+        scores[i]           = source.file && pages[i] == source.first ? 0.0f : scores[i];
     }
     if (*std::max_element(scores.begin(), scores.end()) < need) {
         return {};
@@ -86,8 +126,9 @@ std::vector<int64_t> morphkv_choose_pages(const morphkv_archive & archive, size_
     // what a page continues, and what continues it, belongs to it
     scored spread;
     for (size_t i = 0; i < pages.size(); ++i) {
+        const size_t i_source = sources.source_of(pages[i]);
         for (int64_t page = pages[i] - 1; page <= pages[i] + 1; ++page) {
-            if (page >= archive.n_dropped() && page < archive.n_full() && !archive.is_damaged(page)) {
+            if (sources.source_of(page) == i_source && !sources.is_damaged(page)) {
                 float & score = spread[page];
                 score         = std::max(score, page == pages[i] ? scores[i] : NEIGHBOUR * scores[i]);
             }
@@ -96,7 +137,7 @@ std::vector<int64_t> morphkv_choose_pages(const morphkv_archive & archive, size_
     return best(spread, n_wanted);
 }
 
-morphkv_slots morphkv_choose_slots(const morphkv_archive & archive, const morphkv_pages & pages,
+morphkv_slots morphkv_choose_slots(const morphkv_sources & sources, const morphkv_pages & pages,
                                    const std::vector<int32_t> & before, const std::vector<float> & votes,
                                    int32_t n_head_kv, int32_t n_keep) {
     const int32_t n_distant = before.size() / n_head_kv;
@@ -110,7 +151,8 @@ morphkv_slots morphkv_choose_slots(const morphkv_archive & archive, const morphk
         std::vector<bool>    stays(n_distant, false);
         std::vector<int32_t> missing;
         for (const auto & [page, _] : pages) {
-            for (int32_t serial = archive.serial_of(page); serial < archive.serial_of(page + 1); ++serial) {
+            const int32_t first = sources.serial_of(page);
+            for (int32_t serial = first; serial < first + N_PAGE; ++serial) {
                 const auto it = held.find(serial);
                 if (it != held.end()) {
                     stays[it->second] = true;

@@ -67,6 +67,9 @@ void morphkv_check_state_header(const morphkv_state_header & header, const morph
     if (header.archive != own.archive) {
         throw std::runtime_error("the state was saved with another archive_type, or one of the two has no archive");
     }
+    if (header.attached != own.attached) {
+        throw std::runtime_error("the state was saved with other attached files");
+    }
     auto as_own    = header;
     as_own.version = own.version;
     if (memcmp(&as_own, &own, sizeof(own)) != 0) {
@@ -74,10 +77,16 @@ void morphkv_check_state_header(const morphkv_state_header & header, const morph
     }
 }
 
-static void check_group(const morphkv_text & text, size_t i_group, size_t n_slots) {
+// What the offset of a text may be less by where slots were opened: any number of slots that a cache can have.
+constexpr int64_t MOST_OPEN = 1 << 24;
+
+static void check_group(const morphkv_text & text, size_t i_group, size_t n_slots, int32_t first_attached) {
     const auto &  group     = text.groups[i_group];
     const int32_t n_distant = group.shape.n_distant();
-    require(group.n_evictions >= 0 && group.n_evicted >= group.n_evictions, "evictions evict", group.n_evicted);
+    // slots that were opened held no token of the text (opening.h)
+    const int32_t n_open    = first_attached < 0 ? n_distant : 0;
+    require(group.n_evictions >= 0 && group.n_evicted + n_open >= group.n_evictions - (n_open > 0), "evictions evict",
+            group.n_evicted);
     require(group.n_evictions > 0 || group.n_evicted == 0, "no eviction evicts nothing", group.n_evicted);
     require(group.n_evicted <= text.n_tokens(), "evicted tokens are of the text", group.n_evicted);
     require(text.n_used(i_group) <= group.shape.n_limit, "a sequence has more cells than this cache",
@@ -92,7 +101,9 @@ static void check_group(const morphkv_text & text, size_t i_group, size_t n_slot
             "a rebase places all distant tokens", n_ranked);
     for (int64_t i = 0; i < n_ranked; ++i) {
         const int32_t serial = (*group.ranked)[i];
-        require(serial > (i % n_distant == 0 ? -1 : (*group.ranked)[i - 1]) && serial < group.first_recent(),
+        const int32_t before = i % n_distant == 0 ? std::min(-1, first_attached - 1) : (*group.ranked)[i - 1];
+        require(serial > before && serial < group.first_recent() &&
+                    (serial >= 0 || serial < -morphkv_page_layout::N_PAGE),
                 "distant tokens are in order and older than recent ones", serial);
     }
     // Once they are rebased, recent tokens stand at rotary positions behind the distant slots' number, without an eviction from
@@ -100,7 +111,9 @@ static void check_group(const morphkv_text & text, size_t i_group, size_t n_slot
     const int64_t first = text.is_empty()       ? 0
                           : group.has_evicted() ? (int64_t) text.pos_of(group.first_recent()) - n_distant
                                                 : text.pos_of(0);
-    require(text.rotary_offset == 0 || (text.rotary_offset > 0 && text.n_rebases > 0 && text.rotary_offset <= first),
+    require(text.rotary_offset == 0 || (text.rotary_offset > 0 && text.n_rebases > 0 && text.rotary_offset <= first) ||
+                (n_open > 0 && group.has_evicted() && text.rotary_offset >= first - MOST_OPEN &&
+                 text.rotary_offset <= first),
             "rotary positions are not negative", text.rotary_offset);
 
     require(n_ranked == 0 || text.n_rebases > 0 || text.n_recalls > 0,
@@ -114,15 +127,16 @@ static void check_text(const morphkv_saved_text & saved, const morphkv_text_rule
     const auto &  text = saved.text;
     const int32_t n    = text.n_tokens();
     for (size_t i = 0; i < text.groups.size(); ++i) {
-        check_group(text, i, rules.n_slots[i]);
+        check_group(text, i, rules.n_slots[i], rules.first_attached);
     }
     require(text.decoded_since_cut >= 0 && text.decoded_since_cut <= n, "exact_pos is a position",
             text.decoded_since_cut);
     require(text.newest_of_prompt >= -1 && text.newest_of_prompt <= n, "pos_prompt is a position",
             text.newest_of_prompt);
     // each moves the offset, so its bound is a bound for the counter too
-    require(text.n_rebases >= 0 && text.n_rebases <= std::max(0, text.rotary_offset), "rebases are counted",
-            text.n_rebases);
+    const int64_t n_open = rules.first_attached < 0 ? MOST_OPEN : 0;
+    require(text.n_rebases >= 0 && text.n_rebases <= std::max<int64_t>(0, text.rotary_offset + n_open),
+            "rebases are counted", text.n_rebases);
     constexpr int64_t MANY = std::numeric_limits<int64_t>::max() / 2;  // with room to go on
     require(text.n_recalls >= 0 && text.n_recalls <= MANY && (text.has_evicted() || text.n_recalls == 0),
             "recalls bring back what was evicted", text.n_recalls);

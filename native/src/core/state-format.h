@@ -41,13 +41,13 @@ struct morphkv_state_header {
     float    decay;
     uint32_t seed;
     int32_t  rope_limit;
-    uint32_t n_rot;    // size of the matrix that K is rotated with, 0 = none
-    uint64_t layers;   // hash of their shapes and types
+    uint32_t n_rot;     // size of the matrix that K is rotated with, 0 = none
+    uint64_t layers;    // hash of their shapes and types
     uint32_t n_layer;
-    uint32_t n_seq;    // texts that follow
-    uint64_t archive;  // hash of its layout, 0 = none
+    uint32_t n_seq;     // texts that follow
+    uint64_t archive;   // hash of its layout, 0 = none
     uint32_t has_no_pages;
-    uint32_t zero;
+    uint32_t attached;  // hash of the ids of attached files, in their order; 0 = none is
 };
 
 // The fixed part of a text.
@@ -158,7 +158,8 @@ struct morphkv_text_rules {
     std::vector<size_t> n_slots;  // by group, of all its layers and heads
     bool                has_archive;
     morphkv_can_lose    can_lose;
-    bool                has_images = true;  // positions may be other than those of words that follow each other
+    bool                has_images     = true;  // positions may be other than those of words that follow each other
+    int32_t             first_attached = 0;     // serial of the oldest token of attached files (sources.h); 0 = none is
 };
 
 // Throws std::runtime_error that says what is wrong.

@@ -16,6 +16,7 @@
 
 #include "core/positions.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -48,7 +49,7 @@ struct morphkv_cut_group {
     morphkv_cut_shape shape;
 
     int64_t n_evictions = 0;
-    int32_t n_evicted   = 0;  // tokens of each head
+    int32_t n_evicted   = 0;  // tokens of each head; below 0 where slots had been free (opening.h)
 
     // Rotary positions: a token's is its position less the text's offset where that is base + n_distant or more, and always
     // before the first rebase or recall. Below it stand, from base on one behind the other (packed()), head by head, the
@@ -61,8 +62,11 @@ struct morphkv_cut_group {
 
     bool    has_evicted() const { return n_evictions > 0; }
     int32_t first_recent() const { return shape.n_distant() + n_evicted; }
-    // of a cell's token; of a distant slot the one that was there before the first eviction, by which llama.cpp knows it
-    int32_t serial_in(int32_t i_cell) const { return i_cell < shape.n_distant() ? i_cell : i_cell + n_evicted; }
+    // of a cell's token; of a distant slot the one that was there before the first eviction, by which llama.cpp knows it, or,
+    // where none was (opening.h), the one before the recent ones
+    int32_t serial_in(int32_t i_cell) const {
+        return i_cell < shape.n_distant() ? std::min(i_cell, std::max(first_recent() - 1, 0)) : i_cell + n_evicted;
+    }
 };
 
 struct morphkv_ring_group {

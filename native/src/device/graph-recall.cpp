@@ -110,31 +110,37 @@ void morphkv_device_scorer::score(const std::vector<morphkv_side_layer> & host, 
     }
 }
 
-std::vector<float> morphkv_device_scorer::by_index() {
+std::vector<float> morphkv_device_scorer::by_index(size_t i_source) {
+    const morphkv_knowledge * file     = sources.all()[i_source].file;
+    const int64_t             n_places = file ? file->n_pages() : sources.own().n_places();
+
     ggml_context_ptr ctx(ggml_init({ layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
     std::vector<morphkv_side_layer>      host(layers.begin(), layers.begin() + queries.size());
     std::vector<ggml_backend_buffer_ptr> buffers;
     for (size_t il = 0; il < host.size(); ++il) {
-        host[il].k = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, host[il].k->ne[0], archive.n_places(), 1);
-        buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(archive.index_rows(il), ggml_nbytes(host[il].k)));
-        ggml_backend_tensor_alloc(buffers.back().get(), host[il].k, archive.index_rows(il));
+        // only read
+        void * rows = file ? const_cast<void *>(file->index_rows(il)) : sources.own().index_rows(il);
+        host[il].k  = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, host[il].k->ne[0], n_places, 1);
+        buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(rows, ggml_nbytes(host[il].k)));
+        ggml_backend_tensor_alloc(buffers.back().get(), host[il].k, rows);
     }
-    std::vector<float> res(archive.n_places());
+    std::vector<float> res(n_places);
     score(host, 0, 1, 0, res);
     return res;
 }
 
 std::vector<float> morphkv_device_scorer::by_rows(const std::vector<int64_t> & pages, int32_t n_skip) {
-    std::vector<float> res(pages.size());
-    size_t             last = 0;
+    const morphkv_page_layout & layout = sources.own().layout;
+    std::vector<float>          res(pages.size());
+    size_t                      last = 0;
     for (size_t first = 0; first < queries.size(); first = last) {
         for (size_t n_bytes = 0; last < queries.size() && (last == first || n_bytes <= N_BYTES); ++last) {
-            n_bytes += pages.size() * N_PAGE * archive.layout.k_bytes(last);
+            n_bytes += pages.size() * N_PAGE * layout.k_bytes(last);
         }
         ggml_context_ptr ctx(ggml_init({ (last - first) * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
         std::vector<morphkv_side_layer> host(layers.begin() + first, layers.begin() + last);
         for (auto & layer : host) {
-            layer.k = ggml_new_tensor_3d(ctx.get(), archive.layout.type_k, layer.k->ne[0], pages.size() * N_PAGE, 1);
+            layer.k = ggml_new_tensor_3d(ctx.get(), layout.type_k, layer.k->ne[0], pages.size() * N_PAGE, 1);
         }
         ggml_backend_buffer_ptr buffer(
             ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
@@ -142,13 +148,13 @@ std::vector<float> morphkv_device_scorer::by_rows(const std::vector<int64_t> & p
             fail("out of memory");
         }
         for (size_t i = 0; i < pages.size(); ++i) {
-            const auto page = archive.find_page(pages[i]);
+            const auto page = sources.find_page(pages[i]);
             if (!page) {
                 return {};
             }
             for (size_t il = first; il < last; ++il) {
-                const size_t n = N_PAGE * archive.layout.k_bytes(il);
-                memcpy((char *) host[il - first].k->data + i * n, page->data() + archive.layout.layers[il].k_at, n);
+                const size_t n = N_PAGE * layout.k_bytes(il);
+                memcpy((char *) host[il - first].k->data + i * n, page->data() + layout.layers[il].k_at, n);
             }
         }
         score(host, first, N_PAGE, n_skip, res);

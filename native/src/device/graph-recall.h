@@ -24,17 +24,17 @@ std::string morphkv_read_votes(morphkv_runner & runner, const std::vector<morphk
                                const std::vector<int32_t> & turn, morphkv_layer_floats & queries,
                                morphkv_layer_floats & votes);
 
-// Scores the pages of an archive for queries. Throws morphkv_error where it fails.
+// Scores the pages of sources for queries. Throws morphkv_error where it fails.
 class morphkv_device_scorer : public morphkv_page_scorer {
 public:
     morphkv_device_scorer(morphkv_engine & engine, const std::vector<morphkv_side_layer> & layers,
-                          const morphkv_archive & archive, const morphkv_layer_floats & queries)
+                          const morphkv_sources & sources, const morphkv_layer_floats & queries)
         : engine(engine),
           layers(layers),
-          archive(archive),
+          sources(sources),
           queries(queries) {}
 
-    std::vector<float> by_index() override;
+    std::vector<float> by_index(size_t i_source) override;
     std::vector<float> by_rows(const std::vector<int64_t> & pages, int32_t n_skip) override;
 
 private:
@@ -45,6 +45,6 @@ private:
 
     morphkv_engine &                        engine;
     const std::vector<morphkv_side_layer> & layers;
-    const morphkv_archive &                 archive;
+    const morphkv_sources                   sources;
     const morphkv_layer_floats &            queries;
 };

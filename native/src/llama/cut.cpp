@@ -135,12 +135,11 @@ std::vector<morphkv_moved_layer> morphkv_cache::moved_layers(size_t i_group) con
 
 morphkv_move_plan morphkv_cache::plan_moves(llama_seq_id seq_id, size_t i_group, int32_t offset, int32_t base,
                                             const std::vector<morphkv_slots> & slots, const morphkv_pages & pages) {
-    const morphkv_archive * archive   = archives ? &archives->of(seq_id) : nullptr;
-    auto &                  originals = sequences[seq_id].originals;
+    auto & originals = sequences[seq_id].originals;
     if (keeps_originals) {
         originals.resize(groups.size());
     }
-    return morphkv_plan_moves(sequences[seq_id].text, i_group, moved_layers(i_group), slots, pages, archive,
+    return morphkv_plan_moves(sequences[seq_id].text, i_group, moved_layers(i_group), slots, pages, sources_of(seq_id),
                               is_archive_exact(seq_id, i_group), keeps_originals ? &originals[i_group] : nullptr,
                               offset, base, groups[i_group].i_first);
 }

@@ -24,10 +24,10 @@ bool morphkv_cache::is_follow_due(llama_seq_id seq_id) const {
 }
 
 bool morphkv_cache::are_there(const std::vector<int64_t> & pages, const std::vector<layer_slots> & slots,
-                              const morphkv_archive & archive) const {
+                              const morphkv_sources & sources) const {
     int64_t n_missing = 0, n_all = 0;
     for (size_t i = 0; i < std::min(N_FIRST, pages.size()); ++i) {
-        const int32_t first = archive.serial_of(pages[i]);
+        const int32_t first = sources.serial_of(pages[i]);
         for (const auto & layer : slots) {
             const int64_t n = layer.n_head_kv * N_PAGE;
             n_all += n;
@@ -44,7 +44,7 @@ morphkv_recalled morphkv_cache::follow(llama_seq_id seq_id, const morphkv_recall
     res.size = sizeof(res);
 
     const auto &  text     = sequences[seq_id].text;
-    const auto &  archive  = archives->of(seq_id);
+    const auto    sources  = sources_of(seq_id);
     const size_t  n_wanted = n_wanted_pages(seq_id, p);
     const int64_t n_pages  = n_archived_pages(seq_id);
     if (n_pages == 0 || n_wanted == 0) {
@@ -61,17 +61,17 @@ morphkv_recalled morphkv_cache::follow(llama_seq_id seq_id, const morphkv_recall
         for (size_t il = 0; text.groups[i].has_evicted() && il < group.side.layers.size(); ++il) {
             const auto & layer = group.side.layers[il];
             slots.push_back({ layer.n_head_kv, group.side.get_serials(layer, seq_id) });
-            morphkv_add_page_uses(archive, slots.back().serials, now.votes[group.i_first + il], layer.n_head_kv,
+            morphkv_add_page_uses(sources, slots.back().serials, now.votes[group.i_first + il], layer.n_head_kv,
                                   now.n_votes, text.n_keep, uses);
         }
     }
-    std::vector<int64_t> pages = morphkv_following_pages(archive, uses, p.need, n_wanted);
+    std::vector<int64_t> pages = morphkv_following_pages(sources, uses, p.need, n_wanted);
     if (pages.empty() && morphkv_follow_when(text, GROUP).searches) {
         const auto            layers = cut_layers();
-        morphkv_device_scorer scorer(engine, layers, archive, now.queries);
-        pages = morphkv_choose_pages(archive, n_wanted, n_wanted * N_LOOK, text.n_keep, scorer, p.need * now.n_votes);
+        morphkv_device_scorer scorer(engine, layers, sources, now.queries);
+        pages = morphkv_choose_pages(sources, n_wanted, n_wanted * N_LOOK, text.n_keep, scorer, p.need * now.n_votes);
     }
-    if (!pages.empty() && !are_there(pages, slots, archive)) {
+    if (!pages.empty() && !are_there(pages, slots, sources)) {
         res.n_archived = n_pages * N_PAGE;
         bring(seq_id, p, pages, now, t_start_us, res);
         n_recalls = 1;

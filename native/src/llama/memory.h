@@ -160,6 +160,20 @@ public:
     morphkv_page_range pages_of(llama_seq_id seq_id) const;
     void               get_pages(llama_seq_id seq_id, int64_t first, int64_t n, char * records) const;
     void               set_pages(llama_seq_id seq_id, const morphkv_page_range & pages, const char * records);
+    // What recalls bring from beside the archives: files that were read before; and writes one, of a text that has these tokens
+    // (attached.cpp). All sequences must be empty. Throw morphkv_error.
+    void                     attach(llama_context * lctx, const std::string & path, const char * model_path);
+    void                     write_knowledge(llama_seq_id seq_id, const std::string & path, const char * model_path,
+                                             const llama_token * tokens, int32_t n);
+    const morphkv_attached & get_attached() const { return attached; }
+    // Of the last recall that brought something: its pages, best first, as morphkv_sources has them. And tokens that came from each
+    // file, summed over layers and heads.
+    struct brought {
+        std::vector<int64_t> pages;
+        std::vector<int64_t> n_tokens;  // by file, over all recalls
+    };
+    const brought & get_brought(llama_seq_id seq_id) const { return sequences.at(seq_id).from; }
+    morphkv_sources sources_of(llama_seq_id seq_id) const;
 
     // Puts archived tokens that the newest queries attend to into distant slots of each head. On failure the sequence is
     // as it was. Throws morphkv_error.
@@ -239,10 +253,11 @@ private:
         // by group and layer; empty where the archive is no file or nothing was read of it
         std::vector<std::vector<morphkv_originals>> originals;
         double                                      recall_ms = 0.0;
+        brought                                     from      = {};
     };
 
     morphkv_text_shape text_shape() const;
-    sequence           empty_sequence() const { return { morphkv_text(text_shape(), params.keep), {}, 0.0 }; }
+    sequence           empty_sequence() const { return { morphkv_text(text_shape(), params.keep), {}, 0.0, {} }; }
     morphkv_can_lose   can_lose() const;
 
     uint32_t n_used(llama_seq_id seq_id) const { return sequences[seq_id].text.n_used(GROUP); }
@@ -290,10 +305,15 @@ private:
     };
     // Whether the first of these pages are in the slots.
     bool   are_there(const std::vector<int64_t> & pages, const std::vector<layer_slots> & slots,
-                     const morphkv_archive & archive) const;
+                     const morphkv_sources & sources) const;
     // Puts pages into distant slots of each head, best first, and says in res what that was. As recall() where it fails.
     void   bring(llama_seq_id seq_id, const morphkv_recall_params & params, const std::vector<int64_t> & pages,
                  const asked & now, int64_t t_start_us, morphkv_recalled & res);
+    void   note_brought(llama_seq_id seq_id, const morphkv_pages & pages, const std::vector<morphkv_slots> & slots);
+    // Of a text that has not been cut: brings attached pages into its free slots (core/opening.h). False where the recall has to
+    // go on as others do. As recall() where it fails.
+    bool   open_slots(llama_seq_id seq_id, const morphkv_recall_params & params, int64_t t_start_us,
+                      morphkv_recalled & res);
     // Of a recall, by the slots that a head has on the average.
     size_t n_wanted_pages(llama_seq_id seq_id, const morphkv_recall_params & params) const;
 
@@ -325,6 +345,7 @@ private:
     void               write_state(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const;
     morphkv_saved_text saved_text(llama_seq_id seq_id) const;
     morphkv_text_rules text_rules() const;
+    uint32_t           attached_hash() const;
     // All that a sequence has in tensors, always in the same order.
     std::vector<morphkv_slice> slices(llama_seq_id seq_id, const morphkv_text & text) const;
 
@@ -341,8 +362,9 @@ private:
 
     std::unique_ptr<morphkv_archives> archives;                 // null when off
     bool                              keeps_originals = false;  // they are in a file
+    morphkv_attached                  attached;
 
-    int32_t n_old_measured = 0;                                 // largest eviction whose scratch was measured
+    int32_t n_old_measured = 0;  // largest eviction whose scratch was measured
     size_t  scratch_bytes  = 0;
     double  evict_ms       = 0.0;
     double  archive_ms     = 0.0;      // a part of evict_ms

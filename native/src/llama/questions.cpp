@@ -2,6 +2,8 @@
 
 #include "llama/memory.h"
 
+#include <algorithm>
+
 std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() const {
     auto res = kv_breakdown();
     for (const auto & group : groups) {
@@ -51,7 +53,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.rotary_offset     = text.rotary_offset;
     out.n_rebases         = text.n_rebases;
     out.n_evictions       = group.n_evictions;
-    out.n_evicted         = group.n_evicted;
+    out.n_evicted         = std::max(group.n_evicted, 0);
     out.kv_bytes          = 0;
     out.archive_bytes     = 0;
     out.n_archived        = 0;

@@ -216,9 +216,12 @@ static void fail_recall(llama_seq_id seq_id, const std::string & why) {
                         "recall failed: " + why + "; sequence " + std::to_string(seq_id) + " is unchanged");
 }
 
+morphkv_sources morphkv_cache::sources_of(llama_seq_id seq_id) const {
+    return archives ? morphkv_sources(archives->of(seq_id), attached) : morphkv_sources(nullptr);
+}
+
 int64_t morphkv_cache::n_archived_pages(llama_seq_id seq_id) const {
-    const auto & archive = archives->of(seq_id);
-    return sequences[seq_id].text.has_evicted() ? archive.n_full() - archive.n_dropped() : 0;
+    return sequences[seq_id].text.has_evicted() ? sources_of(seq_id).n_pages() : 0;
 }
 
 morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recall_params & p, int32_t n_ask) {
@@ -258,8 +261,11 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     morphkv_recalled res{};
     res.size = sizeof(res);
 
+    if (!attached.empty() && !sequences[seq_id].text.has_evicted() && open_slots(seq_id, p, t_start_us, res)) {
+        return res;
+    }
     const auto &  text     = sequences[seq_id].text;
-    const auto &  archive  = archives->of(seq_id);
+    const auto    sources  = sources_of(seq_id);
     const size_t  n_wanted = n_wanted_pages(seq_id, p);
     const int64_t n_pages  = n_archived_pages(seq_id);
     if (n_pages == 0 || n_wanted == 0) {
@@ -272,8 +278,8 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
     res.n_archived               = n_pages * N_PAGE;
     const size_t          n_look = std::max<size_t>(n_wanted * p.look, n_pages / N_TO_ONE);
     const auto            layers = cut_layers();
-    morphkv_device_scorer scorer(engine, layers, archive, now.queries);
-    bring(seq_id, p, morphkv_choose_pages(archive, n_wanted, n_look, text.n_keep, scorer), now, t_start_us, res);
+    morphkv_device_scorer scorer(engine, layers, sources, now.queries);
+    bring(seq_id, p, morphkv_choose_pages(sources, n_wanted, n_look, text.n_keep, scorer), now, t_start_us, res);
     return res;
 }
 
@@ -284,10 +290,10 @@ size_t morphkv_cache::n_wanted_pages(llama_seq_id seq_id, const morphkv_recall_p
 void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, const std::vector<int64_t> & chosen,
                           const asked & now, int64_t t_start_us, morphkv_recalled & res) {
     auto &        text    = sequences[seq_id].text;
-    const auto &  archive = archives->of(seq_id);
+    const auto    sources = sources_of(seq_id);
     morphkv_pages pages;
     for (const int64_t page : chosen) {
-        if (auto found = archive.find_page(page)) {
+        if (auto found = sources.find_page(page)) {
             pages.emplace_back(page, std::move(found));
         }
     }
@@ -316,7 +322,7 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
         group_moves   moved{ i, {}, {} };
         for (size_t il = 0; il < group.side.layers.size(); ++il) {
             const auto & layer = group.side.layers[il];
-            moved.slots.push_back(morphkv_choose_slots(archive, best, group.side.get_serials(layer, seq_id),
+            moved.slots.push_back(morphkv_choose_slots(sources, best, group.side.get_serials(layer, seq_id),
                                                        now.votes[group.i_first + il], layer.n_head_kv, text.n_keep));
         }
         // recent tokens stay where they are, and distant ones come to stand right before them
@@ -369,6 +375,9 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
         } else {
             text.note_placed(moved.i_group, moved.plan.base, std::move(moved.plan.ranked));
         }
+    }
+    for (const auto & moved : all) {
+        note_brought(seq_id, pages, moved.slots);
     }
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     sequences[seq_id].recall_ms += res.took_ms;

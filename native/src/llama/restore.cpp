@@ -38,8 +38,9 @@ int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted
     }
     std::optional<morphkv_restore_plan> plan;
     try {
-        plan = morphkv_plan_restore(text, wanted, moved_layers(GROUP), slots, archive, is_archive_exact(seq_id, GROUP),
-                                    keeps_originals ? &originals[GROUP] : nullptr, rope_limit());
+        plan = morphkv_plan_restore(text, wanted, moved_layers(GROUP), slots, sources_of(seq_id),
+                                    is_archive_exact(seq_id, GROUP), keeps_originals ? &originals[GROUP] : nullptr,
+                                    rope_limit());
     } catch (const std::runtime_error & err) {
         throw morphkv_error(MORPHKV_STATUS_FAILED, "restore failed: " + std::string(err.what()) + "; sequence " +
                                                        std::to_string(seq_id) + " is unchanged");

@@ -58,18 +58,25 @@ morphkv_text_rules morphkv_cache::text_rules() const {
             n_slots.back() += layer.n_head_kv * group.shape.n_distant();
         }
     }
-    return { text_shape(), params.keep, n_slots, archives != nullptr, can_lose(), /*has_images =*/n_pos > 1 };
+    return { text_shape(),
+             params.keep,
+             n_slots,
+             archives != nullptr,
+             can_lose(),
+             /*has_images =*/n_pos > 1,
+             archives ? morphkv_sources::first_serial(sources_of(0).n_attached()) : 0 };
 }
 
 std::unique_ptr<morphkv_loaded_state> morphkv_cache::read_state(llama_io_read_i & io, llama_seq_id seq_id,
                                                                 llama_state_seq_flags flags) const {
     const auto [first, last] = saved_range(seq_id);
 
-    morphkv_io_reader          bytes(io);
-    morphkv_hashed_reader      in(bytes);
-    const morphkv_state_header own =
+    morphkv_io_reader     bytes(io);
+    morphkv_hashed_reader in(bytes);
+    morphkv_state_header  own =
         morphkv_make_state_header(params, cut_layers(), window.get(), rope_limit(), n_rot(), last - first + 1,
                                   archives ? &archives->of(first) : nullptr, flags);
+    own.attached = attached_hash();
     morphkv_state_header header{};
     header.magic = 0;
     in.read(&header, sizeof(header));

@@ -123,8 +123,9 @@ void morphkv_cache::write_state(llama_io_write_i & io, llama_seq_id seq_id, llam
 
     morphkv_io_writer     bytes(io);
     morphkv_hashed_writer out(bytes);
-    const auto header = morphkv_make_state_header(params, cut_layers(), window.get(), rope_limit(), n_rot(),
-                                                  last - first + 1, archives ? &archives->of(first) : nullptr, flags);
+    auto header = morphkv_make_state_header(params, cut_layers(), window.get(), rope_limit(), n_rot(), last - first + 1,
+                                            archives ? &archives->of(first) : nullptr, flags);
+    header.attached = attached_hash();
     out.write(&header, sizeof(header));
     for (llama_seq_id s = first; s <= last; ++s) {
         morphkv_write_text(out, saved_text(s), archives != nullptr);

@@ -47,6 +47,14 @@ def test_a_command_may_have_one_by_itself():
         chosen("--no-archive", "--recall-share", "0.5", group=group)
 
 
+def test_files_are_attached_beside_an_archive():
+    assert chosen("--attach", "a", "--attach", "b") == Archive("auto", attach=["a", "b"])
+    assert chosen("--archive", "ram", "--attach", "a") == Archive("ram", attach=["a"])
+    assert chosen("--attach", "a", group=archived(archive_options)) == Archive("auto", attach=["a"])
+    with pytest.raises(ValueError, match=r"--no-archive excludes --attach, got \['a'\]"):
+        chosen("--no-archive", "--attach", "a", group=archived(archive_options))
+
+
 def test_defaults_are_those_of_python():
     assert chosen("--archive", "ram") == Archive()
     assert chosen("--archive", "a b") == Archive("a b")

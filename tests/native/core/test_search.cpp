@@ -34,7 +34,7 @@ public:
           index(std::move(index)),
           rows(std::move(rows)) {}
 
-    std::vector<float> by_index() override {
+    std::vector<float> by_index(size_t) override {
         std::vector<float> res;
         for (int64_t i = 0; i < archive.n_places(); ++i) {
             const int64_t i_page = archive.page_in(i);

@@ -116,7 +116,7 @@ static void check_scores(const context_ptr & ctx, uint32_t seed) {
     std::iota(all.begin(), all.end(), 0);
     morphkv_device_scorer scorer(morphkv_inside::engine(ctx), cache_of(ctx).get_side().layers, archive, queries);
     const floats          rows  = scorer.by_rows(all, n_keep);
-    const floats          index = scorer.by_index();
+    const floats          index = scorer.by_index(0);
     CHECK(rows.size() == by_rows.size() && index.size() == by_index.size());
     for (size_t i = 0; i < all.size(); ++i) {
         CHECK(std::fabs(rows[i] - by_rows[i]) <= 1e-4 * by_rows[i] + 1e-9);
