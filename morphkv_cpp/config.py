@@ -17,7 +17,7 @@ from .profile import Profile
 N_MAX = 2**22
 
 Fusion = Literal["sum", "max"]
-Policy = Literal["morphkv", "recency", "random"]
+Policy = Literal["morphkv", "recency", "random", "committees", "h2o"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 POLICIES: tuple[str, ...] = get_args(Policy)
 
@@ -37,8 +37,11 @@ class MorphKV:
         about long prompts, and costs memory: a sequence has capacity + max(interval, prompt_room) cells.
     votes: how many of the newest queries vote, at most window; 0 is all of the window.
     fusion: how votes are combined, "sum" or "max".
-    policy: what ranks older tokens: "morphkv" by attention; for comparison "recency" (the newest stay) or "random".
-    decay: weight of a token's score at the previous eviction, in [0, 1); 0 is the paper's rule.
+    policy: what ranks older tokens: "morphkv" by the votes of the newest queries; "committees": half of the places go
+        by these, half by the sums of the votes that a token has had; for comparison "h2o" (by the sums), "recency"
+        (the newest stay) or "random".
+    decay: weight of a token's sum of votes at the next eviction, in [0, 1); 0 is the paper's rule, votes alone, and
+        with "committees" and "h2o" that nothing is forgotten.
     seed: seed of the policy "random", 0..2**32 - 1.
     rope_limit: RoPE's positions stay below this value, while the text's go on without end: before one would reach it,
         the kept tokens are moved closer together, in their order. -1: the trained context. 0: no limit; quality then
@@ -47,9 +50,12 @@ class MorphKV:
         a quarter of them, where evictions do the most harm, keep two to three times as many, and the others about
         half. "auto": by the profile that `morphkv profile` has stored for this model, or that comes with this package;
         without one, "equal".
+    protect: tokens before the window that are never evicted either, and do not vote. -1: with "h2o" so many that half
+        of the capacity is never evicted, with "committees" a quarter, else 0.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
-    Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979); votes, decay and the other policies go beyond it.
+    Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979); votes, decay, protect and the other policies go beyond
+    it; `MorphKV.paper()` has its settings. H2O: Zhang et al., NeurIPS 2023, arXiv 2306.14048.
     """
 
     _: KW_ONLY
@@ -64,7 +70,25 @@ class MorphKV:
     decay: float = 0.0
     seed: int = 0
     rope_limit: int = -1
+    protect: int = -1
     layers: Layers = "equal"
+
+    @classmethod
+    def paper(cls, **settings: Any) -> MorphKV:
+        """The rule as it was published: nothing is always kept, an eviction at each token, no room for prompts.
+
+        settings: in place of these. A prompt is evicted from batch by batch; with `prompt_room` once, at its end.
+        """
+        published: dict[str, Any] = {"keep": 0, "interval": 1, "prompt_room": 0, "protect": 0}
+        return cls(**published | settings)
+
+    @property
+    def n_recent(self) -> int:
+        """The newest tokens that are never evicted: the window and what is protected before it."""
+        if self.protect >= 0:
+            return self.window + self.protect
+        wanted = {"h2o": self.capacity // 2, "committees": self.capacity // 4}.get(self.policy, 0)
+        return max(self.window, min(wanted, self.capacity - self.keep - 1))
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -78,9 +102,12 @@ class MorphKV:
         _check_range("prompt_room", self.prompt_room, 0, N_MAX)
         _check_range("seed", self.seed, 0, 2**32 - 1)
         _check_range("rope_limit", self.rope_limit, -1, 2**31 - 1)
-        if self.capacity <= self.keep + self.window:
+        _check_range("protect", self.protect, -1, N_MAX)
+        if self.capacity <= self.keep + self.n_recent:
+            protected = f" + {self.protect}" if self.protect > 0 else ""
             raise ValueError(
-                f"capacity must exceed keep + window, got {self.capacity} with {self.keep} + {self.window}"
+                f"capacity must exceed keep + window{' + protect' if protected else ''}, got {self.capacity} with "
+                f"{self.keep} + {self.window}{protected}"
             )
         if not 0 <= self.votes <= self.window:
             raise ValueError(f"votes must be in 0..window, got {self.votes} with {self.window=}")
@@ -102,8 +129,10 @@ class MorphKV:
 
 
 def settings_of(config: MorphKV) -> dict[str, Any]:
-    """The settings by which saved texts are told apart: those of layers where they are not equal."""
-    settings = {name: value for name, value in asdict(config).items() if name != "layers"}
+    """The settings by which saved texts are told apart: layers and protect where they are not as they always were."""
+    settings = {name: value for name, value in asdict(config).items() if name not in ("layers", "protect")}
+    if config.protect != -1:
+        settings["protect"] = config.protect
     if isinstance(config.layers, Profile):
         settings["layers"] = list(config.layers.large)
     return settings

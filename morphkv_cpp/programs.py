@@ -23,6 +23,8 @@ SERVER_OPTIONS = {
         "prompt-room",
         "votes",
         "fusion",
+        "policy",
+        "protect",
         "decay",
         "rope-limit",
         "layers",
@@ -39,7 +41,7 @@ SERVER_OPTIONS = {
 
 # options of our other commands that it does not have, and why
 NOT_SERVED = {
-    **dict.fromkeys(("--policy", "--policy-seed"), "it ranks by attention"),
+    "--policy-seed": "its seed is 0",
     **dict.fromkeys(("--recall-redo", "--recall-votes", "--recall-distance"), "its recalls have the default"),
     "--archive-max-bytes": "say --archive-max, in MiB",
 }

@@ -134,7 +134,18 @@ class SlotsLane:
 
 
 def morphkv_flags(morphkv: MorphKV) -> list[object]:
-    names = ("capacity", "window", "votes", "prompt_room", "interval", "fusion", "decay", "rope_limit")
+    names = (
+        "capacity",
+        "window",
+        "votes",
+        "prompt_room",
+        "interval",
+        "fusion",
+        "policy",
+        "protect",
+        "decay",
+        "rope_limit",
+    )
     flags = [(f"--morphkv-{name.replace('_', '-')}", getattr(morphkv, name)) for name in names]
     return [part for flag in flags for part in flag] + ["--keep", morphkv.keep]
 

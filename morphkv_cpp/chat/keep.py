@@ -31,9 +31,9 @@ class ChatKeep:
 
     def __init__(self, keep: Keep, config: MorphKV):
         if isinstance(keep, int) and not isinstance(keep, bool):
-            if not 0 <= keep < config.capacity - config.window:
+            if not 0 <= keep < config.capacity - config.n_recent:
                 raise ValueError(
-                    f"keep must be in 0..capacity - window - 1, got {keep} with {config.capacity} - {config.window}"
+                    f"keep must be in 0..capacity - window - 1, got {keep} with {config.capacity} - {config.n_recent}"
                 )
         elif keep not in ("system", None):
             raise ValueError(f'keep must be "system", a number of tokens or None, got {keep!r}')
@@ -68,7 +68,7 @@ class ChatKeep:
         config = llm.morphkv or self._config  # a session may have raised the capacity
         if llm.n_tokens == 0:
             n_keep = max(config.keep, common_prefix(self._start, tokens)) if self.keep == "system" else self.keep
-            if n_keep is not None and n_keep < config.capacity - config.window:
+            if n_keep is not None and n_keep < config.capacity - config.n_recent:
                 bridge.set_keep(llm.ctx, 0, n_keep)
             elif n_keep is not None:
                 self._tell_no_room(n_keep, config)
@@ -93,7 +93,7 @@ class ChatKeep:
             return False  # a prompt with images has been evaluated
         config = llm.morphkv or self._config
         n_keep = max(config.keep, common_prefix(start, prompt)) if self.keep == "system" else self.keep
-        if n_keep >= config.capacity - config.window:
+        if n_keep >= config.capacity - config.n_recent:
             self._tell_no_room(n_keep, config)
             return False
         stats = llm.cache_stats()
@@ -127,7 +127,7 @@ class ChatKeep:
         self._tell(
             "room",
             f"the system prompt has {n_keep} tokens, which must be less than capacity - window to be kept, got "
-            f"{config.capacity} - {config.window}: only keep={config.keep} first tokens stay. "
+            f"{config.capacity} - {config.n_recent}: only keep={config.keep} first tokens stay. "
             f"MorphKV(capacity={config.capacity + n_keep - config.keep}) would keep it all",
         )
 

@@ -58,12 +58,12 @@ def n_kept(
         raise ValueError(f'keep must be "system", "auto", a number of tokens or None, got {keep!r}')
     if n_keep < 0:
         raise ValueError(f"keep must not be negative, got {n_keep}")
-    if n_keep >= config.capacity - config.window:
+    if n_keep >= config.capacity - config.n_recent:
         what = "the system prompt" if isinstance(keep, str) else "keep"
         enough = config.capacity + n_keep - config.keep  # as much room beside it as beside the settings' own
         raise NoRoomError(
             f"{what} must have less than capacity - window tokens to be kept, got {n_keep} with "
-            f"{config.capacity} - {config.window}: MorphKV(capacity={enough}), or --capacity {enough}, keeps it all",
+            f"{config.capacity} - {config.n_recent}: MorphKV(capacity={enough}), or --capacity {enough}, keeps it all",
             n_keep,
             enough,
         )

@@ -15,7 +15,7 @@ import typer
 
 from .. import MorphKV
 from ..cache.archive import CACHE_TYPES
-from ..config import Fusion, Policy
+from ..config import POLICIES, Fusion, Policy
 from ..models.demo import demo_model_path
 from ..models.hub import hub_model_path, is_hub_name
 from ..profile import layers_of
@@ -135,15 +135,10 @@ def morphkv_options(
         str, morphkv_flag("how the votes are combined: sum or max", "--fusion", metavar="NAME")
     ] = DEFAULTS.fusion,
     policy: Annotated[
-        str,
-        morphkv_flag(
-            "what ranks older tokens: morphkv, or for comparison recency (the newest stay) or random",
-            "--policy",
-            metavar="NAME",
-        ),
+        str, morphkv_flag("what ranks older tokens: " + ", ".join(POLICIES), "--policy", metavar="NAME")
     ] = DEFAULTS.policy,
     decay: Annotated[
-        float, morphkv_flag("weight of a token's score at the last eviction, in [0, 1)", "--decay", metavar="X")
+        float, morphkv_flag("weight of a token's last sum of votes, in [0, 1)", "--decay", metavar="X")
     ] = DEFAULTS.decay,
     policy_seed: Annotated[
         int, morphkv_flag("RNG seed of --policy random", "--policy-seed", metavar="SEED")
@@ -156,6 +151,10 @@ def morphkv_options(
             metavar="N",
         ),
     ] = DEFAULTS.rope_limit,
+    protect: Annotated[
+        int,
+        morphkv_flag("tokens before the window that stay, too (-1 = as the policy has it)", "--protect", metavar="N"),
+    ] = DEFAULTS.protect,
     layers: LayersName = "equal",
 ) -> MorphKV:
     return MorphKV(
@@ -170,6 +169,7 @@ def morphkv_options(
         decay=decay,
         seed=policy_seed,
         rope_limit=rope_limit,
+        protect=protect,
         layers=layers_of(layers),
     )
 

@@ -36,9 +36,9 @@ def serve(
     when the server is started again.
 
     MorphKV's other options have the names that they have in the other commands, too: --capacity, --window, --interval,
-    --prompt-room, --votes, --fusion, --decay, --rope-limit, --layers, --recall and --recall-share. All other FLAGS are
-    llama-server's own, --keep, --seed, -c and -n too. Its own names for the same options, --morphkv-capacity and so
-    on, work as well.
+    --prompt-room, --votes, --fusion, --policy, --protect, --decay, --rope-limit, --layers, --recall and --recall-share.
+    All other FLAGS are llama-server's own, --keep, --seed, -c and -n too. Its own names for the same options,
+    --morphkv-capacity and so on, work as well.
     """
     path = find_model(model)
     raise typer.Exit(run_in_place(server_command(path, with_profile(context.args, path))))

@@ -42,7 +42,8 @@ bool morphkv_bench_arg(int argc, char ** argv, int & i) {
 }
 
 void morphkv_bench_usage() {
-    printf("\n  --morphkv and --morphkv-capacity|window|votes|prompt-room|interval|fusion|decay|rope-limit\n"
+    printf("\n  --morphkv and "
+           "--morphkv-capacity|window|votes|prompt-room|interval|fusion|policy|protect|decay|rope-limit\n"
            "                                                    a KV cache of constant size, in every test\n");
 }
 

@@ -4,12 +4,10 @@
 #include "common.h"
 #include "core/types.h"
 #include "log.h"
-#include "nlohmann/json.hpp"
+#include "morphkv-values.h"
 #include "speculative.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <fstream>
 #include <limits>
 #include <set>
 #include <stdexcept>
@@ -22,64 +20,6 @@ morphkv_state_options g_morphkv_states;
 
 static std::invalid_argument refusal(const std::string & sentence) {
     return std::invalid_argument("error: " + sentence);
-}
-
-static float to_float(const std::string & text) {
-    char *      end   = nullptr;
-    const float value = std::strtof(text.c_str(), &end);
-    if (text.empty() || *end) {
-        throw std::invalid_argument("expected a number, got '" + text + "'");
-    }
-    return value;
-}
-
-static int32_t to_fusion(const std::string & text) {
-    if (text == "sum") {
-        return MORPHKV_FUSION_SUM;
-    }
-    if (text == "max") {
-        return MORPHKV_FUSION_MAX;
-    }
-    throw std::invalid_argument("fusion must be sum or max, got '" + text + "'");
-}
-
-static int32_t to_recall_interval(const std::string & text) {
-    if (text == "off" || text == "prompt" || text == "auto") {
-        return 0;
-    }
-    char *     end   = nullptr;
-    const long value = std::strtol(text.c_str(), &end, 10);
-    if (text.empty() || *end || value < 1 || value > std::numeric_limits<int32_t>::max()) {
-        throw std::invalid_argument("recall must be auto, prompt, off or a number above 0, got '" + text + "'");
-    }
-    return value;
-}
-
-// The layers that keep more, by a profile that `morphkv profile` wrote.
-static std::vector<uint16_t> read_large_layers(const std::string & path) {
-    const std::string what = "layers must be equal or the file of a profile, got '" + path + "'";
-    if (path == "auto") {
-        throw std::invalid_argument(
-            "layers auto is for `morphkv serve`, which finds the profile of a model: here it is "
-            "equal or the file of a profile");
-    }
-    std::ifstream file(path);
-    if (!file) {
-        throw std::invalid_argument(what);
-    }
-    try {
-        const auto profile = nlohmann::json::parse(file);
-        if (profile.at("morphkv_profile") != 1) {
-            throw std::invalid_argument(what + ": its format must be 1");
-        }
-        const auto res = profile.at("large").get<std::vector<uint16_t>>();
-        if (res.size() > MORPHKV_LARGE_MAX) {
-            throw std::invalid_argument(what + ": of more than " + std::to_string(MORPHKV_LARGE_MAX) + " large layers");
-        }
-        return res;
-    } catch (const nlohmann::json::exception & err) {
-        throw std::invalid_argument(what + ": " + err.what());
-    }
 }
 
 static morphkv_params & given(common_params & params, const char * option) {
@@ -161,14 +101,30 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                    string_format("MorphKV: how the votes of the window's queries are combined (default: %s)",
                                  p.fusion == MORPHKV_FUSION_MAX ? "max" : "sum"),
                    [](common_params & params, const std::string & value) {
-                       given(params, "--morphkv-fusion").fusion = to_fusion(value);
+                       given(params, "--morphkv-fusion").fusion = morphkv_to_fusion(value);
                    }),
         "LLAMA_ARG_MORPHKV_FUSION");
+    add(common_arg(
+            { "--morphkv-policy" }, "NAME",
+            string_format("MorphKV: what ranks older tokens: morphkv (votes of the newest queries) or committees "
+                          "(half by these, half by the sums of a token's votes), or for comparison h2o (by the "
+                          "sums), recency or random (default: %s)",
+                          morphkv_policy_name(p.policy).c_str()),
+            [](common_params & params, const std::string & value) {
+                given(params, "--morphkv-policy").policy = morphkv_to_policy(value);
+            }),
+        "LLAMA_ARG_MORPHKV_POLICY");
+    add(common_arg({ "--morphkv-protect" }, "N",
+                   string_format("MorphKV: tokens before the window that are never evicted either, and do not vote "
+                                 "(default: %d, -1 = as many as the policy takes)",
+                                 p.protect),
+                   [](common_params & params, int value) { given(params, "--morphkv-protect").protect = value; }),
+        "LLAMA_ARG_MORPHKV_PROTECT");
     add(common_arg({ "--morphkv-decay" }, "X",
                    string_format("MorphKV: weight of a token's score at the last eviction, in [0, 1) (default: %.1f)",
                                  (double) p.decay),
                    [](common_params & params, const std::string & value) {
-                       given(params, "--morphkv-decay").decay = to_float(value);
+                       given(params, "--morphkv-decay").decay = morphkv_to_float(value);
                    }),
         "LLAMA_ARG_MORPHKV_DECAY");
     add(common_arg({ "--morphkv-rope-limit" }, "N",
@@ -184,7 +140,7 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                        auto & p  = given(params, "--morphkv-layers");
                        p.n_large = 0;
                        if (value != "equal") {
-                           const auto large = read_large_layers(value);
+                           const auto large = morphkv_read_large_layers(value);
                            p.n_large        = large.size();
                            std::copy(large.begin(), large.end(), p.large_layers);
                        }
@@ -255,7 +211,7 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                 auto & morphkv          = given_archive(params, "--morphkv-recall");
                 morphkv.recalls         = value != "off";
                 morphkv.follows         = value == "auto";
-                morphkv.recall_interval = to_recall_interval(value);
+                morphkv.recall_interval = morphkv_to_recall_interval(value);
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL");
@@ -265,7 +221,7 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                 "MorphKV: the largest part of a slot's older cells that a recall fills, in (0, 1] (default: %.2f)",
                 (double) params.morphkv.recall_share),
             [](common_params & params, const std::string & value) {
-                given_archive(params, "--morphkv-recall-share").recall_share = to_float(value);
+                given_archive(params, "--morphkv-recall-share").recall_share = morphkv_to_float(value);
             })
             .set_examples({ LLAMA_EXAMPLE_SERVER }),
         "LLAMA_ARG_MORPHKV_RECALL_SHARE");

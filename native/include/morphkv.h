@@ -48,11 +48,13 @@ typedef enum morphkv_fusion {
     MORPHKV_FUSION_MAX = 1,
 } morphkv_fusion;
 
-// what ranks the older cells; all but the first are for comparison at equal bytes
+// What ranks the older cells; recency, random and h2o are for comparison at equal bytes.
 typedef enum morphkv_policy {
-    MORPHKV_POLICY_MORPHKV = 0,  // attention of the newest queries
-    MORPHKV_POLICY_RECENCY = 1,  // the newest stay (StreamingLLM)
-    MORPHKV_POLICY_RANDOM  = 2,
+    MORPHKV_POLICY_MORPHKV    = 0,  // attention of the newest queries: their votes
+    MORPHKV_POLICY_RECENCY    = 1,  // the newest stay (StreamingLLM)
+    MORPHKV_POLICY_RANDOM     = 2,
+    MORPHKV_POLICY_COMMITTEES = 3,  // half of the cells by votes, half by sums of a token's votes at all evictions
+    MORPHKV_POLICY_H2O        = 4,  // by these sums
 } morphkv_policy;
 
 // All counts are in tokens.
@@ -66,7 +68,8 @@ typedef struct morphkv_params {
     int32_t  votes;        // how many of the newest queries vote; 0 = window
     int32_t  fusion;       // morphkv_fusion
     int32_t  policy;       // morphkv_policy
-    float    decay;        // in [0, 1): score = vote + decay * last score; 0 is the paper
+    float    decay;        // in [0, 1): sum = vote + decay * last sum; 0 is the paper: votes alone. Sums of
+                           // MORPHKV_POLICY_COMMITTEES and _H2O forget nothing where it is 0
     uint32_t seed;         // of MORPHKV_POLICY_RANDOM
     int32_t  rope_limit;   // RoPE's positions stay below it: they are rebased before one would reach it, while callers'
                            // positions go on. -1 = the trained context, 0 = never, else at least n_limit of the stats.
@@ -78,6 +81,10 @@ typedef struct morphkv_params {
         small_capacity;  // of all others. Both 0: shared by bytes, all take what `capacity` would take in each layer,
                          // and are alike where the room that each layer needs leaves nothing to share
     uint16_t large_layers[MORPHKV_LARGE_MAX];  // the first n_large: those with the most harm first
+    int32_t
+        protect;  // tokens before the window that are never evicted either, and do not vote; -1 = as many as the policy
+                  // takes: with MORPHKV_POLICY_H2O half of the capacity is window and protected, with _COMMITTEES
+                  // a quarter, else none
 } morphkv_params;
 
 typedef struct morphkv_stats {

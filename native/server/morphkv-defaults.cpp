@@ -3,6 +3,7 @@
 #include "common.h"
 #include "core/hash.h"
 #include "ggml-backend.h"
+#include "morphkv-values.h"
 #include "server-context.h"
 
 #include <algorithm>
@@ -79,14 +80,19 @@ static uint64_t look_into(const std::string & path) {
 
 std::string morphkv_name_settings(const common_params & params, const std::string & archive_type) {
     const morphkv_params & p = params.morphkv.params;
+    // told apart where they are not as in chats that were saved before there was a choice
+    const std::string      ranking =
+        p.policy == MORPHKV_POLICY_MORPHKV && p.protect < 0
+            ? ""
+            : string_format(", policy %s, protect %d", morphkv_policy_name(p.policy).c_str(), p.protect);
     return string_format(
         "%s %016llx, capacity %d, window %d, interval %d, keep %d, prompt_room %d, votes %d, fusion %d, "
-        "decay %.6f, rope_limit %d, rope %d %.3f %.6f, K %s, V %s, archive %s, images %d, adapters %s",
+        "decay %.6f, rope_limit %d, rope %d %.3f %.6f, K %s, V %s, archive %s, images %d, adapters %s%s",
         fs::u8path(params.model.path).filename().u8string().c_str(), (unsigned long long) look_into(params.model.path),
         p.capacity, p.window, p.interval, p.keep, p.prompt_room, p.votes, p.fusion, (double) p.decay, p.rope_limit,
         (int) params.rope_scaling_type, (double) params.rope_freq_base, (double) params.rope_freq_scale,
         ggml_type_name(params.cache_type_k), ggml_type_name(params.cache_type_v), archive_type.c_str(),
-        !params.mmproj.path.empty(), morphkv_name_loras(params.lora_adapters).c_str());
+        !params.mmproj.path.empty(), morphkv_name_loras(params.lora_adapters).c_str(), ranking.c_str());
 }
 
 //

@@ -88,6 +88,7 @@ bool morphkv_observer::init(common_params & params, llama_context * ctx_tgt, int
     morphkv_stats_get(ctx, 0, &stats);
     morphkv_common_params least = given;
     least.params.capacity       = stats.min_capacity;
+    least.params.window         = stats.min_capacity - stats.n_distant;  // with the protected tokens before it
     keeper.start(least, llama_vocab_get_add_bos(vocab) ? 1 : 0);
 
     if (!start_archive(params) || !start_chats(params)) {

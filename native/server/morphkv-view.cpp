@@ -1,5 +1,6 @@
 #include "morphkv-view.h"
 
+#include "morphkv-values.h"
 #include "server-context.h"
 
 #include <functional>
@@ -97,10 +98,12 @@ void morphkv_view::add_to_props(json & props) const {
         { "min_capacity", stats.at(0).min_capacity },
         { "max_capacity", stats.at(0).max_capacity },
         { "window", params.window },
+        { "protect", stats.at(0).min_capacity - stats.at(0).n_distant - params.window },
         { "votes", params.votes > 0 ? params.votes : params.window },
         { "prompt_room", params.prompt_room },
         { "interval", params.interval },
         { "fusion", params.fusion == MORPHKV_FUSION_MAX ? "max" : "sum" },
+        { "policy", morphkv_policy_name(params.policy) },
         { "decay", params.decay },
         { "keep", params.keep },
         { "keep_system", given.keep_system },

@@ -12,7 +12,7 @@ from morphkv_cpp import InvalidError, MorphKV, Profile, bridge
 from morphkv_cpp.config import N_MAX, native_params, settings_of
 from support.reference import Rules
 
-COUNTS = ("capacity", "window", "interval", "keep", "prompt_room", "votes", "seed")
+COUNTS = ("capacity", "window", "interval", "keep", "prompt_room", "votes", "seed", "protect")
 
 
 def test_defaults_are_those_of_the_native_library():
@@ -35,7 +35,9 @@ def test_defaults_suit_the_reference():
         ({"votes": 33}, "votes must be in 0..window, got 33 with self.window=32"),
         ({"votes": -1}, "votes must be in 0..window, got -1"),
         ({"fusion": "mean"}, "fusion must be one of .*, got 'mean'"),
-        ({"policy": "h2o"}, "policy must be one of .*, got 'h2o'"),
+        ({"policy": "snapkv"}, "policy must be one of .*, got 'snapkv'"),
+        ({"protect": -2}, "protect must be in -1..4194304, got -2"),
+        ({"protect": 988}, "capacity must exceed keep \\+ window \\+ protect, got 1024 with 4 \\+ 32 \\+ 988"),
         ({"decay": 1.0}, "decay must be in \\[0, 1\\) as a 32-bit float, got 1.0"),
         ({"decay": 1 - 1e-12}, "decay must be in"),
         ({"decay": -0.1}, "decay must be in"),
@@ -107,6 +109,28 @@ def test_layers_are_a_word_or_a_profile(value):
         MorphKV(layers=value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "n_recent"),
+    [({}, 32), ({"policy": "committees"}, 256), ({"policy": "h2o"}, 512), ({"policy": "recency", "protect": 5}, 37)],
+)
+def test_a_policy_protects_as_many_as_it_says(settings, n_recent):
+    config = MorphKV(**settings)
+    assert config.n_recent == n_recent
+    assert Rules(**native_params(replace(config, rope_limit=0))).n_recent == n_recent
+
+
+def test_the_papers_rule_evicts_at_each_token_and_keeps_nothing_else():
+    paper = MorphKV.paper(capacity=512)
+    assert (paper.capacity, paper.window, paper.votes, paper.policy, paper.decay) == (512, 32, 0, "morphkv", 0.0)
+    assert (paper.interval, paper.keep, paper.prompt_room, paper.n_recent) == (1, 0, 0, 32)
+    assert MorphKV.paper(keep=4, fusion="max").keep == 4
+
+
+def test_texts_are_told_apart_by_what_is_protected_only_where_it_is_said():
+    assert "protect" not in settings_of(MorphKV())
+    assert settings_of(MorphKV(protect=7)) == settings_of(MorphKV()) | {"protect": 7}
+
+
 def test_texts_are_told_apart_by_layers_only_where_these_are_not_equal():
     assert "layers" not in settings_of(MorphKV())
     assert settings_of(MorphKV(layers=PROFILE)) == settings_of(MorphKV()) | {"layers": [1]}
@@ -123,7 +147,7 @@ NEAR_LIMITS = st.sampled_from([-1, 0, 1, 2, 3, 4, 8, N_MAX - 1, N_MAX, N_MAX + 1
             "seed": st.sampled_from([0, 2**32 - 1]),
             "decay": st.floats(-0.5, 1.5, allow_nan=False) | st.sampled_from([-1e-60, 0.99999994, 0.999999999]),
             "fusion": st.sampled_from(["sum", "max"]),
-            "policy": st.sampled_from(["morphkv", "recency", "random"]),
+            "policy": st.sampled_from(["morphkv", "recency", "random", "committees", "h2o"]),
         }
     )
 )

@@ -27,6 +27,7 @@ GROUPS = {
 REBASED = MorphKV(capacity=40, window=8, interval=7, keep=4, prompt_room=30, rope_limit=120)
 OTHER = {"keep": 2, "votes": 3, "decay": 0.5, "fusion": "max"}
 DECAYING = MorphKV(capacity=40, window=8, interval=7, prompt_room=30, rope_limit=120, **OTHER)
+BY_BOTH = MorphKV(capacity=44, window=8, interval=7, prompt_room=30, rope_limit=120, keep=2, policy="committees")
 
 
 def open_llama(path, config, **options) -> Llama:
@@ -74,7 +75,7 @@ def both(tiny_llama, rpc_servers):
         pair.there.close()
 
 
-@pytest.mark.parametrize("config", [REBASED, DECAYING], ids=["sum", "max, decay"])
+@pytest.mark.parametrize("config", [REBASED, DECAYING, BY_BOTH], ids=["sum", "max, decay", "committees"])
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
 @pytest.mark.parametrize("group", GROUPS)
 def test_same_tokens_are_kept_and_same_logits_follow(both, group, cache_type, config):

@@ -14,7 +14,14 @@ LAYER_1 = Profile((1.0, 2.0))
 
 
 @pytest.mark.parametrize(
-    "cache_type, more", [("f16", {}), ("f16", {"rope_limit": 800}), ("f16", {"decay": 0.5}), ("q8_0", {})]
+    "cache_type, more",
+    [
+        ("f16", {}),
+        ("f16", {"rope_limit": 800}),
+        ("f16", {"decay": 0.5}),
+        ("f16", {"policy": "committees", "protect": 20}),
+        ("q8_0", {}),
+    ],
 )
 def test_each_layer_keeps_the_tokens_that_the_reference_keeps(tiny_llama, cache_type, more):
     """To where the small layer is cut alone, and then both; batches that each find no cell."""

@@ -68,6 +68,20 @@ def test_scores_are_remembered_with_their_tokens(tiny_llama, decay, interval, fu
     run(path, [20, 12], 40 * min(interval, 10), **rules).check(n_cuts=15)
 
 
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("policy", ["committees", "h2o"])
+@pytest.mark.parametrize(("protect", "interval"), [(-1, 1), (0, 7), (5, 20)])
+def test_policies_that_carry_sums(tiny_llama, policy, protect, interval, cache_type):
+    path = tiny_llama(**GROUPS[3], seed=3)
+    rules = {"capacity": 40, "window": 8, "interval": interval, "keep": 3, "policy": policy, "protect": protect}
+    run(path, [20, 12], 40 * min(interval, 10), cache_type, **rules).check(n_cuts=15)
+
+
+def test_protected_tokens_stay_and_do_not_vote(tiny_llama):
+    path = tiny_llama(**GROUPS[3], seed=3)
+    run(path, [40, 5], 150, capacity=40, window=4, protect=9, interval=5, keep=4).check(n_cuts=25)
+
+
 def test_prompt_room_delays_the_cut_to_the_first_single_token(tiny_llama):
     path = tiny_llama(**GROUPS[1], seed=1)
     pair = Pair(path, capacity=32, window=8, interval=4, keep=2, prompt_room=80)

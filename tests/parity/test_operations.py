@@ -58,6 +58,8 @@ RULES = {
     "every token": Rules(capacity=24, window=4, interval=1, keep=0, prompt_room=40),
     "recency": Rules(capacity=32, window=8, interval=5, keep=2, prompt_room=12, policy="recency"),
     "rebased": Rules(capacity=32, window=8, interval=9, keep=2, prompt_room=16, rope_limit=60),
+    "committees": Rules(capacity=44, window=4, interval=7, keep=3, prompt_room=20, policy="committees", protect=6),
+    "h2o": Rules(capacity=40, window=8, interval=5, keep=2, policy="h2o", protect=-1),
     "random": Rules(capacity=32, window=8, interval=9, keep=2, policy="random"),
 }
 

@@ -42,6 +42,7 @@ class TestProps:
         props = server.get("/props")
         assert props["default_generation_settings"]["n_ctx"] == 2**31 - 1
         expected = {"capacity": 128, "window": 16, "votes": 16, "prompt_room": 64, "interval": 16, "fusion": "sum"}
+        expected |= {"policy": "morphkv", "protect": 0}
         expected |= {"decay": 0.0, "keep": 4, "keep_system": False, "rope_limit": 8192, "n_cells": 256}
         # 2 slots, 256 cells, 2 layers, 2 KV heads of 32, K and V, f16
         expected |= {"kv_bytes": 2 * 256 * 2 * 2 * 32 * 2 * 2}

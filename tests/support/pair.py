@@ -47,7 +47,7 @@ class Pair:
         capacities = ()
         if profile is not None:
             n_distant = [self.llm.retained(layer).shape[1] for layer in range(len(profile.harm))]
-            capacities = [n + self.rules.window for n in n_distant]
+            capacities = [n + self.rules.n_recent for n in n_distant]
             self.rules = replace(self.rules, capacity=min(capacities))
         options = {"cache_type": cache_type, "query_type": query_type, "n_ubatch": N_UBATCH, "capacities": capacities}
         self.twin = NumpyLlama(path, self.rules, **options)

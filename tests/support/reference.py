@@ -1,12 +1,17 @@
-"""MorphKV in plain float64 NumPy: the specification that the native code must match.
+"""MorphKV in plain float64 NumPy: the specification that the native code must match. What ranks cells: ranking.py.
 
 Source: MorphKV (Ghadia et al., ICML 2025, arXiv 2503.00979) sec. 3, in the authors' published order: softmax over the
-older tokens only, maximum over the query heads of a group, then sum or max over the voters. `votes`, `decay` and the
-other policies go beyond the paper.
+older tokens only, maximum over the query heads of a group, then sum or max over the voters. `votes`, `decay`,
+`protect` and the other policies go beyond the paper.
 
-A head holds its tokens in cells: first the older ones, then the newest `window`. Before the first cut cells are in
-order of position; after it the first n_distant = capacity - window cells are slots, whose tokens differ per layer and
-KV head, and the cells behind them hold the same recent tokens everywhere, in order of position.
+A head holds its tokens in cells: first the older ones, then the newest n_recent = window + protect. Before the first
+cut cells are in order of position; after it the first n_distant = capacity - n_recent cells are slots, whose tokens
+differ per layer and KV head, and the cells behind them hold the same recent tokens everywhere, in order of position.
+
+A carried sum is one number for each cell and KV head: at each cut a token's new vote is added to its sum, times a
+weight (`carry`). A token begins with 0 at its first cut, and takes its sum along to the slot that it moves to.
+Rollbacks, copies and states keep the sums of the slots as they are. A token that a recall brings back begins with the
+vote that the recall's queries give it in its slot; a text that is laid down anew from an archive begins with 0.
 
 Layers may have capacities of their own. All are cut at the same moments, which are those of the smallest capacity, so
 that the same tokens are recent everywhere; a layer that holds no more than its capacity is left alone by a cut.
@@ -19,8 +24,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from support.ranking import attend, carry, committees, fuse, margin, moves
+
 FUSIONS = ("sum", "max")
-POLICIES = ("morphkv", "recency", "random")
+POLICIES = ("morphkv", "recency", "random", "committees", "h2o")
+SUMMED = ("committees", "h2o")  # rank by all that a token has been given; without decay nothing of it is forgotten
+
 
 # So many tokens can be taken back without a voter missing: that many queries more than the voters' are held. A batch is
 # a draft to verify, and not a prompt, up to this length.
@@ -38,19 +47,27 @@ class Rules:
     prompt_room: int = 0
     votes: int = 0  # newest queries that vote; 0: the whole window
     fusion: str = "sum"
-    decay: float = 0.0  # weight of a cell's score at the previous cut
+    decay: float = 0.0  # weight of a cell's carried sum; 0: none, or, where a policy is SUMMED, 1
     policy: str = "morphkv"
     seed: int = 0
     rope_limit: int = 0  # rotary positions stay below it; 0: they are never rebased
+    protect: int = 0  # tokens before the window that are not evicted either; -1: as many as the policy takes (below)
 
     def __post_init__(self):
         if self.window < 1:
             raise ValueError(f"window must be at least 1, got {self.window}")
         if self.keep < 0:
             raise ValueError(f"keep must not be negative, got {self.keep}")
-        if self.capacity <= self.keep + self.window:
+        if self.protect < -1:
+            raise ValueError(f"protect must be at least -1, got {self.protect}")
+        if self.protect == -1:
+            wanted = {"h2o": self.capacity // 2, "committees": self.capacity // 4}.get(self.policy, 0)
+            most = self.capacity - self.keep - 1
+            object.__setattr__(self, "protect", max(0, min(wanted, most) - self.window))
+        if self.capacity <= self.keep + self.n_recent:
             raise ValueError(
-                f"capacity must exceed keep + window, got {self.capacity} with {self.keep} + {self.window}"
+                f"capacity must exceed keep + window + protect, got {self.capacity} with {self.keep} + {self.window} "
+                f"+ {self.protect}"
             )
         if self.interval < 1:
             raise ValueError(f"interval must be at least 1, got {self.interval}")
@@ -71,8 +88,17 @@ class Rules:
             )
 
     @property
+    def n_recent(self) -> int:
+        """The newest tokens, which a cut leaves where they are."""
+        return self.window + self.protect
+
+    @property
     def n_distant(self) -> int:
-        return self.capacity - self.window
+        return self.capacity - self.n_recent
+
+    @property
+    def carried_weight(self) -> float:
+        return 1.0 if self.policy in SUMMED and self.decay == 0 else self.decay
 
     @property
     def n_limit(self) -> int:
@@ -136,54 +162,6 @@ def plan(
     return steps
 
 
-def attend(queries: np.ndarray, keys: np.ndarray, scale: float, softcap: float = 0.0) -> np.ndarray:
-    """Softmax of scale * q.k over the older keys alone.
-
-    queries: (n_group, n_voters, head_size), keys: (n_older, head_size); both after RoPE. softcap 0: none.
-    Returns (n_group, n_voters, n_older).
-    """
-    logits = scale * queries @ keys.T
-    if softcap:
-        logits = softcap * np.tanh(logits / softcap)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return weights / weights.sum(axis=-1, keepdims=True)
-
-
-def fuse(attention: np.ndarray, fusion: str) -> np.ndarray:
-    """Join (n_group, n_voters, n_older) into one vote per older cell: max of the group, then sum or max."""
-    per_voter = attention.max(axis=0)
-    return per_voter.sum(axis=0) if fusion == "sum" else per_voter.max(axis=0)
-
-
-def score(votes: np.ndarray, last_scores: np.ndarray, decay: float) -> np.ndarray:
-    """Scores that remember; all arrays (n_older,), last_scores 0 for tokens that never competed."""
-    return votes + decay * last_scores
-
-
-def select(scores: np.ndarray, n_distant: int, keep: int) -> np.ndarray:
-    """Older cells to keep, ascending, (n_distant,): the first `keep` and the best of the rest; of a tie the lower."""
-    best = keep + np.argsort(-scores[keep:], kind="stable")[: n_distant - keep]
-    return np.concatenate([np.arange(keep), np.sort(best)])
-
-
-def moves(scores: np.ndarray, n_distant: int, keep: int) -> np.ndarray:
-    """Pair and move: rows (source cell, slot), (n_moves, 2), that turn the slots into what `select` keeps.
-
-    The i-th best graduate takes the i-th worst slot while its score is strictly higher. Sources and slots are disjoint,
-    and a token that stays never changes its slot.
-    """
-    best_graduates = n_distant + np.argsort(-scores[n_distant:], kind="stable")
-    worst_slots = keep + np.argsort(-scores[keep:n_distant], kind="stable")[::-1]
-    pairs = [(source, slot) for source, slot in zip(best_graduates, worst_slots) if scores[source] > scores[slot]]
-    return np.array(pairs, dtype=int).reshape(-1, 2)
-
-
-def margin(scores: np.ndarray, kept: np.ndarray, keep: int) -> float:
-    """Worst kept minus best evicted score among the cells that compete; negative if `kept` is not the best choice."""
-    is_kept = np.isin(np.arange(len(scores)), kept)
-    return float(scores[keep:][is_kept[keep:]].min() - scores[~is_kept].max())
-
-
 Turn = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (..., n, head_size), by how many positions (n,) -> rows
 
 
@@ -226,7 +204,7 @@ class HeadCut:
 class HeadCache:
     """Cells of one layer and KV head.
 
-    keys, values: (n_used, head_size); positions, rotary_positions (as RoPE saw them), last_scores: (n_used,).
+    keys, values: (n_used, head_size); positions, rotary_positions (as RoPE saw them), sums (carried): (n_used,).
     """
 
     def __init__(self, rules: Rules, head_size: int):
@@ -235,7 +213,7 @@ class HeadCache:
         self.values = np.empty((0, head_size))
         self.positions = np.empty(0, dtype=int)
         self.rotary_positions = np.empty(0, dtype=int)
-        self.last_scores = np.empty(0)
+        self.sums = np.empty(0)
 
     @property
     def n_used(self) -> int:
@@ -249,12 +227,12 @@ class HeadCache:
         self.keys = np.concatenate([self.keys, keys])
         self.values = np.concatenate([self.values, values])
         self.positions = np.concatenate([self.positions, first + np.arange(len(keys))])
-        self.last_scores = np.concatenate([self.last_scores, np.zeros(len(keys))])
+        self.sums = np.concatenate([self.sums, np.zeros(len(keys))])
 
     def truncate(self, n_used: int) -> None:
         """Drop all cells but the first n_used."""
         self.keys, self.values = self.keys[:n_used], self.values[:n_used]
-        self.positions, self.last_scores = self.positions[:n_used], self.last_scores[:n_used]
+        self.positions, self.sums = self.positions[:n_used], self.sums[:n_used]
         self.rotary_positions = self.rotary_positions[:n_used]
 
     def rebase(self, turn: Turn, offset: int) -> None:
@@ -267,14 +245,23 @@ class HeadCache:
         self.rotary_positions = rotary
 
     def score(self, queries: np.ndarray, scale: float, softcap: float, rng: np.random.Generator) -> np.ndarray:
-        """Scores of the older cells, (n_older,), from the voters' queries, (n_group, n_voters, head_size)."""
-        n_older = self.n_used - self.rules.window
-        if self.rules.policy == "recency":
+        """Scores of the older cells, (n_older,), from the voters' queries, (n_group, n_voters, head_size).
+
+        A vote is added to the carried sums: once for each cut.
+        """
+        rules = self.rules
+        n_older = self.n_used - rules.n_recent
+        if rules.policy == "recency":
             return self.positions[:n_older].astype(float)
-        if self.rules.policy == "random":
+        if rules.policy == "random":
             return rng.random(n_older)
-        votes = fuse(attend(queries, self.keys[:n_older], scale, softcap), self.rules.fusion)
-        return score(votes, self.last_scores[:n_older], self.rules.decay)
+        votes = fuse(attend(queries, self.keys[:n_older], scale, softcap), rules.fusion)
+        sums = carry(votes, self.sums[:n_older], rules.carried_weight)
+        self.sums[:n_older] = sums
+        if rules.policy != "committees":
+            return sums
+        keep = rules.keep
+        return np.concatenate([sums[:keep], committees(votes[keep:], sums[keep:], rules.n_distant - keep)])
 
     def cut(self, scores: np.ndarray, adopt: np.ndarray | None = None) -> HeadCut:
         """Evict down to capacity by the scores of the older cells, (n_older,).
@@ -285,17 +272,16 @@ class HeadCache:
         rules, n_older = self.rules, len(scores)
         if self.n_used <= rules.capacity:
             raise ValueError(f"a cut needs more than capacity tokens, got {self.n_used} with {rules.capacity=}")
-        if n_older != self.n_used - rules.window:
-            raise ValueError(f"scores must cover the {self.n_used - rules.window} older cells, got {n_older}")
+        if n_older != self.n_used - rules.n_recent:
+            raise ValueError(f"scores must cover the {self.n_used - rules.n_recent} older cells, got {n_older}")
         sources, slots = moves(scores, rules.n_distant, rules.keep).T
         chosen = np.arange(rules.n_distant)
         chosen[slots] = sources
         kept = chosen if adopt is None else self._cells_of(adopt, n_older)
         report = HeadCut(rules, self.positions[:n_older], scores, chosen, kept)
         cells = np.concatenate([kept, np.arange(n_older, self.n_used)])
-        self.last_scores[:n_older] = scores
         self.keys, self.values = self.keys[cells], self.values[cells]
-        self.positions, self.last_scores = self.positions[cells], self.last_scores[cells]
+        self.positions, self.sums = self.positions[cells], self.sums[cells]
         self.rotary_positions = self.rotary_positions[cells]
         return report
 

@@ -3,20 +3,8 @@
 import numpy as np
 import pytest
 
-from support.reference import (
-    N_SPARE,
-    HeadCache,
-    Rules,
-    SequenceCache,
-    attend,
-    fuse,
-    is_prompt,
-    margin,
-    moves,
-    plan,
-    score,
-    select,
-)
+from support.ranking import attend, carry, committees, fuse, margin, moves, select
+from support.reference import N_SPARE, HeadCache, Rules, SequenceCache, is_prompt, plan
 
 
 @pytest.mark.parametrize(
@@ -24,13 +12,15 @@ from support.reference import (
     [
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"keep": -1}, "keep must not be negative, got -1"),
-        ({"capacity": 6, "keep": 2}, "capacity must exceed keep \\+ window, got 6"),
+        ({"capacity": 6, "keep": 2}, "capacity must exceed keep \\+ window \\+ protect, got 6"),
         ({"interval": 0}, "interval must be at least 1, got 0"),
         ({"prompt_room": -1}, "prompt_room must not be negative, got -1"),
         ({"votes": 5}, "votes must be in 0..window, got 5"),
         ({"fusion": "mean"}, "fusion must be one of"),
         ({"decay": 1.0}, "decay must be in"),
-        ({"policy": "h2o"}, "policy must be one of"),
+        ({"policy": "votes"}, "policy must be one of"),
+        ({"protect": -2}, "protect must be at least -1, got -2"),
+        ({"protect": 4}, "capacity must exceed keep \\+ window \\+ protect, got 8 with 0 \\+ 4 \\+ 4"),
     ],
 )
 def test_impossible_rules_are_refused(wrong, message):
@@ -106,8 +96,24 @@ class TestScoring:
         np.testing.assert_allclose(fuse(attention, "sum"), [0.6 + 0.3, 0.9 + 0.8])
         np.testing.assert_allclose(fuse(attention, "max"), [0.6, 0.9])
 
-    def test_score_adds_the_decayed_last_score(self):
-        np.testing.assert_allclose(score(np.array([1.0, 2.0]), np.array([4.0, 0.0]), 0.5), [3, 2])
+    def test_a_vote_is_added_to_what_is_left_of_the_sum(self):
+        np.testing.assert_allclose(carry(np.array([1.0, 2.0]), np.array([4.0, 0.0]), 0.5), [3, 2])
+
+    def test_each_committee_has_half_of_the_seats(self):
+        votes = np.array([9.0, 6.0, 3.0, 2.0, 1.0, 0.0])
+        sums = np.array([1.0, 1.0, 2.0, 4.0, 8.0, 10.0])
+        np.testing.assert_allclose(committees(votes, sums, n_seats=4), [1.5, 1, 0.5, 0.5, 1, 1.25])
+
+    def test_seats_that_both_committees_would_fill_alike_go_to_those_who_came_nearest(self):
+        votes, sums = np.array([8.0, 4.0, 2.0, 3.0, 1.0]), np.array([8.0, 4.0, 3.5, 0.0, 0.0])
+        scores = committees(votes, sums, n_seats=4)
+        np.testing.assert_allclose(scores, [2, 1, 0.875, 0.75, 0.25])
+        np.testing.assert_array_equal(select(scores, 4, 0), [0, 1, 2, 3])
+
+    def test_votes_of_which_most_are_nothing_leave_the_seats_to_the_sums(self):
+        scores = committees(np.array([1.0, 0.0, 0.0, 0.0]), np.array([0.0, 1.0, 3.0, 2.0]), n_seats=3)
+        np.testing.assert_array_equal(select(scores, 3, 0), [0, 2, 3])
+        assert np.isfinite(scores).all()
 
 
 class TestSelection:
@@ -180,15 +186,30 @@ class TestHead:
         head.append(np.ones((2, 1)), np.ones((2, 1)))
         assert head.positions.tolist() == [3, 4, 2, 5, 6, 7, 8]
 
-    def test_scores_stay_with_their_tokens_and_graduates_start_at_none(self):
-        head = numbered_head(Rules(capacity=5, window=2, decay=0.5), 6)
+    @pytest.mark.parametrize(
+        ("rules", "weight"),
+        [({"decay": 0.5}, 0.5), ({"policy": "h2o", "protect": 0}, 1.0), ({"policy": "h2o", "decay": 0.5}, 0.5)],
+    )
+    def test_sums_stay_with_their_tokens_and_graduates_start_at_none(self, rules, weight):
+        head = numbered_head(Rules(capacity=5, window=2, **rules), 6)
+        head.sums[:] = [1.0, 2.0, 3.0, 4.0, 0.0, 0.0]
         head.cut(np.array([1.0, 2.0, 3.0, 4.0]))
         head.append(np.zeros((1, 1)), np.zeros((1, 1)))
         assert head.positions.tolist() == [3, 1, 2, 4, 5, 6]
-        np.testing.assert_array_equal(head.last_scores, [4, 2, 3, 0, 0, 0])
+        np.testing.assert_array_equal(head.sums, [4, 2, 3, 0, 0, 0])
         flat = head.score(np.zeros((1, 1, 1)), scale=1.0, softcap=0.0, rng=np.random.default_rng(0))
         vote = 0.25  # a zero query attends to all four older cells alike
-        np.testing.assert_allclose(flat, [vote + 2, vote + 1, vote + 1.5, vote])
+        np.testing.assert_allclose(flat, [vote + 4 * weight, vote + 2 * weight, vote + 3 * weight, vote])
+        np.testing.assert_allclose(head.sums, [*flat, 0, 0])
+
+    def test_committees_carry_sums_and_leave_the_first_cells_out(self):
+        head = numbered_head(Rules(capacity=6, window=1, protect=1, keep=1, policy="committees"), 8)
+        head.sums[:] = [0, 5, 1, 0, 0, 0, 0, 0]
+        scores = head.score(np.zeros((1, 1, 1)), scale=1.0, softcap=0.0, rng=np.random.default_rng(0))
+        vote = 1 / 6
+        np.testing.assert_allclose(head.sums, [vote, 5 + vote, 1 + vote, vote, vote, vote, 0, 0])
+        # three seats: the thresholds are a vote, as all are alike, and the second of the sums
+        np.testing.assert_allclose(scores[1:], [(5 + vote) / (1 + vote), 1, 1, 1, 1])
 
     def test_a_cut_needs_more_than_capacity(self):
         with pytest.raises(ValueError, match="more than capacity tokens, got 5"):
@@ -313,6 +334,31 @@ class TestSequence:
     def test_recency_keeps_the_first_and_the_newest(self):
         cache = random_sequence(Rules(capacity=8, window=2, interval=3, keep=2, policy="recency"), 8 + 3 * 4 + 1)
         assert [sorted(head) for head in cache.retained(0)] == [[0, 1, 14, 15, 16, 17]] * 2
+
+    def test_protected_tokens_are_recent_ones_that_do_not_vote(self):
+        cache = random_sequence(Rules(capacity=12, window=2, protect=3, interval=3), 12 + 3 + 1)
+        wider = random_sequence(Rules(capacity=12, window=5, votes=2, interval=3), 12 + 3 + 1)
+        assert cache.voters(0).shape[1] == 2 < cache.rules.n_recent
+        np.testing.assert_array_equal(cache.retained(0), wider.retained(0))
+
+    @pytest.mark.parametrize(("policy", "n_recent"), [("morphkv", 2), ("committees", 4), ("h2o", 8), ("recency", 2)])
+    def test_a_policy_protects_as_many_as_it_says(self, policy, n_recent):
+        assert Rules(capacity=16, window=2, protect=-1, policy=policy).n_recent == n_recent
+        assert Rules(capacity=16, window=9, protect=-1, policy=policy).n_recent == 9
+        assert Rules(capacity=16, window=2, keep=10, protect=-1, policy=policy).n_recent == min(n_recent, 5)
+
+    def test_h2o_keeps_what_got_most_in_all(self):
+        """The first token gets a vote of nearly 1 once, the third a lesser one at each cut."""
+        cache = SequenceCache(Rules(3, window=1, policy="h2o", protect=0), 1, 1, 1, head_size=1, scale=1.0)
+        keys = np.log([8.0, 1.0, 4.0, 1.0])
+        cache.append(0, np.ones((1, 4, 1)), keys[None, :, None], keys[None, :, None])
+        ((first,),) = cache.cut()
+        np.testing.assert_allclose(first.scores, np.array([8, 1, 4]) / 13)
+        cache.append(0, -2 * np.ones((1, 1, 1)), np.zeros((1, 1, 1)), np.zeros((1, 1, 1)))
+        ((second,),) = cache.cut()
+        now = np.array([1 / 64, 1 / 16, 1]) / (1 / 64 + 1 / 16 + 1)
+        np.testing.assert_allclose(second.scores, now + np.array([8 / 13, 4 / 13, 0]))
+        assert cache.retained(0).tolist() == [[0, 3]]
 
     def test_random_keeps_another_set_for_another_seed(self):
         rules = [Rules(capacity=8, window=2, interval=3, policy="random", seed=seed) for seed in (1, 1, 2)]

@@ -37,8 +37,8 @@ without_room = without(morphkv_options, "prompt_room")
 bench.command("decode")(with_options(morphkv=without_room, llama=llama_options)(bench_decode))
 bench.command("growth")(with_options(morphkv=morphkv_options, llama=llama_options)(bench_growth))
 bench.command("stream")(with_options(morphkv=morphkv_options, llama=llama_options)(bench_stream))
-# llama-server knows one policy, and its log is shown where it does not start
-served = without(morphkv_options, "policy", "policy_seed")
+# llama-server knows one seed, and its log is shown where it does not start
+served = without(morphkv_options, "policy_seed")
 bench.command("server")(with_options(morphkv=served, llama=without(llama_options, "verbose"))(bench_server))
 bench.command("archive")(with_options(morphkv=morphkv_options, llama=llama_options)(bench_archive))
 # nor has a model of random weights a profile

@@ -59,6 +59,7 @@ morphkv_params morphkv_params_default(void) {
     p.decay       = 0.0f;
     p.seed        = 0;
     p.rope_limit  = -1;
+    p.protect     = -1;
     return p;
 }
 
@@ -67,6 +68,16 @@ static void check_count(const char * name, int32_t value, int32_t lo, int32_t hi
         throw morphkv_error(MORPHKV_STATUS_INVALID, std::string(name) + " must be in " + std::to_string(lo) + ".." +
                                                         std::to_string(hi) + ", got " + std::to_string(value));
     }
+}
+
+static int32_t n_protected(const morphkv_params & p) {
+    if (p.protect >= 0) {
+        return p.protect;
+    }
+    const int32_t wanted = p.policy == MORPHKV_POLICY_H2O          ? p.capacity / 2
+                           : p.policy == MORPHKV_POLICY_COMMITTEES ? p.capacity / 4
+                                                                   : 0;
+    return std::max(0, std::min(wanted, p.capacity - p.keep - 1) - p.window);
 }
 
 // What the model is not needed for.
@@ -112,16 +123,26 @@ morphkv_params morphkv_params_checked(const morphkv_params * params) {
     check_count("prompt_room", p.prompt_room, 0, N_MAX);
     check_count("votes", p.votes, 0, p.window);
     check_count("fusion", p.fusion, MORPHKV_FUSION_SUM, MORPHKV_FUSION_MAX);
-    check_count("policy", p.policy, MORPHKV_POLICY_MORPHKV, MORPHKV_POLICY_RANDOM);
+    check_count("policy", p.policy, MORPHKV_POLICY_MORPHKV, MORPHKV_POLICY_H2O);
     if (!std::isfinite(p.decay) || p.decay < 0.0f || p.decay >= 1.0f) {
         throw morphkv_error(MORPHKV_STATUS_INVALID, "decay must be in [0, 1), got " + std::to_string(p.decay));
     }
 
     check_count("rope_limit", p.rope_limit, -1, std::numeric_limits<int32_t>::max());
-    check_large(p);
+    check_count("protect", p.protect, -1, N_MAX);
 
     if (p.votes == 0) {
         p.votes = p.window;
     }
+    p.protect = n_protected(p);
+    if ((int64_t) p.keep + p.window + p.protect >= p.capacity) {
+        throw morphkv_error(MORPHKV_STATUS_INVALID,
+                            "capacity must exceed keep + window + protect, got capacity=" + std::to_string(p.capacity) +
+                                " with keep=" + std::to_string(p.keep) + ", window=" + std::to_string(p.window) +
+                                " and protect=" + std::to_string(p.protect));
+    }
+    p.window += p.protect;
+    p.protect = 0;
+    check_large(p);
     return p;
 }

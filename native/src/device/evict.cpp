@@ -53,7 +53,7 @@ std::string morphkv_run_eviction(morphkv_runner & runner, const std::vector<morp
                                  uint32_t i_stream, const morphkv_eviction & eviction) {
     const auto & shape  = eviction.shape;
     auto         policy = eviction.policy;
-    if (policy.policy == MORPHKV_POLICY_MORPHKV && shape.n_votes == 0) {
+    if (policy.policy != MORPHKV_POLICY_RANDOM && shape.n_votes == 0) {
         // no cell is free and no query is left to vote: unreachable but for a host that removes tokens between failures
         policy.policy = MORPHKV_POLICY_RECENCY;
     }

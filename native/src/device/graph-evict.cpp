@@ -171,6 +171,54 @@ morphkv_moves morphkv_build_select(ggml_context * ctx, ggml_tensor * scores, con
     return { ggml_cast(ctx, src, GGML_TYPE_I32), ggml_cast(ctx, slot.cells, GGML_TYPE_I32) };
 }
 
+// (n_heads, n) from column i_first on, contiguous
+static ggml_tensor * build_columns(ggml_context * ctx, ggml_tensor * t, int64_t i_first, int64_t n) {
+    return ggml_cont(ctx, ggml_view_2d(ctx, t, n, t->ne[1], t->nb[1], i_first * t->nb[0]));
+}
+
+// In parts of the i-th largest of its row: t (n_heads, n), not negative.
+static ggml_tensor * build_parts_of(ggml_context * ctx, ggml_tensor * t, int64_t i) {
+    constexpr float NEAR_ZERO = 1e-20f;
+
+    ggml_tensor * ids  = build_columns(ctx, ggml_argsort(ctx, t, GGML_SORT_ORDER_DESC), i, 1);
+    ggml_tensor * last = ggml_get_rows(ctx, ggml_reshape_3d(ctx, t, 1, t->ne[0], t->ne[1]), ids);
+    return ggml_div(ctx, t, ggml_scale_bias(ctx, ggml_reshape_2d(ctx, last, 1, t->ne[1]), 1.0f, NEAR_ZERO));
+}
+
+ggml_tensor * morphkv_build_committees(ggml_context * ctx, ggml_tensor * votes, ggml_tensor * sums,
+                                       const morphkv_evict_shape & shape) {
+    const int64_t n      = shape.n_old() - shape.n_keep;
+    const int64_t i_last = (shape.n_distant - shape.n_keep - 1) / 2;
+
+    // sorting NaN is undefined behaviour: relu makes it 0
+    ggml_tensor * by_votes = ggml_relu(ctx, build_columns(ctx, votes, shape.n_keep, n));
+    ggml_tensor * by_sums  = ggml_relu(ctx, build_columns(ctx, sums, shape.n_keep, n));
+    ggml_tensor * best = build_max(ctx, build_parts_of(ctx, by_votes, i_last), build_parts_of(ctx, by_sums, i_last));
+    return shape.n_keep == 0 ? best : ggml_concat(ctx, build_columns(ctx, sums, 0, shape.n_keep), best, 0);
+}
+
+// Sums of votes, that of the slots' tokens first: (n_heads, n_old). votes: null where nobody votes, the same.
+static ggml_tensor * build_sums(ggml_context * ctx, const morphkv_evict_layer & layer,
+                                const morphkv_evict_shape & shape, float weight, ggml_tensor * votes) {
+    const int64_t n_layers = layer.score->ne[2], n_head_kv = layer.n_head_kv, n_distant = shape.n_distant;
+
+    ggml_tensor * last = ggml_is_contiguous(layer.score) ? layer.score : ggml_cont(ctx, layer.score);
+    if (!votes) {
+        ggml_tensor * none = ggml_scale(
+            ctx, build_columns(ctx, ggml_reshape_2d(ctx, last, n_distant, n_head_kv * n_layers), 0, 1), 0.0f);
+        none = ggml_repeat_4d(ctx, none, shape.n_grad, n_head_kv * n_layers, 1, 1);
+        return ggml_concat(ctx, ggml_reshape_2d(ctx, last, n_distant, n_head_kv * n_layers), none, 0);
+    }
+    // (n_layers, n_head_kv, n)
+    auto part = [&](int64_t i_first, int64_t n) {
+        return ggml_view_3d(ctx, votes, n, n_head_kv, n_layers, votes->nb[1], n_head_kv * votes->nb[1],
+                            i_first * votes->nb[0]);
+    };
+    ggml_tensor * old = ggml_add(ctx, part(0, n_distant), ggml_scale(ctx, last, weight));
+    return ggml_reshape_2d(ctx, ggml_concat(ctx, old, part(n_distant, shape.n_grad), 0), shape.n_old(),
+                           n_head_kv * n_layers);
+}
+
 void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
                          const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
                          const morphkv_evict_inputs & inp) {
@@ -181,10 +229,14 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
 
     ggml_tensor * serials = ggml_concat(ctx, layer.serial, inp.grad_serial, 0);  // (n_layers, n_head_kv, n_old)
 
-    ggml_tensor * scores = nullptr;                                              // (n_heads, n_old)
+    ggml_tensor * scores = nullptr;  // (n_heads, n_old), the next two as well
+    ggml_tensor * votes  = nullptr;
+    ggml_tensor * sums   = nullptr;
     switch (policy.policy) {
         case MORPHKV_POLICY_MORPHKV:
-            scores = morphkv_build_votes(ctx, layer, shape, policy, inp);
+        case MORPHKV_POLICY_COMMITTEES:
+        case MORPHKV_POLICY_H2O:
+            votes = scores = morphkv_build_votes(ctx, layer, shape, policy, inp);
             break;
         case MORPHKV_POLICY_RECENCY: {
             ggml_tensor * bits = ggml_view_2d(ctx, serials, shape.n_old(), n_heads, serials->nb[1], 0);
@@ -196,20 +248,17 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
             break;
     }
 
-    if (layer.score) {
-        // (n_layers, n_head_kv, n)
-        ggml_tensor * old =
-            ggml_view_3d(ctx, scores, n_distant, n_head_kv, n_layers, scores->nb[1], n_head_kv * scores->nb[1], 0);
-        ggml_tensor * grad = ggml_view_3d(ctx, scores, shape.n_grad, n_head_kv, n_layers, scores->nb[1],
-                                          n_head_kv * scores->nb[1], n_distant * scores->nb[0]);
-        ggml_tensor * last = ggml_is_contiguous(layer.score) ? layer.score : ggml_cont(ctx, layer.score);
-        old                = ggml_add(ctx, old, ggml_scale(ctx, last, policy.decay));
-        scores             = ggml_reshape_2d(ctx, ggml_concat(ctx, old, grad, 0), shape.n_old(), n_heads);
-    }
-
     // Scores are not negative. A cache may hold NaN, from a model's overflow or a hostile state file, and sorting NaN is
     // undefined behaviour: relu makes it 0.
-    scores = ggml_relu(ctx, scores);
+    if (layer.score) {
+        sums = ggml_relu(ctx, build_sums(ctx, layer, shape, policy.carried, votes));
+    }
+    if (sums && votes) {
+        scores = policy.policy == MORPHKV_POLICY_COMMITTEES ? morphkv_build_committees(ctx, votes, sums, shape) : sums;
+    }
+    if (scores != sums) {
+        scores = ggml_relu(ctx, scores);
+    }
 
     const morphkv_moves moves = morphkv_build_select(ctx, scores, shape);
     ggml_tensor *       src   = ggml_reshape_3d(ctx, moves.src, moves.src->ne[0], n_head_kv, n_layers);
@@ -223,12 +272,11 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
     ggml_build_forward_expand(
         gf, ggml_set_rows(ctx, as_rows(layer.serial), ggml_get_rows(ctx, as_rows(serials), src), dst));
 
-    if (layer.score) {
-        scores = ggml_reshape_3d(ctx, scores, shape.n_old(), n_head_kv, n_layers);
-        ggml_tensor * kept =
-            ggml_cpy(ctx, ggml_view_3d(ctx, scores, n_distant, n_head_kv, n_layers, scores->nb[1], scores->nb[2], 0),
-                     layer.score);
-        ggml_build_forward_expand(gf, ggml_set_rows(ctx, as_rows(kept), ggml_get_rows(ctx, as_rows(scores), src), dst));
+    if (sums) {
+        sums               = ggml_reshape_3d(ctx, sums, shape.n_old(), n_head_kv, n_layers);
+        ggml_tensor * kept = ggml_cpy(
+            ctx, ggml_view_3d(ctx, sums, n_distant, n_head_kv, n_layers, sums->nb[1], sums->nb[2], 0), layer.score);
+        ggml_build_forward_expand(gf, ggml_set_rows(ctx, as_rows(kept), ggml_get_rows(ctx, as_rows(sums), src), dst));
     }
 
     // The window's destination overlaps the graduates: their rows have to be read first, so the second move works on
@@ -256,5 +304,5 @@ static size_t n_halvings(int32_t n) {
 
 size_t morphkv_evict_max_tensors(int32_t n_group, int32_t n_votes) {
     // per halving three views and two joins of up to 3 ops
-    return 118 + 9 * (n_halvings(n_group) + n_halvings(n_votes));
+    return 152 + 9 * (n_halvings(n_group) + n_halvings(n_votes));
 }

@@ -27,7 +27,7 @@ struct morphkv_evict_shape {
 struct morphkv_evict_policy {
     morphkv_policy policy;
     morphkv_fusion fusion;
-    float          decay;
+    float          carried;  // weight of a cell's last sum of votes; 0 = there are none
 };
 
 // One layer of one sequence, or several that are alike (device/stack.h), all on one device.
@@ -37,7 +37,7 @@ struct morphkv_evict_layer {
     ggml_tensor * ring;  // (n_layers, n_ring, n_head*n_embd_head_k) F16: the last queries, scaled by nothing
     ggml_tensor *
         serial;  // (n_layers, n_head_kv, n_distant) the bits of an int32 in an F32: which tokens are in the slots
-    ggml_tensor * score;  // (n_layers, n_head_kv, n_distant) F32: scores at the last eviction; null when decay is 0
+    ggml_tensor * score;  // (n_layers, n_head_kv, n_distant) F32: carried sums of votes; null where there are none
     ggml_tensor * sinks;  // (n_head) F32: a logit more in the softmax of each head, which gets no cell; null = none,
                           // as for several layers
 
@@ -68,6 +68,11 @@ ggml_tensor * morphkv_build_voters(ggml_context * ctx, const morphkv_evict_layer
 ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
                                   const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
                                   const morphkv_evict_inputs & inp);
+
+// Scores by two committees (n_layers*n_head_kv, n_old), from votes and sums of the same shape. Each names the best half of the
+// slots by its own; a score is the larger of both in parts of what the last one named has. tests/support/ranking.py says why.
+ggml_tensor * morphkv_build_committees(ggml_context * ctx, ggml_tensor * votes, ggml_tensor * sums,
+                                       const morphkv_evict_shape & shape);
 
 // Which cell ends in which slot; both (n_layers*n_head_kv, n_pairs) I32. A pair that does not change has src == dst.
 struct morphkv_moves {

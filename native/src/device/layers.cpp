@@ -116,10 +116,32 @@ void morphkv_side::set_first_serials(uint32_t i_stream) {
             serials[i] = i % n_distant;
         }
         set_serials(layer, i_stream, serials);
+    }
+    clear_sums(i_stream);
+}
+
+void morphkv_side::clear_sums(uint32_t i_stream) {
+    for (const auto & layer : layers) {
         if (layer.score) {
             ggml_backend_tensor_memset(layer.score, 0, i_stream * layer.score->nb[2], layer.score->nb[2]);
         }
     }
+}
+
+void morphkv_side::set_sums_of_new(const morphkv_side_layer & layer, uint32_t i_stream,
+                                   const std::vector<int32_t> & before, const std::vector<int32_t> & after,
+                                   const std::vector<float> & votes) {
+    GGML_ASSERT(before.size() == after.size() && votes.size() == after.size());
+    std::vector<float> sums(after.size());
+    const size_t       n_bytes = sums.size() * sizeof(float);
+    ggml_backend_tensor_get(layer.score, sums.data(), i_stream * layer.score->nb[2], n_bytes);
+    for (size_t i = 0; i < sums.size(); ++i) {
+        if (before[i] != after[i]) {
+            // a cache may hold NaN, which cannot be ranked
+            sums[i] = votes[i] > 0.0f ? votes[i] : 0.0f;
+        }
+    }
+    ggml_backend_tensor_set(layer.score, sums.data(), i_stream * layer.score->nb[2], n_bytes);
 }
 
 void morphkv_side::set_serials(const morphkv_side_layer & layer, uint32_t i_stream,

@@ -1,5 +1,5 @@
 // What MorphKV keeps beside K and V, per layer, on the layer's own device: the ring of the last queries, which tokens are in
-// the distant slots, and, with decay, their last scores.
+// the distant slots, and, where votes are carried, the sums of theirs.
 #pragma once
 
 #include "device/graph-turn.h"
@@ -42,7 +42,8 @@ struct morphkv_side_layer {
     // (n_stream, n_ring, n_readers, n_head/n_readers*n_embd_head_k) F16, row = serial % n_ring
     ggml_tensor * ring;
     ggml_tensor * serial;  // (n_stream, n_head_kv, n_distant) int32 bits in F32
-    ggml_tensor * score;   // (n_stream, n_head_kv, n_distant) F32, null when decay is 0
+    ggml_tensor *
+        score;  // (n_stream, n_head_kv, n_distant) F32: sums of the votes of a slot's token; null where none are carried
 
     int32_t      n_readers() const { return readers.size(); }
     bool         is_on_cpu() const;
@@ -63,6 +64,14 @@ public:
     // (n_head_kv, n_distant)
     void set_serials(const morphkv_side_layer & layer, uint32_t i_stream, const std::vector<int32_t> & serials);
     std::vector<int32_t> get_serials(const morphkv_side_layer & layer, uint32_t i_stream) const;
+
+    // Where sums are carried: tokens that have come into slots begin with these votes, and those that were there go on with
+    // what they have. All (n_head_kv, n_distant).
+    void set_sums_of_new(const morphkv_side_layer & layer, uint32_t i_stream, const std::vector<int32_t> & before,
+                         const std::vector<int32_t> & after, const std::vector<float> & votes);
+    // All begin with 0.
+    void clear_sums(uint32_t i_stream);
+    bool carries_sums() const { return !layers.empty() && layers[0].score; }
 
     void clear();
 

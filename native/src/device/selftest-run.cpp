@@ -153,7 +153,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     for (auto & layer : layers) {
         layer.ring   = cache.both_streams(GGML_TYPE_F16, n_embd * c.n_group, n_ring);
         layer.serial = cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv);
-        layer.score  = c.policy.decay > 0.0f ? cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
+        layer.score  = c.policy.carried > 0.0f ? cache.both_streams(GGML_TYPE_F32, s.n_distant, c.n_head_kv) : nullptr;
     }
     cache.alloc(backend);
 

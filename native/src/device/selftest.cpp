@@ -32,7 +32,8 @@ std::string morphkv_selftest_case::describe() const {
     res += ", group " + std::to_string(n_group) + ", " + std::to_string(shape.n_distant) + "+" +
            std::to_string(shape.n_grad) + " cells, " + std::to_string(shape.n_votes) + " votes";
     res += policy.fusion == MORPHKV_FUSION_MAX ? ", max" : "";
-    res += policy.decay > 0.0f ? ", decay" : "";
+    res += policy.policy == MORPHKV_POLICY_COMMITTEES ? ", committees" : "";
+    res += policy.carried > 0.0f && policy.carried < 1.0f ? ", decay" : "";
     res += softcap > 0.0f ? ", softcap" : "";
     res += n_readers > 1 ? ", " + std::to_string(n_readers) + " layers" : "";
     return res;
@@ -41,6 +42,8 @@ std::string morphkv_selftest_case::describe() const {
 std::vector<morphkv_selftest_case> morphkv_selftest_cases() {
     const morphkv_evict_policy paper = { MORPHKV_POLICY_MORPHKV, MORPHKV_FUSION_SUM, 0.0f };
     const morphkv_evict_policy other = { MORPHKV_POLICY_MORPHKV, MORPHKV_FUSION_MAX, 0.5f };
+
+    const morphkv_evict_policy both = { MORPHKV_POLICY_COMMITTEES, MORPHKV_FUSION_SUM, 1.0f };
 
     std::vector<morphkv_selftest_case> res;
     for (const ggml_type type : MORPHKV_ROW_TYPES) {
@@ -61,6 +64,7 @@ std::vector<morphkv_selftest_case> morphkv_selftest_cases() {
         res.push_back({ type, 128, 2, 1, {}, paper, 0.0f, 77, 128, GGML_ROPE_TYPE_NEOX, 0, {}, true });
         res.push_back(
             { type, 64, 2, 6, { 4, 120, 32, 16, 16 }, paper, 0.0f, 0, 0, 0, 0, {}, false, /*.n_readers =*/3 });
+        res.push_back({ type, 64, 3, 3, { 4, 252, 128, 256, 32 }, both, 0.0f, 0, 0, 0 });
     }
     return res;
 }

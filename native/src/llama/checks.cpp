@@ -31,7 +31,7 @@ std::string morphkv_cache::why_not_evicted(size_t i_group) {
 
     // the largest eviction that there can be, the smallest, and one that nobody is left to vote in
     const int32_t n_most  = morphkv_params_room(params);
-    const int32_t n_votes = params.policy == MORPHKV_POLICY_MORPHKV ? params.votes : 0;
+    const int32_t n_votes = morphkv_params_votes(params) ? params.votes : 0;
     for (const auto & [n_grad, votes] : { std::pair(n_most, n_votes), std::pair(1, n_votes), std::pair(n_most, 0) }) {
         shape.n_grad  = n_grad;
         shape.n_votes = votes;

@@ -28,7 +28,7 @@ bool morphkv_cache::fail(const char * what, llama_seq_id seq_id, const std::stri
 }
 
 morphkv_evict_policy morphkv_cache::vote_policy() const {
-    return { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, params.decay };
+    return { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, morphkv_params_carried(params) };
 }
 
 std::string morphkv_cache::evict(llama_seq_id seq_id, size_t i_group, morphkv_runner & runner) {
@@ -38,7 +38,7 @@ std::string morphkv_cache::evict(llama_seq_id seq_id, size_t i_group, morphkv_ru
 
     morphkv_eviction eviction{};
     eviction.policy = vote_policy();
-    if (params.policy == MORPHKV_POLICY_MORPHKV) {
+    if (morphkv_params_votes(params)) {
         for (const int32_t serial : text.voters()) {
             eviction.vote_rows.push_back(text.query_row(serial));
         }

@@ -71,7 +71,7 @@ morphkv_cache::morphkv_cache(const llama_model & model, const llama_hparams & hp
         // so many tokens can be taken back and others decoded in their place without a voter missing
         auto & side = groups.back().side;
         side.init(std::move(layers), params.votes + MORPHKV_DRAFT_MAX, shape.n_distant(), get_n_stream(),
-                  params.decay > 0.0f, hparams.no_alloc);
+                  morphkv_params_carried(params) > 0.0f, hparams.no_alloc);
         n_bytes += side.n_bytes();
         if (plan.capacities.size() > 1) {
             LLAMA_LOG_INFO("%s: MorphKV: capacity = %d in %zu layers\n", __func__, capacity, side.layers.size());

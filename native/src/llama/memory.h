@@ -294,6 +294,7 @@ private:
     // What the newest tokens ask for, n_votes of them: 0 where nobody votes.
     struct asked {
         int32_t              n_votes = 0;
+        std::vector<int32_t> rows, turn;      // (n_votes) of the ring; by how much their queries turn
         morphkv_layer_floats queries, votes;  // as morphkv_read_votes() has them
     };
     asked   ask(llama_seq_id seq_id, const morphkv_recall_params & params, int32_t n_ask);

@@ -229,12 +229,11 @@ morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recal
     std::vector<int32_t> voters = text.voters();
     voters.erase(voters.begin(), voters.end() - std::min<size_t>(n_ask, voters.size()));
 
-    asked                res;
-    std::vector<int32_t> rows, turn;
-    const int32_t        distance = p.distance < 0 ? std::min(DISTANCE, rope_limit() - 1) : p.distance;
+    asked         res;
+    const int32_t distance = p.distance < 0 ? std::min(DISTANCE, rope_limit() - 1) : p.distance;
     for (const int32_t serial : voters) {
-        rows.push_back(text.query_row(serial));
-        turn.push_back(distance + text.rotary_offset - text.pos_of(serial));
+        res.rows.push_back(text.query_row(serial));
+        res.turn.push_back(distance + text.rotary_offset - text.pos_of(serial));
     }
     res.n_votes = voters.size();
     if (voters.empty()) {
@@ -243,8 +242,9 @@ morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recal
     for (const auto & group : groups) {
         morphkv_layer_floats queries, votes;
         morphkv_runner       runner(engine);
-        const std::string why = morphkv_read_votes(runner, group.side.layers, group.k_rot, seq_id,
-                                                   group.shape.n_distant(), vote_policy(), rows, turn, queries, votes);
+        const std::string    why =
+            morphkv_read_votes(runner, group.side.layers, group.k_rot, seq_id, group.shape.n_distant(), vote_policy(),
+                               res.rows, res.turn, queries, votes);
         if (!why.empty()) {
             fail_recall(seq_id, why);
         }
@@ -352,11 +352,23 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
     morphkv_runner runner(engine);
     runner.inject_failure = inject_failure;
     std::string why;
+    const bool  carries = get_side().carries_sums();
     for (size_t i = 0; i < all.size() && why.empty(); ++i) {
         try {
             why = run_moves(seq_id, all[i].i_group, all[i].plan.layers, /*query_delta =*/0, runner);
         } catch (const std::exception & err) {
             why = err.what();
+        }
+    }
+    for (size_t i = 0; i < all.size() && why.empty() && carries; ++i) {
+        // tokens that have come begin with what those that ask for them give them
+        auto &               group = groups[all[i].i_group];
+        morphkv_layer_floats queries, votes;
+        why = morphkv_read_votes(runner, group.side.layers, group.k_rot, seq_id, group.shape.n_distant(), vote_policy(),
+                                 now.rows, now.turn, queries, votes);
+        for (size_t il = 0; il < votes.size() && why.empty(); ++il) {
+            const auto & slots = all[i].slots[il];
+            group.side.set_sums_of_new(group.side.layers[il], seq_id, slots.before, slots.after, votes[il]);
         }
     }
     if (!why.empty()) {

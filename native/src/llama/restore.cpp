@@ -76,6 +76,7 @@ int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted
     for (size_t il = 0; il < plan->serials.size(); ++il) {
         side.set_serials(side.layers[il], seq_id, plan->serials[il]);
     }
+    side.clear_sums(seq_id);
     archive.truncate(plan->archive_end);
     return in_cells.size();
 }

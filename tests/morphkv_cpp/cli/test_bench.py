@@ -162,7 +162,7 @@ class TestServer:
         assert more[2:4] == ["-ngl", "all"]  # of which llama-server takes -1 for auto
         assert more[8:] == ["--no-kv-offload", "--rpc", "a:1,b:2", "--tensor-split", "3,1.5"]
 
-    @pytest.mark.parametrize("option", ["--policy=random", "--policy-seed=1", "--tokens=5", "--depth=5"])
+    @pytest.mark.parametrize("option", ["--policy-seed=1", "--tokens=5", "--depth=5"])
     def test_what_it_would_not_heed_is_no_option(self, capsys, tiny_llama, option):
         assert run("server", str(tiny_llama()), option) == 2
         assert option.partition("=")[0] in capsys.readouterr().err

@@ -83,6 +83,7 @@ class TestMorphKVOptions:
             policy="random",
             decay=0.5,
             seed=9,
+            protect=11,
         )
         arguments = []
         for field in dataclasses.fields(MorphKV):

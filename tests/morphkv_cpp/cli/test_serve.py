@@ -62,9 +62,9 @@ def test_options_are_called_as_in_other_commands(serve):
 
 def test_what_llama_server_does_not_have_is_a_sentence(capsys, tiny_llama):
     with pytest.raises(SystemExit) as stop:
-        main(["serve", str(tiny_llama()), "--policy", "random"])
+        main(["serve", str(tiny_llama()), "--policy-seed", "1"])
     assert stop.value.code == 1
-    assert capsys.readouterr().err == "error: llama-server has no --policy: it ranks by attention\n"
+    assert capsys.readouterr().err == "error: llama-server has no --policy-seed: its seed is 0\n"
 
 
 def test_the_system_prompt_is_kept_unless_flags_or_the_environment_say_no(serve, monkeypatch):

@@ -88,7 +88,7 @@ TEST_CASE(no_more_vote_than_are_in_the_window) {
 TEST_CASE(policies_and_fusions_are_those_there_are) {
     CHECK(has(refusal([](auto & p) { p.fusion = MORPHKV_FUSION_MAX + 1; }), "fusion must be in"));
     CHECK(has(refusal([](auto & p) { p.policy = -1; }), "policy must be in"));
-    CHECK(has(refusal([](auto & p) { p.policy = MORPHKV_POLICY_RANDOM + 1; }), "policy must be in"));
+    CHECK(has(refusal([](auto & p) { p.policy = MORPHKV_POLICY_H2O + 1; }), "policy must be in"));
 }
 
 TEST_CASE(a_decay_is_a_part_of_one) {
@@ -96,6 +96,38 @@ TEST_CASE(a_decay_is_a_part_of_one) {
         CHECK(has(refusal([&](auto & p) { p.decay = decay; }), "decay must be in [0, 1)"));
     }
     CHECK(refusal([](auto & p) { p.decay = 0.99f; }).empty());
+}
+
+TEST_CASE(protected_tokens_are_a_part_of_the_window_of_which_no_more_vote) {
+    const auto params = changed([](auto & p) { p.protect = 100; });
+    const auto once   = morphkv_params_checked(&params);
+    CHECK(once.window == 132 && once.votes == 32 && once.protect == 0);
+    const auto twice = morphkv_params_checked(&once);
+    CHECK(twice.window == 132 && twice.votes == 32);
+    CHECK(has(refusal([](auto & p) { p.protect = -2; }), "protect must be in -1.."));
+    CHECK(
+        has(refusal([](auto & p) { p.protect = 988; }),
+            "capacity must exceed keep + window + protect, got capacity=1024 with keep=4, window=32 and protect=988"));
+    CHECK(refusal([](auto & p) { p.protect = 987; }).empty());
+}
+
+TEST_CASE(a_policy_protects_as_many_as_it_takes) {
+    auto window = [](int32_t policy, int32_t keep, int32_t window) {
+        const auto params = changed([&](auto & p) { p.policy = policy, p.keep = keep, p.window = window; });
+        return morphkv_params_checked(&params).window;
+    };
+    CHECK(window(MORPHKV_POLICY_MORPHKV, 4, 32) == 32 && window(MORPHKV_POLICY_RECENCY, 4, 32) == 32);
+    CHECK(window(MORPHKV_POLICY_H2O, 4, 32) == 512 && window(MORPHKV_POLICY_COMMITTEES, 4, 32) == 256);
+    CHECK(window(MORPHKV_POLICY_H2O, 4, 600) == 600 && window(MORPHKV_POLICY_H2O, 900, 32) == 123);
+}
+
+TEST_CASE(sums_are_carried_where_a_policy_or_a_decay_says_so) {
+    auto carried = [](int32_t policy, float decay) {
+        return morphkv_params_carried(changed([&](auto & p) { p.policy = policy, p.decay = decay; }));
+    };
+    CHECK(carried(MORPHKV_POLICY_MORPHKV, 0.0f) == 0.0f && carried(MORPHKV_POLICY_MORPHKV, 0.5f) == 0.5f);
+    CHECK(carried(MORPHKV_POLICY_H2O, 0.0f) == 1.0f && carried(MORPHKV_POLICY_COMMITTEES, 0.5f) == 0.5f);
+    CHECK(carried(MORPHKV_POLICY_RECENCY, 0.5f) == 0.0f && carried(MORPHKV_POLICY_RANDOM, 0.5f) == 0.0f);
 }
 
 TEST_CASE(a_rope_limit_is_a_number_or_none) {

@@ -73,12 +73,35 @@ static void fill(ggml_tensor * t, const floats & data) {
     ggml_backend_tensor_set(t, bytes.data(), 0, bytes.size());
 }
 
-// (n_head_kv, n_old) in double
-static std::vector<double> plain_scores(const test_case & c, const rows & k, const floats & ring,
-                                        const std::vector<int32_t> & vote_rows, float scale, const floats & last,
-                                        const floats & sinks) {
+// Votes, sums of them and the scores that follow: (n_head_kv, n_old) in double
+struct plain {
+    std::vector<double> votes, sums, scores;
+};
+
+// As tests/support/ranking.py has it.
+static void plain_committees(const test_case & c, plain & res) {
+    const int32_t n_old = c.shape.n_old(), keep = c.shape.n_keep;
+    for (int32_t h = 0; h < c.n_head_kv; ++h) {
+        std::vector<double> best(n_old, 0.0);
+        for (const auto * measure : { &res.votes, &res.sums }) {
+            const auto          first = measure->begin() + h * n_old;
+            std::vector<double> sorted(first + keep, first + n_old);
+            std::sort(sorted.rbegin(), sorted.rend());
+            const double last = sorted[(c.shape.n_distant - keep - 1) / 2] + 1e-20;
+            for (int32_t i = keep; i < n_old; ++i) {
+                best[i] = std::max(best[i], first[i] / last);
+            }
+        }
+        std::copy(best.begin(), best.end(), res.scores.begin() + h * n_old);
+    }
+}
+
+static plain plain_scores(const test_case & c, const rows & k, const floats & ring,
+                          const std::vector<int32_t> & vote_rows, float scale, const floats & last,
+                          const floats & sinks) {
     const int32_t       n_old  = c.shape.n_old();
     const int32_t       n_head = c.n_head_kv * c.n_group;
+    plain               all;
     std::vector<double> res(c.n_head_kv * n_old, 0.0);
     for (int32_t h = 0; h < c.n_head_kv; ++h) {
         for (const int32_t row : vote_rows) {
@@ -105,11 +128,16 @@ static std::vector<double> plain_scores(const test_case & c, const rows & k, con
                 s          = c.policy.fusion == MORPHKV_FUSION_MAX ? std::max(s, vote[i]) : s + vote[i];
             }
         }
-        for (int32_t i = 0; i < c.shape.n_distant && !last.empty(); ++i) {
-            res[h * n_old + i] += c.policy.decay * last[h * c.shape.n_distant + i];
-        }
     }
-    return res;
+    all.votes = res;
+    for (int32_t i = 0; i < (int32_t) last.size(); ++i) {
+        res[i / c.shape.n_distant * n_old + i % c.shape.n_distant] += c.policy.carried * last[i];
+    }
+    all.sums = all.scores = res;
+    if (c.policy.policy == MORPHKV_POLICY_COMMITTEES) {
+        plain_committees(c, all);
+    }
+    return all;
 }
 
 // What one layer holds before the eviction.
@@ -137,7 +165,7 @@ static layer_content add_layer(ggml_context * ctx, const test_case & c) {
     t.v             = c.has_v ? ggml_new_tensor_3d(ctx, c.type_v, n_embd, n_cells, 1) : nullptr;
     t.ring          = ggml_new_tensor_3d(ctx, GGML_TYPE_F16, n_head * c.n_embd_head, s.n_votes + 3, 1);
     t.serial        = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s.n_distant, c.n_head_kv, 1);
-    t.score = c.policy.decay > 0 ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s.n_distant, c.n_head_kv, 1) : nullptr;
+    t.score = c.policy.carried > 0 ? ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s.n_distant, c.n_head_kv, 1) : nullptr;
     t.sinks = c.has_sinks ? ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_head) : nullptr;
     return res;
 }
@@ -178,14 +206,17 @@ static void check_layer(const layer_content & layer, const test_case & c, const 
     std::vector<int32_t> pos_new(layer.pos.size());
     ggml_backend_tensor_get(t.serial, pos_new.data(), 0, ggml_nbytes(t.serial));
 
-    const auto scores = plain_scores(c, k_old, layer.ring, vote_rows, scale, layer.last, layer.sinks);
-    floats     score_new(t.score ? ggml_nelements(t.score) : 0);
+    const plain all = plain_scores(c, k_old, layer.ring, vote_rows, scale, layer.last, layer.sinks);
+    floats      score_new(t.score ? ggml_nelements(t.score) : 0);
     if (t.score) {
         ggml_backend_tensor_get(t.score, score_new.data(), 0, ggml_nbytes(t.score));
     }
 
+    // of a committee's score the threshold is off, too
+    const double tie = (c.policy.policy == MORPHKV_POLICY_COMMITTEES ? 4 : 2) * tolerance;
     for (int32_t h = 0; h < c.n_head_kv; ++h) {
-        const double *    score = scores.data() + h * s.n_old();
+        const double *    score = all.scores.data() + h * s.n_old();
+        const double *    sum   = all.sums.data() + h * s.n_old();
         std::vector<bool> is_kept(s.n_old(), false);
         for (int32_t i = 0; i < s.n_distant; ++i) {
             const int32_t p    = pos_new[h * s.n_distant + i];
@@ -197,7 +228,7 @@ static void check_layer(const layer_content & layer, const test_case & c, const 
             CHECK(k_new.head(i, h, c.n_head_kv) == k_old.head(cell, h, c.n_head_kv));
             CHECK(v_new.head(i, h, c.n_head_kv) == v_old.head(cell, h, c.n_head_kv));
             if (t.score) {
-                CHECK(std::fabs(score_new[h * s.n_distant + i] - score[cell]) <= tolerance * score[cell] + 1e-6);
+                CHECK(std::fabs(score_new[h * s.n_distant + i] - sum[cell]) <= tolerance * sum[cell] + 1e-6);
             }
         }
         double worst_kept = INFINITY, best_evicted = 0.0;
@@ -205,7 +236,7 @@ static void check_layer(const layer_content & layer, const test_case & c, const 
             (is_kept[i] ? worst_kept : best_evicted) =
                 is_kept[i] ? std::min(worst_kept, score[i]) : std::max(best_evicted, score[i]);
         }
-        CHECK(worst_kept >= best_evicted * (1.0 - 2 * tolerance));
+        CHECK(worst_kept >= best_evicted * (1.0 - tie));
 
         for (int32_t i = 0; i < s.n_window; ++i) {
             const int32_t src = s.n_distant + s.n_grad + i, dst = s.n_distant + i;
@@ -236,7 +267,19 @@ static void check_folds(ggml_cgraph * gf, const test_case & c) {
             n_halvings++;
         }
     }
-    const int32_t n_in_select = 2;
+    // what the other policies need is there with them alone
+    auto n_of = [&](ggml_op op) {
+        int32_t res = 0;
+        for (int i = 0; i < ggml_graph_n_nodes(gf); ++i) {
+            res += ggml_graph_node(gf, i)->op == op;
+        }
+        return res;
+    };
+    const bool is_both = c.policy.policy == MORPHKV_POLICY_COMMITTEES;
+    CHECK(n_of(GGML_OP_ARGSORT) == (is_both ? 4 : 2) && n_of(GGML_OP_DIV) == (is_both ? 2 : 0));
+    CHECK(n_of(GGML_OP_CONCAT) == 1 + (c.policy.carried > 0.0f) + (is_both && c.shape.n_keep > 0));
+
+    const int32_t n_in_select = is_both ? 3 : 2;
     CHECK(n_subs <= n_in_select + 2 * n_halvings);
 }
 
@@ -341,6 +384,10 @@ int main() {
     const morphkv_evict_policy paper = { MORPHKV_POLICY_MORPHKV, MORPHKV_FUSION_SUM, 0.0f };
     const morphkv_evict_policy other = { MORPHKV_POLICY_MORPHKV, MORPHKV_FUSION_MAX, 0.5f };
 
+    const morphkv_evict_policy by_sums  = { MORPHKV_POLICY_H2O, MORPHKV_FUSION_SUM, 1.0f };
+    const morphkv_evict_policy by_both  = { MORPHKV_POLICY_COMMITTEES, MORPHKV_FUSION_SUM, 1.0f };
+    const morphkv_evict_policy by_other = { MORPHKV_POLICY_COMMITTEES, MORPHKV_FUSION_MAX, 0.5f };
+
     // keep, distant, graduates, window, votes
     const morphkv_evict_shape few_graduates = {
         2, 40, 7, 5, 5,
@@ -355,10 +402,13 @@ int main() {
             for (const auto & shape : { few_graduates, many_graduates, one_of_each }) {
                 run({ type, type, n_embd_head, 2, 3, shape, paper, 0.0f }, seed++);
                 run({ type, type, n_embd_head, 3, 1, shape, other, 0.0f }, seed++);
+                run({ type, type, n_embd_head, 2, 1, shape, by_both, 0.0f }, seed++);
             }
         }
         run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 20.0f }, seed++);
         run({ GGML_TYPE_F16, type, 64, 1, 8, many_graduates, other, 0.0f }, seed++);
+        run({ GGML_TYPE_F16, type, 64, 2, 3, many_graduates, by_sums, 0.0f }, seed++);
+        run({ GGML_TYPE_F16, type, 64, 2, 3, few_graduates, by_other, 0.0f }, seed++);
         run({ type, type, 576, 1, 5, few_graduates, paper, 0.0f, false, false }, seed++);  // MLA
         run({ type, type, 64, 1, 128, few_graduates, paper, 0.0f, false, false }, seed++);
         run({ type, GGML_TYPE_F16, 64, 2, 4, few_graduates, paper, 0.0f, true }, seed++);

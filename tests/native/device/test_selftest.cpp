@@ -12,7 +12,7 @@
 
 static morphkv_selftest_case find_case(ggml_type type, bool is_rebase, bool with_decay = false) {
     for (const auto & c : morphkv_selftest_cases()) {
-        if (c.type == type && (c.n_rows > 0) == is_rebase && (c.policy.decay > 0.0f) == with_decay) {
+        if (c.type == type && (c.n_rows > 0) == is_rebase && (c.policy.carried > 0.0f) == with_decay) {
             return c;
         }
     }

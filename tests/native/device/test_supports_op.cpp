@@ -186,9 +186,11 @@ static void check(const char * name, const supports_fn & supports, const char * 
     };
     const auto cases = morphkv_selftest_cases();
     for (size_t i = 0; i < cases.size(); ++i) {
-        const auto &  c        = cases[i];
-        const int32_t n_sorted = std::max(c.shape.n_distant - c.shape.n_keep, c.shape.n_grad);
-        const bool    is_lacking =
+        const auto &  c       = cases[i];
+        const bool    is_both = c.policy.policy == MORPHKV_POLICY_COMMITTEES;
+        const int32_t n_sorted =
+            is_both ? c.shape.n_old() - c.shape.n_keep : std::max(c.shape.n_distant - c.shape.n_keep, c.shape.n_grad);
+        const bool is_lacking =
             lacking && (lacking_type == c.type || (lacking_type == GGML_TYPE_COUNT && n_sorted > 512));
         const auto there   = morphkv_selftest_compute(c, device.get());
         const auto verdict = morphkv_selftest_compare(c, states_on_the_cpu()[i], there);
@@ -209,7 +211,8 @@ static void check(const char * name, const supports_fn & supports, const char * 
             if (type == lacking_type) {
                 continue;  // llama.cpp itself ends the process: such a cache cannot be on such a device
             }
-            for (const auto policy : { MORPHKV_POLICY_MORPHKV, MORPHKV_POLICY_RECENCY, MORPHKV_POLICY_RANDOM }) {
+            for (const auto policy :
+                 { MORPHKV_POLICY_MORPHKV, MORPHKV_POLICY_RECENCY, MORPHKV_POLICY_RANDOM, MORPHKV_POLICY_COMMITTEES }) {
                 auto params         = small_params();
                 params.policy       = policy;
                 params.decay        = policy == MORPHKV_POLICY_MORPHKV ? 0.5f : 0.0f;

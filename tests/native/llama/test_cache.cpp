@@ -130,6 +130,9 @@ int main() {
     }
     test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_RECENCY);
     test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_RANDOM);
+    test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_COMMITTEES);
+    test_cells_stay_constant(model.get(), GGML_TYPE_Q8_0, MORPHKV_POLICY_COMMITTEES);
+    test_cells_stay_constant(model.get(), GGML_TYPE_F16, MORPHKV_POLICY_H2O);
     test_a_sequence_can_keep_more_than_others(model.get());
     test_what_cannot_be_honoured_is_refused(model.get());
     test_pending_parameters_are_for_one_context(model.get());

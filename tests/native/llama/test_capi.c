@@ -46,7 +46,8 @@ static void test_params_outside_of_their_range_are_refused(void) {
     REFUSED_WITH(prompt_room, -1, "prompt_room must be in");
     REFUSED_WITH(votes, 33, "votes must be in 0..32, got 33");
     REFUSED_WITH(fusion, 2, "fusion must be in");
-    REFUSED_WITH(policy, 3, "policy must be in");
+    REFUSED_WITH(policy, 5, "policy must be in");
+    REFUSED_WITH(protect, 1000, "capacity must exceed keep + window + protect, got capacity=1024");
     REFUSED_WITH(decay, 1.0f, "decay must be in [0, 1)");
     REFUSED_WITH(decay, NAN, "decay must be in [0, 1)");
     REFUSED_WITH(capacity, 1 << 30, "capacity must be in");

@@ -24,11 +24,14 @@ static int32_t n_distant_of(const context_ptr & ctx, int32_t layer) {
     return n_distant;
 }
 
-static void test_each_group_keeps_its_number(llama_model * model, ggml_type type, float decay) {
+static void test_each_group_keeps_its_number(llama_model * model, ggml_type type, float decay,
+                                             int32_t policy = MORPHKV_POLICY_MORPHKV) {
     auto cparams   = context_params();
     cparams.type_k = cparams.type_v = type;
     auto params                     = group_params();
     params.decay                    = decay;
+    params.policy                   = policy;
+    params.protect                  = 0;
     const auto ctx                  = create(model, params, cparams);
     const auto first                = stats(ctx);
     CHECK(first.n_groups == 2 && first.min_capacity == SMALL && first.max_capacity == LARGE && first.capacity == 40);
@@ -339,6 +342,7 @@ int main() {
         test_positions_are_rebased_in_all(model.get(), type);
     }
     test_each_group_keeps_its_number(model.get(), GGML_TYPE_F16, 0.5f);
+    test_each_group_keeps_its_number(model.get(), GGML_TYPE_F16, 0.0f, MORPHKV_POLICY_COMMITTEES);
     test_until_an_eviction_it_is_stock(model.get());
     test_equal_capacities_are_no_groups(model.get());
     test_a_large_layer_may_hold_all(model.get());

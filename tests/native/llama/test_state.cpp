@@ -34,9 +34,11 @@ private:
     std::vector<int32_t> kept;
 };
 
-static void test_a_restored_state_goes_on_the_same(llama_model * model, ggml_type type, float decay) {
+static void test_a_restored_state_goes_on_the_same(llama_model * model, ggml_type type, float decay,
+                                                   int32_t policy = MORPHKV_POLICY_MORPHKV) {
     auto params    = small_params();
     params.decay   = decay;
+    params.policy  = policy;
     auto cparams   = context_params(2);
     cparams.type_k = cparams.type_v = type;
     const auto ctx                  = create(model, params, cparams);
@@ -123,12 +125,13 @@ static void test_what_does_not_fit_is_refused(llama_model * model) {
 
     // other parameters
     using change = void (*)(morphkv_params &);
-    for (const change f : { +[](morphkv_params & p) { p.capacity++; }, +[](morphkv_params & p) { p.window++; },
-                            +[](morphkv_params & p) { p.interval++; }, +[](morphkv_params & p) { p.keep++; },
-                            +[](morphkv_params & p) { p.prompt_room++; }, +[](morphkv_params & p) { p.votes = 3; },
-                            +[](morphkv_params & p) { p.fusion = MORPHKV_FUSION_MAX; },
-                            +[](morphkv_params & p) { p.policy = MORPHKV_POLICY_RECENCY; },
-                            +[](morphkv_params & p) { p.decay = 0.5f; }, +[](morphkv_params & p) { p.seed++; } }) {
+    for (const change f :
+         { +[](morphkv_params & p) { p.capacity++; }, +[](morphkv_params & p) { p.window++; },
+           +[](morphkv_params & p) { p.interval++; }, +[](morphkv_params & p) { p.keep++; },
+           +[](morphkv_params & p) { p.prompt_room++; }, +[](morphkv_params & p) { p.votes = 3; },
+           +[](morphkv_params & p) { p.fusion = MORPHKV_FUSION_MAX; },
+           +[](morphkv_params & p) { p.policy = MORPHKV_POLICY_RECENCY; }, +[](morphkv_params & p) { p.protect = 1; },
+           +[](morphkv_params & p) { p.decay = 0.5f; }, +[](morphkv_params & p) { p.seed++; } }) {
         auto other = params;
         f(other);
         const auto strange = create(model, other, context_params());
@@ -225,8 +228,9 @@ static void test_a_truncated_file_is_refused(llama_model * model) {
 }
 
 // Right in all but the tensors, which are full of NaN: evictions sort them, and must survive.
-static void test_nan_in_a_state_harms_nobody_else(llama_model * model, ggml_type type) {
+static void test_nan_in_a_state_harms_nobody_else(llama_model * model, ggml_type type, int32_t policy) {
     auto params    = small_params();
+    params.policy  = policy;
     params.decay   = 0.5f;
     auto cparams   = context_params(2);
     cparams.type_k = cparams.type_v = type;
@@ -348,6 +352,7 @@ int main() {
     const auto model = tiny_model_load();
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
         test_a_restored_state_goes_on_the_same(model.get(), type, type == GGML_TYPE_F16 ? 0.5f : 0.0f);
+        test_a_restored_state_goes_on_the_same(model.get(), type, 0.0f, MORPHKV_POLICY_COMMITTEES);
     }
     test_a_checkpoint_undoes_evictions(model.get());
     test_its_size_is_constant(model.get());
@@ -361,7 +366,8 @@ int main() {
     test_the_versions_before_are_read(model.get());
     test_a_truncated_file_is_refused(model.get());
     for (const ggml_type type : { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 }) {
-        test_nan_in_a_state_harms_nobody_else(model.get(), type);
+        test_nan_in_a_state_harms_nobody_else(model.get(), type, MORPHKV_POLICY_MORPHKV);
+        test_nan_in_a_state_harms_nobody_else(model.get(), type, MORPHKV_POLICY_COMMITTEES);
     }
     return 0;
 }
