@@ -370,6 +370,13 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
             text.note_placed(moved.i_group, moved.plan.base, std::move(moved.plan.ranked));
         }
     }
+    if (res.n_recalled > 0) {
+        std::vector<int32_t> serials;
+        for (const auto & page : pages) {
+            serials.push_back(archive.serial_of(page.first));
+        }
+        text.note_came_back(serials);
+    }
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     sequences[seq_id].recall_ms += res.took_ms;
 }
