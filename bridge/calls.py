@@ -103,6 +103,15 @@ def retained(context: int, seq_id: int, layer: int) -> np.ndarray:
     return positions
 
 
+def recalled(context: int, seq_id: int) -> list[tuple[int, int]]:
+    """Pages that recalls have brought tokens of: logical position of the first, and the number of the last recall."""
+    handle, seq_id, n = _context(context), _int32("seq_id", seq_id), ffi.new("int32_t *")
+    _check(lib.morphkv_recalled_get(handle, seq_id, ffi.NULL, ffi.NULL, 0, n))
+    positions, recalls = ffi.new("int32_t[]", n[0]), ffi.new("int32_t[]", n[0])
+    _check(lib.morphkv_recalled_get(handle, seq_id, positions, recalls, n[0], n))
+    return list(zip(positions, recalls))
+
+
 def set_keep(context: int, seq_id: int, n_keep: int) -> None:
     """First tokens of a sequence that are never evicted, until it is emptied; InvalidError where that is impossible."""
     _check(lib.morphkv_keep_set(_context(context), _int32("seq_id", seq_id), _int32("n_keep", n_keep)))

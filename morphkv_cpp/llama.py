@@ -35,7 +35,7 @@ Chunks = Generator[Any, None, None]
     change="_leave_text decode eval load_session load_state load_state_file recall reset",
     sample="sample",
     use="__call__ cache_stats create_chat_completion create_chat_completion_openai_v1 create_completion "
-    "attached create_embedding embed read retained save_state save_state_file "
+    "attached create_embedding embed read retained retention save_state save_state_file "
     "set_cache set_seed",
     read="detokenize n_ctx n_embd n_vocab pooling_type token_bos token_eos token_nl tokenize tokenizer",
 )

@@ -43,4 +43,7 @@ endfunction()
 
 morphkv_join_if_there(llama-common     common)
 morphkv_join_if_there(server-context   server)
+if (TARGET server-context)
+    include(${CMAKE_CURRENT_LIST_DIR}/cmake/page.cmake)
+endif()
 morphkv_join_if_there(llama-bench-impl bench)

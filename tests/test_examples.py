@@ -55,7 +55,7 @@ def numbers(line: str) -> list[int]:
 
 def test_each_is_read_at_a_glance():
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert len(lengths) == 3
+    assert len(lengths) == 5
     assert max(lengths.values()) < 60, lengths
 
 
@@ -84,6 +84,39 @@ def test_a_fact_comes_back(demo_model, tmp_path):
     assert n_archived > 3000
     assert answer == "The code of Anna's bicycle lock is 4711."
     assert numbers(recalls)[0] > 0
+
+
+@pytest.fixture
+def book(tmp_path) -> Path:
+    """A fact, and 1,500 tokens of prose behind it."""
+    from morphkv_cpp.eval import prose_sections
+
+    path = tmp_path / "book.txt"
+    text = "The code of Anna's bicycle lock is 4711.\n\n" + "\n\n".join(prose_sections())
+    path.write_text(text[:7000], encoding="utf-8")
+    return path
+
+
+@pytest.mark.demo
+def test_a_text_is_shown_by_what_is_kept_of_it(demo_model, book, tmp_path):
+    head, *kept = run("what_is_kept.py", demo_model, book, "out.html", folder=tmp_path)
+    n_read, n_kept, n_by_all = numbers(head)
+    assert n_read > n_kept > 512 > n_by_all >= 4
+    assert len(kept) == 8
+    assert (tmp_path / "out.html").stat().st_size > 40_000
+
+
+@pytest.mark.demo
+def test_a_book_is_read_once_and_asked(demo_model, book, tmp_path):
+    question = "What is the code of Anna's bicycle lock?"
+    first = run("book_read_once.py", demo_model, book, question, question, folder=tmp_path)
+    assert len(first) == 5
+    assert "4711" in first[1]
+    assert first[1:3] == first[3:5]  # from the same place
+    assert numbers(first[2])[1] > 0
+    again = run("book_read_once.py", demo_model, book, question, folder=tmp_path)  # nothing is read
+    assert again[0] == first[0]
+    assert again[1:] == first[1:3]
 
 
 @pytest.mark.demo

@@ -116,5 +116,15 @@ def _eval_prompt(llm: Live, tokens: Sequence[int], asks: bool) -> list[Recall]:
             recalls.append(llm._recalled(recalled))
         llm.n_tokens -= n_back
         if llm.n_tokens < n_end:
-            llm.decode(tokens[llm.n_tokens - n_past : n_end - n_past])
+            _read(llm, tokens[llm.n_tokens - n_past : n_end - n_past])
     return recalls
+
+
+def _read(llm: Live, tokens: Sequence[int]) -> None:
+    """Decode; where somebody wants to know how far it is, in the batches that it is decoded in anyway."""
+    if llm.progress is None or len(tokens) <= llm.n_batch:
+        llm.decode(tokens)
+        return
+    for start in range(0, len(tokens), llm.n_batch):
+        llm.decode(tokens[start : start + llm.n_batch])
+        llm.progress(min(start + llm.n_batch, len(tokens)), len(tokens))

@@ -32,6 +32,8 @@ class Live(Protocol):
     """
 
     n_tokens: int  # that count, of those in the cache
+    n_batch: int
+    progress: Callable[[int, int], None] | None
     last_recalls: Sequence[Recall]  # of the last prompt
     _holder: Callable[[], CacheHolder | None] | None  # a weak reference
     _requires_eval: bool  # whether the last token's logits are gone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -24,6 +25,7 @@ from .fingerprint import model_fingerprint
 from .live import CacheHolder
 from .one_thread import OneThread
 from .reading import Progress, ReadText, read_path
+from .retention import Retention, retention_of
 from .worker import Worker
 
 
@@ -35,6 +37,8 @@ class OneTextLlama(ContextLlama):
     _holder: Callable[[], CacheHolder | None] | None = None  # the session that the cache belongs to
 
     _source_watch: SourceWatch | None = None
+    # Called while a prompt is read, after each batch, with the tokens read and all that are to be read.
+    progress: Callable[[int, int], None] | None = None
 
     # With an archive: what the last prompt recalled, one entry a recall.
     last_recalls: Sequence[Recall] = ()
@@ -85,6 +89,14 @@ class OneTextLlama(ContextLlama):
         if self.n_tokens > n_before:
             self.input_ids[n_before : self.n_tokens] = tokens[: self.n_tokens - n_before]
         self._requires_eval = True
+
+    def retention(self, seq_id: int = 0) -> Retention:
+        """Which tokens of the text each KV head keeps, to look at: retention().plot(), save_html(), or in a notebook.
+
+        Raises NoMorphKVError without MorphKV, ValueError for a sequence that the context does not have.
+        """
+        name = Path(os.fsdecode(self.model_path)).stem
+        return retention_of(self._ctx.ctx, self._model.model, self._input_ids, name, seq_id)
 
     def recall(self) -> Recall:
         """Bring archived tokens that the newest queries attend to back into distant slots, whole pages of 16 tokens.

@@ -21,6 +21,7 @@ from .info import show_info
 from .profile import profile
 from .pull import pull
 from .read import read
+from .retention import show
 from .selftest import selftest
 from .serve import CONTEXT_SETTINGS, RPC_CONTEXT_SETTINGS, rpc_server, serve
 from .texts import texts
@@ -69,7 +70,7 @@ app.command(context_settings=CONTEXT_SETTINGS)(serve)
 app.command("rpc-server", context_settings=RPC_CONTEXT_SETTINGS)(rpc_server)
 app.add_typer(bench, name="bench")
 app.add_typer(evaluate, name="eval")
-for command in (texts, archs, selftest, profile):
+for command in (texts, archs, selftest, profile, show):
     app.command()(command)
 for name, command in {"recall": recall, "remember": remember, "perplexity": perplexity}.items():
     app.command(name, hidden=True)(command)

@@ -15,7 +15,7 @@ from .dialogue import Dialogue
 from .gpu_layers import fitted
 from .options import MODEL_PANEL, Model, llama_options, morphkv_options, sampling_options, with_options
 from .options_archive import archive_options, archived
-from .show import find_model, remark
+from .show import PromptProgress, find_model, remark
 from .typed import TypedAhead
 
 PROMPT = "> "
@@ -88,6 +88,7 @@ def chat(
     may_raise = source is None or source.name != "COMMANDLINE"
     llm, chat = begin(find_model(model), morphkv, archive, may_raise, system, session, **llama)
     try:
+        llm.progress = PromptProgress()
         llm.set_seed(random.randrange(2**32) if seed == llama_cpp.LLAMA_DEFAULT_SEED else seed)
         dialogue = Dialogue(llm, chat, {"max_tokens": None if predict < 0 else predict, **sampling}, session)
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -25,7 +25,7 @@ from .options import (
     with_options,
 )
 from .options_archive import archive_options
-from .show import Json, find_model, plain, print_json, remark, remark_gpu_layers
+from .show import Json, PromptProgress, find_model, plain, print_json, remark, remark_gpu_layers
 
 
 @with_options(morphkv=morphkv_options, archive=archive_options, llama=fitted(llama_options), sampling=sampling_options)
@@ -98,6 +98,7 @@ def generate(
         **llama,
     )
     remark_gpu_layers(llm)
+    llm.progress = None if as_json else PromptProgress()
     try:
         found = _stream(llm, prompt, predict, ignore_eos, sampling, ignore if as_json else show)
     finally:

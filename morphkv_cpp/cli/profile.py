@@ -8,6 +8,8 @@ import typer
 from .. import Llama
 from ..cache.layer_profiles import find_profile, stored_path
 from ..eval.layer_harm import TEXT, measure_profile, n_readings
+from ..plots.figure import check_plot
+from ..plots.profile import plot_profile
 from ..profile import Profile
 from ..text.tokens import require_utf8
 from .options import Model, llama_options, with_options
@@ -33,12 +35,18 @@ def profile(
     show: Annotated[
         bool, typer.Option("--show", help="print the stored or shipped profile, and measure nothing")
     ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="draw it as well: .svg, .png or .pdf", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure in which layers of MODEL an eviction does the most harm, and store it for --layers auto.
 
     The model reads 1,000 tokens once for each layer, with that layer's cache cut.
     """
+    if plot is not None:
+        check_plot(plot)
     path = find_model(model)
     if show:
         found = find_profile(path)
@@ -49,6 +57,8 @@ def profile(
         measured = measure(path, text or TEXT, llama)
         target = out or stored_path(measured.fingerprint)
         measured.save(target)
+    if plot is not None:
+        plot_profile(plot, measured)
     if as_json:
         print_json({"profile": target, "large": measured.large, "share": measured.share, "harm": measured.harm})
         return

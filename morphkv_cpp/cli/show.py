@@ -140,6 +140,45 @@ class StatusLine:
             remark(text)
 
 
+class PromptProgress:
+    """For Llama.progress: how far a long prompt is, on standard error, once it takes a while."""
+
+    def __init__(self, period_s: float | None = None, after_s: float = 2.0):
+        self._stream = sys.stderr
+        self._is_terminal = self._stream.isatty()
+        self._period_s = period_s if period_s is not None else 0.2 if self._is_terminal else PLAIN_PERIOD_S
+        self._after_s = after_s
+        self._n_first = self._n_last = 0
+        self._start_s = self._shown_s = time.monotonic()
+
+    def __call__(self, n: int, n_all: int) -> None:
+        now_s = time.monotonic()
+        if n <= self._n_last or self._n_last == 0:  # another prompt; its first batch is a guess of how long one takes
+            self._start_s, self._n_first = now_s, n
+            self._shown_s = now_s + self._after_s - self._period_s
+        self._n_last = 0 if n == n_all else n
+        if n == n_all:
+            self._clear()
+        elif n > self._n_first and now_s - self._shown_s >= self._period_s:
+            self._shown_s = now_s
+            left_s = (now_s - self._start_s) / (n - self._n_first) * (n_all - n)
+            self._show(f"reading the prompt: {n / n_all:.0%} of {n_all:,} tokens, {in_words(left_s)} left")
+
+    def _show(self, text: str) -> None:
+        if self._is_terminal:
+            print(f"\r{text}\x1b[K", end="", file=self._stream, flush=True)
+        else:
+            remark(text)
+
+    def _clear(self) -> None:
+        if self._is_terminal:
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+
+
+def in_words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
 @contextlib.contextmanager
 def progress_bar(total: int, text: str) -> Iterator[Advance]:
     """A bar on standard error; yields advance(n, text=None). Lines from time to time where there is no terminal."""

@@ -63,3 +63,8 @@ install(DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/include/ DESTINATION ${MORPHKV_PAC
 install(FILES ${CMAKE_SOURCE_DIR}/LICENSE DESTINATION ${MORPHKV_PACKAGE_DIR}/licenses)
 install(FILES ${MORPHKV_UPSTREAM_DIR}/LICENSE DESTINATION ${MORPHKV_PACKAGE_DIR}/licenses RENAME LICENSE-llama.cpp)
 install(DIRECTORY ${MORPHKV_UPSTREAM_DIR}/licenses/ DESTINATION ${MORPHKV_PACKAGE_DIR}/licenses)
+
+# The page of llama-server, in which Python shows a text too; beside the programs, as in the build's folder.
+configure_file(${CMAKE_CURRENT_SOURCE_DIR}/server/page/page.html ${CMAKE_BINARY_DIR}/bin/morphkv-page.html COPYONLY)
+install(FILES ${CMAKE_CURRENT_SOURCE_DIR}/server/page/page.html DESTINATION ${MORPHKV_PACKAGE_DIR}/bin
+    RENAME morphkv-page.html)

@@ -1,5 +1,5 @@
 # What llama-server shows at /: with MORPHKV_WEBUI upstream's page, which upstream's CMake builds with npm and embeds (and
-# builds without when that fails: here that is an error); else a message, as plain text, in the place of the page.
+# builds without when that fails: here that is an error); else ours, that of /morphkv.
 
 if (MORPHKV_WEBUI)
     add_custom_target(morphkv-webui-check
@@ -11,7 +11,7 @@ if (MORPHKV_WEBUI)
 endif()
 
 # Upstream's templates with one asset of ours, instead of those that upstream's script fills with none.
-set(text_file ${CMAKE_CURRENT_SOURCE_DIR}/webui/message.txt)
+set(text_file ${CMAKE_CURRENT_SOURCE_DIR}/server/page/page.html)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${text_file})
 file(READ ${text_file} text HEX)
 string(REGEX REPLACE "(..)" "0x\\1," text "${text}")
@@ -20,7 +20,7 @@ set(LLAMA_UI_HAS_ASSETS 1)
 set(N_ASSETS 1)
 set(USE_GZIP false)
 set(ASSET_ARRAYS "static const unsigned char text[] = {${text}};")
-set(ASSET_TABLE "    { \"index.html\", text, sizeof(text), \"\\\"${etag}\\\"\", \"text/plain; charset=utf-8\" },")
+set(ASSET_TABLE "    { \"index.html\", text, sizeof(text), \"\\\"${etag}\\\"\", \"text/html; charset=utf-8\" },")
 set(text_dir ${CMAKE_CURRENT_BINARY_DIR}/webui)
 foreach(name ui.h ui.cpp)
     configure_file(${MORPHKV_UPSTREAM_DIR}/tools/ui/${name}.in ${text_dir}/${name} @ONLY)

@@ -296,6 +296,12 @@ MORPHKV_API morphkv_recall_params morphkv_recall_params_default(void);
 MORPHKV_API morphkv_status morphkv_recall(struct llama_context * ctx, int32_t seq_id,
                                           const morphkv_recall_params * params, morphkv_recalled * out);
 
+// Pages of the sequence that recalls have brought tokens of, ascending. pos: logical position of a page's first token; recall:
+// which recall was the last that did, counted from 1 as in n_recalls. Heads may have evicted them since. A state that
+// was loaded has none. n_pages: how many there are; where they are more than n_max, nothing is written.
+MORPHKV_API morphkv_status morphkv_recalled_get(struct llama_context * ctx, int32_t seq_id, int32_t * pos,
+                                                int32_t * recall, int32_t n_max, int32_t * n_pages);
+
 typedef struct morphkv_restored {
     size_t  size;        // sizeof(morphkv_restored), set by the caller
     int32_t n_restored;  // tokens that came into cells from the archive; 0 where the place was complete

@@ -100,6 +100,7 @@ bool morphkv_observer::init(common_params & params, llama_context * ctx_tgt, int
         return false;
     }
     view.start(given, ctx, params.n_parallel);
+    retained.start(ctx, params.n_parallel);
     choose_checkpoints(params);
     n_checkpoints = params.n_ctx_checkpoints;
     view.tell({ archive_type, n_checkpoints, params.checkpoint_min_step, params.cache_ram_mib });
@@ -141,7 +142,7 @@ void morphkv_observer::accept(server_task & task, const server_chat_params & cha
     }
 }
 
-void morphkv_observer::before_task(const server_task & task, bool is_decoding) {
+void morphkv_observer::look_before_task(const server_task & task, bool is_decoding) {
     if (is_on() && chats.is_on()) {
         view.tell(chats.count_now());
     }

@@ -6,6 +6,8 @@
 
 #include "morphkv-chats.h"
 #include "morphkv-keep.h"
+#include "morphkv-page.h"
+#include "morphkv-retained.h"
 #include "morphkv-view.h"
 
 #include "llama.h"
@@ -19,6 +21,7 @@ struct common_adapter_lora_info;
 struct common_params;
 struct llama_vocab;
 struct mtmd_context;
+struct server_context;
 struct server_chat_params;
 struct server_prompt;
 struct server_task;
@@ -47,8 +50,19 @@ public:
     void accept(server_task & task, const server_chat_params & chat, const common_json & request,
                 const llama_vocab * vocab, const mtmd_context * mctx) const;
 
-    // is_decoding: the context cannot be read.
-    void before_task(const server_task & task, bool is_decoding);
+    // is_decoding: the context cannot be read, nor the slots.
+    template <typename slots_type>
+    void before_task(const server_task & task, bool is_decoding, const slots_type & slots) {
+        look_before_task(task, is_decoding);
+        if (!is_decoding) {
+            show(slots);
+        }
+    }
+
+    // What stands at /morphkv and /morphkv/retained. Without --morphkv the page is a chat alone.
+    server_http_context::handler_t get_page(const common_params & params) { return morphkv_get_page(params); }
+
+    server_http_context::handler_t get_retained(server_context & server) { return retained.get_retained(server); }
 
     // Whether a prompt that has its first n_past tokens in the slot, up to pos_next, goes on without a checkpoint where what is
     // behind cannot be taken back anywhere: nothing is behind, or it goes on from the slot's mark, or by the archive. Sets both
@@ -142,6 +156,7 @@ public:
                 slot.stats.morphkv.add(cost(slot.id, *slot.task));
             }
         }
+        show(slots);
     }
 
     // Whether the slot still holds its text after a file was not restored: a refused state changes nothing. n_read: what
@@ -175,8 +190,17 @@ private:
 
     bool is_on() const { return ctx != nullptr; }
 
+    template <typename slots_type> void show(const slots_type & slots) {
+        for (const auto & slot : slots) {
+            if (is_on()) {
+                retained.show(slot.id, slot.prompt.tokens, slot.is_processing());
+            }
+        }
+    }
+
     using loras = std::vector<common_adapter_lora_info>;
 
+    void                            look_before_task(const server_task & task, bool is_decoding);
     bool                            start_archive(const common_params & params);
     bool                            attach_files(const std::string & model_path);
     std::vector<morphkv_attachment> attachments(int32_t id_slot) const;
@@ -220,10 +244,11 @@ private:
     bool                  has_given_projector = false;  // --mmproj, and not one that came with the model
     std::string           why_no_images;                // of a projector that was left out
 
-    std::vector<state> states;                          // (n_slots)
-    morphkv_keeper     keeper;
-    morphkv_chats      chats;
-    morphkv_view       view;
+    std::vector<state>    states;                       // (n_slots)
+    morphkv_keeper        keeper;
+    morphkv_chats         chats;
+    morphkv_view          view;
+    morphkv_retained_view retained;
 };
 
 // llama-server has one model in a process.

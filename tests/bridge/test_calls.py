@@ -66,6 +66,11 @@ class TestContextWithMorphKV:
         assert (positions.dtype, positions.shape) == (np.int32, (2, 24))
         assert (positions == -1).all()
 
+    def test_nothing_was_recalled_yet(self, context):
+        assert bridge.recalled(context, 0) == []
+        with pytest.raises(InvalidError):
+            bridge.recalled(context, 1)
+
     def test_kv_bytes_agree_with_the_statistics(self, context):
         assert bridge.kv_bytes(context) == bridge.stats(context)["kv_bytes"] > 0
 

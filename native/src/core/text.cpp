@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 
 morphkv_text::morphkv_text(const morphkv_text_shape & shape, int32_t n_keep)
     : votes(shape.votes),
@@ -71,6 +72,13 @@ void morphkv_text::remove_from(int32_t serial) {
         windowed->n_held -= n;
         windowed->i_next = windowed->cell_of(n - 1);
     }
+    if (came_back && !came_back->empty() && came_back->back().serial >= serial) {
+        auto res = std::make_shared<std::vector<morphkv_came_back>>(*came_back);
+        while (!res->empty() && res->back().serial >= serial) {
+            res->pop_back();
+        }
+        came_back = std::move(res);
+    }
     brought_at        = std::min(brought_at, serial);
     decoded_since_cut = std::min(decoded_since_cut, serial);
     // the next token is in the place of the prompt's last one
@@ -100,6 +108,21 @@ void morphkv_text::note_recall(size_t i_group, int32_t base, std::vector<int32_t
     n_recalls++;
     n_recalled += n_brought;
     decoded_since_cut = n_tokens();
+}
+
+void morphkv_text::note_came_back(const std::vector<int32_t> & serials) {
+    std::map<int32_t, int32_t> all;
+    for (const auto & page : came_back ? *came_back : std::vector<morphkv_came_back>()) {
+        all[page.serial] = page.i_recall;
+    }
+    for (const int32_t serial : serials) {
+        all[serial] = n_recalls;
+    }
+    auto res = std::make_shared<std::vector<morphkv_came_back>>();
+    for (const auto & [serial, i_recall] : all) {
+        res->push_back({ serial, i_recall });
+    }
+    came_back = std::move(res);
 }
 
 //

@@ -79,6 +79,12 @@ struct morphkv_ring_group {
     int32_t n_spanned() const { return n_held == 0 ? 0 : i_next >= n_held && i_next > 0 ? i_next : n_cells; }
 };
 
+// A page of the archive of which a recall has brought tokens.
+struct morphkv_came_back {
+    int32_t serial;    // of its first token
+    int32_t i_recall;  // the last that did, from 1
+};
+
 class morphkv_text {
 public:
     morphkv_text(const morphkv_text_shape & shape, int32_t n_keep);
@@ -93,6 +99,8 @@ public:
     // Keys and queries have been turned. ranked: of each group; empty where it has not evicted.
     void                note_rebase(int32_t offset, std::vector<std::vector<int32_t>> ranked);
     void                note_recall(size_t i_group, int32_t base, std::vector<int32_t> ranked, int64_t n_brought);
+    // The last recall that was noted brought tokens of pages with these first tokens.
+    void                note_came_back(const std::vector<int32_t> & serials);
     // By the same recall, in another group.
     void                note_placed(size_t i_group, int32_t base, std::vector<int32_t> ranked);
 
@@ -143,6 +151,9 @@ public:
     int64_t n_rebases     = 0;
     int64_t n_recalls     = 0;
     int64_t n_recalled    = 0;  // tokens that came into slots, of all layers and heads
+
+    // Ascending; null = none. Copies of a text share it. Not a part of states.
+    std::shared_ptr<const std::vector<morphkv_came_back>> came_back;
 };
 
 enum class morphkv_removal { NOTHING, ALL, TAIL, REFUSED };

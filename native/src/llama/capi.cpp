@@ -183,6 +183,21 @@ morphkv_status morphkv_retained_get(struct llama_context * ctx, int32_t seq_id, 
     });
 }
 
+morphkv_status morphkv_recalled_get(struct llama_context * ctx, int32_t seq_id, int32_t * pos, int32_t * recall,
+                                    int32_t n_max, int32_t * n_pages) {
+    return guarded([&] {
+        const auto & cache = cache_of(ctx, seq_id);
+        require(n_pages, "n_pages must not be NULL");
+        require(n_max == 0 || (pos && recall), "pos and recall must not be NULL where n_max is not 0");
+        const auto all = cache.get_came_back(seq_id);
+        *n_pages       = all.size();
+        for (size_t i = 0; i < all.size() && *n_pages <= n_max; ++i) {
+            pos[i]    = all[i].serial;
+            recall[i] = all[i].i_recall;
+        }
+    });
+}
+
 morphkv_status morphkv_archive_start(struct llama_context * ctx, const morphkv_archive_params * params) {
     return guarded([&] {
         auto & cache = cache_of(ctx, 0);

@@ -92,8 +92,10 @@ public:
     void set_keep(llama_seq_id seq_id, int32_t n_keep);
 
     // (n_head_kv, n_distant) logical positions, -1 where empty. Throws morphkv_error for a layer without KV.
-    std::vector<int32_t> get_retained(llama_seq_id seq_id, int32_t il) const;
-    void                 get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
+    std::vector<int32_t>           get_retained(llama_seq_id seq_id, int32_t il) const;
+    void                           get_retained_shape(int32_t il, int32_t & n_head_kv, int32_t & n_distant) const;
+    // Positions in place of serials.
+    std::vector<morphkv_came_back> get_came_back(llama_seq_id seq_id) const;
 
     // Of the first group.
     const morphkv_side &   get_side() const { return groups.front().side; }

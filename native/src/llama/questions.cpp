@@ -155,3 +155,12 @@ std::vector<int32_t> morphkv_cache::get_retained(llama_seq_id seq_id, int32_t il
     }
     return res;
 }
+
+std::vector<morphkv_came_back> morphkv_cache::get_came_back(llama_seq_id seq_id) const {
+    const auto &                   text = text_of(seq_id);
+    std::vector<morphkv_came_back> res  = text.came_back ? *text.came_back : std::vector<morphkv_came_back>();
+    for (auto & page : res) {
+        page.serial = text.pos_of(page.serial);
+    }
+    return res;
+}

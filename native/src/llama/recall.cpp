@@ -391,6 +391,16 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
     for (const auto & moved : all) {
         note_brought(seq_id, pages, moved.slots);
     }
+    if (res.n_recalled > 0) {
+        std::vector<int32_t> serials;
+        for (const auto & page : pages) {
+            // what files hold is below 0, and no part of the text
+            if (page.first >= 0) {
+                serials.push_back(sources.serial_of(page.first));
+            }
+        }
+        text.note_came_back(serials);
+    }
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     sequences[seq_id].recall_ms += res.took_ms;
 }

@@ -12,7 +12,15 @@ import typer
 
 from morphkv_cpp import MorphKV
 from morphkv_cpp.cli import show
-from morphkv_cpp.cli.show import StatusLine, mebibytes, print_json, print_table, progress_bar, report_bars
+from morphkv_cpp.cli.show import (
+    PromptProgress,
+    StatusLine,
+    mebibytes,
+    print_json,
+    print_table,
+    progress_bar,
+    report_bars,
+)
 
 
 def test_status_lines_are_seldom(capsys):
@@ -29,6 +37,39 @@ def test_progress_counts_and_names(capsys, monkeypatch):
         advance(4)
         advance(3, "writing")
     assert capsys.readouterr().err == "reading: 4 of 10\nwriting: 7 of 10\n"
+
+
+class TestPromptProgress:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(show.time, "monotonic", lambda: now[0])
+        return now
+
+    def test_it_says_how_much_and_how_long(self, capsys, clock):
+        progress = PromptProgress(period_s=1.0)
+        for n in (512, 1024, 1536, 2048):
+            progress(n, 2048)
+            clock[0] += 10.0
+        assert capsys.readouterr().err.splitlines() == [
+            "reading the prompt: 50% of 2,048 tokens, 20 s left",
+            "reading the prompt: 75% of 2,048 tokens, 10 s left",
+        ]
+
+    def test_a_short_prompt_says_nothing(self, capsys, clock):
+        progress = PromptProgress(period_s=1.0)
+        for _ in range(2):
+            for n in (512, 1024, 1100):
+                progress(n, 1100)
+                clock[0] += 0.5
+        assert capsys.readouterr().err == ""
+
+    def test_a_long_wait_is_in_minutes(self, capsys, clock):
+        progress = PromptProgress(period_s=1.0)
+        for n in (1000, 2000):
+            progress(n, 10_000)
+            clock[0] += 60.0
+        assert capsys.readouterr().err == "reading the prompt: 20% of 10,000 tokens, 8 min left\n"
 
 
 def test_a_table_has_its_numbers(capsys):

@@ -156,6 +156,38 @@ TEST_CASE(recalls_are_counted) {
     CHECK(text.n_recalls == 2 && text.n_recalled == 7);
 }
 
+static std::vector<std::pair<int32_t, int32_t>> came_back(const morphkv_text & text) {
+    std::vector<std::pair<int32_t, int32_t>> res;
+    for (const auto & page : text.came_back ? *text.came_back : std::vector<morphkv_came_back>()) {
+        res.emplace_back(page.serial, page.i_recall);
+    }
+    return res;
+}
+
+TEST_CASE(pages_that_came_back_are_known_by_the_last_recall_that_brought_them) {
+    auto text = text_of({ SMALL });
+    fill(text, 0, 100);
+    CHECK(came_back(text).empty());
+    text.note_recall(0, 90, { 3, 40, 41, 60 }, 2);
+    text.note_came_back({ 32, 0 });
+    const auto copy = text;
+    text.note_recall(0, 90, { 3, 40, 41, 61 }, 5);
+    text.note_came_back({ 32, 48 });
+    CHECK((came_back(text) == std::vector<std::pair<int32_t, int32_t>>{ { 0, 1 }, { 32, 2 }, { 48, 2 } }));
+    CHECK((came_back(copy) == std::vector<std::pair<int32_t, int32_t>>{ { 0, 1 }, { 32, 1 } }));
+}
+
+TEST_CASE(pages_that_are_taken_back_did_not_come_back) {
+    auto text = text_of({ SMALL });
+    fill(text, 0, 100);
+    text.note_recall(0, 90, { 3, 40, 41, 60 }, 2);
+    text.note_came_back({ 0, 80 });
+    const auto copy = text;
+    text.remove_from(80);
+    CHECK((came_back(text) == std::vector<std::pair<int32_t, int32_t>>{ { 0, 1 } }));
+    CHECK(came_back(copy).size() == 2);
+}
+
 TEST_CASE(a_rebase_ends_what_a_recall_has_placed) {
     auto text = text_of({ SMALL });
     fill(text, 0, 100);

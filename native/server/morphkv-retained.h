@@ -1,0 +1,64 @@
+// Which tokens the heads of a slot keep, for those who look: GET /morphkv/retained. The server's thread takes what is seen, between
+// decodes and only where somebody has asked; threads of HTTP ask, wait, and write the answer.
+#pragma once
+
+#include "morphkv.h"
+#include "server-http.h"
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+struct llama_context;
+struct llama_vocab;
+struct server_context;
+struct server_tokens;
+
+class morphkv_retained_view {
+public:
+    // Once a context is there.
+    void start(llama_context * ctx, int32_t n_slots);
+
+    // For the server's thread, while nothing is decoded: takes what is asked for.
+    void show(int32_t id_slot, const server_tokens & tokens, bool is_processing);
+
+    server_http_context::handler_t get_retained(server_context & server);
+
+    struct layer {
+        int32_t              il;
+        int32_t              n_head_kv;
+        std::vector<int32_t> pos;  // (n_head_kv, n_distant), -1 where empty
+        bool                 has_all = false;
+    };
+
+    // What a slot was, and held.
+    struct seen {
+        int64_t              t_us          = 0;
+        bool                 is_processing = false;
+        morphkv_stats        stats{};
+        std::vector<int32_t> tokens;        // (n_tokens), LLAMA_TOKEN_NULL in an image
+        std::vector<int32_t> pos;           // (n_tokens), empty = as they are counted
+        std::vector<layer>   layers;
+        std::vector<int32_t> recalled_pos;  // (n_pages), of each page's first token
+        std::vector<int32_t> recalled_by;   // (n_pages), which recall
+    };
+    using seen_ptr = std::shared_ptr<const seen>;
+
+private:
+    struct slot {
+        uint64_t n_asked = 0;  // of those who ask: up to here they have been answered by
+        uint64_t n_shown = 0;
+        seen_ptr last;
+    };
+
+    seen_ptr look(int32_t id_slot, const server_tokens & tokens, bool is_processing) const;
+    seen_ptr wait(int32_t id_slot, uint64_t n, const std::function<bool()> & should_stop);
+
+    std::mutex              mutex;
+    std::condition_variable shown;
+    llama_context *         ctx   = nullptr;
+    const llama_vocab *     vocab = nullptr;
+    std::vector<slot>       slots;  // (n_slots)
+};
