@@ -116,8 +116,10 @@ def put_in_page(page: Path, folder: Path) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page must hold {BEGIN!r} and {END!r}, got {page}")
+    summaries = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     parts = [
-        page_part(path.stem, json.loads(path.read_text(encoding="utf-8")), path.with_suffix(".svg").is_file())
-        for path in sorted(folder.glob("*.json"), reverse=True)
+        page_part(path.stem, summary, path.with_suffix(".svg").is_file())
+        for path, summary in summaries.items()
+        if "arms" in summary
     ]
     return f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{after}"

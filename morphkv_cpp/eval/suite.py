@@ -71,7 +71,7 @@ class Suite:
     def __init__(self, model: Path, arms: Sequence[SuiteArm], parts: Sequence[Part], n_chunk: int, **llama: Any):
         self.model, self.arms, self.parts, self.n_chunk, self.llama = model, list(arms), list(parts), n_chunk, llama
         self.fingerprint = model_fingerprint(str(model))
-        with closing(Llama(model, vocab_only=True, verbose=False)) as llm:
+        with closing(Llama(model, n_ctx=256, verbose=False)) as llm:
             kind = llm.metadata.get("general.architecture", "")
             self.n_trained = int(llm.metadata.get(f"{kind}.context_length", 0)) or 2**31
             tokens_of = Tokens(llm)

@@ -61,7 +61,8 @@ def tracked(tokens_of: Tokens, i_item: int, n_tokens: int) -> Item:
 
 def common(tokens_of: Tokens, i_item: int, n_tokens: int) -> Item:
     rng = random.Random(f"cwe {i_item}")
-    words = sorted(set(re.findall(r"\b[a-z]{4,10}\b", " ".join(prose_sections()))))
+    found = sorted(set(re.findall(r"\b[a-z]{4,10}\b", " ".join(prose_sections()))))
+    words = [word for word in found if word not in COMMON_ASK]
     rng.shuffle(words)
     n_often, n_seldom = REPEATS[n_tokens >= 4096]
     n_word = len(tokens_of(" ".join(f"{i}. {word}" for i, word in enumerate(words[:200])))) / 200
