@@ -22,15 +22,16 @@ FULL: Preset = {
     "repetition": ((1024,), 8),
 }
 QUICK: Preset = {
-    "perplexity": ((2048,), 4),
-    "copy": ((1536,), 3),
-    "facts": ((1536,), 4),
-    "ruler": ((1536,), 2),
-    "five-questions": ((1536,), 3),
-    "instruction": ((1536,), 2),
-    "repetition": ((1024,), 1),
+    "perplexity": ((1024,), 4),
+    "copy": ((1280,), 3),
+    "facts": ((1280,), 2),
+    "ruler": ((1280,), 1),
+    "five-questions": ((1280,), 2),
+    "instruction": ((1280,), 2),
+    "repetition": ((512,), 1),
 }
-QUICK_ARMS = "full,shift,shift/q8_0,recency,paper,morphkv,morphkv:layers=auto,morphkv:layers=auto+archive"
+FULL_CELLS, QUICK_CELLS = 768, 512
+QUICK_ARMS = "full,shift,shift/q8_0,recency,paper,morphkv,morphkv:layers=auto+archive"
 
 
 def parts_of(preset: Preset, tasks: Sequence[Task], n_tokens: Sequence[int] = (), n_items: int = 0) -> list[Part]:

@@ -19,7 +19,7 @@ from ...extras import needs_extra
 from ..options import Model
 from ..show import Json, find_model, plain, print_json, print_table, progress_bar, remark
 
-N_CELLS, INTERVAL = 768, 64
+INTERVAL = 64
 
 
 def eval_suite(
@@ -54,6 +54,8 @@ def eval_suite(
         print_table("Tasks", ("name", "what"), [(task.name, task.about) for task in TASKS.values()], n_text=2)
         return
     parts = presets.parts_of(presets.QUICK if quick else presets.FULL, chosen(tasks), _lengths(tokens), items)
+    if cells is None:
+        cells = presets.QUICK_CELLS if quick else presets.FULL_CELLS
     of_arms = parse_suite_arms(arms or (presets.QUICK_ARMS if quick else default_arms()), cells, INTERVAL)
     with needs_extra("bench"):
         import scipy.stats  # noqa: F401  # found missing before, not after

@@ -59,7 +59,7 @@ def several(tokens_of: Tokens, i_item: int, n_tokens: int) -> Item:
     chosen = random.Random(i_item).sample(stated, N_SEVERAL)
     names = ", the ".join(fact.subject for fact in chosen)
     question = tokens_of(SEVERAL.format(names=names, first=chosen[0].subject))
-    return Item("prose", tokens, (Question(question, tuple(fact.answer for fact in chosen), 48, r"\n"),))
+    return Item("prose", tokens, (Question(question, tuple(fact.answer for fact in chosen), 48),))
 
 
 def updated(tokens_of: Tokens, i_item: int, n_tokens: int) -> Item:
