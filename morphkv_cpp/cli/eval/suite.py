@@ -38,9 +38,15 @@ def eval_suite(
         ),
     ] = None,
     cells: Annotated[
-        int,
-        typer.Option("--cells", metavar="N", help="all but `full` take the bytes of N cells in f16, a multiple of 256"),
-    ] = N_CELLS,
+        int | None,
+        typer.Option(
+            "--cells",
+            metavar="N",
+            help="all but `full` take the bytes of N cells in f16, a multiple of 256 "
+            f"(default: {presets.FULL_CELLS}, quick {presets.QUICK_CELLS})",
+            show_default=False,
+        ),
+    ] = None,
     tokens: Annotated[
         str, typer.Option("--tokens", metavar="N,...", help="lengths of the texts (default: by task)")
     ] = "",
