@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from morphkv_cpp import Llama, MorphKV
 from morphkv_cpp.cache.archive import CACHE_TYPES
+from morphkv_cpp.errors import UnsupportedError
 
 from . import copying
 from .perplexity import open_for_nll
@@ -118,7 +119,9 @@ class Shifted(Reader):
         llm, n_tokens = self.llm, self.llm.n_tokens
         n_gone = (n_tokens - N_KEEP) // 2
         memory = llama_cpp.llama_get_memory(llm.ctx)
-        llama_cpp.llama_memory_seq_rm(memory, 0, N_KEEP, N_KEEP + n_gone)
+        is_shiftable = llama_cpp.llama_memory_can_shift(memory)
+        if not is_shiftable or not llama_cpp.llama_memory_seq_rm(memory, 0, N_KEEP, N_KEEP + n_gone):
+            raise UnsupportedError("the arm shift needs a model whose context llama.cpp can shift")
         llama_cpp.llama_memory_seq_add(memory, 0, N_KEEP + n_gone, n_tokens, -n_gone)
         llm.input_ids[N_KEEP : n_tokens - n_gone] = llm.input_ids[N_KEEP + n_gone : n_tokens].copy()
         llm.n_tokens = n_tokens - n_gone

@@ -5,6 +5,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from morphkv_cpp.errors import UnsupportedError
 from morphkv_cpp.eval.readers import N_KEEP, AtCut, Reader, Shifted, cell_bytes, open_for_logits, open_reader
 from morphkv_cpp.eval.suite_arms import parse_suite_arms
 from morphkv_cpp.eval.tasks import Question
@@ -52,6 +53,13 @@ def test_a_shift_keeps_the_first_tokens_and_the_newest_half(tiny_llama):
         reader.read(TOKENS[:266])
         whole = last_logits(reader.llm)
     assert 0 < np.abs(shifted - rest).mean() < np.abs(whole - rest).mean()
+
+
+def test_a_context_that_cannot_be_shifted_is_refused(tiny_llama):
+    with closing(opened(tiny_llama(architecture="qwen2vl", rope_sections=(8, 4, 4, 0)), "shift")) as reader:
+        reader.read(TOKENS[:256])
+        with pytest.raises(UnsupportedError, match=r"whose context llama\.cpp can shift"):
+            reader.eval(TOKENS[256:266])
 
 
 @pytest.mark.parametrize("name", ["full", "shift", "morphkv"])
