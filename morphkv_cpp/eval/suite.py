@@ -86,8 +86,6 @@ class Suite:
         found = []
         for part in self.parts:
             for arm in self.arms:
-                if part.task.is_perplexity and arm.archive is not None:
-                    continue  # nothing is recalled while a text is read: it would be the arm without
                 items = [i for i in range(part.n_items) if self.key(part, i, arm) not in results.keys]
                 if arm.is_full and items:
                     items = [i for i in items if n_text(self.items[part, i]) <= self.n_trained]
@@ -141,7 +139,7 @@ class Suite:
         advance: Advance,
         per_cell: float,
     ) -> None:
-        """Each text by all caches at once, chunk by chunk, so that none's logits need be stored."""
+        """Each text by all caches at once, chunk by chunk: no logits need be stored. Nothing is recalled."""
         n_most = max(n_text(item) for (p, _), item in self.items.items() if p is part)
         full = SuiteArm("full", 0)
         arms = [arm for arm, _ in wanted if not arm.is_full]

@@ -51,10 +51,11 @@ def plot_results(path: Path, summary: Mapping[str, Any]) -> None:
                     gid=f"{own[0]['measure']}-{arm}",
                 )
             axis.set_yticks(range(len(rows)), rows)
-            axis.invert_yaxis()
+            axis.set_ylim(len(rows) - 0.5, -0.5)
             axis.set_xlabel(words)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        named = {name: mark for axis in axes for mark, name in zip(*axis.get_legend_handles_labels())}
+        shown = [arm for arm in arms if arm in named]
+        figure.legend([named[arm] for arm in shown], shown, loc="outside lower center", ncols=3, frameon=False)
 
 
 def label(figure: Mapping[str, Any]) -> str:

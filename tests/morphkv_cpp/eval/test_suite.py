@@ -79,10 +79,8 @@ def test_a_full_cache_reads_no_more_than_the_model_was_trained_for(tiny_llama, t
 
 
 def test_perplexity_is_that_of_each_cache_alone(tiny_llama, tmp_path):
-    of = suite(tiny_llama(), "perplexity", n_items=1)
+    of = suite(tiny_llama(), "perplexity", "full,shift,morphkv+archive", n_items=1)
     rows = {row["arm"]: row for row in run(of, tmp_path / "a.jsonl")}
-    # with an archive nothing is recalled while a text is read
-    assert set(rows) == {"full", "shift"}
     assert rows["full"]["kl"] == 0 < rows["shift"]["kl"]
     tokens = of.items[of.parts[0], 0].tokens
     with closing(open_for_logits(tiny_llama(), of.arms[0], 900, 64, **QUIET)) as reader:
@@ -90,5 +88,16 @@ def test_perplexity_is_that_of_each_cache_alone(tiny_llama, tmp_path):
     assert rows["full"]["nll"] == pytest.approx(np.mean(alone[len(tokens) // 4 :]), rel=1e-5)
     # one more arm is measured beside the full cache, whose line stays the only one
     more = run(suite(tiny_llama(), "perplexity", arms="full,morphkv", n_items=1), tmp_path / "a.jsonl")
-    assert [row["arm"] for row in more] == ["full", "shift", "morphkv"]
-    assert more[2]["kl"] > 0
+    assert [row["arm"] for row in more] == ["full", "shift", "morphkv+archive", "morphkv"]
+    # nothing is recalled while a text is read
+    assert 0 < more[3]["kl"] == rows["morphkv+archive"]["kl"]
+
+
+@pytest.mark.demo
+@pytest.mark.slow
+def test_the_demo_model_knows_with_an_archive_what_a_shift_forgets(demo_model, tmp_path):
+    parts = [Part(TASKS["facts-gone"], 1280, 1)]
+    of = Suite(demo_model, parse_suite_arms("shift,morphkv:layers=auto+archive", 512, 64), parts, 64, **QUIET)
+    shift, ours = run(of, tmp_path / "a.jsonl")
+    assert sum(shift["scores"]) <= 1
+    assert sum(ours["scores"]) >= 3

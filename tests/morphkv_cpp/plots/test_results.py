@@ -16,6 +16,7 @@ def figure(task: str, arm: str, mean: float, measure: str = "score", **more) -> 
 FIGURES = [
     *[figure(task, arm, mean) for task in ("copy", "ruler-vt") for arm, mean in (("full", 0.9), ("morphkv", 0.6))],
     figure("perplexity", "full", 3.0, "nll"),
+    figure("perplexity", "shift", 3.2, "nll", to_full=0.2, to_full_error=0.1),
     figure("perplexity", "morphkv", 3.1, "nll", to_full=0.1, to_full_error=None),
 ]
 
@@ -26,7 +27,7 @@ def test_each_arm_has_a_mark_for_each_task(tmp_path):
     svg = ET.parse(path).getroot()
     texts = [element.text for element in svg.findall(".//{*}text")]
     assert {"copy, 2,048", "ruler-vt, 2,048", "perplexity, 2,048", "score (1: all right)"} <= set(texts)
-    assert {"full", "morphkv"} <= set(texts)
+    assert {"full", "morphkv", "shift"} <= set(texts)
     # written the same each time
     plot_results(tmp_path / "again.svg", {"figures": FIGURES})
     assert path.read_bytes() == (tmp_path / "again.svg").read_bytes()
