@@ -381,7 +381,7 @@ results-quick: venv ## tasks made by code, in caches of the same bytes, in less 
 	$(BIN)/morphkv eval suite demo --quick -t 2 -o build/results/quick.jsonl
 	$(call REPORT,quick,make results-quick)
 
-results: venv ## the same at full length, up to 65,536 tokens: takes days on two cores, hours with a GPU
+results: venv ## the same at full length, up to 65,536 tokens: takes days on two cores
 	$(BIN)/morphkv eval suite demo -o build/results/full.jsonl
 	$(call REPORT,full,make results)
 

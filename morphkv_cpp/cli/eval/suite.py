@@ -67,6 +67,12 @@ def eval_suite(
         import scipy.stats  # noqa: F401  # found missing before, not after
     path = find_model(model)
     results = Results(out)
+    for earlier in (row["run"] for row in results.rows if "run" in row):
+        if (earlier["model"], earlier["n_cells"]) != (path.stem, cells):
+            raise ValueError(
+                f"--out must name a file with results of {path.stem} and {cells} cells, but {out} has those of "
+                f"{earlier['model']} and {earlier['n_cells']}"
+            )
     suite = Suite(path, of_arms, parts, INTERVAL, **llama)
     n_tokens = suite.n_tokens(results)
     if n_tokens:

@@ -1,6 +1,7 @@
 """`morphkv eval suite` and `morphkv eval report`, on a tiny model."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def test_figures_are_shown_and_an_ended_run_goes_on(capsys, tiny_llama, results)
     assert {(f["arm"], f["measure"]) for f in found["figures"] if f["task"] == "perplexity"} == {
         (arm, measure) for arm in ("full", "morphkv") for measure in ("nll", "kl")
     }
+
+
+def test_a_file_has_results_of_one_model_and_size(capsys, tiny_llama, results):
+    arguments = ["--tasks", "perplexity", "--out", str(results), *QUICK, "--cells", "512"]
+    assert run("eval", "suite", str(tiny_llama()), *arguments) == 1
+    assert re.search("must name a file with results of .* and 512 cells, but .* and 256", capsys.readouterr().err)
 
 
 def test_a_report_is_a_summary_a_plot_and_tables(capsys, tmp_path, results):
