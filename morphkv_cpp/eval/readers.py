@@ -88,7 +88,10 @@ class Reader:
 
 
 class AtCut(Reader):
-    """The cache is cut once, when the question has voted, so that even the answer's first token sees a cut cache."""
+    """The cache is cut once, when the question has voted, so that even the answer's first token sees a cut cache.
+
+    Nothing is recalled: the question is not read as a prompt.
+    """
 
     def _steps(self, question: Question) -> Generator[int, Any, None]:
         # cut before the second token that comes alone: those two and the question's last are taken back and read anew
@@ -171,7 +174,7 @@ def open_reader(model: Path, arm: SuiteArm, n_text: int, n_prompt: int, **llama:
     if n_prompt:
         config = dataclasses.replace(config, prompt_room=n_prompt)
     llm = Llama(model, morphkv=config, archive=arm.archive, **options)
-    return AtCut(arm, llm) if n_prompt and arm.archive is None else Reader(arm, llm)
+    return AtCut(arm, llm) if n_prompt else Reader(arm, llm)
 
 
 def open_for_logits(model: Path, arm: SuiteArm, n_text: int, n_chunk: int, **llama: Any) -> Reader:
