@@ -31,7 +31,7 @@ PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
 CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/archs tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak clean FORCE check-ci test-windows bump
+.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak results results-quick clean FORCE check-ci test-windows bump
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -374,6 +374,16 @@ test-upstream-server: venv $(VENV)/.upstream-server ## upstream's own server tes
 TOKENS       ?= 200000
 soak: venv ## a text of TOKENS=200000 through one cache, prompts and single tokens: does anything grow?
 	$(BIN)/morphkv bench growth demo --soak --tokens $(TOKENS) --require 'rss-mb<=8' --require 'speed>=0.97' --require 'prompt-speed>=0.97'
+
+# What is measured already (build/results/*.jsonl) is not measured again.
+REPORT        = $(BIN)/morphkv eval report build/results/$(1).jsonl --folder docs/results --name $(1) --title "$(2)" --page docs/results.md
+results-quick: venv ## tasks made by code, in caches of the same bytes, in less than 20 minutes: docs/results, and its tables
+	$(BIN)/morphkv eval suite demo --quick -t 2 -o build/results/quick.jsonl
+	$(call REPORT,quick,make results-quick)
+
+results: venv ## the same at full length, up to 65,536 tokens: takes days on two cores
+	$(BIN)/morphkv eval suite demo -o build/results/full.jsonl
+	$(call REPORT,full,make results)
 
 # The first clang++ or clang++-NN in PATH, as libFuzzer comes with it.
 FUZZ_CXX      = $(firstword $(wildcard $(foreach d,$(subst :, ,$(PATH)),$(d)/clang++ $(d)/clang++-[0-9][0-9])))

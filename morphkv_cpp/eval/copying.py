@@ -22,6 +22,7 @@ from morphkv_cpp import Archive, Llama, MorphKV
 
 from . import prose_sections
 from .remember import N_CHUNK, taken_back
+from .tables import tables
 
 N_BEFORE = 64  # tokens of other text before the passage
 N_CUE = 16  # first tokens of the passage, which the question gives
@@ -83,6 +84,8 @@ class _Forced:
 def sections_of(kind: str) -> list[str]:
     if kind == "prose":
         return prose_sections()
+    if kind == "table":
+        return tables()
     if kind != "code":
         raise ValueError(f"kinds must be some of {', '.join(KINDS)}, got {kind!r}")
     files = [spec.origin for name in MODULES if (spec := importlib.util.find_spec(name)) and spec.origin]
