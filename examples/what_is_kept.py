@@ -16,7 +16,9 @@ def main(model: str, text: str, page: str) -> None:
 
     # of the tokens that are no longer recent, those that most heads keep
     old = found.shares[: found.first_recent]
-    print(f"{len(found.tokens)} tokens read, {(found.heads > 0).sum()} kept by some head, {(old == 1).sum()} old ones by all")
+    print(
+        f"{len(found.tokens)} tokens read, {(found.heads > 0).sum()} kept by some head, {(old == 1).sum()} old ones by all"
+    )
     for token in sorted(range(len(old)), key=lambda i: -old[i])[4:12]:  # the first four always stay
         print(f"{old[token]:4.0%}  token {token:5}  {''.join(found.pieces[max(0, token - 5) : token + 1])!r}")
 
