@@ -16,9 +16,8 @@ def main(model: str, text: str, page: str) -> None:
 
     # of the tokens that are no longer recent, those that most heads keep
     old = found.shares[: found.first_recent]
-    print(
-        f"{len(found.tokens)} tokens read, {(found.heads > 0).sum()} kept by some head, {(old == 1).sum()} old ones by all"
-    )
+    n_kept, n_by_all = (found.heads > 0).sum(), (old == 1).sum()
+    print(f"{len(found.tokens)} tokens read, {n_kept} kept by some head, {n_by_all} old ones by all")
     for token in sorted(range(len(old)), key=lambda i: -old[i])[4:12]:  # the first four always stay
         print(f"{old[token]:4.0%}  token {token:5}  {''.join(found.pieces[max(0, token - 5) : token + 1])!r}")
 

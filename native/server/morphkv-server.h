@@ -61,7 +61,6 @@ public:
 
     // What stands at /morphkv and /morphkv/retained. Without --morphkv the page is a chat alone.
     server_http_context::handler_t get_page(const common_params & params) { return morphkv_get_page(params); }
-
     server_http_context::handler_t get_retained(server_context & server) { return retained.get_retained(server); }
 
     // Whether a prompt that has its first n_past tokens in the slot, up to pos_next, goes on without a checkpoint where what is

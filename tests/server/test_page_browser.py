@@ -25,9 +25,9 @@ def browser(tmp_path_factory):
     yield from with_browser(tmp_path_factory.mktemp("browser"))
 
 
-@pytest.fixture
-def server(start_server, tiny_llama):
-    return start_server(tiny_llama(), *TIGHT, "-np", 1, "--morphkv-archive", "ram", "--temp", 0, "-n", 60)
+@pytest.fixture(scope="module")
+def server(start_shared, tiny_llama):
+    return start_shared(tiny_llama(), *TIGHT, "-np", 1, "--morphkv-archive", "ram", "--temp", 0)
 
 
 def keep(browser, name: str) -> None:

@@ -45,7 +45,7 @@ class Browser:
         self._driver = subprocess.Popen(
             ["chromedriver", f"--port={port}"], stdout=self._log, stderr=subprocess.STDOUT, env=env
         )
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=180, trust_env=False)
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=90, trust_env=False)
         self._session = ""
         self._events: list[dict[str, Any]] = []
         try:
