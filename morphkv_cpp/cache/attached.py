@@ -17,7 +17,7 @@ class Attached:
     path: str
     id: int  # of the model and all that is in the file; a state names it by this
     n_tokens: int
-    n_recalled: int  # of it that came into the text's cache, summed over layers and KV heads
+    n_recalled: int  # of it that came into the cache so far, summed over layers and KV heads
     bytes: int  # of the file; it is not in memory as a whole, and does not count for max_bytes
 
 
@@ -44,8 +44,7 @@ class SourceWatch:
     def look(self, context: int) -> tuple[Source, ...]:
         files = attached(context)
         counts = {file.path: file.n_recalled for file in files}
-        # less: the text has begun anew
-        news = {path: n - (seen if (seen := self._seen.get(path, 0)) <= n else 0) for path, n in counts.items()}
+        news = {path: n - self._seen.get(path, 0) for path, n in counts.items()}
         self._seen = counts
         pages = bridge.brought(context) if any(news.values()) else []
         found = []

@@ -371,8 +371,7 @@ morphkv_counts morphkv_observer::cost(int32_t id_slot, const server_task & task)
     now.n_from.resize(given.attached.size());
     for (size_t i = 0; i < now.n_from.size(); ++i) {
         const auto file       = attachments(id_slot).at(i);
-        // less: the slot has been emptied
-        res.n_from[file.path] = file.n_recalled - (file.n_recalled < now.n_from[i] ? 0 : now.n_from[i]);
+        res.n_from[file.path] = file.n_recalled - now.n_from[i];
         now.n_from[i]         = file.n_recalled;
     }
     view.count(res);

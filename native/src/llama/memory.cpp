@@ -191,7 +191,12 @@ bool morphkv_cache::get_can_shift() const {
 
 void morphkv_cache::clear(bool data) {
     llama_kv_cache::clear(data);
-    sequences.assign(sequences.size(), empty_sequence());
+    for (auto & sequence : sequences) {
+        // these are counted on
+        auto n_brought         = std::move(sequence.from.n_tokens);
+        sequence               = empty_sequence();
+        sequence.from.n_tokens = std::move(n_brought);
+    }
     for (llama_seq_id s = 0; archives && s < (llama_seq_id) sequences.size(); ++s) {
         archives->of(s).clear();
     }
@@ -212,7 +217,9 @@ void morphkv_cache::clear_sequence(llama_seq_id seq_id, bool clears_archive) {
     for (auto & group : groups) {
         group.cells->llama_kv_cache::seq_rm(seq_id, -1, -1);
     }
-    sequences[seq_id] = empty_sequence();
+    auto n_brought                  = std::move(sequences[seq_id].from.n_tokens);
+    sequences[seq_id]               = empty_sequence();
+    sequences[seq_id].from.n_tokens = std::move(n_brought);
     if (clears_archive && archives) {
         archives->of(seq_id).clear();
     }
@@ -292,8 +299,10 @@ bool morphkv_cache::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama
         engine.context()->synchronize();
     }
     clear_sequence(seq_id_dst);
-    const auto & text     = sequences[seq_id_src].text;
-    sequences[seq_id_dst] = sequences[seq_id_src];
+    const auto & text                   = sequences[seq_id_src].text;
+    auto         n_brought              = std::move(sequences[seq_id_dst].from.n_tokens);
+    sequences[seq_id_dst]               = sequences[seq_id_src];
+    sequences[seq_id_dst].from.n_tokens = std::move(n_brought);
     for (size_t i = 0; i < groups.size(); ++i) {
         morphkv_set_tokens(groups[i], seq_id_dst, text, i, 0,
                            morphkv_get_tokens(groups[i], seq_id_src, 0, text.n_used(i)), n_pos);

@@ -107,6 +107,6 @@ def test_who_gives_an_option_of_old_is_told(tiny_llama, tmp_path):
 
 def test_every_field_has_an_option():
     names = set(inspect.signature(archive_options).parameters)
-    assert names == {"archive", "archive_type", "archive_max", "archive_max_bytes"} | {
+    assert names == {"archive", "attach", "archive_type", "archive_max", "archive_max_bytes"} | {
         f"recall{name}" for name in ("", "_share", "_redo", "_votes", "_distance")
     }

@@ -291,7 +291,7 @@ static void test_sequences(llama_model * model) {
     CHECK(all_finite(logits(ctx)));
     // emptied, it begins without
     CHECK(llama_memory_seq_rm(memory(ctx), 0, -1, -1));
-    CHECK(decode(ctx, text) == 0 && stats(ctx).n_used == 60 && attachment(ctx).n_recalled == 0);
+    CHECK(decode(ctx, text) == 0 && stats(ctx).n_used == 60 && brought(ctx).empty());
 }
 
 static void test_other_types_and_archives(llama_model * model) {
