@@ -1,7 +1,8 @@
 """RULER's variable tracking, common words and frequent words.
 
 Source: RULER (github.com/NVIDIA/RULER, scripts/data/synthetic: variable_tracking.py, common_words_extraction.py,
-freq_words_extraction.py), without its example before the question. Common words are taken from this package's prose.
+freq_words_extraction.py), without its example before the question. Common words are taken from this package's prose,
+and where a text needs more, made of syllables.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ COMMON_ASK = (
     "\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words that appear most often "
     "in the list are:"
 )
+SYLLABLES = "ba ce di fo gu ha ji ko la me ni po qua re su ta vi wo xe yu za bri cla dro fle gra plo sta tre"
 ZETA_2 = 1.6449340668482264  # of RULER's alpha, 2
 CODED = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently appeared "
@@ -65,14 +67,21 @@ def common(tokens_of: Tokens, i_item: int, n_tokens: int) -> Item:
     words = [word for word in found if word not in COMMON_ASK]
     rng.shuffle(words)
     n_often, n_seldom = REPEATS[n_tokens >= 4096]
-    n_word = len(tokens_of(" ".join(f"{i}. {word}" for i, word in enumerate(words[:200])))) / 200
-    n_words = int((n_tokens - len(tokens_of(COMMON))) / n_word)
-    n_others = max(N_COMMON, (n_words - N_COMMON * n_often) // n_seldom)
-    chosen, others = words[:N_COMMON], words[N_COMMON : N_COMMON + n_others]
-    listed = chosen * n_often + others * n_seldom
-    rng.shuffle(listed)
-    text = COMMON + " ".join(f"{i + 1}. {word}" for i, word in enumerate(listed))
-    return Item("list", tokens_of.begin + tokens_of(text), (Question(tokens_of(COMMON_ASK), tuple(chosen), 80),))
+
+    def text(n_listed: int) -> str:
+        n_others = max(N_COMMON, (n_listed - N_COMMON * n_often) // n_seldom)
+        made = random.Random(f"made {i_item}")
+        # a long text has more words than the prose
+        more = ["".join(made.choices(SYLLABLES.split(), k=3)) for _ in range(N_COMMON + n_others - len(words))]
+        listed = words[:N_COMMON] * n_often + [*words, *more][N_COMMON : N_COMMON + n_others] * n_seldom
+        random.Random(f"order {i_item}").shuffle(listed)
+        return COMMON + " ".join(f"{i + 1}. {word}" for i, word in enumerate(listed))
+
+    n_listed = n_tokens // 4
+    for _ in range(3):
+        n_listed = n_listed * n_tokens // len(tokens_of(text(n_listed)))
+    question = Question(tokens_of(COMMON_ASK), tuple(words[:N_COMMON]), 80)
+    return Item("list", tokens_of.begin + tokens_of(text(n_listed)), (question,))
 
 
 def frequent(tokens_of: Tokens, i_item: int, n_tokens: int) -> Item:
@@ -86,7 +95,9 @@ def frequent(tokens_of: Tokens, i_item: int, n_tokens: int) -> Item:
         random.Random(f"order {i_item}").shuffle(listed)
         return CODED + " ".join(listed)
 
-    n_words = n_tokens * 200 // len(tokens_of(text(200)))
+    n_words = 200
+    for _ in range(3):  # a rare word appears in long texts alone
+        n_words = n_words * n_tokens // len(tokens_of(text(n_words)))
     question = Question(tokens_of(CODED_ASK), tuple(words[1:4]), 40)
     return Item("coded", tokens_of.begin + tokens_of(text(n_words)), (question,))
 

@@ -39,6 +39,12 @@ def test_an_item_is_about_as_long_as_asked(tokens_of, name):
     assert 0.85 * N_TOKENS < n < 1.1 * N_TOKENS
 
 
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "copy"])
+def test_a_long_item_is_not_short_of_words(tokens_of, name):
+    n = len(TASKS[name].make(tokens_of, 0, 32768).tokens)
+    assert 0.9 * 32768 < n < 1.05 * 32768
+
+
 @pytest.mark.parametrize("name", STATED)
 def test_what_is_expected_is_in_the_text_and_not_in_the_question(tokens_of, name):
     for i in range(3):
