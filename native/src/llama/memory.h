@@ -146,7 +146,7 @@ public:
     uint64_t n_sched_uses() const { return engine.n_uses; }
 
     //
-    // archive and recall (recall.cpp)
+    // archive (archiving.cpp) and recall (recall.cpp)
     //
 
     // From now on each sequence keeps what leaves its window. Throws morphkv_error where keys cannot be turned back, and where
