@@ -76,15 +76,14 @@ typedef struct morphkv_params {
                            // Some architectures rotate keys in ways that cannot be rebased: there -1 means never, and
                            // morphkv_context_create() refuses a limit
     int32_t  n_large;      // layers that keep more than the others, as evictions do more harm there; 0 = all are alike
-    int32_t  large_capacity;  // of these, and
-    int32_t
-        small_capacity;  // of all others. Both 0: shared by bytes, all take what `capacity` would take in each layer,
-                         // and are alike where the room that each layer needs leaves nothing to share
+    // Of these, and of all others. Both 0: shared by bytes, all take what `capacity` would take in each layer, and are alike
+    // where the room that each layer needs leaves nothing to share.
+    int32_t  large_capacity;
+    int32_t  small_capacity;
     uint16_t large_layers[MORPHKV_LARGE_MAX];  // the first n_large: those with the most harm first
-    int32_t
-        protect;  // tokens before the window that are never evicted either, and do not vote; -1 = as many as the policy
-                  // takes: with MORPHKV_POLICY_H2O half of the capacity is window and protected, with _COMMITTEES
-                  // a quarter, else none
+    // Tokens before the window that are never evicted either, and do not vote; -1 = as many as the policy takes: with
+    // MORPHKV_POLICY_H2O half of the capacity is window and protected, with _COMMITTEES a quarter, else none.
+    int32_t  protect;
 } morphkv_params;
 
 typedef struct morphkv_stats {
@@ -210,13 +209,12 @@ MORPHKV_API morphkv_status morphkv_archive_attach(struct llama_context * ctx, co
 
 // A file that is attached.
 typedef struct morphkv_attachment {
-    size_t       size;  // sizeof(morphkv_attachment), set by the caller
-    const char * path;  // valid as long as the context
-    uint64_t     id;    // of the model and all that is in the file
+    size_t       size;        // sizeof(morphkv_attachment), set by the caller
+    const char * path;        // valid as long as the context
+    uint64_t     id;          // of the model and all that is in the file
     int64_t      n_tokens;
-    int64_t
-        n_recalled;  // tokens of it that came into the sequence, summed over layers and KV heads, since it was emptied
-    uint64_t bytes;  // of the file, none of which count for max_bytes
+    int64_t      n_recalled;  // tokens that came into the sequence, by layer and KV head, since it was emptied
+    uint64_t     bytes;       // of the file, none of which count for max_bytes
 } morphkv_attachment;
 
 // How many there are; and the i-th, as a sequence sees it.
