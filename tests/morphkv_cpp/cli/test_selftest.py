@@ -27,7 +27,7 @@ def test_one_object_holds_every_case(capsys):
     found = json.loads(output)
     n_cpu = sum(case["device"] == "CPU" for case in found["cases"])
     assert found["figures"]["CPU"] == {"same": n_cpu, "different": 0, "refused": 0}
-    assert n_cpu == 78
+    assert n_cpu == 84
 
 
 def test_threads_are_the_librarys(capsys, monkeypatch):
@@ -51,7 +51,7 @@ def test_servers_pass(capsys, rpc_servers):
     for name in names:
         device = next(line.split(":")[0] for line in output.splitlines() if line.endswith(f": {name}"))
         assert device.startswith("RPC")
-        assert f"{device}: 78 same\n" in output
+        assert f"{device}: 84 same\n" in output
 
 
 def test_a_difference_is_told_and_is_an_error(capsys, monkeypatch):
