@@ -33,8 +33,9 @@ def page_part(name: str, summary: Mapping[str, Any], has_plot: bool) -> str:
 
 def _about(run: Mapping[str, Any]) -> list[str]:
     machine = run.get("machine", {})
+    n_earlier = len(run.get("commands", [])) - 1
     return [
-        f"`{run.get('command', '')}`",
+        f"`{run.get('command', '')}`" + (f", and {n_earlier} more for the same file" if n_earlier > 0 else ""),
         "",
         f"{run.get('model', '')}, {machine.get('cpu', '')}, {run.get('n_threads', '?')} threads; "
         f"morphkv_cpp {machine.get('morphkv_cpp', '')} at {machine.get('commit', '')}, "
