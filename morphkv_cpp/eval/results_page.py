@@ -33,14 +33,20 @@ def page_part(name: str, summary: Mapping[str, Any], has_plot: bool) -> str:
 
 def _about(run: Mapping[str, Any]) -> list[str]:
     machine = run.get("machine", {})
+    n_earlier = len(run.get("commands", [])) - 1
     return [
-        f"`{run.get('command', '')}`",
+        f"`{run.get('command', '')}`" + (f", and {n_earlier} more for the same file" if n_earlier > 0 else ""),
         "",
-        f"{run.get('model', '')}, {machine.get('cpu', '')}, {run.get('n_threads', '?')} threads; "
+        f"{run.get('model', '')}, {machine.get('cpu', '')}, {_threads(run)}; "
         f"morphkv_cpp {machine.get('morphkv_cpp', '')} at {machine.get('commit', '')}, "
         f"llama-cpp-python {machine.get('llama_cpp_python', '')}, Python {machine.get('python', '')}. "
         f"All caches but `{FULL}` have the bytes of {run.get('n_cells', '?')} cells in f16.",
     ]
+
+
+def _threads(run: Mapping[str, Any]) -> str:
+    n = run.get("n_threads", "?")
+    return f"{n} thread" if n == 1 else f"{n} threads"
 
 
 def _worse(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -87,7 +87,10 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
                 figure |= {"to_full": delta.mean, "to_full_error": delta.error, "to_full_n": delta.n}
             figures.append(figure)
     runs = [row["run"] for row in rows if "run" in row]
-    found: dict[str, Any] = {"run": runs[-1] if runs else {}, "arms": _arms(rows), "figures": figures}
+    run = dict(runs[-1]) if runs else {}
+    if commands := list(dict.fromkeys(each["command"] for each in runs if "command" in each)):
+        run["commands"] = commands
+    found: dict[str, Any] = {"run": run, "arms": _arms(rows), "figures": figures}
     return {name: _finite(value) for name, value in {**found, "worse": worse(rows)}.items()}
 
 

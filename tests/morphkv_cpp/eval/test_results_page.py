@@ -9,6 +9,7 @@ from morphkv_cpp.eval.results_page import BEGIN, END, page_part, put_in_page
 RUN = {
     "title": "Quick",
     "command": "morphkv eval suite demo",
+    "commands": ["morphkv eval suite demo", "morphkv eval suite demo --items 1"],
     "model": "SmolLM2",
     "n_cells": 768,
     "n_threads": 2,
@@ -34,7 +35,7 @@ SUMMARY = {"run": RUN, "arms": {"morphkv": {"kv_bytes": 2**20, "extra_bytes": 2*
 
 def test_what_is_worse_comes_first():
     part = page_part("quick", SUMMARY | {"worse": WORSE}, has_plot=True)
-    assert part.startswith("### Quick\n\n`morphkv eval suite demo`\n")
+    assert part.startswith("### Quick\n\n`morphkv eval suite demo`, and 1 more for the same file\n")
     assert "SmolLM2, a CPU, 2 threads" in part
     assert "by at least 3 standard errors: 1 of 2 comparisons" in part
     assert "| copy, 1,536 tokens | `morphkv` | `shift` | 0.250 ± 0.050 | 5.0 | 3 |" in part

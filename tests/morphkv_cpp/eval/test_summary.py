@@ -31,6 +31,11 @@ def test_questions_of_an_item_are_one_value_and_items_give_the_error():
     assert ours["to_full_error"] == pytest.approx(ours["error"])
 
 
+def test_all_commands_are_named():
+    runs = [{"run": {"command": command}} for command in ("a", "b", "a")]
+    assert summarize(runs)["run"] == {"command": "a", "commands": ["a", "b"]}
+
+
 def test_differences_are_taken_over_the_items_that_both_have():
     delta = paired({0: 1.0, 1: 2.0, 2: 4.0}, {1: 1.0, 2: 1.0, 3: 9.0})
     assert (delta.mean, delta.n) == (2.0, 2)
