@@ -81,7 +81,7 @@ morphkv_page_files::update morphkv_page_files::next(llama_context * ctx, int32_t
     if (morphkv_pages_get(ctx, id_slot, 0, 0, nullptr, &now) != MORPHKV_STATUS_OK || now.end == now.first) {
         return {};
     }
-    int64_t n_same = file.chat == chat ? n_same_pages(ctx, id_slot, now, file.pages, file.hashes) : 0;
+    int64_t n_same = n_same_pages(ctx, id_slot, now, file.pages, file.hashes);
     // those that had to leave the archive are half of the file
     if (now.first - file.pages.first > now.end - now.first) {
         n_same = 0;
@@ -96,6 +96,8 @@ morphkv_page_files::update morphkv_page_files::next(llama_context * ctx, int32_t
         memcpy(res.bytes.data(), MAGIC, sizeof(MAGIC));
     } else {
         res.n_kept     = sizeof(first_bytes) + n_same * now.record_bytes;
+        res.copied     = file.chat == chat ? fs::path() : morphkv_pages_path(file.chat);
+        file.chat      = chat;
         file.pages.end = now.end;
         file.hashes.resize(n_same);
     }
@@ -113,23 +115,27 @@ morphkv_page_files::update morphkv_page_files::next(llama_context * ctx, int32_t
 }
 
 std::string morphkv_page_files::update::write() const {
-    std::error_code ec;
-    const fs::path  to = n_kept > 0 ? path : fs::path(path).concat(".tmp");
     if (path.empty()) {
         return "";
     }
-    errno = 0;
-    if (n_kept > 0) {
-        fs::resize_file(path, n_kept, ec);
+    const bool      is_new = n_kept == 0 || !copied.empty();
+    const fs::path  to     = is_new ? fs::path(path).concat(".tmp") : path;
+    std::error_code ec;
+    if (!copied.empty()) {
+        fs::copy_file(copied, to, fs::copy_options::overwrite_existing, ec);
+    }
+    if (!ec && n_kept > 0) {
+        fs::resize_file(to, n_kept, ec);
     }
     std::string why = ec ? ec.message() : "";
     if (why.empty()) {
+        errno = 0;
         std::ofstream out(to, std::ios::binary | (n_kept > 0 ? std::ios::app : std::ios::trunc));
         out.write(bytes.data(), bytes.size());
         out.close();
         why = out ? "" : errno != 0 ? std::strerror(errno) : "the file cannot be written";
     }
-    if (why.empty() && n_kept == 0) {
+    if (why.empty() && is_new) {
         fs::rename(to, path, ec);
         why = ec ? ec.message() : "";
     }

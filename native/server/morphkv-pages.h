@@ -21,6 +21,7 @@ public:
     // What is to be written, by any thread.
     struct update {
         std::filesystem::path path;        // empty: nothing is
+        std::filesystem::path copied;      // the file of another chat with the same beginning, or empty
         uint64_t              n_kept = 0;  // bytes that stay; 0 = the file is written anew
         std::vector<char>     bytes;       // behind them
 
