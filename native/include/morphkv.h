@@ -208,7 +208,7 @@ typedef struct morphkv_attachment {
     uint64_t     id;    // of the model and all that is in the file
     int64_t      n_tokens;
     int64_t
-        n_recalled;  // tokens of it that came into the sequence, summed over layers and KV heads, since it was emptied
+        n_recalled;  // tokens of it that came into the sequence, summed over layers and KV heads, over all its texts
     uint64_t bytes;  // of the file, none of which count for max_bytes
 } morphkv_attachment;
 
