@@ -181,7 +181,7 @@ def archive_of(archive: ArchiveOption, old: dict[str, Any]) -> Archive | None:
             raise ArchiveError(f"{_keywords(given)}: set the fields of the Archive instead, got {archive}")
     if archive is None or isinstance(archive, Archive):
         return archive
-    if not isinstance(archive, (str, os.PathLike)):
+    if isinstance(archive, Sequence) and not isinstance(archive, (str, bytes)):
         return Archive(AUTO, attach=archive, **given)
     try:
         return Archive(archive, **given)

@@ -213,7 +213,7 @@ typedef struct morphkv_attachment {
     const char * path;        // valid as long as the context
     uint64_t     id;          // of the model and all that is in the file
     int64_t      n_tokens;
-    int64_t      n_recalled;  // tokens that came into the sequence, by layer and KV head, since it was emptied
+    int64_t      n_recalled;  // tokens that came into the sequence, by layer and KV head, over all its texts
     uint64_t     bytes;       // of the file, none of which count for max_bytes
 } morphkv_attachment;
 

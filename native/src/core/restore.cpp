@@ -84,7 +84,8 @@ void add_recent(reader & from, const morphkv_page_layout & layout, const morphkv
 
 // Slots of a head: those before serial `first` stay; the others get what is to be kept, and then the newest tokens before
 // `first`, of those that no slot has.
-std::vector<int32_t> refill(const int32_t * slots, int32_t n_slots, int32_t n_keep, int32_t first, reader & from) {
+std::vector<int32_t> refill(const int32_t * slots, int32_t n_slots, int32_t n_keep, int32_t first,
+                            const morphkv_sources & sources, reader & from) {
     std::vector<int32_t> res(slots, slots + n_slots);
     std::vector<int32_t> ordered = res;
     std::sort(ordered.begin(), ordered.end());
@@ -93,7 +94,7 @@ std::vector<int32_t> refill(const int32_t * slots, int32_t n_slots, int32_t n_ke
     };
     int32_t next_kept = 0, next = first;
     for (int32_t & serial : res) {
-        if (serial != -1 && serial < first) {
+        if (serial < first && (serial >= 0 || sources.page_of(serial) != morphkv_sources::NONE)) {
             continue;
         }
         while (next_kept < n_keep && !is_free(next_kept)) {
@@ -170,7 +171,8 @@ morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morph
                 before.assign(before.size(), -1);
             }
             for (int32_t h = 0; h < layers[il].n_head_kv; ++h) {
-                const auto of_head = refill(before.data() + h * n_distant, n_distant, text.n_keep, first, from);
+                const auto of_head =
+                    refill(before.data() + h * n_distant, n_distant, text.n_keep, first, sources, from);
                 moved[il].after.insert(moved[il].after.end(), of_head.begin(), of_head.end());
             }
             res.serials.push_back(moved[il].after);

@@ -154,12 +154,11 @@ static void shift_rows(const morphkv_side & side, llama_seq_id seq_id, int32_t f
     }
 }
 
-// Pages for n_opened free slots, best first.
+// Pages for n_opened free slots: the best, and then others as they come. More of the best would have more that is alike.
 static morphkv_pages pages_to_open_with(const morphkv_sources & sources, morphkv_page_scorer & scorer, size_t n_wanted,
                                         size_t n_look, int32_t n_opened, int32_t n_keep) {
-    const size_t  n_fill = std::max<size_t>(n_wanted, (n_opened + N_PAGE - 1) / N_PAGE);
     morphkv_pages res;
-    for (const int64_t page : morphkv_choose_pages(sources, n_fill, std::max(n_look, n_fill), n_keep, scorer)) {
+    for (const int64_t page : morphkv_choose_pages(sources, n_wanted, n_look, n_keep, scorer)) {
         if (auto found = sources.find_page(page)) {
             res.emplace_back(page, std::move(found));
         }
@@ -306,7 +305,7 @@ bool morphkv_cache::open_slots(llama_seq_id seq_id, const morphkv_recall_params 
         }
         groups[i].cells->llama_kv_cache::seq_rm(seq_id, -1, -1);
         morphkv_set_tokens(groups[i], seq_id, text, i, 0, in_cells, n_pos);
-        note_brought(seq_id, pages, slots[i]);
+        note_brought(seq_id, { pages.begin(), pages.begin() + std::min(n_wanted, pages.size()) }, slots[i]);
     }
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     sequences[seq_id].recall_ms += res.took_ms;
