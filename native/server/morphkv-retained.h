@@ -24,6 +24,12 @@ public:
     // For the server's thread, while nothing is decoded: takes what is asked for.
     void show(int32_t id_slot, const server_tokens & tokens, bool is_processing);
 
+    template <typename slots_type> void show_all(const slots_type & slots) {
+        for (const auto & slot : slots) {
+            show(slot.id, slot.prompt.tokens, slot.is_processing());
+        }
+    }
+
     server_http_context::handler_t get_retained(server_context & server);
 
     struct layer {

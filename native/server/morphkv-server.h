@@ -54,8 +54,8 @@ public:
     template <typename slots_type>
     void before_task(const server_task & task, bool is_decoding, const slots_type & slots) {
         look_before_task(task, is_decoding);
-        if (!is_decoding) {
-            show(slots);
+        if (is_on() && !is_decoding) {
+            retained.show_all(slots);
         }
     }
 
@@ -150,12 +150,15 @@ public:
 
     // After a decode that succeeded: what it has cost goes to the slots' timings.
     template <typename slots_type> void after(slots_type & slots) {
+        if (!is_on()) {
+            return;
+        }
         for (auto & slot : slots) {
-            if (is_on() && slot.is_processing()) {
+            if (slot.is_processing()) {
                 slot.stats.morphkv.add(cost(slot.id, *slot.task));
             }
         }
-        show(slots);
+        retained.show_all(slots);
     }
 
     // Whether the slot still holds its text after a file was not restored: a refused state changes nothing. n_read: what
@@ -188,14 +191,6 @@ private:
     };
 
     bool is_on() const { return ctx != nullptr; }
-
-    template <typename slots_type> void show(const slots_type & slots) {
-        for (const auto & slot : slots) {
-            if (is_on()) {
-                retained.show(slot.id, slot.prompt.tokens, slot.is_processing());
-            }
-        }
-    }
 
     using loras = std::vector<common_adapter_lora_info>;
 
