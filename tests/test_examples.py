@@ -55,7 +55,7 @@ def numbers(line: str) -> list[int]:
 
 def test_each_is_read_at_a_glance():
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert len(lengths) == 5
+    assert len(lengths) == 4
     assert max(lengths.values()) < 60, lengths
 
 
@@ -104,19 +104,6 @@ def test_a_text_is_shown_by_what_is_kept_of_it(demo_model, book, tmp_path):
     assert n_read > n_kept > 512 > n_by_all >= 4
     assert len(kept) == 8
     assert (tmp_path / "out.html").stat().st_size > 40_000
-
-
-@pytest.mark.demo
-def test_a_book_is_read_once_and_asked(demo_model, book, tmp_path):
-    question = "The code of Anna's bicycle lock is"
-    first = run("book_read_once.py", demo_model, book, question, question, folder=tmp_path)
-    assert len(first) == 5
-    assert first[1].startswith(question)
-    assert first[1:3] == first[3:5]  # from the same place
-    assert numbers(first[2])[1] > 0
-    again = run("book_read_once.py", demo_model, book, question, folder=tmp_path)  # nothing is read
-    assert again[0] == first[0]
-    assert again[1:] == first[1:3]
 
 
 @pytest.mark.demo
