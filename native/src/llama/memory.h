@@ -159,9 +159,9 @@ public:
     }
 
     // Full pages of an archive, for hosts (pages.cpp). Throw morphkv_error.
-    morphkv_page_range pages_of(llama_seq_id seq_id) const;
-    void               get_pages(llama_seq_id seq_id, int64_t first, int64_t n, char * records) const;
-    void               set_pages(llama_seq_id seq_id, const morphkv_page_range & pages, const char * records);
+    morphkv_page_range       pages_of(llama_seq_id seq_id) const;
+    void                     get_pages(llama_seq_id seq_id, int64_t first, int64_t n, char * records) const;
+    void                     set_pages(llama_seq_id seq_id, const morphkv_page_range & pages, const char * records);
     // What recalls bring from beside the archives: files that were read before; and writes one, of a text that has these tokens
     // (attached.cpp). All sequences must be empty. Throw morphkv_error.
     void                     attach(llama_context * lctx, const std::string & path, const char * model_path);
