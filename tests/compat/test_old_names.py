@@ -63,10 +63,10 @@ class TestPosition:
         ):
             MorphKV(64, capacity=64)
         with (
-            pytest.raises(TypeError, match="MorphKV has 12 settings, got 13"),
+            pytest.raises(TypeError, match="MorphKV has 13 settings, got 14"),
             pytest.warns(DeprecationWarning, match="by name"),
         ):
-            MorphKV(*range(13))
+            MorphKV(*range(14))
 
 
 class TestArchiveKeywords:
