@@ -1,7 +1,7 @@
 """What a real model answers from a text that another process has read.
 
-The page that a question asks for comes back; what the model makes of it, among 40 facts in a few forms, is another matter: of
-60,000 tokens it answers 15, of 9,600 it answers 24, and with nothing but the facts in a full cache 36.
+The page that a question asks for comes back; what the model makes of it, among 40 facts in a few forms, is another
+matter: of 60,000 tokens it answers 15, of 9,600 it answers 24, and with nothing but the facts in a full cache 36.
 """
 
 import itertools
@@ -101,7 +101,7 @@ def test_forty_questions_from_a_fresh_process(demo_model, tmp_path):
     n_right = sum(a == b for a, b in zip(answers, wanted, strict=True))
     n_seen = sum(a == b for a, b in zip(seen, wanted, strict=True))
     print(
-        f"{found.n_tokens:,} tokens read in {found.seconds:.0f} s; of {N_QUESTIONS} facts {sum(are_back)} came back and "
+        f"{found.n_tokens:,} tokens read in {found.seconds:.0f} s; of {N_QUESTIONS} facts {sum(are_back)} came back, "
         f"{n_right} were answered, with nothing but the facts {n_seen}; the first answer after {first_s:.2f} s"
     )
     assert n_seen > 0.6 * N_QUESTIONS
