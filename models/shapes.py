@@ -12,7 +12,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from .synthetic import TinyLlamaShape, add_sizes, add_vocabulary
+from .synthetic import TinyLlamaShape, add_sizes, add_vocabulary, write_file
 
 BLOCK = 32  # values that share a scale in Q4_0
 BLOCK_BYTES = 2 + BLOCK // 2
@@ -89,12 +89,7 @@ def write_shape(path: str | Path, shape: ModelShape, n_layer: int, seed: int = 0
             writer.add_tensor(f"blk.{layer}.{norm}.weight", ones)
         for name, n_out, n_in in shape.matrices():
             _add_matrix(writer, f"blk.{layer}.{name}", n_out, n_in, rng)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+    write_file(writer)
     return Path(path)
 
 

@@ -64,13 +64,18 @@ def write_tiny_llama(path: str | Path, **shape: Any) -> Path:
     add_vocabulary(writer, sizes.n_vocab, sizes.special)
     for name, weights in _random_weights(sizes).items():
         writer.add_tensor(name, weights)
+    write_file(writer)
+    return path
+
+
+def write_file(writer: gguf.GGUFWriter) -> None:
+    """Write all that was added, and close the file."""
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     finally:
         writer.close()
-    return path
 
 
 def add_sizes(writer: gguf.GGUFWriter, sizes: TinyLlamaShape) -> None:
