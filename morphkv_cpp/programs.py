@@ -17,6 +17,7 @@ SERVED = {
 SERVER_OPTIONS = {
     f"--{name}": f"--morphkv-{name}"
     for name in (
+        "attach",
         "capacity",
         "window",
         "interval",

@@ -146,4 +146,4 @@ class TestDefaults:
             edited = [dict(message) for message in talk.messages[: -2 * n_turns - 1]]
             edited[-1]["content"] = "something else, the coffee"
             talk.answer(edited)
-            assert talk.n_evaluated <= talk.n_new + 64
+            assert talk.n_evaluated <= talk.n_new + 512

@@ -208,6 +208,7 @@ def axe(folder: Path) -> str:
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_axe_finds_no_serious_fault(browser, server, tmp_path):
     source = axe(tmp_path)
     open_page(browser, f"{server.url}/morphkv")
