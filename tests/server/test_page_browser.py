@@ -218,6 +218,7 @@ def test_axe_finds_no_serious_fault(browser, server, tmp_path):
     for size in (WIDE, NARROW):
         for dark in (False, True):
             browser.look_as(size, dark)
+            browser.wait("return document.getAnimations().length === 0")  # colours fade into each other
             for tab in ("chat", "cache") if size == NARROW else ("chat",):
                 browser.run("document.querySelector(`.tabs button[data-to=${arguments[0]}]`).click()", tab)
                 browser.run(source + "; window.axe = window.axe || axe")
