@@ -58,6 +58,8 @@ class Archive:
         a sliding window or are recurrent.
     attach: files that Llama.read wrote, with this model. Recalls bring pages of them, too, beside those of the text's
         own archive, as if each text had begun with them. They are read only, and any number of processes share them.
+    reread: read what a prompt's recall brings of attached files again, side by side, at most 240 tokens: passages that are
+        alike are told apart by keys and values that know of each other. It takes a context of 256 cells.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).
@@ -74,6 +76,7 @@ class Archive:
     distance: int = 256
     restore: bool = True
     attach: Sequence[str | os.PathLike[str]] = ()
+    reread: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.place, (str, os.PathLike)):
@@ -98,6 +101,8 @@ class Archive:
             raise ValueError(f"share must be in (0, 1], got {self.share}")
         if not isinstance(self.restore, bool):
             raise TypeError(f"restore must be True or False, got {self.restore!r}")
+        if not isinstance(self.reread, bool):
+            raise TypeError(f"reread must be True or False, got {self.reread!r}")
         object.__setattr__(self, "attach", _paths(self.attach))
 
     def is_same_place(self, other: Archive) -> bool:
@@ -105,7 +110,7 @@ class Archive:
 
     def recall_settings(self) -> dict[str, float]:
         """Fields of morphkv_recall_params."""
-        settings: dict[str, float] = {"share": self.share, "votes": self.votes}
+        settings: dict[str, float] = {"share": self.share, "votes": self.votes, "reread": int(self.reread)}
         if self.distance != Archive.distance:
             settings["distance"] = self.distance
         return settings
@@ -205,4 +210,5 @@ class Recall:
     n_recalled: int  # brought back, summed over layers and KV heads; those that were there already do not count
     ask_ms: float  # time to choose
     took_ms: float  # time of all
+    n_reread: int = 0  # of attached files, that were read again together
     sources: tuple[Source, ...] = ()  # attached files that something came from

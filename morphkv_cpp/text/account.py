@@ -107,6 +107,7 @@ class Clock:
         if self._llm.archive is not None and self._llm.archive.attach:
             sources = joined(tuple(source for recall in recalls for source in recall.sources))
             timings["recalled_from"] = {source.path: source.n_recalled for source in sources}
+            timings["reread_n"] = sum(recall.n_reread for recall in recalls)
         return Account(usage, timings)
 
 

@@ -16,7 +16,7 @@
 #endif
 
 // raised whenever a struct or a function below changes
-#define MORPHKV_ABI_VERSION 12
+#define MORPHKV_ABI_VERSION 13
 
 // A batch of up to so many tokens of a sequence, all with logits, is a draft to verify and no prompt: it can be taken back.
 #define MORPHKV_DRAFT_MAX 32
@@ -276,6 +276,7 @@ typedef struct morphkv_recall_params {
     int32_t look;      // pages whose keys are looked at for each that is wanted, >= 1; of all one in 20 at least
     float   need;  // while a text is written: third powers of a page's share of a vote, summed over layers and heads,
                    // from which on it is in use, >= 0
+    int32_t reread;  // 1 (default): pages of attached files are read again, together, as they come: see morphkv_attach(); 0: not
 } morphkv_recall_params;
 
 typedef struct morphkv_recalled {
@@ -284,6 +285,7 @@ typedef struct morphkv_recalled {
     int64_t n_recalled;  // tokens brought back, summed over layers and KV heads; those that were there do not count
     double  ask_ms;      // time to choose
     double  took_ms;     // time of all
+    int64_t n_reread;    // tokens of attached files that were read again
 } morphkv_recalled;
 
 MORPHKV_API morphkv_recall_params morphkv_recall_params_default(void);

@@ -12,6 +12,7 @@ void morphkv_counts::add(const morphkv_counts & other) {
     has_archive = has_archive || other.has_archive;
     n_recalls += other.n_recalls;
     n_recalled += other.n_recalled;
+    n_reread += other.n_reread;
     recall_ms += other.recall_ms;
     for (const auto & [path, n] : other.n_from) {
         n_from[path] += n;
@@ -38,6 +39,9 @@ void morphkv_counts::write_timings(common_json & timings) const {
     }
     for (const auto & [path, n] : n_from) {
         timings["recalled_from"][path] = n;
+    }
+    if (n_reread > 0) {
+        timings["reread_n"] = n_reread;
     }
     if (n_media > 0) {
         timings["media_n"]        = n_media;

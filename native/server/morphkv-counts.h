@@ -19,6 +19,7 @@ struct morphkv_counts {
     bool    has_archive = false;
     int64_t n_recalls   = 0;
     int64_t n_recalled  = 0;  // tokens, summed over layers and KV heads
+    int64_t n_reread    = 0;  // tokens of attached files that were decoded anew
     double  recall_ms   = 0.0;
 
     int64_t n_media        = 0;  // images and sounds that were evaluated

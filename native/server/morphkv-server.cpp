@@ -290,6 +290,7 @@ void morphkv_observer::recalled(int32_t id_slot, morphkv_status status, const mo
     morphkv_counts & pending = states[id_slot].pending;
     pending.n_recalls++;
     pending.n_recalled += brought.n_recalled;
+    pending.n_reread += brought.n_reread;
     pending.recall_ms += brought.took_ms;
 }
 

@@ -29,6 +29,7 @@ def test_each_slot_recalls_from_it_and_says_so(start_server, file):
         timings = server.complete(tokens(30, slot), 8, id_slot=slot)["timings"]
         assert timings["recalled_from"] == {str(path): timings["recalled_n"]}
         assert timings["recalled_n"] > 0
+        assert timings["reread_n"] % 16 == 0 < timings["reread_n"] <= 240
     # once more, after the slot has had another text
     first = server.complete(tokens(30, 5), 8, id_slot=0, cache_prompt=False)
     server.complete(tokens(500, 9), 4, id_slot=0, cache_prompt=False)

@@ -70,7 +70,7 @@ void add_moves(std::vector<origin> origins, const morphkv_sources & sources, siz
             move.filled.push_back(from.row);
             move.v.insert(move.v.end(), v, v + n_v);
         }
-        if (!kept.empty() && !from.has_original) {
+        if (!kept.empty() && !from.has_original && from.serial >= 0) {
             kept[from.i_layer].serial[from.row] = from.serial;
             memcpy(kept[from.i_layer].k.data() + from.row * n_k, k, n_k);
         }
@@ -130,7 +130,9 @@ morphkv_move_plan morphkv_plan_moves(const morphkv_text & text, size_t i_group,
                 if (!is_new && (by == 0 || !rotates)) {
                     continue;
                 }
-                const int64_t i_page = is_exact || is_new ? sources.page_of(serial) : NONE;
+                // what came of an attached file may have been read again, and is then not what the file has
+                const bool    is_as_held = is_exact && serial >= 0;
+                const int64_t i_page     = is_as_held || is_new ? sources.page_of(serial) : NONE;
 
                 origin from{};
                 from.i_page  = i_page != NONE && is_held(sources, pages, i_page) ? i_page : NONE;

@@ -60,17 +60,26 @@ void morphkv_fill_up(const morphkv_sources & sources, int32_t n, morphkv_pages &
     for (const auto & [page, _] : pages) {
         there.insert(page);
     }
+    const auto add = [&](int64_t page) {
+        if ((int64_t) pages.size() * N_PAGE >= n || there.count(page) > 0) {
+            return;
+        }
+        if (auto found = sources.find_page(page)) {
+            pages.emplace_back(page, std::move(found));
+        }
+    };
+    std::vector<int64_t> firsts;
     for (const auto & source : sources.all()) {
         if (!source.file || !source.file->is_index_right()) {
             continue;
         }
-        for (int64_t page = source.first; page < source.end && (int64_t) pages.size() * N_PAGE < n; ++page) {
-            if (there.count(page) > 0) {
-                continue;
-            }
-            if (auto found = sources.find_page(page)) {
-                pages.emplace_back(page, std::move(found));
-            }
+        for (int64_t page = source.first + 1; page < source.end; ++page) {
+            add(page);
         }
+        firsts.push_back(source.first);
+    }
+    // what all tokens of a file attend to is in its first page, and the text has such tokens of its own
+    for (const int64_t page : firsts) {
+        add(page);
     }
 }

@@ -23,5 +23,5 @@ int32_t morphkv_n_opened(const morphkv_text & opened);
 std::vector<int32_t> morphkv_open_slots(const morphkv_text & opened, size_t i_group, const morphkv_sources & sources,
                                         const morphkv_pages & pages);
 
-// Adds other pages of files that can be read until they have n tokens, if there are as many.
+// Adds other pages of files that can be read until they have n tokens, if there are as many; the first of a file last.
 void morphkv_fill_up(const morphkv_sources & sources, int32_t n, morphkv_pages & pages);

@@ -45,7 +45,9 @@ void morphkv_prompt_step(morphkv_prompt & prompt, int32_t n_held, const morphkv_
         read_on(prompt, n_held, memory);
         return;
     }
-    if (is_last || n_held >= prompt.n_tokens) {
+    // what was read again together is what the question asked for, and asking once more would only have it read once more
+    const bool has_it = prompt.stage == MORPHKV_PROMPT_STAGE_AGAIN && prompt.recalled.n_reread > 0;
+    if (is_last || has_it || n_held >= prompt.n_tokens) {
         read_last(prompt, n_held, memory);
         return;
     }

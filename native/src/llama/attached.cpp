@@ -3,6 +3,7 @@
 
 #include "core/hash.h"
 #include "core/opening.h"
+#include "core/restore.h"
 #include "core/search.h"
 #include "device/graph-recall.h"
 #include "llama-context.h"
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 
 // Most tokens at a prompt's end that are decoded again by default, and the last one.
 static constexpr int32_t N_REDO = 129;
@@ -71,7 +73,13 @@ void morphkv_cache::attach(llama_context * lctx, const std::string & path, const
     check(sources_of(0).n_attached() + file->n_pages() < (1 << 25), MORPHKV_STATUS_INVALID,
           "all attached files must have fewer than 2^29 tokens");
     attached.push_back(std::move(file));
-    keeps_originals = true;
+    if (!reader) {
+        try {
+            reader = std::make_unique<morphkv_reader>(*lctx, archives->of(0).layout);
+        } catch (const std::exception & err) {
+            LLAMA_LOG_WARN("%s: MorphKV: recalled passages of files are not read again: %s\n", __func__, err.what());
+        }
+    }
 }
 
 uint32_t morphkv_cache::attached_hash() const {
@@ -137,6 +145,69 @@ void morphkv_cache::note_brought(llama_seq_id seq_id, const morphkv_pages & page
             LLAMA_LOG_WARN("%s: MorphKV: attached: %s\n", "tell", news.c_str());
         }
     }
+}
+
+morphkv_archive::rows morphkv_cache::read_rows(llama_seq_id seq_id, int32_t first, int32_t n) {
+    archive_all(seq_id);
+    return morphkv_take_passage(archives->of(seq_id), first, n).rows;
+}
+
+bool morphkv_cache::are_in_slots(llama_seq_id seq_id, const std::set<int32_t> & serials) const {
+    for (size_t i = 0; i < groups.size(); ++i) {
+        const auto & side = groups[i].side;
+        for (const auto & layer : side.layers) {
+            const auto    slots = side.get_serials(layer, seq_id);
+            const int64_t n_there =
+                std::count_if(slots.begin(), slots.end(), [&](int32_t serial) { return serials.count(serial) > 0; });
+            if (n_there < (int64_t) serials.size() * layer.n_head_kv) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+std::set<int32_t> morphkv_cache::read_again(llama_seq_id seq_id, const morphkv_recall_params & p, morphkv_pages & pages,
+                                            morphkv_recalled & res) {
+    const auto                                     sources = sources_of(seq_id);
+    std::map<int64_t, morphkv_archive::page_ptr *> chosen;
+    std::set<int32_t>                              serials;
+    for (auto & [page, rows] : pages) {
+        const size_t i_source = sources.source_of(page);
+        if (i_source < attached.size() && page != sources.all()[i_source].first &&
+            chosen.size() < morphkv_reader::N_PAGES_MAX) {
+            chosen[page] = &rows;
+            for (int32_t i = 0; i < N_PAGE; ++i) {
+                serials.insert(sources.serial_of(page) + i);
+            }
+        }
+    }
+    if (!reader || p.reread == 0 || chosen.empty() || are_in_slots(seq_id, serials) ||
+        !engine.context()->adapters_lora_are_same(nullptr, 0, nullptr)) {
+        return {};
+    }
+    const auto tokens_of = [&](int64_t page) {
+        const auto & source = sources.all()[sources.source_of(page)];
+        return source.file->get_tokens((page - source.first) * N_PAGE, N_PAGE);
+    };
+    try {
+        std::vector<int32_t> tokens;
+        for (const auto & [page, _] : chosen) {
+            const auto of_page = tokens_of(page);
+            tokens.insert(tokens.end(), of_page.begin(), of_page.end());
+        }
+        const auto first = tokens_of(sources.all()[sources.source_of(chosen.begin()->first)].first);
+        const auto read  = reader->read(first[0], tokens);
+        auto       next  = read.begin();
+        for (auto & [_, rows] : chosen) {
+            *rows = *next++;
+        }
+    } catch (const std::exception & err) {
+        LLAMA_LOG_WARN("%s: MorphKV: recalled passages of files come as they were read: %s\n", __func__, err.what());
+        return {};
+    }
+    res.n_reread = chosen.size() * N_PAGE;
+    return serials;
 }
 
 // Rows of cells [first, first + n) come to those from `to` on.
@@ -234,7 +305,10 @@ bool morphkv_cache::open_slots(llama_seq_id seq_id, const morphkv_recall_params 
         morphkv_device_scorer scorer(engine, layers, sources, now.queries);
         pages = pages_to_open_with(sources, scorer, n_wanted, n_look, n_opened, text.n_keep);
     }
-    const double ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
+    const double  ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
+    morphkv_pages wanted(pages.begin(), pages.begin() + std::min(n_wanted, pages.size()));
+    read_again(seq_id, p, wanted, res);
+    std::copy(wanted.begin(), wanted.end(), pages.begin());
     archive_old(seq_id, n_first);
 
     const auto                              sources = sources_of(seq_id);

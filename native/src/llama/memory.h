@@ -21,6 +21,7 @@
 #include "device/layers.h"
 #include "llama/engine.h"
 #include "llama/group.h"
+#include "llama/reader.h"
 #include "llama/window.h"
 
 #include "llama-kv-cache-iswa.h"
@@ -28,6 +29,7 @@
 
 #include <functional>
 #include <optional>
+#include <set>
 
 class morphkv_cache_context;
 struct morphkv_loaded_state;
@@ -174,8 +176,12 @@ public:
         std::vector<int64_t> pages;
         std::vector<int64_t> n_tokens;  // by file, over all recalls
     };
-    const brought & get_brought(llama_seq_id seq_id) const { return sequences.at(seq_id).from; }
-    morphkv_sources sources_of(llama_seq_id seq_id) const;
+    const brought &                 get_brought(llama_seq_id seq_id) const { return sequences.at(seq_id).from; }
+    morphkv_sources                 sources_of(llama_seq_id seq_id) const;
+    // Of a text that has not been cut, whose tokens then are all in the archive. Throws std::runtime_error.
+    morphkv_archive::rows           read_rows(llama_seq_id seq_id, int32_t first, int32_t n);
+    // Of all groups, as the archive has them.
+    std::vector<morphkv_side_layer> cut_layers() const;
 
     // Puts archived tokens that the newest queries attend to into distant slots of each head. On failure the sequence is
     // as it was. Throws morphkv_error.
@@ -265,8 +271,6 @@ private:
     uint32_t n_used(llama_seq_id seq_id) const { return sequences[seq_id].text.n_used(GROUP); }
     // A layer and its group.
     std::pair<const morphkv_side_layer *, size_t> find_layer(int32_t il) const;
-    // Of all groups, as the archive has them.
-    std::vector<morphkv_side_layer>               cut_layers() const;
     int32_t                                       max_limit() const { return groups.back().shape.n_limit; }
 
     void clear_sequence(llama_seq_id seq_id, bool clears_archive = true);
@@ -319,6 +323,11 @@ private:
                       morphkv_recalled & res);
     // Of a recall, by the slots that a head has on the average.
     size_t n_wanted_pages(llama_seq_id seq_id, const morphkv_recall_params & params) const;
+    // Unless all are there, those of files, the best first, get keys and values of a text that has them side by side (reader.h).
+    // Serials of their tokens, whose slots have others.
+    std::set<int32_t> read_again(llama_seq_id seq_id, const morphkv_recall_params & params, morphkv_pages & pages,
+                                 morphkv_recalled & res);
+    bool              are_in_slots(llama_seq_id seq_id, const std::set<int32_t> & serials) const;
 
     // Appends the tokens before serial `end` to the sequence's archive, as far as they are not there.
     void                archive_old(llama_seq_id seq_id, int32_t end);
@@ -366,8 +375,9 @@ private:
     std::unique_ptr<morphkv_archives> archives;                 // null when off
     bool                              keeps_originals = false;  // they are in a file
     morphkv_attached                  attached;
+    std::unique_ptr<morphkv_reader>   reader;                   // null: what files hold comes as it was read
 
-    int32_t n_old_measured = 0;  // largest eviction whose scratch was measured
+    int32_t n_old_measured = 0;                                 // largest eviction whose scratch was measured
     size_t  scratch_bytes  = 0;
     double  evict_ms       = 0.0;
     double  archive_ms     = 0.0;      // a part of evict_ms

@@ -63,6 +63,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     for (const auto & of_group : groups) {
         out.extra_bytes += of_group.side.n_bytes();
     }
+    out.extra_bytes += reader ? reader->n_bytes() : 0;
     for (const auto & s : sequences) {
         for (const auto & of_group : s.text.groups) {
             out.extra_bytes += of_group.ranked ? of_group.ranked->size() * sizeof(int32_t) : 0;

@@ -10,6 +10,7 @@
 #include "llama/memory.h"
 
 #include <algorithm>
+#include <set>
 
 static constexpr int32_t N_PAGE   = morphkv_archive::N_PAGE;
 static constexpr int32_t DISTANCE = 256;
@@ -25,6 +26,7 @@ morphkv_recall_params morphkv_recall_params_default(void) {
     res.distance = -1;
     res.look     = 32;
     res.need     = 0.4f;
+    res.reread   = 1;
     return res;
 }
 
@@ -47,6 +49,9 @@ static void check(const morphkv_recall_params & p, int32_t n_votes, int32_t rope
     }
     if (!(p.need >= 0.0f)) {
         invalid("need must not be negative, got " + std::to_string(p.need));
+    }
+    if (p.reread != 0 && p.reread != 1) {
+        invalid("reread must be 0 or 1, got " + std::to_string(p.reread));
     }
 }
 
@@ -148,6 +153,8 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
     }
     res.ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
 
+    const std::set<int32_t> reread = read_again(seq_id, p, pages, res);
+
     struct group_moves {
         size_t                     i_group;
         std::vector<morphkv_slots> slots;
@@ -167,9 +174,16 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
                                std::min(pages.size(), morphkv_n_wanted_pages(p.share, n_distant - text.n_keep)));
         group_moves   moved{ i, {}, {} };
         for (size_t il = 0; il < group.side.layers.size(); ++il) {
-            const auto & layer = group.side.layers[il];
-            moved.slots.push_back(morphkv_choose_slots(sources, best, group.side.get_serials(layer, seq_id),
-                                                       now.votes[group.i_first + il], layer.n_head_kv, text.n_keep));
+            const auto & layer  = group.side.layers[il];
+            auto         before = group.side.get_serials(layer, seq_id);
+            auto         votes  = now.votes[group.i_first + il];
+            for (size_t j = 0; j < before.size(); ++j) {
+                if (reread.count(before[j]) > 0) {
+                    before[j] = -1;
+                    votes[j]  = -1.0f;  // less than any: it makes room first
+                }
+            }
+            moved.slots.push_back(morphkv_choose_slots(sources, best, before, votes, layer.n_head_kv, text.n_keep));
         }
         // recent tokens stay where they are, and distant ones come to stand right before them
         const int32_t first_recent = text.pos_of(held.first_recent()) - text.rotary_offset;

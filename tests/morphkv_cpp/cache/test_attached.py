@@ -54,11 +54,12 @@ def test_what_is_attached_is_recalled_for_a_short_prompt(open_llama, read):
     kv_bytes = llm.cache_stats().kv_bytes
     greedy(llm, some_tokens(20, seed=1), 30)
     stats = llm.cache_stats()
-    assert stats.n_recalls == len(llm.last_recalls) == 2
+    assert stats.n_recalls == len(llm.last_recalls) == 1
     [source] = llm.last_recalls[0].sources
     assert isinstance(source, Source)
     assert source.path == file.path
     assert source.n_recalled == llm.last_recalls[0].n_recalled > 0
+    assert 0 < llm.last_recalls[0].n_reread <= 240
     assert all(passage.strip() in TEXT for passage in source.passages)
     assert llm.attached()[0].n_recalled >= sum(recall.n_recalled for recall in llm.last_recalls)
     assert stats.kv_bytes == kv_bytes
@@ -69,6 +70,15 @@ def test_what_is_attached_is_recalled_for_a_short_prompt(open_llama, read):
     positions = np.concatenate([llm.retained(layer).ravel() for layer in range(2)])
     assert (positions < -1).any()
     assert (positions >= 0).any()
+
+
+def test_pages_can_come_as_they_were_read(open_llama, read):
+    llm = open_llama(archive=Archive(attach=[read().path], reread=False))
+    greedy(llm, some_tokens(20, seed=1), 10)
+    assert [recall.n_reread for recall in llm.last_recalls] == [0, 0]  # and the prompt asks twice
+    assert llm.last_recalls[0].n_recalled > 0
+    with pytest.raises(TypeError, match="reread must be True or False, got 1"):
+        Archive(reread=1)
 
 
 def test_several_chats_and_processes_share_a_file(open_llama, read, tiny_llama, tmp_path):
@@ -99,6 +109,7 @@ def test_a_session_tells_from_which(open_llama, read):
     answer = llm.create_chat_completion([{"role": "user", "content": "And line 8?"}], max_tokens=4)
     from_files = answer["timings"]["recalled_from"]
     assert sum(from_files.values()) == answer["timings"]["recalled_n"] > 0
+    assert answer["timings"]["reread_n"] > 0
     # without files nothing is told
     plain = open_llama(ROOMY, archive="ram").create_chat_completion([{"role": "user", "content": "And?"}], max_tokens=4)
     assert "recalled_from" not in plain["timings"]

@@ -1,7 +1,7 @@
 """What a real model answers from a text that another process has read.
 
-The page that a question asks for comes back; what the model makes of it, among 40 facts in a few forms, is another
-matter: of 60,000 tokens it answers 15, of 9,600 it answers 24, and with nothing but the facts in a full cache 36.
+The page that a question asks for comes back, and is read again beside the others that do: the model then tells 40 facts
+in a few forms apart as well as with nothing but the facts in a full cache.
 """
 
 import itertools
@@ -106,4 +106,4 @@ def test_forty_questions_from_a_fresh_process(demo_model, tmp_path):
     )
     assert n_seen > 0.6 * N_QUESTIONS
     assert sum(are_back) >= 0.95 * N_QUESTIONS
-    assert n_right >= 0.25 * N_QUESTIONS
+    assert n_right >= 0.95 * n_seen

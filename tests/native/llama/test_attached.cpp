@@ -161,11 +161,76 @@ static void test_texts_of_all_lengths(llama_model * model) {
     }
 }
 
-static void test_a_prompt_asks_twice(llama_model * model) {
+// Values of recalled tokens in the last layer, which depend on all before them: where they are read again, those of a text that
+// has the pages side by side behind the file's first token; else what the file has.
+static void test_what_comes_is_read_again(const tiny_shape & shape) {
+    const auto model = tiny_model_load(shape);
+    const auto file  = read_once(model.get());
+    for (const int32_t reread : { 1, 0 }) {
+        const auto ctx = create_attached(model.get());
+        // its cells are counted
+        CHECK(stats(ctx).extra_bytes > stats(create_archived(model.get(), alone(false))).extra_bytes + 256);
+        CHECK(decode(ctx, some_tokens(25, 7)) == 0);
+        auto params = all_slots();
+        CHECK(params.reread == 1);
+        params.reread = reread;
+        morphkv_recalled got{};
+        got.size = sizeof(got);
+        CHECK(morphkv_recall(ctx.get(), 0, &params, &got) == MORPHKV_STATUS_OK);
+        auto pages = brought(ctx);
+        std::sort(pages.begin(), pages.end(), [](const auto & a, const auto & b) { return a.first < b.first; });
+        // but for the first page, which says nothing
+        pages.erase(std::remove_if(pages.begin(), pages.end(), [](const auto & page) { return page.first == 0; }),
+                    pages.end());
+        CHECK(pages.size() >= 2);
+        CHECK(got.n_reread == (reread ? (int64_t) pages.size() * 16 : 0));
+
+        tokens together = { file[0] };
+        for (const auto & page : pages) {
+            together.insert(together.end(), file.begin() + page.first, file.begin() + page.first + 16);
+        }
+        auto roomy       = small_params();
+        roomy.capacity   = 900;
+        const auto plain = create(model.get(), roomy, context_params());
+        CHECK(decode(plain, together) == 0);
+        const size_t i_last = cache_of(ctx).get_side().layers.size() - 1;
+        const auto & layer  = cache_of(ctx).get_side().layers[i_last];
+        const auto & other  = cache_of(plain).get_side().layers[i_last];
+        const auto   slots  = retained(ctx, 0, layer.il);
+        const auto   s      = stats(ctx);
+        float        most   = 0.0f;
+        for (int32_t h = 0; h < layer.n_head_kv; ++h) {
+            const auto begin = slots.begin() + h * s.n_distant, end = begin + s.n_distant;
+            for (size_t i = 0; i < pages.size() * 16; ++i) {
+                const int32_t serial = (int32_t) pages[i / 16].first + (int32_t) i % 16 - N_FILE - 16;
+                const auto    it     = std::find(begin, end, serial);
+                CHECK(it != end);
+                if (!layer.v) {
+                    continue;  // a part of K
+                }
+                const float far = largest_difference(row_of(layer.v, it - begin, h, layer.n_head_kv),
+                                                     row_of(other.v, 1 + i, h, layer.n_head_kv));
+                most            = std::max(most, far);
+            }
+        }
+        CHECK(!layer.v || (reread == 1 ? most < 1e-2f : most > 0.1f));
+        // nothing is read twice
+        CHECK(morphkv_recall(ctx.get(), 0, &params, &got) == MORPHKV_STATUS_OK && got.n_reread == 0);
+    }
+    auto       bad = morphkv_recall_params_default();
+    const auto ctx = create_attached(model.get());
+    bad.reread     = 2;
+    morphkv_recalled got{};
+    got.size = sizeof(got);
+    CHECK(morphkv_recall(ctx.get(), 0, &bad, &got) == MORPHKV_STATUS_INVALID);
+    CHECK(std::string(morphkv_last_error()) == "reread must be 0 or 1, got 2");
+}
+
+static void test_a_prompt_asks_once(llama_model * model) {
     read_once(model);
     const auto ctx = create_attached(model);
     const auto was = read_prompt(ctx, some_tokens(40, 3), 16);
-    CHECK(was.n_recalls == 2 && was.n_decoded > 40);
+    CHECK(was.n_recalls == 1 && was.n_decoded > 40);
     CHECK(all_finite(logits(ctx)));
     // without a recall it is as if nothing were attached
     const auto off = create_attached(model), plain = create_archived(model, alone(false));
@@ -377,7 +442,9 @@ int main() {
         test_a_short_text_gets_what_was_read(mla, GGML_TYPE_F16, 0.01f);
         test_a_short_text_gets_what_was_read({}, GGML_TYPE_Q8_0, 0.1f);
         test_texts_of_all_lengths(model.get());
-        test_a_prompt_asks_twice(model.get());
+        test_what_comes_is_read_again({});
+        test_what_comes_is_read_again(mla);
+        test_a_prompt_asks_once(model.get());
         tiny_shape windowed;
         windowed.arch        = "granite_swa";
         windowed.n_layer     = 4;
