@@ -58,8 +58,8 @@ class Archive:
         a sliding window or are recurrent.
     attach: files that Llama.read wrote, with this model. Recalls bring pages of them, too, beside those of the text's
         own archive, as if each text had begun with them. They are read only, and any number of processes share them.
-    reread: read what a prompt's recall brings of attached files again, side by side, at most 240 tokens: passages that are
-        alike are told apart by keys and values that know of each other. It takes a context of 256 cells.
+    reread: decode what a prompt's recall brings of attached files anew, side by side, at most 240 tokens: passages that
+        are alike are told apart by keys and values that know of each other. It takes a context of 256 cells.
 
     Raises TypeError for a value of another type and ValueError for one that breaks a rule.
     Related work: InfLLM (2402.04617), ArkVale (NeurIPS 2024), Quest (2406.10774).

@@ -133,9 +133,10 @@ class TestDefaults:
         assert (props["ctx_checkpoints"], props["checkpoint_min_step"], props["cache_ram_mib"]) == (7, 300, 16)
 
     @pytest.mark.demo  # whose template llama-server knows the user's messages of
-    def test_a_text_that_is_read_anew_has_them_at_its_end(self, start_server, demo_model):
+    @pytest.mark.parametrize("flags, n_more", [([], 512), (["--morphkv-archive", "auto"], 256)], ids=["", "archive"])
+    def test_a_text_that_is_read_anew_has_them_at_its_end(self, start_server, demo_model, flags, n_more):
         """Those of turns that are further back than there can be checkpoints would be made in vain."""
-        server = start_server(demo_model, *FLAGS, "--ctx-checkpoints", 8)
+        server = start_server(demo_model, *FLAGS, "--ctx-checkpoints", 8, *flags)
         talk = Talk(server, n_answer=8)
         for turn in range(40):
             talk.messages.append({"role": "user", "content": f"{turn}: what about the trams and the old tiles of it"})
@@ -146,4 +147,4 @@ class TestDefaults:
             edited = [dict(message) for message in talk.messages[: -2 * n_turns - 1]]
             edited[-1]["content"] = "something else, the coffee"
             talk.answer(edited)
-            assert talk.n_evaluated <= talk.n_new + 512
+            assert talk.n_evaluated <= talk.n_new + n_more
