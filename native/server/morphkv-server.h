@@ -128,8 +128,8 @@ public:
         for (int32_t i = slot.prompt.n_tokens(); i > n_read(slot.id) && n_fixed == 0; --i) {
             n_fixed = slot.prompt.tokens[i - 1] == LLAMA_TOKEN_NULL ? i : 0;
         }
-        const morphkv_prompt & prompt =
-            read_prompt(slot.id, *slot.task, slot.prompt.n_tokens(), slot.prompt.tokens.pos_next(), n_fixed);
+        const morphkv_prompt & prompt = read_prompt(slot.id, *slot.task, slot.prompt.n_tokens(),
+                                                    slot.prompt.tokens.pos_next(), n_fixed, do_checkpoint);
         if (prompt.n_back > 0) {
             slot.prompt.tokens.keep_first(slot.prompt.n_tokens() - prompt.n_back);
             slot.mem.seq_rm(slot.id, slot.prompt.tokens.pos_next(), -1);
@@ -192,6 +192,9 @@ private:
 
     bool is_on() const { return ctx != nullptr; }
 
+    // Whether prompts ask an archive.
+    bool asks() const { return !given.archive.empty() && given.recalls; }
+
     using loras = std::vector<common_adapter_lora_info>;
 
     void                            look_before_task(const server_task & task, bool is_decoding);
@@ -220,7 +223,7 @@ private:
     bool    is_asked_again(int32_t id_slot, const server_task & task, int32_t n_past) const;
     void    note_asked(int32_t id_slot, const server_task & task);
     const morphkv_prompt & read_prompt(int32_t id_slot, const server_task & task, int32_t n_held, int32_t pos_next,
-                                       int32_t n_fixed);
+                                       int32_t n_fixed, bool has_checkpoints);
     int32_t                write_token(int32_t id_slot, const server_task & task, llama_context * ctx_dft);
     bool                   holds(int32_t id_slot, int32_t pos_next) const;
     morphkv_counts         cost(int32_t id_slot, const server_task & task);
