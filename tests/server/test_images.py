@@ -9,16 +9,15 @@ import pytest
 
 from morphkv_cpp.models.synthetic import N_BYTE_TOKENS
 from support.hub import Hub
-from support.projectors import data_url, with_image, with_sound, write_projector
+from support.projectors import data_url, write_projector
 from support.server_process import program, run_program
-from support.vision import KINDS, WITH_SOUND
+from support.vision import ALL_KINDS, KINDS, MORE_KINDS, MORE_SOUNDS, SOUNDS, kinds, shown
 
 SETTINGS = ("--morphkv", "--morphkv-capacity", 256, "--morphkv-prompt-room", 128, "--morphkv-interval", 32, "-np", 1)
 
 
 def ask(kind: str, i: int, words: str = "what is this") -> dict:
-    content = with_image if kind in KINDS else with_sound
-    return {"role": "user", "content": content(f"{words} {i}", i)}
+    return {"role": "user", "content": shown(kind, f"{words} {i}", i)}
 
 
 # What is written is what is read with the next turn: letters, but no byte that is one.
@@ -39,7 +38,7 @@ def history(server, kind: str, n_turns: int, n_words: int = 40) -> list[dict]:
     return messages
 
 
-@pytest.mark.parametrize("kind", WITH_SOUND)
+@pytest.mark.parametrize("kind", kinds(MORE_SOUNDS, of=KINDS | MORE_KINDS | SOUNDS))
 def test_before_the_first_eviction_answers_are_those_of_stock(start_server, tiny_vision, kind):
     model, projector = tiny_vision(kind)
     flags = ("--mmproj", projector, "-np", 1, "-fa", "on")
@@ -52,10 +51,10 @@ def test_before_the_first_eviction_answers_are_those_of_stock(start_server, tiny
         server.stop()
     assert answers[0]["choices"][0]["logprobs"] == answers[1]["choices"][0]["logprobs"]
     assert answers[0]["usage"] == answers[1]["usage"]
-    assert answers[0]["usage"]["prompt_tokens"] > 2 * WITH_SOUND[kind].n_tokens
+    assert answers[0]["usage"]["prompt_tokens"] > 2 * ALL_KINDS[kind].n_tokens
 
 
-@pytest.mark.parametrize("kind", WITH_SOUND)
+@pytest.mark.parametrize("kind", kinds(SOUNDS, MORE_SOUNDS, of=KINDS | MORE_KINDS))
 def test_twenty_images_in_one_chat_take_constant_cells(start_server, tiny_vision, kind):
     model, projector = tiny_vision(kind)
     server = start_server(model, "--mmproj", projector, "--morphkv-archive", "ram", *SETTINGS)
@@ -65,15 +64,15 @@ def test_twenty_images_in_one_chat_take_constant_cells(start_server, tiny_vision
         answer = server.chat(messages, 8, ignore_eos=True)
         messages.append(answer["choices"][0]["message"])
         timings = answer["timings"]
-        assert (timings["media_n"], timings["media_tokens_n"]) == (WITH_SOUND[kind].n_pieces, WITH_SOUND[kind].n_tokens)
+        assert (timings["media_n"], timings["media_tokens_n"]) == (ALL_KINDS[kind].n_pieces, ALL_KINDS[kind].n_tokens)
         # the next turn is the turn
-        assert i == 0 or timings["prompt_n"] < 20 * 8 + WITH_SOUND[kind].n_tokens + 128 + 40, (i, timings)
+        assert i == 0 or timings["prompt_n"] < 20 * 8 + ALL_KINDS[kind].n_tokens + 128 + 40, (i, timings)
     cells = server.slot()["morphkv"]
     assert cells["n_evictions"] > 3
     assert cells["n_used"] <= 256 + 128
 
 
-@pytest.mark.parametrize("kind", WITH_SOUND)
+@pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
 def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, tiny_vision, tmp_path, kind):
     model, projector = tiny_vision(kind)
     flags = ("--mmproj", projector, "--slot-save-path", tmp_path, *SETTINGS)
@@ -92,7 +91,7 @@ def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, tiny_
     assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 200
 
 
-@pytest.mark.parametrize("kind", WITH_SOUND)
+@pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
 def test_chats_with_images_take_turns_in_one_slot(start_server, tiny_vision, kind):
     """The prompt cache keeps the one that waits, and a question asked again costs the question."""
     model, projector = tiny_vision(kind)
@@ -101,11 +100,11 @@ def test_chats_with_images_take_turns_in_one_slot(start_server, tiny_vision, kin
     expected = server.chat(one, 12, ignore_eos=True)
     again = server.chat(one, 12, ignore_eos=True)
     assert again["choices"] == expected["choices"]
-    assert again["timings"]["prompt_n"] < 100 + WITH_SOUND[kind].n_tokens
+    assert again["timings"]["prompt_n"] < 100 + ALL_KINDS[kind].n_tokens
     server.chat([ask(kind, 9, "something else")], 12, ignore_eos=True)
     back = server.chat(one, 12, ignore_eos=True)
     assert back["choices"] == expected["choices"]
-    assert back["timings"]["prompt_n"] < 100 + WITH_SOUND[kind].n_tokens
+    assert back["timings"]["prompt_n"] < 100 + ALL_KINDS[kind].n_tokens
 
 
 def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, tiny_vision):
