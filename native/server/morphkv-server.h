@@ -137,7 +137,7 @@ public:
         }
         // Of a text that is read from its start, those that others would soon push out are not made.
         const int32_t n_first = first_checkpoint(slot.id);
-        const bool    is_far  = slot.prompt.n_tokens() < n_first;
+        const bool    is_far  = do_checkpoint && slot.prompt.n_tokens() < n_first;
         do_checkpoint         = do_checkpoint && prompt.stage != MORPHKV_PROMPT_STAGE_AGAIN && !is_far;
         return is_far ? std::min(n_first, prompt.n_end) : prompt.n_end;
     }

@@ -72,6 +72,27 @@ def _qwen3(tensors: Tensors, n_text: int) -> None:
     _flamingo(tensors, n_text)
 
 
+def _conformer(tensors: Tensors, n_text: int) -> None:
+    """Gemma 4's: a block attends between two networks and a convolution."""
+    for i in (0, 1):
+        tensors.matrix(f"a.conv1d.{i}.weight", N_CHANNEL, N_CHANNEL if i else 1, 3, 3)
+    tensors.matrix("a.input_projection.weight", N_INSIDE, N_CHANNEL * N_MEL // 4)
+    block = "a.blk.0"
+    tensors.block(block)
+    for name in ("ffn_norm", "ffn_norm_1", "conv_norm"):
+        tensors.norm(f"{block}.{name}", has_bias=False)
+    for name, n_out, n_in in (
+        ("attn_k_rel", N_INSIDE, N_INSIDE),
+        ("conv_pw1", 2 * N_INSIDE, N_INSIDE),
+        ("conv_dw", N_INSIDE, 5),
+        ("conv_pw2", N_INSIDE, N_INSIDE),
+        ("ffn_up_1", N_FF, N_INSIDE),
+        ("ffn_down_1", N_INSIDE, N_FF),
+    ):
+        tensors.matrix(f"{block}.{name}.weight", n_out, n_in)
+    tensors.matrices(a__input_projection=(n_text, N_INSIDE))
+
+
 def _gemma4(tensors: Tensors, n_text: int) -> None:
     """Samples are projected at once."""
     tensors.matrices(a__input_projection=(n_text, 640))
@@ -86,6 +107,7 @@ EARS: dict[str, tuple[bool, int, Head]] = {
     "qwen2a": (True, 0, _qwen2),
     "musicflamingo": (True, 0, _flamingo),
     "qwen3a": (False, 0, _qwen3),
+    "gemma4a": (False, 0, _conformer),
     "gemma4ua": (False, 0, _gemma4),
 }
 

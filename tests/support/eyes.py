@@ -68,6 +68,8 @@ class Trunk:
     has_means: bool = True  # norms take them off
     is_joined: bool = False  # Q, K and V in one
     is_gated: bool = False
+    patch_size: int = PATCH
+    n_inside: int = N_INSIDE
     keys: Mapping[str, int] = field(default_factory=dict)
 
     def add(self, tensors: Tensors) -> None:
@@ -93,6 +95,39 @@ class Trunk:
             for end in ("weight", "bias"):
                 parts = [tensors.pop(f"{block}.attn_{x}.{end}") for x in "qkv"]
                 tensors[f"{block}.attn_qkv.{end}"] = np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Mobile(Trunk):
+    """MobileNet V5: two stages, each of half the size; the second has a block of convolutions and one that attends."""
+
+    patch_size: int = 2  # so that clip counts the tokens that there are
+    n_inside: int = 64  # as the text model
+
+    def add(self, tensors: Tensors) -> None:
+        n = self.n_inside
+
+        def point(name: str, n_out: int, n_in: int) -> None:
+            tensors.matrix(f"{name}.weight", n_out, n_in, 1, 1)
+
+        def depth(name: str, n_channel: int) -> None:
+            tensors.matrix(f"{name}.weight", n_channel, 1, 3, 3)
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"].astype(np.float16)
+
+        tensors.matrix("v.conv_stem.conv.weight", N_INSIDE, 3, 3, 3)
+        tensors.norm("v.conv_stem.bn", has_bias=False)
+        tensors.matrix("v.blk.0.0.conv_exp.weight", n, N_INSIDE, 3, 3)
+        point("v.blk.0.0.conv_pwl", n, n)
+        for name in ("dw_start", "dw_mid"):
+            depth(f"v.blk.1.0.{name}.conv", n)
+        for name in ("pw_exp", "pw_proj"):
+            point(f"v.blk.1.0.{name}.conv", n, n)
+        for name, n_out in (("query", n), ("key", N_INSIDE), ("value", N_INSIDE), ("output", n)):
+            point(f"v.blk.1.1.attn.{name}.proj", n_out, n)
+        tensors.norm("v.blk.1.1.norm", n, has_bias=False)
+        for name in ("exp", "proj"):
+            point(f"v.msfa.ffn.pw_{name}.conv", n, n)
+        tensors.norm("v.msfa.norm", n, has_bias=False)
 
 
 Head = Callable[[Tensors, int], None]  # takes the size of the text model's embeddings
@@ -181,6 +216,11 @@ def _unified(tensors: Tensors, n_text: int) -> None:
     _gemma4(tensors, n_text)
 
 
+def _gemma3n(tensors: Tensors, n_text: int) -> None:
+    tensors.norm("mm.soft_emb_norm", n_text, has_bias=False)
+    tensors.matrices(input_projection=(n_text, n_text))
+
+
 HALVES, MERGED = {"projector.scale_factor": 2}, {"spatial_merge_size": 2}
 PIXELS = {"image_min_pixels": 256, "image_max_pixels": 4096}
 GATED = Trunk(positions=None, has_patch_bias=False, has_means=False, is_gated=True, keys=MERGED)
@@ -229,6 +269,7 @@ EYES: dict[str, tuple[Trunk, Head]] = {
         Trunk(n_frames=2, positions=None, has_means=False, is_gated=True),
         _glm,
     ),
+    "gemma3nv": (Mobile(), _gemma3n),
     "gemma4v": (
         Trunk(positions=TABLES, has_patch_bias=False, has_means=False, keys=HALVES),
         _gemma4,
@@ -262,8 +303,8 @@ def add_eyes(writer: gguf.GGUFWriter, tensors: Tensors, kind: str, n_text: int) 
     add_head(tensors, n_text)
     writer.add_clip_has_vision_encoder(True)
     writer.add_vision_image_size(IMAGE)
-    writer.add_vision_patch_size(PATCH)
-    writer.add_vision_embedding_length(N_INSIDE)
+    writer.add_vision_patch_size(trunk.patch_size)
+    writer.add_vision_embedding_length(trunk.n_inside)
     writer.add_vision_feed_forward_length(N_FF)
     writer.add_vision_projection_dim(n_text)
     writer.add_vision_block_count(trunk.n_block)

@@ -53,6 +53,7 @@ MORE_KINDS = {
     "pixtral": Kind(14, 14),
     "lightonocr": Kind(12, 12),
     "glm4v": Kind(12, 4, "glm4moe"),
+    "gemma3nv": Kind(16, 16),
     "gemma4v": Kind(80, 80, "gemma4"),
     "gemma4uv": Kind(80, 80, "gemma4"),
 }
@@ -65,7 +66,8 @@ MORE_SOUNDS = {
     "glma": Kind(27, 27),
     "qwen2a": Kind(750, 750, "qwen2vl"),
     "musicflamingo": Kind(750, 750),
-    "qwen3a": Kind(26, 26, "qwen2vl"),
+    "qwen3a": Kind(39, 39, "qwen2vl"),
+    "gemma4a": Kind(50, 50, "gemma4"),
     "gemma4ua": Kind(50, 50, "gemma4"),
 }
 ALL_KINDS = KINDS | MORE_KINDS | SOUNDS | MORE_SOUNDS
@@ -81,6 +83,8 @@ def shown(kind: str, text: str, *seeds: int) -> list[dict]:
     """Content of a message: pictures or sounds, as the kind wants them, and a text behind them."""
     return (with_sound if kind in SOUNDS | MORE_SOUNDS else with_image)(text, *seeds)
 
+
+RECURRENT = ("lfm2", "nemotron")  # texts of models with such layers
 
 TEXTS: dict[str, Callable[[Path], object]] = {
     # what libmtmd puts between idefics3's tiles

@@ -126,7 +126,7 @@ def test_a_saved_session_goes_on_in_another_process(open_vision, tiny_vision, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, tiny_vision, tmp_path, kind):
-    llm = open_vision(kind, MorphKV(capacity=1024), archive="ram")
+    llm = open_vision(kind, MorphKV(capacity=1024), archive="ram", n_ctx=32768)  # of positions
     n_limit = 1024 + MorphKV().prompt_room
     with llm.session("you see", keep="system") as chat:
         for i in range(20):
@@ -234,7 +234,7 @@ def test_a_chat_by_messages_keeps_its_system_prompt(open_vision):
 def _go_on(kind: str, model: str, projector: str, path: str, capacity: str, n_tokens: str) -> None:
     config, archive = (SMALL, None) if capacity == "128" else (MorphKV(capacity=int(capacity)), "ram")
     handler = Handler(clip_model_path=projector, verbose=False)
-    with Llama(model, morphkv=config, archive=archive, chat_handler=handler, n_ctx=16384, **QUIET) as llm:
+    with Llama(model, morphkv=config, archive=archive, chat_handler=handler, n_ctx=32768, **QUIET) as llm:
         print(talk(llm.load_session(path), shown(kind, "and this", 9), int(n_tokens)), end="")
 
 
