@@ -9,7 +9,7 @@ import pytest
 
 from morphkv_cpp.models.synthetic import N_BYTE_TOKENS
 from support.hub import Hub
-from support.projectors import data_url, write_projector
+from support.projectors import write_projector
 from support.server_process import program, run_program
 from support.vision import ALL_KINDS, KINDS, MORE_KINDS, MORE_SOUNDS, RECURRENT, SOUNDS, kinds, shown
 
@@ -84,13 +84,13 @@ def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, tiny_
     saved = one.slot_action(0, "save", filename="chat.bin")
     assert saved.status_code == 200, saved.text
     messages.append(ask(kind, 7))
-    expected = one.chat(messages, 16, ignore_eos=True)
+    expected = one.chat(messages, 16, ignore_eos=True, logprobs=True, top_logprobs=3)
     one.stop()
     two = start_server(model, *flags)
     restored = two.slot_action(0, "restore", filename="chat.bin")
     assert restored.status_code == 200, restored.text
-    got = two.chat(messages, 16, ignore_eos=True)
-    assert got["choices"][0]["message"] == expected["choices"][0]["message"]
+    got = two.chat(messages, 16, ignore_eos=True, logprobs=True, top_logprobs=3)
+    assert got["choices"][0]["logprobs"] == expected["choices"][0]["logprobs"]
     assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 200
 
 
@@ -129,25 +129,20 @@ def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, tin
     assert server.chat([{"role": "user", "content": "still there"}], 4)["usage"]["completion_tokens"] > 0
 
 
-def test_the_openai_client_sends_images(start_server, tiny_vision):
-    model, projector = tiny_vision("qwen2vl_merger")
+@pytest.mark.parametrize("kind", ["janus_pro", "qwen2vl_merger", "ultravox"])
+def test_the_openai_client_shows_more_than_the_cache_holds(start_server, tiny_vision, kind):
+    model, projector = tiny_vision(kind)
     server = start_server(model, "--mmproj", projector, *SETTINGS)
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
-    answer = client.chat.completions.create(
-        model="any",
-        messages=[
-            {
-                "role": "user",
-                "content": [
-                    {"type": "text", "text": "look"},
-                    {"type": "image_url", "image_url": {"url": data_url(3)}},
-                ],
-            }
-        ],
-        max_tokens=8,
-    )
-    assert answer.usage.prompt_tokens > KINDS["qwen2vl_merger"].n_tokens
-    assert answer.usage.completion_tokens > 0
+    messages, n_seen = [], 0
+    while server.slot()["morphkv"]["n_evictions"] < 3:
+        messages.append(ask(kind, len(messages), "word " * 20))
+        answer = client.chat.completions.create(model="any", messages=messages, max_tokens=8)
+        n_seen += ALL_KINDS[kind].n_tokens
+        assert answer.usage.prompt_tokens > n_seen
+        assert answer.usage.completion_tokens > 0
+        messages.append({"role": "assistant", "content": "so"})
+    assert len(messages) > 4
 
 
 @pytest.mark.parametrize("kind", ["qwen2vl_merger", "hunyuanvl"])

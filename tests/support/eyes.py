@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import gguf
 import numpy as np
@@ -70,7 +71,7 @@ class Trunk:
     is_gated: bool = False
     patch_size: int = PATCH
     n_inside: int = N_INSIDE
-    keys: Mapping[str, int] = field(default_factory=dict)
+    keys: Mapping[str, Any] = field(default_factory=dict)
 
     def add(self, tensors: Tensors) -> None:
         for i in range(self.n_frames):
@@ -192,6 +193,18 @@ def _glm(tensors: Tensors, n_text: int) -> None:
     tensors.matrices(model__fc=(n_text, n_text), up=(N_FF, n_text), gate=(N_FF, n_text), down=(n_text, N_FF))
 
 
+def _edge(tensors: Tensors, n_text: int) -> None:
+    """GLM Edge's, and a token before an image and one behind it."""
+    tensors.matrix("adapter.conv.weight", n_text, N_INSIDE, 2, 2)
+    tensors.bias("adapter.conv.bias", n_text)
+    tensors.norm("adapter.linear.norm1", n_text)
+    sizes = {"linear": (n_text, n_text), "dense_h_to_4h": (N_FF, n_text), "gate": (N_FF, n_text)}
+    for name, shape in (sizes | {"dense_4h_to_h": (n_text, N_FF)}).items():
+        tensors.matrix(f"adapter.linear.{name}.weight", *shape)
+    for name in ("adapter.boi", "adapter.eoi"):
+        tensors.vector(name, n_text)
+
+
 def _cogvlm(tensors: Tensors, n_text: int) -> None:
     """And a token before an image and one behind it."""
     tensors.norm("mm.post_fc_norm", n_text)
@@ -253,6 +266,7 @@ EYES: dict[str, tuple[Trunk, Head]] = {
     "cogvlm": (Trunk(positions=(N_GRID + 1,), before=(), is_joined=True), _cogvlm),
     "nemotron_v2_vl": (Trunk(before=(2,), keys=HALVES), _nemotron),
     "lfm2": (Trunk(keys=HALVES), _normed(_two("mm.1", "mm.2", N_JOINED), N_JOINED)),
+    "adapter": (Trunk(), _edge),
     "kimivl": (Trunk(keys=HALVES), _normed(_two("mm.1", "mm.2", N_JOINED), N_INSIDE)),
     "kimik25": (
         Trunk(positions=(N_SIDE, N_SIDE), keys=HALVES),
@@ -263,6 +277,29 @@ EYES: dict[str, tuple[Trunk, Head]] = {
         Trunk(positions=None, has_means=False, is_gated=True, keys=HALVES | PIXELS),
         _dots,
     ),
+    # in windows, but for its last layer
+    "youtuvl": (
+        Trunk(
+            n_block=2,
+            patch=(N_INSIDE, 3 * PATCH**2),
+            positions=None,
+            keys={"window_size": 2 * PATCH * 2, "wa_layer_indexes": [1]},
+        ),
+        _normed(_two("mm.0", "mm.2", N_JOINED), N_INSIDE, has_bias=False),
+    ),
+    "exaone4_5": (
+        Trunk(
+            n_frames=2,
+            positions=None,
+            has_patch_bias=False,
+            has_means=False,
+            is_joined=True,
+            is_gated=True,
+            keys=PIXELS | {"attention.head_count_kv": 2},
+        ),
+        _two("mm.0", "mm.2", N_JOINED),
+    ),
+    "ling3vl": (Trunk(n_frames=2), _normed(_two("mm.0", "mm.2", N_JOINED), N_INSIDE)),
     "pixtral": (GATED, _pixtral),
     "lightonocr": (replace(GATED, keys=MERGED | {"preproc_image_size": 2 * IMAGE}), _light),
     "glm4v": (
@@ -313,7 +350,8 @@ def add_eyes(writer: gguf.GGUFWriter, tensors: Tensors, kind: str, n_text: int) 
     writer.add_vision_image_mean([0.5] * 3)
     writer.add_vision_image_std([0.5] * 3)
     for key, value in trunk.keys.items():
-        writer.add_uint32(f"clip.vision.{key}", value)
+        add = writer.add_array if isinstance(value, list) else writer.add_uint32
+        add(f"clip.vision.{key}", value)
     if trunk.is_gated:
         writer.add_vision_use_silu(True)
     else:

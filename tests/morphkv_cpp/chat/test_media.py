@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -55,8 +56,14 @@ def complete(llm: Llama, messages: list[dict], **options) -> str:
     return llm.create_chat_completion(messages, **options)["choices"][0]["message"]["content"]
 
 
+def go_on(llm: Llama, chat, kind: str, n_tokens: int) -> str:
+    """What a session answers next, and the bits of the logits behind it."""
+    answer = talk(chat, shown(kind, "and this", 9), n_tokens)
+    return f"{answer}\n{hashlib.sha256(last_logits(llm).tobytes()).hexdigest()}"
+
+
 def go_on_elsewhere(kind: str, model: Path, projector: Path, session: Path, capacity: int, n_tokens: int) -> str:
-    """What the session answers next in another process."""
+    """What the session does next in another process."""
     command = [sys.executable, __file__, kind, str(model), str(projector), str(session), str(capacity), str(n_tokens)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, env=env, capture_output=True, check=False)
@@ -118,7 +125,7 @@ def test_a_saved_session_goes_on_in_another_process(open_vision, tiny_vision, tm
         for i in range(5):
             talk(chat, shown(kind, "word " * 10 + "what is it", i), 12)
         chat.save(tmp_path / "chat.session")
-        expected = talk(chat, shown(kind, "and this", 9), 20)
+        expected = go_on(llm, chat, kind, 20)
     model, projector = tiny_vision(kind)
     assert go_on_elsewhere(kind, model, projector, tmp_path / "chat.session", 128, 20) == expected != ""
 
@@ -137,7 +144,7 @@ def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, tiny_vision, tmp
         assert stats.n_evictions > 3
         assert stats.n_used + stats.n_evicted >= 5000
         chat.save(tmp_path / "chat.session")
-        expected = talk(chat, shown(kind, "and this", 9), 40)
+        expected = go_on(llm, chat, kind, 40)
     model, projector = tiny_vision(kind)
     assert go_on_elsewhere(kind, model, projector, tmp_path / "chat.session", 1024, 40) == expected
 
@@ -235,7 +242,7 @@ def _go_on(kind: str, model: str, projector: str, path: str, capacity: str, n_to
     config, archive = (SMALL, None) if capacity == "128" else (MorphKV(capacity=int(capacity)), "ram")
     handler = Handler(clip_model_path=projector, verbose=False)
     with Llama(model, morphkv=config, archive=archive, chat_handler=handler, n_ctx=32768, **QUIET) as llm:
-        print(talk(llm.load_session(path), shown(kind, "and this", 9), int(n_tokens)), end="")
+        print(go_on(llm, llm.load_session(path), kind, int(n_tokens)), end="")
 
 
 if __name__ == "__main__":
