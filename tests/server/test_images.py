@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import openai
 import pytest
 
 from morphkv_cpp.models.synthetic import N_BYTE_TOKENS
+from support import TESTS
 from support.hub import Hub
 from support.projectors import write_projector
 from support.server_process import program, run_program
@@ -175,3 +177,10 @@ def test_a_projector_whose_positions_cannot_be_rebased_is_refused(tiny_vision, t
     assert done.returncode == 1
     assert "cannot serve the images of --mmproj" in done.stdout
     assert "hunyuanvl" in done.stdout
+
+
+def test_the_docs_name_the_projectors_that_are_run():
+    page = (TESTS.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    for kinds_of, column in ((KINDS | MORE_KINDS, "see"), (SOUNDS | MORE_SOUNDS, "hear")):
+        row = next(line for line in page.splitlines() if line.startswith(f"| {column} |"))
+        assert re.findall("`([^`]+)`", row) == sorted(kinds_of)
