@@ -191,9 +191,7 @@ private:
     };
 
     bool is_on() const { return ctx != nullptr; }
-
-    // Whether prompts ask an archive.
-    bool asks() const { return !given.archive.empty() && given.recalls; }
+    bool asks() const { return !given.archive.empty() && given.recalls; }  // a prompt, an archive
 
     using loras = std::vector<common_adapter_lora_info>;
 
