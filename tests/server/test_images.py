@@ -47,7 +47,7 @@ def test_before_the_first_eviction_answers_are_those_of_stock(start_server, tiny
     if ALL_KINDS[kind].text not in RECURRENT:
         # they part a prompt, in stock only where layers are recurrent, and other batches are rounded otherwise
         flags += ["--ctx-checkpoints", 0]
-    large = ("--morphkv", "--morphkv-capacity", 1024)
+    large = ("--morphkv", "--morphkv-capacity", 2048)
     asked = [ask(kind, 1), ask(kind, 2)]
     answers = []
     for more in (large, ("-c", 4096)):

@@ -13,6 +13,7 @@ PATCH, IMAGE, N_INSIDE, N_FF = 8, 32, 32, 96
 N_SIDE = IMAGE // PATCH
 N_GRID = N_SIDE**2
 N_JOINED = 4 * N_INSIDE  # of two rows and two columns
+N_QUERY = 6
 
 
 class Tensors(dict[str, np.ndarray]):
@@ -205,6 +206,18 @@ def _edge(tensors: Tensors, n_text: int) -> None:
         tensors.vector(name, n_text)
 
 
+def _resampler(tensors: Tensors, n_text: int) -> None:
+    """MiniCPM's: queries that attend to all patches become the tokens; its heads have 128 dimensions."""
+    tensors.vector("resampler.pos_embed_k", 1, n_text)  # which clip wants and does not use
+    tensors.vector("resampler.query", N_QUERY, n_text)
+    tensors.matrix("resampler.kv.weight", n_text, N_INSIDE)
+    tensors.matrix("resampler.proj.weight", n_text, n_text)
+    for name in ("q", "k", "v", "out"):
+        tensors.linear(f"resampler.attn.{name}", n_text, n_text)
+    for name in ("q", "kv", "post"):
+        tensors.norm(f"resampler.ln_{name}", n_text)
+
+
 def _cogvlm(tensors: Tensors, n_text: int) -> None:
     """And a token before an image and one behind it."""
     tensors.norm("mm.post_fc_norm", n_text)
@@ -267,6 +280,11 @@ EYES: dict[str, tuple[Trunk, Head]] = {
     "nemotron_v2_vl": (Trunk(before=(2,), keys=HALVES), _nemotron),
     "lfm2": (Trunk(keys=HALVES), _normed(_two("mm.1", "mm.2", N_JOINED), N_JOINED)),
     "adapter": (Trunk(), _edge),
+    # in tiles, and all of it as one
+    "resampler": (
+        Trunk(positions=(70**2,), keys={"clip.minicpmv_version": np.int32(3), "clip.minicpmv_query_num": N_QUERY}),
+        _resampler,
+    ),
     "kimivl": (Trunk(keys=HALVES), _normed(_two("mm.1", "mm.2", N_JOINED), N_INSIDE)),
     "kimik25": (
         Trunk(positions=(N_SIDE, N_SIDE), keys=HALVES),
@@ -350,8 +368,8 @@ def add_eyes(writer: gguf.GGUFWriter, tensors: Tensors, kind: str, n_text: int) 
     writer.add_vision_image_mean([0.5] * 3)
     writer.add_vision_image_std([0.5] * 3)
     for key, value in trunk.keys.items():
-        add = writer.add_array if isinstance(value, list) else writer.add_uint32
-        add(f"clip.vision.{key}", value)
+        add = {int: writer.add_uint32, list: writer.add_array, np.int32: writer.add_int32}[type(value)]
+        add(key if key.startswith("clip.") else f"clip.vision.{key}", value)
     if trunk.is_gated:
         writer.add_vision_use_silu(True)
     else:

@@ -25,6 +25,7 @@ class Kind:
     n_positions: int
     text: str = "llama"
     n_pieces: int = 1
+    n_text: int = 64  # of the text model's embeddings
 
 
 # By the projector's name, on a text model of the family that has it, or a llama. Tokens of gemma3's, gemma4v's and
@@ -53,6 +54,7 @@ MORE_KINDS = {
     "ling3vl": Kind(12, 4, "qwen2vl"),
     "exaone4_5": Kind(12, 12),
     "adapter": Kind(6, 6),
+    "resampler": Kind(30, 30, "llama of 128", n_pieces=5, n_text=128),
     "dots_ocr": Kind(12, 12),
     "pixtral": Kind(14, 14),
     "lightonocr": Kind(12, 12),
@@ -93,6 +95,9 @@ RECURRENT = ("lfm2", "nemotron")  # texts of models with such layers
 TEXTS: dict[str, Callable[[Path], object]] = {
     # what libmtmd puts between idefics3's tiles
     "llama": lambda path: write_tiny_llama(path, special=("\n", "\n\n", "<fake_token_around_image>", "<global-img>")),
+    "llama of 128": lambda path: write_tiny_llama(
+        path, n_embd=128, special=("\n", "<image>", "</image>", "<slice>", "</slice>")
+    ),
     "lfm2": write_tiny_hybrid,
     "qwen2vl": lambda path: write_tiny_llama(path, architecture="qwen2vl", rope_sections=(4, 6, 6, 0)),
     "qwen3vl": lambda path: write_qwen3vl(path),
@@ -110,7 +115,7 @@ def write_vision(folder: Path, kind: str) -> tuple[Path, Path]:
         write_gemma3(model, projector)
         return model, projector
     TEXTS[ALL_KINDS[kind].text](model)
-    return model, write_projector(projector, kind)
+    return model, write_projector(projector, kind, ALL_KINDS[kind].n_text)
 
 
 def write_qwen3vl(path: Path, seed: int = 0) -> Path:
