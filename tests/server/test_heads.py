@@ -38,11 +38,15 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("heads")
     if request.param in INSIDE:
         return INSIDE[request.param](folder / "model.gguf"), MTP
-    if request.param == "gemma4":
-        model, head = heads.write_gemma4(folder / "model.gguf", folder / "head.gguf", seed=7)
-        return model, [*MTP, "--spec-draft-model", head]
-    model, head = heads.write_eagle3(folder / "model.gguf", folder / "head.gguf", seed=4)
-    return model, [*DRAFT, "--spec-type", "draft-eagle3", "--spec-draft-model", head]
+    return write_beside(folder, request.param, seed={"gemma4": 7, "eagle3": 4}[request.param])
+
+
+def write_beside(folder, kind, seed):
+    """A model with its head beside it, and the flags."""
+    write = {"gemma4": heads.write_gemma4, "eagle3": heads.write_eagle3}[kind]
+    model, head = write(folder / "model.gguf", folder / "head.gguf", seed=seed)
+    flags = MTP if kind == "gemma4" else [*DRAFT, "--spec-type", "draft-eagle3"]
+    return model, [*flags, "--spec-draft-model", head]
 
 
 # Of logits of about 3: what random weights make of the last bits of f32, as a batch sums otherwise than single tokens.
@@ -197,8 +201,8 @@ def test_what_rounding_parts_is_one_where_batches_are_decoded_token_by_token(sta
     """With these weights the text with drafts leaves the one without at token 498 or 462, else."""
     flags = [*TIGHT, *EXACT, "-ub", 1]
     if kind == "gemma4":
-        model, head = heads.write_gemma4(tmp_path / "model.gguf", tmp_path / "head.gguf", seed=3)
-        drafts, n_prompt, n_text = [*MTP, "--spec-draft-model", head], 100, 700
+        model, drafts = write_beside(tmp_path, kind, seed=3)
+        n_prompt, n_text = 100, 700
     else:
         model = more_heads.write_glm4moe(tmp_path / "model.gguf")
         drafts, n_prompt, n_text = MTP, 60, 500
@@ -208,6 +212,19 @@ def test_what_rounding_parts_is_one_where_batches_are_decoded_token_by_token(sta
     assert two["tokens"] == one["tokens"]
     assert two["timings"]["evicted_n"] == one["timings"]["evicted_n"] > 0
     assert_drafted(two["timings"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", ["gemma4", "eagle3"])
+def test_nothing_but_rounding_parts_a_text_of_any_weights(start_server, tmp_path, kind, seed):
+    """4 of these 16 texts leave those without drafts where batches are decoded at once, and 2 others in stock."""
+    model, flags = write_beside(tmp_path, kind, seed)
+    plain, drafting = (start_server(model, *TIGHT, *EXACT, "-ub", 1, *more) for more in ([], flags))
+    one, two = (server.complete(tokens(100), 2200) for server in (plain, drafting))
+    assert two["tokens"] == one["tokens"]
+    assert two["timings"]["evicted_n"] == one["timings"]["evicted_n"] > 2000
+    assert_drafted(two["timings"], most=1.0)
 
 
 def test_a_head_that_llama_cpp_cannot_run_is_refused(start_server, tmp_path):
