@@ -224,7 +224,7 @@ def test_nothing_but_rounding_parts_a_text_of_any_weights(start_server, tmp_path
     one, two = (server.complete(tokens(100), 2200) for server in (plain, drafting))
     assert two["tokens"] == one["tokens"]
     assert two["timings"]["evicted_n"] == one["timings"]["evicted_n"] > 2000
-    assert_drafted(two["timings"], most=1.0)
+    assert two["timings"]["draft_n_accepted"] > 100  # of a text that has come to repeat itself all may be
 
 
 def test_a_head_that_llama_cpp_cannot_run_is_refused(start_server, tmp_path):
