@@ -108,7 +108,7 @@ def test_a_session_answers_as_the_handler_does(open_vision, kind):
         assert chat.n_tokens == n_words + ALL_KINDS[kind].n_positions + 20
 
 
-@pytest.mark.parametrize("kind", kinds(SOUNDS, MORE_SOUNDS, of=KINDS | MORE_KINDS))
+@pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
 @pytest.mark.parametrize("archive", [None, "ram"])
 def test_a_chat_with_many_images_takes_constant_cells(open_vision, kind, archive):
     llm = open_vision(kind, archive=archive)
