@@ -53,6 +53,15 @@ class CheckedMtmd:
             for supports in (self._mtmd_cpp.mtmd_support_vision, self._mtmd_cpp.mtmd_support_audio)
         )
 
+    def mtmd_helper_bitmap_init_from_buf(self, mtmd_context: Any, *data: Any) -> Any:
+        """Raises ValueError for an image where the projector only hears."""
+        bitmap = self._mtmd_cpp.mtmd_helper_bitmap_init_from_buf(mtmd_context, *data)
+        is_image = bitmap is not None and not self._mtmd_cpp.mtmd_bitmap_is_audio(bitmap)
+        if is_image and not self._mtmd_cpp.mtmd_support_vision(mtmd_context):
+            self._mtmd_cpp.mtmd_bitmap_free(bitmap)
+            raise ValueError("this projector reads sound and no images")
+        return bitmap
+
     def mtmd_helper_eval_chunk_single(
         self, mtmd_context: Any, context: Any, chunk: Any, position: Any, sequence: Any, n_batch: int, *more: Any
     ) -> int:

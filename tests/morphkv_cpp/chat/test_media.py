@@ -166,6 +166,19 @@ def test_two_sessions_take_turns(open_vision):
     assert talk(one, "go on") == talk(fork, "go on")
 
 
+@pytest.mark.parametrize(
+    ("kind", "other", "said"), [("ultravox", "janus_pro", "sound and no images"), ("janus_pro", "ultravox", "bitmap")]
+)
+def test_what_a_projector_does_not_read_is_refused(open_vision, kind, other, said):
+    llm, content = open_vision(kind), shown(other, "what is it", 1)
+    with pytest.raises(ValueError, match=said):
+        complete(llm, [{"role": "user", "content": content}])
+    chat = llm.session()
+    with pytest.raises(ValueError, match=said):
+        talk(chat, content)
+    assert talk(chat, "go on")
+
+
 def test_a_question_whose_image_cannot_be_read_is_taken_back(open_vision):
     llm = open_vision("janus_pro")
     chat = llm.session()
