@@ -93,22 +93,25 @@ def test_a_saved_slot_with_images_goes_on_in_another_process(start_server, tiny_
     assert restored.status_code == 200, restored.text
     got = two.chat(messages, 16, ignore_eos=True, logprobs=True, top_logprobs=3)
     assert got["choices"][0]["logprobs"] == expected["choices"][0]["logprobs"]
-    assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 200
+    assert got["timings"]["prompt_n"] == expected["timings"]["prompt_n"] < 200 + ALL_KINDS[kind].n_tokens
 
 
 @pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
 def test_chats_with_images_take_turns_in_one_slot(start_server, tiny_vision, kind):
-    """The prompt cache keeps the one that waits, and a question asked again costs the question."""
+    """The prompt cache keeps the one that waits, and a question asked again costs the question.
+
+    Its first answer was written before tokens were evicted behind it, so it may be another one.
+    """
     model, projector = tiny_vision(kind)
     server = start_server(model, "--mmproj", projector, *SETTINGS)
     one = [*history(server, kind, 4), ask(kind, 5)]
-    expected = server.chat(one, 12, ignore_eos=True)
-    again = server.chat(one, 12, ignore_eos=True)
-    assert again["choices"] == expected["choices"]
+    options = {"ignore_eos": True, "logprobs": True, "top_logprobs": 3}
+    server.chat(one, 12, **options)
+    again = server.chat(one, 12, **options)
     assert again["timings"]["prompt_n"] < 100 + ALL_KINDS[kind].n_tokens
     server.chat([ask(kind, 9, "something else")], 12, ignore_eos=True)
-    back = server.chat(one, 12, ignore_eos=True)
-    assert back["choices"] == expected["choices"]
+    back = server.chat(one, 12, **options)
+    assert back["choices"][0]["logprobs"] == again["choices"][0]["logprobs"]
     assert back["timings"]["prompt_n"] < 100 + ALL_KINDS[kind].n_tokens
 
 
