@@ -38,7 +38,7 @@ class MediaPiece:
 
 class CheckedMtmd:
     """llama_cpp.mtmd_cpp, for chat handlers of llama_cpp too: an image that cannot be decoded raises NativeError with
-    the reason. Some would end the process.
+    the reason, where some would end the process. Handlers ask whether a projector sees; one that hears is taken, too.
     """
 
     def __init__(self, mtmd_cpp: Any) -> None:
@@ -46,6 +46,21 @@ class CheckedMtmd:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._mtmd_cpp, name)
+
+    def mtmd_support_vision(self, mtmd_context: Any) -> bool:
+        return any(
+            supports(mtmd_context)
+            for supports in (self._mtmd_cpp.mtmd_support_vision, self._mtmd_cpp.mtmd_support_audio)
+        )
+
+    def mtmd_helper_bitmap_init_from_buf(self, mtmd_context: Any, *data: Any) -> Any:
+        """Raises ValueError for an image where the projector only hears."""
+        bitmap = self._mtmd_cpp.mtmd_helper_bitmap_init_from_buf(mtmd_context, *data)
+        is_image = bitmap is not None and not self._mtmd_cpp.mtmd_bitmap_is_audio(bitmap)
+        if is_image and not self._mtmd_cpp.mtmd_support_vision(mtmd_context):
+            self._mtmd_cpp.mtmd_bitmap_free(bitmap)
+            raise ValueError("this projector reads sound and no images")
+        return bitmap
 
     def mtmd_helper_eval_chunk_single(
         self, mtmd_context: Any, context: Any, chunk: Any, position: Any, sequence: Any, n_batch: int, *more: Any

@@ -210,7 +210,7 @@ class Llama(OneTextLlama):
         if self._evals is None:
             super().eval(tokens)
             return
-        if self._chat_keep is not None and self._chat_keep.before_eval(self, tokens):
+        if self._chat_keep is not None and self._chat_keep.before_eval(self, tokens) and self._archive is not None:
             self._evals.expect_prompt(is_whole=False)
         self._evals.eval(self, tokens)
 
@@ -227,7 +227,7 @@ class Llama(OneTextLlama):
         if self._chat_keep is None:
             return super().create_chat_completion(messages, *arguments, **options)
         self._account = None
-        with self._chat_keep.asked(self, messages, options):
+        with self._chat_keep.asked(self, messages, options) as messages:
             answer = super().create_chat_completion(messages, *arguments, **options)
         return accounted(answer, lambda: self._account)
 

@@ -12,7 +12,7 @@ import jinja2
 from .. import bridge
 from ..cache.reuse import PromptReuse, common_prefix
 from ..config import MorphKV
-from .media import check_images, media_handler
+from .media import check_images, media_handler, sounds_as_images
 from .model import ChatModel
 from .template import ChatTemplate, Message
 
@@ -45,8 +45,8 @@ class ChatKeep:
         self._told: set[str] = set()
 
     @contextlib.contextmanager
-    def asked(self, llm: ChatModel, messages: Sequence[Message], options: dict[str, Any]) -> Iterator[None]:
-        """Completions that are begun in here are answers in this chat."""
+    def asked(self, llm: ChatModel, messages: Sequence[Message], options: dict[str, Any]) -> Iterator[Any]:
+        """Completions that are begun in here are answers in this chat. Gives the messages as its handler takes them."""
         outer = self._start, self._reads_media
         self._start = [] if self.keep is None else self._first_tokens(llm, messages, options)
         self._reads_media = media_handler(llm) is not None
@@ -54,7 +54,7 @@ class ChatKeep:
         if self.keep is None and not self._reads_media:
             self._start = None
         try:
-            yield
+            yield sounds_as_images(messages) if self._reads_media else messages
         finally:
             self._start, self._reads_media = outer
 

@@ -1,4 +1,4 @@
-"""Images in the messages of a session, read with the chat handler that the Llama was opened with."""
+"""Images and sound in messages, read with the chat handler that the Llama was opened with."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ Pieces = list["list[int] | bridge.MediaPiece"]
 
 
 def media_handler(llm: ChatModel) -> Any:
-    """The Llama's chat handler where it reads images, else None."""
+    """The Llama's chat handler where it reads images or sound, else None."""
     handler = llm.chat_handler
     return handler if isinstance(handler, (MTMDChatHandler, Llava15ChatHandler)) else None
 
 
 def check_images(llm: ChatModel) -> None:
-    """From now on the Llama's chat handler refuses an image that cannot be decoded, with NativeError."""
+    """From now on the Llama's chat handler refuses an image that cannot be decoded, with NativeError, and takes
+    a projector that only hears.
+    """
     handler = media_handler(llm)
     if handler is not None and not isinstance(handler._mtmd_cpp, bridge.CheckedMtmd):
         handler._mtmd_cpp = bridge.CheckedMtmd(handler._mtmd_cpp)
@@ -71,10 +73,37 @@ def _special(llm: ChatModel, token: int) -> str:
     return llm._piece(token).decode(errors="ignore")
 
 
-def text_of(llm: ChatModel, content: Content) -> tuple[str, list[str]]:
-    """A question's text, with a marker for each image, and the images' URLs.
+def url_of(part: Any) -> str | None:
+    """Where the bytes of a message's part are, an image's or a sound's, else None."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "image_url":
+        image: Any = part["image_url"]
+        url: str = image["url"] if isinstance(image, dict) else image
+        return url
+    if kind == "input_audio":
+        return f"data:audio/{part['input_audio'].get('format', 'wav')};base64,{part['input_audio']['data']}"
+    return None
 
-    Raises TypeError for what is no content of a message, ValueError for images that this Llama cannot read.
+
+def sounds_as_images(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For chat handlers of llama_cpp: they know parts with images alone, and take the bytes of either."""
+
+    def changed(part: Any) -> Any:
+        is_sound = isinstance(part, dict) and part.get("type") == "input_audio"
+        return {"type": "image_url", "image_url": {"url": url_of(part)}} if is_sound else part
+
+    return [
+        {**message, "content": [changed(part) for part in message["content"]]}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+def text_of(llm: ChatModel, content: Content) -> tuple[str, list[str]]:
+    """A question's text, with a marker for each image and sound, and their URLs.
+
+    Raises TypeError for what is no content of a message, ValueError for images and sound that this Llama cannot read.
     """
     if isinstance(content, str):
         return content, []
@@ -84,15 +113,14 @@ def text_of(llm: ChatModel, content: Content) -> tuple[str, list[str]]:
     words: list[str] = []
     urls: list[str] = []
     for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text":
-            words.append(part["text"])
-        elif kind == "image_url":
-            image = part["image_url"]
-            urls.append(image["url"] if isinstance(image, dict) else image)
+        url = url_of(part)
+        if url is not None:
+            urls.append(url)
             words.append(bridge.media_marker() if media_handler(llm) else "")
+        elif isinstance(part, dict) and part.get("type") == "text":
+            words.append(part["text"])
         else:
-            raise TypeError(f'a part of text must have the type "text" or "image_url", got {part!r}')
+            raise TypeError(f'a part of text must have the type "text", "image_url" or "input_audio", got {part!r}')
     if urls and media_handler(llm) is None:
         raise ValueError(_why_no_images(llm))
     return "".join(words), urls  # as templates put parts together
@@ -104,7 +132,8 @@ def _why_no_images(llm: ChatModel) -> str:
     if "no" in kinds:
         return f"MorphKV cannot have images in a text of {name}: ask about them with Llama(..., morphkv=None)"
     return (
-        "a session reads images with a chat handler: Llama(..., chat_handler=MTMDChatHandler(clip_model_path=...)), "
+        "a session reads images and sound with a chat handler: Llama(..., "
+        "chat_handler=MTMDChatHandler(clip_model_path=...)), "
         f"with a model that has a projector; got chat_handler={llm.chat_handler!r}"
     )
 
@@ -115,10 +144,11 @@ def n_tokens(piece: list[int] | bridge.MediaPiece) -> int:
 
 @contextlib.contextmanager
 def pieces_of(llm: ChatModel, text: str, urls: Sequence[str], add_bos: bool) -> Iterator[Pieces]:
-    """A rendered text in pieces: tokens, and the images at its markers.
+    """A rendered text in pieces: tokens, and the images and sounds at its markers.
 
-    Raises ValueError for an image that cannot be read, NativeError where text and images do not fit together.
+    Raises ValueError for one that cannot be read, NativeError where text and images do not fit together.
     """
+    check_images(llm)
     handler = media_handler(llm)
     handler._init_mtmd_context(llm)
     with contextlib.ExitStack() as stack:

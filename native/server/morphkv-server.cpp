@@ -186,7 +186,7 @@ int32_t morphkv_observer::begin_prompt(int32_t id_slot, const server_task & task
         now.pending.n_restored = n_restored;
         now.moved              = moved;
     }
-    if (given.archive.empty() || !given.recalls || is_again) {
+    if (!asks() || is_again) {
         now.prompt.stage = MORPHKV_PROMPT_STAGE_LAST;
     }
     morphkv_count_media(task.tokens, n_past, now.pending);
@@ -255,17 +255,24 @@ int32_t morphkv_observer::find_start(int32_t id_slot, int32_t pos_end) {
 }
 
 const morphkv_prompt & morphkv_observer::read_prompt(int32_t id_slot, const server_task & task, int32_t n_held,
-                                                     int32_t pos_next, int32_t n_fixed) {
-    state & now       = states.at(id_slot);
-    now.prompt.n_past = std::max(now.prompt.n_past, n_fixed);
-
+                                                     int32_t pos_next, int32_t n_fixed, bool has_checkpoints) {
+    state & now         = states.at(id_slot);
+    now.prompt.n_past   = std::max(now.prompt.n_past, n_fixed);
+    now.next_recall_pos = pos_next - 1 + n_between;
+    if (!asks() && has_checkpoints) {
+        // Batches are those of llama-server, and recurrent layers can go back to where the last one began: to its checkpoint.
+        if (n_held > 0 && morphkv_mark_set(ctx, id_slot) != MORPHKV_STATUS_OK) {
+            LOG_WRN("slot %d: MorphKV: %s\n", id_slot, morphkv_last_error());
+        }
+        now.prompt.n_end = task.n_tokens();
+        return now.prompt;
+    }
     const auto           params = recall_params();
     const morphkv_status status = morphkv_prompt_next(ctx, id_slot, &params, &now.prompt, n_held);
     if (status != MORPHKV_STATUS_OK || now.prompt.n_recalls > 0) {
         recalled(id_slot, status, now.prompt.recalled);
     }
-    now.next_recall_pos = pos_next - 1 + n_between;
-    if (!given.archive.empty() && given.recalls && now.prompt.n_end == task.n_tokens()) {
+    if (asks() && now.prompt.n_end == task.n_tokens()) {
         note_asked(id_slot, task);
     }
     return now.prompt;

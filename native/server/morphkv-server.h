@@ -128,8 +128,8 @@ public:
         for (int32_t i = slot.prompt.n_tokens(); i > n_read(slot.id) && n_fixed == 0; --i) {
             n_fixed = slot.prompt.tokens[i - 1] == LLAMA_TOKEN_NULL ? i : 0;
         }
-        const morphkv_prompt & prompt =
-            read_prompt(slot.id, *slot.task, slot.prompt.n_tokens(), slot.prompt.tokens.pos_next(), n_fixed);
+        const morphkv_prompt & prompt = read_prompt(slot.id, *slot.task, slot.prompt.n_tokens(),
+                                                    slot.prompt.tokens.pos_next(), n_fixed, do_checkpoint);
         if (prompt.n_back > 0) {
             slot.prompt.tokens.keep_first(slot.prompt.n_tokens() - prompt.n_back);
             slot.mem.seq_rm(slot.id, slot.prompt.tokens.pos_next(), -1);
@@ -137,7 +137,7 @@ public:
         }
         // Of a text that is read from its start, those that others would soon push out are not made.
         const int32_t n_first = first_checkpoint(slot.id);
-        const bool    is_far  = slot.prompt.n_tokens() < n_first;
+        const bool    is_far  = do_checkpoint && slot.prompt.n_tokens() < n_first;
         do_checkpoint         = do_checkpoint && prompt.stage != MORPHKV_PROMPT_STAGE_AGAIN && !is_far;
         return is_far ? std::min(n_first, prompt.n_end) : prompt.n_end;
     }
@@ -191,6 +191,7 @@ private:
     };
 
     bool is_on() const { return ctx != nullptr; }
+    bool asks() const { return !given.archive.empty() && given.recalls; }  // a prompt, an archive
 
     using loras = std::vector<common_adapter_lora_info>;
 
@@ -220,7 +221,7 @@ private:
     bool    is_asked_again(int32_t id_slot, const server_task & task, int32_t n_past) const;
     void    note_asked(int32_t id_slot, const server_task & task);
     const morphkv_prompt & read_prompt(int32_t id_slot, const server_task & task, int32_t n_held, int32_t pos_next,
-                                       int32_t n_fixed);
+                                       int32_t n_fixed, bool has_checkpoints);
     int32_t                write_token(int32_t id_slot, const server_task & task, llama_context * ctx_dft);
     bool                   holds(int32_t id_slot, int32_t pos_next) const;
     morphkv_counts         cost(int32_t id_slot, const server_task & task);

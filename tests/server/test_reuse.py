@@ -62,21 +62,48 @@ class TestTurns:
 
 
 class TestRecurrentLayers:
-    """Their state goes back to the slot's mark, which lies where the last answer began."""
+    """Their state goes back to the slot's mark. It lies where the last batch of a prompt began: 4 tokens before
+    its end, where llama-server makes a checkpoint, or with an archive before its last token.
+    """
 
-    @pytest.fixture(params=[[], ["--morphkv-archive", "ram"]], ids=["", "archive"])
+    ROOM = ("--morphkv-capacity", 256, "--morphkv-window", 32, "-np", 2, "--slots")
+
+    @pytest.fixture(params=[(), ("--morphkv-archive", "ram")], ids=["", "archive"])
     def hybrid(self, start_server, tiny_hybrid, request):
-        room = ["--morphkv-capacity", 256, "--morphkv-window", 32]
-        return start_server(tiny_hybrid, *TIGHT, *room, "-np", 2, "--slots", *request.param)
+        server = start_server(tiny_hybrid, *TIGHT, *self.ROOM, *request.param)
+        server.n_last = 1 if request.param else 4
+        return server
+
+    def test_before_the_first_eviction_logits_are_those_of_stock(self, start_server, tiny_hybrid):
+        """Bit by bit, as batches are llama-server's own."""
+        morphkv = [*TIGHT, "--morphkv-capacity", 1024]
+        one, two = (start_server(tiny_hybrid, *flags, "-np", 1) for flags in (["-c", 2048], morphkv))
+        texts = [tokens(100), tokens(700, seed=1)]
+        for text in [*texts, [*texts[1], 265]]:
+            answers = [server.complete(text, 16, n_probs=5) for server in (one, two)]
+            assert answers[0]["completion_probabilities"] == answers[1]["completion_probabilities"]
+        assert answers[1]["timings"]["evicted_n"] == 0
 
     @pytest.mark.parametrize("n_prompt", [100, 400])
-    def test_an_answer_that_is_asked_for_again_costs_a_token(self, hybrid, n_prompt):
+    def test_an_answer_that_is_asked_for_again_costs_the_last_batch(self, hybrid, n_prompt):
         question = tokens(n_prompt)
         first, cached = ask(hybrid, question, 8)
         assert cached == 0
         for _ in range(2):
-            assert ask(hybrid, question, 8) == (first, n_prompt - 1)
-        assert hybrid.slot()["morphkv"]["mark_pos"] == n_prompt - 1
+            assert ask(hybrid, question, 8) == (first, n_prompt - hybrid.n_last)
+        assert hybrid.slot()["morphkv"]["mark_pos"] == n_prompt - hybrid.n_last
+
+    def test_without_checkpoints_it_costs_a_token(self, start_server, tiny_hybrid):
+        """Which is decoded alone, and rounded as stock rounds it in a batch of its own."""
+        flags = ("--ctx-checkpoints", 0, "-np", 1)
+        server = start_server(tiny_hybrid, *TIGHT, "--morphkv-capacity", 256, *flags)
+        first = server.complete(tokens(100), 8, n_probs=5)["completion_probabilities"]
+        again = server.complete(tokens(100), 8, n_probs=5)
+        assert again["completion_probabilities"] == first
+        assert again["timings"]["cache_n"] == 99
+        stock = start_server(tiny_hybrid, "-c", 2048, *flags)
+        stock.complete(tokens(99), 0)
+        assert stock.complete(tokens(100), 8, n_probs=5)["completion_probabilities"] == first
 
     def test_a_turn_costs_its_own_tokens(self, hybrid):
         text, _ = ask(hybrid, tokens(400))
@@ -88,7 +115,7 @@ class TestRecurrentLayers:
     def test_a_prompt_that_leaves_the_answer_goes_on_from_where_that_began(self, hybrid):
         text, _ = ask(hybrid, tokens(100), 12)
         _, cached = ask(hybrid, [*text[:104], *tokens(20, seed=3)[1:]])
-        assert cached == 99
+        assert cached == 100 - hybrid.n_last
 
     def test_behind_evictions_a_checkpoint_serves(self, hybrid):
         first, _ = ask(hybrid, tokens(400), 150)

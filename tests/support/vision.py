@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 from upstream.server_models import write_gemma3
 
 from morphkv_cpp.models.synthetic import write_tiny_llama
 
-from . import heads
+from . import heads, more_heads
 from .hybrids import write_tiny_hybrid
-from .projectors import write_projector
+from .projectors import with_image, with_sound, write_projector
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,12 @@ class Kind:
     n_positions: int
     text: str = "llama"
     n_pieces: int = 1
+    n_text: int = 64  # of the text model's embeddings
 
 
-# By the projector's name. Tokens of gemma3's attend both ways; idefics3's come in tiles with words between them; lfm2's
-# text model has recurrent layers, qwen3vl's takes more of an image in its first layer.
+# By the projector's name, on a text model of the family that has it, or a llama. Tokens of gemma3's, gemma4v's and
+# gemma4uv's attend both ways; idefics3's, internvl's and llama4's come in tiles, with words between them or without;
+# qwen3vl's text model takes more of an image in its first layer; lfm2's and nemotron's have recurrent layers.
 KINDS = {
     "gemma3": Kind(36, 36, "gemma3"),
     "janus_pro": Kind(16, 16),
@@ -35,28 +40,82 @@ KINDS = {
     "qwen2.5vl_merger": Kind(12, 4, "qwen2vl"),
     "qwen3vl_merger": Kind(12, 4, "qwen3vl"),
 }
+MORE_KINDS = {
+    "mlp": Kind(16, 16),
+    "phi4": Kind(48, 48),
+    "internvl": Kind(20, 20, n_pieces=5),
+    "llama4": Kind(20, 20, n_pieces=5),
+    "cogvlm": Kind(18, 18),
+    "nemotron_v2_vl": Kind(4, 4, "nemotron"),
+    "kimivl": Kind(12, 12, "glm-flash"),
+    "kimik25": Kind(12, 12, "glm-flash"),
+    "paddleocr": Kind(12, 4, "qwen2vl"),
+    "youtuvl": Kind(12, 4, "qwen2vl"),
+    "ling3vl": Kind(12, 4, "qwen2vl"),
+    "exaone4_5": Kind(12, 12),
+    "adapter": Kind(6, 6),
+    "resampler": Kind(30, 30, "llama of 128", n_pieces=5, n_text=128),
+    "dots_ocr": Kind(12, 12),
+    "pixtral": Kind(14, 14),
+    "lightonocr": Kind(12, 12),
+    "glm4v": Kind(12, 4, "glm4moe"),
+    "gemma3nv": Kind(16, 16),
+    "gemma4v": Kind(80, 80, "gemma4"),
+    "gemma4uv": Kind(80, 80, "gemma4"),
+}
 
-# What two seconds of sound become; chat handlers of llama_cpp read none.
-WITH_SOUND = KINDS | {"ultravox": Kind(25, 25)}
+# What two seconds of sound become; chat handlers of llama_cpp read none. Whisper's encoders hear 30 seconds at once.
+SOUNDS = {"ultravox": Kind(25, 25)}
+MORE_SOUNDS = {
+    "voxtral": Kind(25, 25),
+    "meralion": Kind(25, 25),
+    "glma": Kind(27, 27),
+    "qwen2a": Kind(750, 750, "qwen2vl"),
+    "musicflamingo": Kind(750, 750),
+    "qwen3a": Kind(39, 39, "qwen2vl"),
+    "gemma4a": Kind(50, 50, "gemma4"),
+    "gemma4ua": Kind(50, 50, "gemma4"),
+}
+ALL_KINDS = KINDS | MORE_KINDS | SOUNDS | MORE_SOUNDS
+
+
+def kinds(*slow: Mapping[str, Kind], of: Mapping[str, Kind]) -> list[Any]:
+    """Parameters of a test: these, and others in tests that are slow."""
+    others = [kind for some in slow for kind in some if kind not in of]
+    return [*of, *(pytest.param(kind, marks=pytest.mark.slow) for kind in others)]
+
+
+def shown(kind: str, text: str, *seeds: int) -> list[dict]:
+    """Content of a message: pictures or sounds, as the kind wants them, and a text behind them."""
+    return (with_sound if kind in SOUNDS | MORE_SOUNDS else with_image)(text, *seeds)
+
+
+RECURRENT = ("lfm2", "nemotron")  # texts of models with such layers
+
+TEXTS: dict[str, Callable[[Path], object]] = {
+    # what libmtmd puts between idefics3's tiles
+    "llama": lambda path: write_tiny_llama(path, special=("\n", "\n\n", "<fake_token_around_image>", "<global-img>")),
+    "llama of 128": lambda path: write_tiny_llama(
+        path, n_embd=128, special=("\n", "<image>", "</image>", "<slice>", "</slice>")
+    ),
+    "lfm2": write_tiny_hybrid,
+    "qwen2vl": lambda path: write_tiny_llama(path, architecture="qwen2vl", rope_sections=(4, 6, 6, 0)),
+    "qwen3vl": lambda path: write_qwen3vl(path),
+    "glm4moe": lambda path: more_heads.write_glm4moe(path, sections=(4, 6, 6, 0)),
+    "glm-flash": heads.write_glm_flash,
+    "gemma4": lambda path: heads.write_gemma4(path, path.with_suffix(".assistant.gguf")),
+    "nemotron": more_heads.write_nemotron,
+}
 
 
 def write_vision(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A model and its projector."""
+    """A model and its projector; kind: one of ALL_KINDS."""
     model, projector = folder / f"{kind}.gguf", folder / f"mmproj-{kind}.gguf"
     if kind == "gemma3":
         write_gemma3(model, projector)
         return model, projector
-    text = WITH_SOUND[kind].text
-    if text == "lfm2":
-        write_tiny_hybrid(model)
-    elif text == "qwen3vl":
-        write_qwen3vl(model)
-    elif text == "qwen2vl":
-        write_tiny_llama(model, architecture="qwen2vl", rope_sections=(4, 6, 6, 0))
-    else:
-        # what libmtmd puts between idefics3's tiles
-        write_tiny_llama(model, special=("\n", "\n\n", "<fake_token_around_image>", "<global-img>"))
-    return model, write_projector(projector, kind)
+    TEXTS[ALL_KINDS[kind].text](model)
+    return model, write_projector(projector, kind, ALL_KINDS[kind].n_text)
 
 
 def write_qwen3vl(path: Path, seed: int = 0) -> Path:

@@ -1,7 +1,8 @@
-"""Images in sessions and in create_chat_completion, read by llama_cpp's chat handlers with random projectors."""
+"""Images and sound in sessions and in create_chat_completion, by llama_cpp's chat handlers with random projectors."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,17 +12,21 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, bridge
+from morphkv_cpp.models.synthetic import N_BYTE_TOKENS
+from morphkv_cpp.text.tokens import end_tokens
+from morphkv_cpp.text.write import BanTokens
 from support import TESTS
 from support.chats import no_end, talk
 from support.projectors import TEMPLATE, with_image
 from support.tiny import FLASH, QUIET, last_logits
-from support.vision import KINDS
+from support.vision import ALL_KINDS, KINDS, MORE_KINDS, MORE_SOUNDS, SOUNDS, kinds, shown
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
+from llama_cpp import LogitsProcessorList
 from llama_cpp.llama_chat_format import Llava15ChatHandler, MTMDChatHandler
 
-SMALL = MorphKV(capacity=128, window=32, interval=32, prompt_room=64, keep=2)
+SMALL = MorphKV(capacity=128, window=32, interval=32, prompt_room=96, keep=2)
 LARGE = MorphKV(capacity=1024, prompt_room=256)
 
 
@@ -55,79 +60,100 @@ def complete(llm: Llama, messages: list[dict], **options) -> str:
     return llm.create_chat_completion(messages, **options)["choices"][0]["message"]["content"]
 
 
-def go_on_elsewhere(model: Path, projector: Path, session: Path, capacity: int, n_tokens: int) -> str:
-    """What the session answers next in another process."""
-    command = [sys.executable, __file__, str(model), str(projector), str(session), str(capacity), str(n_tokens)]
+def go_on(llm: Llama, chat, kind: str, n_tokens: int) -> str:
+    """What a session answers next, and the bits of the logits behind it."""
+    answer = talk(chat, shown(kind, "and this", 9), n_tokens)
+    return f"{answer}\n{hashlib.sha256(last_logits(llm).tobytes()).hexdigest()}"
+
+
+def go_on_elsewhere(kind: str, model: Path, projector: Path, session: Path, capacity: int, n_tokens: int) -> str:
+    """What the session does next in another process."""
+    command = [sys.executable, __file__, kind, str(model), str(projector), str(session), str(capacity), str(n_tokens)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, env=env, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.decode()  # as it is: a text may hold carriage returns
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_before_the_first_eviction_a_handler_answers_as_in_stock(open_vision, kind):
-    messages = [{"role": "user", "content": with_image("what is it", 1)}]
-    expected = complete(open_vision(kind, None), messages)
-    assert complete(open_vision(kind, LARGE), messages) == expected != ""
+@pytest.mark.parametrize("kind", KINDS | MORE_KINDS)
+def test_before_the_first_eviction_a_handler_s_logits_are_those_of_stock(open_vision, kind, monkeypatch):
+    """Bit by bit, behind each batch."""
+    seen = []
+    for morphkv in (None, LARGE):
+        llm, logits = open_vision(kind, morphkv), []
+
+        def evaluate(tokens, llm=llm, logits=logits, eval_=llm.eval):
+            eval_(tokens)
+            logits.append(last_logits(llm))
+
+        monkeypatch.setattr(llm, "eval", evaluate)
+        complete(llm, [{"role": "user", "content": with_image("what is it", 1)}])
+        seen.append(logits)
+    n = len(seen[1])  # llama_cpp writes some tokens more, where a character is torn
+    assert 24 <= n <= len(seen[0])
+    assert np.array_equal(seen[0][:n], seen[1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
 def test_a_session_answers_as_the_handler_does(open_vision, kind):
     llm = open_vision(kind, LARGE)
-    expected = complete(llm, [{"role": "user", "content": with_image("what is it", 1)}], max_tokens=20)
+    # no bytes: of a character that is torn a completion writes the rest, a session has its tokens
+    words = LogitsProcessorList([BanTokens([*end_tokens(llm), *range(3, 3 + N_BYTE_TOKENS)])])
+    asked = [{"role": "user", "content": shown(kind, "what is it", 1)}]
+    expected = complete(llm, asked, max_tokens=20, logits_processor=words)
     with llm.session(keep=None) as chat:
-        assert talk(chat, with_image("what is it", 1), 20) == expected
-        assert chat.last.media_tokens == KINDS[kind].n_tokens
+        assert talk(chat, shown(kind, "what is it", 1), 20, logits_processor=words) == expected != ""
+        assert chat.last.media_tokens == ALL_KINDS[kind].n_tokens
         n_words = chat.last.prompt_tokens + chat.last.cached_tokens
-        assert chat.n_tokens == n_words + KINDS[kind].n_positions + 20
+        assert chat.n_tokens == n_words + ALL_KINDS[kind].n_positions + 20
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
 @pytest.mark.parametrize("archive", [None, "ram"])
 def test_a_chat_with_many_images_takes_constant_cells(open_vision, kind, archive):
     llm = open_vision(kind, archive=archive)
     with llm.session("you see") as chat:
         for i in range(8):
-            talk(chat, with_image("word " * 10 + "what is it", i), 12)
-            assert llm.cache_stats().n_used <= SMALL.capacity + 64
+            talk(chat, shown(kind, "word " * 10 + "what is it", i), 12)
+            assert llm.cache_stats().n_used <= SMALL.capacity + SMALL.prompt_room
             talk(chat, "and now", 6)
         stats = chat.cache_stats()
         assert stats.n_evictions > 3
         assert stats.n_used + stats.n_evicted == chat.n_tokens - len(chat._text.ahead) + 8 * (
-            KINDS[kind].n_tokens - KINDS[kind].n_positions
+            ALL_KINDS[kind].n_tokens - ALL_KINDS[kind].n_positions
         )
         assert archive is None or stats.n_recalls > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
 def test_a_saved_session_goes_on_in_another_process(open_vision, tiny_vision, tmp_path, kind):
     llm = open_vision(kind)
     with llm.session("you see") as chat:
         for i in range(5):
-            talk(chat, with_image("word " * 10 + "what is it", i), 12)
+            talk(chat, shown(kind, "word " * 10 + "what is it", i), 12)
         chat.save(tmp_path / "chat.session")
-        expected = talk(chat, with_image("and this", 9), 20)
+        expected = go_on(llm, chat, kind, 20)
     model, projector = tiny_vision(kind)
-    assert go_on_elsewhere(model, projector, tmp_path / "chat.session", 128, 20) == expected != ""
+    assert go_on_elsewhere(kind, model, projector, tmp_path / "chat.session", 128, 20) == expected != ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, tiny_vision, tmp_path, kind):
-    llm = open_vision(kind, MorphKV(capacity=1024), archive="ram")
+    llm = open_vision(kind, MorphKV(capacity=1024), archive="ram", n_ctx=32768)  # of positions
     n_limit = 1024 + MorphKV().prompt_room
     with llm.session("you see", keep="system") as chat:
         for i in range(20):
-            talk(chat, with_image("a word " * 50 + "what is it", i), 24)
+            talk(chat, shown(kind, "a word " * 50 + "what is it", i), 24)
             stats = llm.cache_stats()
             assert stats.n_used <= n_limit
             assert np.isfinite(last_logits(llm)).all()
         assert stats.n_evictions > 3
         assert stats.n_used + stats.n_evicted >= 5000
         chat.save(tmp_path / "chat.session")
-        expected = talk(chat, with_image("and this", 9), 40)
+        expected = go_on(llm, chat, kind, 40)
     model, projector = tiny_vision(kind)
-    assert go_on_elsewhere(model, projector, tmp_path / "chat.session", 1024, 40) == expected
+    assert go_on_elsewhere(kind, model, projector, tmp_path / "chat.session", 1024, 40) == expected
 
 
 def test_two_sessions_take_turns(open_vision):
@@ -138,6 +164,19 @@ def test_two_sessions_take_turns(open_vision):
         talk(two, with_image("and that", 10 + i), 8)
     fork = one.fork()
     assert talk(one, "go on") == talk(fork, "go on")
+
+
+@pytest.mark.parametrize(
+    ("kind", "other", "said"), [("ultravox", "janus_pro", "sound and no images"), ("janus_pro", "ultravox", "bitmap")]
+)
+def test_what_a_projector_does_not_read_is_refused(open_vision, kind, other, said):
+    llm, content = open_vision(kind), shown(other, "what is it", 1)
+    with pytest.raises(ValueError, match=said):
+        complete(llm, [{"role": "user", "content": content}])
+    chat = llm.session()
+    with pytest.raises(ValueError, match=said):
+        talk(chat, content)
+    assert talk(chat, "go on")
 
 
 def test_a_question_whose_image_cannot_be_read_is_taken_back(open_vision):
@@ -186,7 +225,7 @@ def test_what_is_no_question_is_refused(open_vision, open_llama):
         with pytest.raises(TypeError, match="must"):
             chat.say(wrong)
     text_only = open_llama().session()
-    with pytest.raises(ValueError, match="a session reads images with a chat handler"):
+    with pytest.raises(ValueError, match="a session reads images and sound with a chat handler"):
         text_only.say(with_image("what", 1))
     assert talk(text_only, [{"type": "text", "text": "words"}])
 
@@ -219,11 +258,11 @@ def test_a_chat_by_messages_keeps_its_system_prompt(open_vision):
     assert stats.keep > len(system["content"])
 
 
-def _go_on(model: str, projector: str, path: str, capacity: str, n_tokens: str) -> None:
+def _go_on(kind: str, model: str, projector: str, path: str, capacity: str, n_tokens: str) -> None:
     config, archive = (SMALL, None) if capacity == "128" else (MorphKV(capacity=int(capacity)), "ram")
     handler = Handler(clip_model_path=projector, verbose=False)
-    with Llama(model, morphkv=config, archive=archive, chat_handler=handler, n_ctx=16384, **QUIET) as llm:
-        print(talk(llm.load_session(path), with_image("and this", 9), int(n_tokens)), end="")
+    with Llama(model, morphkv=config, archive=archive, chat_handler=handler, n_ctx=32768, **QUIET) as llm:
+        print(go_on(llm, llm.load_session(path), kind, int(n_tokens)), end="")
 
 
 if __name__ == "__main__":
