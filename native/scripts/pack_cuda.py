@@ -3,9 +3,10 @@
 
     pack_cuda.py LIBRARY TAG FOLDER [KERNELS]
 
-LIBRARY: libggml-cuda.so of a build with GGML_BACKEND_DL. KERNELS: libmorphkv-cuda.so, which comes beside it. patchelf sets
-their run path. The CUDA libraries that they were linked with come from NVIDIA's packages, and name ours: morphkv_cpp_cu12 or morphkv_cpp_cu13. morphkv_cpp, of the same
-version, finds it when it is imported, and names the module to ggml.
+LIBRARY: libggml-cuda.so of a build with GGML_BACKEND_DL. KERNELS: libmorphkv-cuda.so, which comes beside it. patchelf
+sets their run path. The CUDA libraries that they were linked with come from NVIDIA's packages, and name ours:
+morphkv_cpp_cu12 or morphkv_cpp_cu13. morphkv_cpp, of the same version, finds it when it is imported, and names the
+module to ggml.
 """
 
 import pathlib

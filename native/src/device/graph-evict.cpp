@@ -1,5 +1,6 @@
 #include "device/graph-evict.h"
 
+#include "device/evict-cpu.h"
 #include "device/votes-cpu.h"
 
 #include <vector>
@@ -222,6 +223,9 @@ static ggml_tensor * build_sums(ggml_context * ctx, const morphkv_evict_layer & 
 void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
                          const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
                          const morphkv_evict_inputs & inp) {
+    if (morphkv_evict_on_cpu(layer, policy, inp)) {
+        return morphkv_build_evict_on_cpu(ctx, gf, layer, shape, policy, inp);
+    }
     const int64_t n_head_kv = layer.n_head_kv;
     const int64_t n_layers  = layer.k->ne[2];
     const int64_t n_heads   = n_head_kv * n_layers;
