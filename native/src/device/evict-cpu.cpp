@@ -190,7 +190,7 @@ void morphkv_build_evict_on_cpu(ggml_context * ctx, ggml_cgraph * gf, const morp
                                 const morphkv_evict_inputs & inp) {
     ggml_tensor * votes = morphkv_build_votes_on_cpu(
         ctx, layer.k, morphkv_build_voters(ctx, layer, inp.vote_rows), layer.sinks,
-        { shape.n_old(), layer.n_head_kv, layer.kq_scale, layer.softcap, policy.fusion == MORPHKV_FUSION_MAX, 0, 0 });
+        { shape.n_old(), layer.n_head_kv, layer.kq_scale, layer.softcap, policy.fusion == MORPHKV_FUSION_MAX, 0, 0, 0 });
 
     std::vector<ggml_tensor *> args = { votes, layer.k, layer.serial, inp.grad_serial };
     evict_params               p{};

@@ -129,7 +129,7 @@ ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer 
     if (n_layers == 1 && morphkv_votes_on_cpu(layer.backend, layer.k->type, layer.k->ne[0] / n_head_kv)) {
         cur = morphkv_build_votes_on_cpu(ctx, layer.k, morphkv_build_voters(ctx, layer, inp.vote_rows), layer.sinks,
                                          { shape.n_old(), layer.n_head_kv, layer.kq_scale, layer.softcap,
-                                           policy.fusion == MORPHKV_FUSION_MAX, 0, 0 });
+                                           policy.fusion == MORPHKV_FUSION_MAX, 0, 0, 0 });
     } else {
         cur = build_each_vote(ctx, layer, n_old, inp);
     }
