@@ -50,3 +50,8 @@ if (TARGET server-context)
     include(${CMAKE_CURRENT_LIST_DIR}/cmake/page.cmake)
 endif()
 morphkv_join_if_there(llama-bench-impl bench)
+
+# Kernels of our own lie beside ggml's backend, which needs the same compiler.
+if (GGML_CUDA OR GGML_HIP)
+    add_subdirectory(${CMAKE_CURRENT_LIST_DIR}/cuda ${CMAKE_BINARY_DIR}/morphkv-kernels)
+endif()

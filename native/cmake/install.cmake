@@ -20,7 +20,12 @@ endfunction()
 
 # All of ggml: which backends there are is decided by the GGML_* options.
 morphkv_list_libraries(${MORPHKV_UPSTREAM_DIR}/ggml MORPHKV_GGML_LIBRARIES)
-set(MORPHKV_LIBRARIES ${MORPHKV_GGML_LIBRARIES} llama ${MORPHKV_KERNELS})
+set(MORPHKV_LIBRARIES ${MORPHKV_GGML_LIBRARIES} llama)
+foreach(kernels morphkv-cuda morphkv-hip)
+    if (TARGET ${kernels})
+        list(APPEND MORPHKV_LIBRARIES ${kernels})
+    endif()
+endforeach()
 set(MORPHKV_PROGRAMS)
 if (MORPHKV_BUILD_TOOLS)
     list(APPEND MORPHKV_LIBRARIES llama-common mtmd)

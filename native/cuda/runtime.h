@@ -4,7 +4,6 @@
 #if defined(__HIPCC__)
 #include <hip/hip_runtime.h>
 #define MORPHKV_REGISTRY          "ROCm"
-#define cudaDeviceProp            hipDeviceProp_t
 #define cudaError_t               hipError_t
 #define cudaFree                  hipFree
 #define cudaFreeHost              hipHostFree
@@ -24,6 +23,10 @@
 #define cudaStream_t              hipStream_t
 #define cudaSuccess               hipSuccess
 #else
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define MORPHKV_REGISTRY "CUDA"
+#if defined(__CUDA_ARCH__)
+#define MORPHKV_HALF_OF_BITS __ushort_as_half
+#endif
 #endif

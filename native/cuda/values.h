@@ -6,11 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__CUDACC__)
-#include <cuda_fp16.h>
-#endif
-
 #if defined(__CUDACC__) || defined(__HIPCC__)
+#include "runtime.h"
 #define MORPHKV_DEVICE __device__ __forceinline__
 #else
 #define MORPHKV_DEVICE inline
@@ -50,8 +47,8 @@ MORPHKV_DEVICE uint16_t morphkv_load_16(const char * p) {
 }
 
 MORPHKV_DEVICE float morphkv_float_of_half(uint16_t half) {
-#if defined(__CUDA_ARCH__)
-    return __half2float(__ushort_as_half(half));
+#if defined(MORPHKV_HALF_OF_BITS)
+    return __half2float(MORPHKV_HALF_OF_BITS(half));
 #else
     const float    x = morphkv_float_of_bits((uint32_t) (half & 0x7fff) << 13) * 0x1p112f;  // exact, of subnormals too
     const uint32_t bits = morphkv_bits_of_float(x);

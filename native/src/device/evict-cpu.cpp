@@ -80,7 +80,8 @@ std::vector<uint32_t> first_by(const float * scores, uint32_t n_all, uint32_t n,
         memcpy(&bits, &scores[i], sizeof(bits));
         keys[i] = is_descending ? (uint64_t) ~bits << 32 | i : (uint64_t) bits << 32 | ~i;
     }
-    std::partial_sort(keys.begin(), keys.begin() + n, keys.end());
+    std::nth_element(keys.begin(), keys.begin() + n - (n == n_all), keys.end());
+    std::sort(keys.begin(), keys.begin() + n);
     std::vector<uint32_t> res(n);
     for (uint32_t i = 0; i < n; ++i) {
         res[i] = is_descending ? (uint32_t) keys[i] : ~(uint32_t) keys[i];
@@ -188,9 +189,10 @@ bool morphkv_evict_on_cpu(const morphkv_evict_layer & layer, const morphkv_evict
 void morphkv_build_evict_on_cpu(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
                                 const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
                                 const morphkv_evict_inputs & inp) {
-    ggml_tensor * votes = morphkv_build_votes_on_cpu(
-        ctx, layer.k, morphkv_build_voters(ctx, layer, inp.vote_rows), layer.sinks,
-        { shape.n_old(), layer.n_head_kv, layer.kq_scale, layer.softcap, policy.fusion == MORPHKV_FUSION_MAX, 0, 0, 0 });
+    ggml_tensor * votes =
+        morphkv_build_votes_on_cpu(ctx, layer.k, morphkv_build_voters(ctx, layer, inp.vote_rows), layer.sinks,
+                                   { shape.n_old(), layer.n_head_kv, layer.kq_scale, layer.softcap,
+                                     policy.fusion == MORPHKV_FUSION_MAX, 0, 0, 0 });
 
     std::vector<ggml_tensor *> args = { votes, layer.k, layer.serial, inp.grad_serial };
     evict_params               p{};
