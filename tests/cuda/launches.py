@@ -174,10 +174,8 @@ def count(title: str, path: Path, n_seq: int, own: bool, archive: bool = False) 
     kernels, copies = grown - plain
     what = "an eviction" + (" and its archiving" if archive else "")
     tokens = "a token" if n_seq == 1 else f"a token of each of {n_seq} sequences"
-    print(
-        f"{title}, {n_seq} in the context, {'own kernels' if own else 'ggml'}: {what}: {kernels} kernels and {copies} copies; ",
-        end="",
-    )
+    by = "own kernels" if own else "ggml"
+    print(f"{title}, {n_seq} in the context, {by}: {what}: {kernels} kernels and {copies} copies; ", end="")
     print(f"{tokens} without: {plain[0]} and {plain[1]}", flush=True)
     for name, n in (names - plain_names).most_common(N_SHOWN):
         print(f"  {n:5} {readable(name)}")
