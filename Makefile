@@ -29,9 +29,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What the installed package is made of. The install is editable: of its Python only the list of files is known to it.
 PYTHON_FILES := $(sort $(shell find bridge models morphkv_cpp -type f -not -path '*/__pycache__/*'))
 SOURCES      := $(shell find native -type f -not -path '*/__pycache__/*' -not -name '*.md') bridge/header.py CMakeLists.txt pyproject.toml LICENSE
-CPP_SOURCES   = $(shell find native/src native/common native/server native/bench native/include tests/archs tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
+CPP_SOURCES   = $(shell find native/src native/cuda native/common native/server native/bench native/include tests/archs tests/cuda tests/native tests/fuzz tests/upstream -name '*.h' -o -name '*.cpp' -o -name '*.c' -o -name '*.cu')
 
-.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak results results-quick clean FORCE check-ci test-windows bump
+.PHONY: help venv demo test wheels test-wheel test-wheel-machines wheel-cuda test-lowest import-time test-slow test-apply test-vulkan cuda-launches cuda-kernels test-archs archs check docs format patchwork refresh-patches coverage coverage-core test-sanitize test-tsan test-upstream test-upstream-server fuzz fuzz-native fuzz-session soak results results-quick clean FORCE check-ci test-windows bump
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -158,9 +158,10 @@ wheel-cuda: $(VENV)/.tools ## dist/: the CUDA backend as a package of its own, m
 	$(BIN)/python -m pip install --quiet $(WHEEL_TOOLS)
 	cmake -S . -B $(WHEEL_CUDA) -G Ninja -DCMAKE_BUILD_TYPE=Release -DMORPHKV_PORTABLE=ON -DMORPHKV_BUILD_TOOLS=OFF \
 	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DGGML_CUDA=ON $(CMAKE_ARGS)
-	$(WITH_PROGRESS) build/wheel-cuda.log cmake --build $(WHEEL_CUDA) --target ggml-cuda
+	$(WITH_PROGRESS) build/wheel-cuda.log cmake --build $(WHEEL_CUDA) --target ggml-cuda morphkv-cuda
 	rm -rf $(WHEEL_CUDA)/raw
-	$(BIN)/python native/scripts/pack_cuda.py "$$(find $(WHEEL_CUDA) -name libggml-cuda.so)" linux_$$(uname -m) $(WHEEL_CUDA)/raw
+	$(BIN)/python native/scripts/pack_cuda.py "$$(find $(WHEEL_CUDA) -name libggml-cuda.so)" linux_$$(uname -m) $(WHEEL_CUDA)/raw \
+	    "$$(find $(WHEEL_CUDA) -name libmorphkv-cuda.so)"
 	$(BIN)/python -m auditwheel repair --exclude 'libcu*' --exclude 'libggml-base.so' -w dist $(WHEEL_CUDA)/raw/*.whl
 
 import-time: $(SITE_WHEEL)/.installed ## how long `import morphkv_cpp` takes beside `import llama_cpp`; at most 50 ms more is wanted
@@ -262,6 +263,18 @@ $(FAKE_CUDA)/libcublas.so.13: tests/cuda/fake_cuda.cpp $(SITE_CUDA)/.installed
 cuda-launches: $(FAKE_CUDA)/libcublas.so.13 ## how many CUDA kernels an eviction starts; needs no GPU, and no toolkit
 	PYTHONPATH=$(CURDIR)/$(SITE_CUDA) LD_LIBRARY_PATH=$(CURDIR)/$(FAKE_CUDA) GGML_CUDA_DISABLE_GRAPHS=1 \
 	    $(PLAIN_PYTHON) tests/cuda/launches.py
+
+# Kernels of our own for every architecture, and what they start, run by the fake runtime on the host.
+BUILD_KERNELS := build/kernels
+cuda-kernels: $(if $(filter $(CURDIR)/%,$(CUDA)),$(TOOLKIT_CUDA)/.installed) | venv ## our CUDA kernels: compiled for each architecture, started by a runtime that runs them on the host
+	cmake -S native/cuda -B $(BUILD_KERNELS) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_COMPILER=$(CUDA)/bin/nvcc
+	cmake --build $(BUILD_KERNELS)
+	$(CXX) -std=c++17 -O1 -fPIC -shared -I$(CUDA)/include -Wl,-soname,libcudart.so.13 tests/cuda/fake_cuda.cpp -o $(BUILD_KERNELS)/libcudart.so.13
+	$(CXX) -std=c++17 -O2 -Inative/src -Inative -Inative/include -Itests -Itests/native -Itests/cuda \
+	    -I$(BUILD)/upstream/ggml/include tests/cuda/test_kernels.cpp native/cuda/kernels-host.cpp native/cuda/plan.cpp \
+	    $(BUILD_KERNELS)/libmorphkv-cuda.so $(BUILD_KERNELS)/libcudart.so.13 -L$(BUILD)/bin -lggml-base \
+	    -Wl,--allow-shlib-undefined,-rpath,$(CURDIR)/$(BUILD)/bin,-rpath,$(CURDIR)/$(BUILD_KERNELS) -o $(BUILD_KERNELS)/test_kernels
+	$(BUILD_KERNELS)/test_kernels
 
 # The programs that write and run models, for tests/archs.
 ARCHS_ENV     = MORPHKV_TEST_PROGRAMS=$(CURDIR)/$(BUILD)/tests/native

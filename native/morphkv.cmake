@@ -12,7 +12,7 @@ function(morphkv_join target folder)
     target_sources(${target} PRIVATE ${sources})
     set_source_files_properties(${sources} TARGET_DIRECTORY ${target} PROPERTIES
         SKIP_UNITY_BUILD_INCLUSION ON
-        INCLUDE_DIRECTORIES ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/src)
+        INCLUDE_DIRECTORIES "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/src;${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
     set_property(TARGET ${target} PROPERTY MORPHKV_SOURCES ${sources})
 endfunction()
 
@@ -20,6 +20,9 @@ morphkv_join(llama src)
 target_include_directories(llama
     PUBLIC  $<BUILD_INTERFACE:${CMAKE_CURRENT_LIST_DIR}/include>
     PRIVATE ${CMAKE_CURRENT_LIST_DIR}/src)  # for the patches
+
+# kernels of our own are a library that is opened
+target_link_libraries(llama PRIVATE ${CMAKE_DL_LIBS})
 
 get_target_property(morphkv_sources llama MORPHKV_SOURCES)
 # Defined for ours alone: a new version must not recompile llama.cpp.
@@ -47,3 +50,8 @@ if (TARGET server-context)
     include(${CMAKE_CURRENT_LIST_DIR}/cmake/page.cmake)
 endif()
 morphkv_join_if_there(llama-bench-impl bench)
+
+# Kernels of our own lie beside ggml's backend, which needs the same compiler.
+if (GGML_CUDA OR GGML_HIP)
+    add_subdirectory(${CMAKE_CURRENT_LIST_DIR}/cuda ${CMAKE_BINARY_DIR}/morphkv-kernels)
+endif()

@@ -469,7 +469,7 @@ typedef struct morphkv_selftest {
     int32_t      n_threads;    // of a CPU that is tested, set by the caller; 0 = 1, which it is compared with
     const char * device;       // "CPU", "CUDA0", "RPC0", ...
     const char * description;
-    const char * graph;        // "evict" or "rebase"
+    const char * graph;        // "evict", "rebase", or "kernels": an eviction by kernels of our own
     const char * type;         // of K and V: "f16", "q8_0", ...
     const char * shape;
     int32_t      result;       // morphkv_selftest_result

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Pack ggml's CUDA backend as a wheel of its own, and print its path.
 
-    pack_cuda.py LIBRARY TAG FOLDER
+    pack_cuda.py LIBRARY TAG FOLDER [KERNELS]
 
-LIBRARY: libggml-cuda.so of a build with GGML_BACKEND_DL. patchelf sets its run path. The CUDA libraries that it was
-linked with come from NVIDIA's packages, and name ours: morphkv_cpp_cu12 or morphkv_cpp_cu13. morphkv_cpp, of the same
-version, finds it when it is imported, and names the module to ggml.
+LIBRARY: libggml-cuda.so of a build with GGML_BACKEND_DL. KERNELS: libmorphkv-cuda.so, which comes beside it. patchelf
+sets their run path. The CUDA libraries that they were linked with come from NVIDIA's packages, and name ours:
+morphkv_cpp_cu12 or morphkv_cpp_cu13. morphkv_cpp, of the same version, finds it when it is imported, and names the
+module to ggml.
 """
 
 import pathlib
@@ -57,7 +58,7 @@ def metadata(name, version, packages):
     return "\n".join([*rows, ""]).encode()
 
 
-def pack(library, tag, folder):
+def pack(library, tag, folder, kernels=None):
     cuda = cuda_version(library)
     version = re.search(r'(?m)^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     packages, folders = NVIDIA[cuda]
@@ -69,10 +70,12 @@ def pack(library, tag, folder):
         f"{name}-{version}.dist-info/METADATA": metadata(name, version, packages),
         f"{name}-{version}.dist-info/licenses/LICENSE": (ROOT / "LICENSE").read_bytes(),
     }
+    if kernels:
+        files[f"{name}/libmorphkv-cuda.so"] = relocated(kernels, run_path)
     return write_wheel(folder, name, version, f"py3-none-{tag}", pathlib.Path(__file__).name, files)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 4:
+    if len(sys.argv) not in (4, 5):
         raise SystemExit(__doc__)
     print(pack(*sys.argv[1:]))

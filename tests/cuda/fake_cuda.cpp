@@ -1,6 +1,8 @@
 // In place of libcudart and libcublas: memory is the host's, copies are made, and of kernels it is counted that they were started.
 // What ggml-cuda starts depends on shapes alone, so no GPU is needed to count it; no result is right.
 
+#include "fake_cuda.h"
+
 #include <cublas_v2.h>
 #include <cuda_runtime.h>
 
@@ -33,8 +35,18 @@ void count(const std::string & name) {
     }
 }
 
-cudaError_t started(const void * kernel) {
+struct configuration {
+    dim3   grid, block;
+    size_t shared;
+} pushed;
+
+fake_cuda_run run = nullptr;
+
+cudaError_t started(const void * kernel, dim3 grid = {}, void ** args = nullptr) {
     count(names()[kernel]);
+    if (run && args) {
+        run(names()[kernel].c_str(), grid.x, grid.y, args);
+    }
     return cudaSuccess;
 }
 
@@ -86,6 +98,11 @@ const char * fake_cuda_listed() {
     return res.c_str();
 }
 
+// Kernels are given to it once they are counted, but for those that start in other ways than by <<<>>>.
+void fake_cuda_set_run(fake_cuda_run f) {
+    run = f;
+}
+
 // Of a function of ggml-cuda's that compile_few.py leaves out.
 void fake_cuda_left_out(const char * name) {
     fprintf(stderr, "%s is called and was not compiled: its file belongs into compile_few.py\n", name);
@@ -110,12 +127,14 @@ void __cudaRegisterFunction(void **, const char * host, char *, const char * nam
                             dim3 *, int *) {
     names()[host] = name;
 }
-unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, cudaStream_t) {
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, cudaStream_t) {
+    pushed = { grid, block, shared };
     return 0;
 }
 cudaError_t __cudaPopCallConfiguration(dim3 * grid, dim3 * block, size_t * shared, void * stream) {
-    *grid = *block    = dim3(1);
-    *shared           = 0;
+    *grid             = pushed.grid;
+    *block            = pushed.block;
+    *shared           = pushed.shared;
     *(void **) stream = nullptr;
     return cudaSuccess;
 }
@@ -123,8 +142,8 @@ cudaError_t __cudaGetKernel(cudaKernel_t * out, const void * host) {
     *out = (cudaKernel_t) host;
     return cudaSuccess;
 }
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3, dim3, void **, size_t, cudaStream_t) {
-    return started(kernel);
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3, void ** args, size_t, cudaStream_t) {
+    return started(kernel, grid, args);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *, const void * kernel, void **) {
     return started(kernel);
@@ -179,6 +198,12 @@ cudaError_t cudaHostUnregister(void *) {
 }
 cudaError_t cudaHostGetDevicePointer(void ** out, void * data, unsigned) {
     *out = data;
+    return cudaSuccess;
+}
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes * out, const void * data) {
+    *out               = {};
+    out->type          = cudaMemoryTypeDevice;
+    out->devicePointer = (void *) data;
     return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t * free, size_t * total) {

@@ -29,8 +29,8 @@ def module(folder: Path, cudart: str) -> Path:
     return path
 
 
-def pack(library: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, SCRIPT, library, "linux_x86_64", folder]
+def pack(library: Path, folder: Path, *kernels: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, SCRIPT, library, "linux_x86_64", folder, *kernels]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -53,6 +53,17 @@ def test_the_toolkit_names_the_package_and_what_it_needs(tmp_path, cudart, cuda,
     assert {f"Requires-Dist: morphkv_cpp=={version}", f"Requires-Dist: {needs}"} <= set(info.splitlines())
     paths = subprocess.run(["patchelf", "--print-rpath", library], capture_output=True, text=True, check=True).stdout
     assert {"$ORIGIN/../morphkv_cpp/lib", folder} <= set(paths.strip().split(":"))
+
+
+def test_our_kernels_come_beside_the_backend(tmp_path):
+    library = module(tmp_path, "libcudart.so.13")
+    kernels = tmp_path / "libmorphkv-cuda.so"
+    kernels.write_bytes(library.read_bytes())
+    wheel = pack(library, tmp_path / "dist", kernels).stdout.strip()
+    with zipfile.ZipFile(wheel) as archive:
+        unpacked = archive.extract("morphkv_cpp_cu13/libmorphkv-cuda.so", tmp_path / "unpacked")
+    paths = subprocess.run(["patchelf", "--print-rpath", unpacked], capture_output=True, text=True, check=True).stdout
+    assert "$ORIGIN/../nvidia/cu13/lib" in paths.strip().split(":")
 
 
 def test_another_toolkit_is_refused(tmp_path):

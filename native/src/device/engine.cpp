@@ -114,6 +114,11 @@ std::string morphkv_runner::run(const std::vector<const morphkv_side_layer *> & 
     return "";
 }
 
+void morphkv_runner::synchronize() {
+    const engine_guard guard(engine);
+    ggml_backend_sched_synchronize(engine.sched());
+}
+
 static void assign(ggml_backend_sched_t sched, ggml_cgraph * gf, const std::vector<ggml_backend_t> & backends) {
     ggml_backend_sched_reset(sched);
     ggml_backend_sched_set_eval_callback(sched, nullptr, nullptr);

@@ -116,6 +116,9 @@ public:
     std::string run(const std::vector<const morphkv_side_layer *> & layers, size_t n_max_tensors,
                     const begin_fn & begin, const layer_fn & build);
 
+    // Waits for all that the devices have been asked to compute.
+    void synchronize();
+
     // Most layers in a graph: for graphs whose inputs and outputs are large.
     size_t n_max_layers = SIZE_MAX;
 

@@ -1,5 +1,6 @@
 #include "device/evict.h"
 
+#include "device/kernels.h"
 #include "device/stack.h"
 
 #include <algorithm>
@@ -49,8 +50,14 @@ size_t morphkv_max_vote_tensors(const std::vector<morphkv_side_layer> & layers, 
     return res;
 }
 
-std::string morphkv_run_eviction(morphkv_runner & runner, const std::vector<morphkv_side_layer> & layers,
+std::string morphkv_run_eviction(morphkv_runner & runner, const std::vector<morphkv_side_layer> & all_layers,
                                  uint32_t i_stream, const morphkv_eviction & eviction) {
+    std::vector<std::vector<morphkv_side_layer>> left;
+    const std::string why = morphkv_run_kernels(runner, { { &all_layers, i_stream, &eviction } }, left);
+    if (!why.empty() || left[0].empty()) {
+        return why;
+    }
+    const auto & layers = left[0];
     const auto & shape  = eviction.shape;
     auto         policy = eviction.policy;
     if (policy.policy != MORPHKV_POLICY_RANDOM && shape.n_votes == 0) {

@@ -1,5 +1,6 @@
 #include "device/graph-evict.h"
 
+#include "device/evict-cpu.h"
 #include "device/votes-cpu.h"
 
 #include <vector>
@@ -128,7 +129,7 @@ ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer 
     if (n_layers == 1 && morphkv_votes_on_cpu(layer.backend, layer.k->type, layer.k->ne[0] / n_head_kv)) {
         cur = morphkv_build_votes_on_cpu(ctx, layer.k, morphkv_build_voters(ctx, layer, inp.vote_rows), layer.sinks,
                                          { shape.n_old(), layer.n_head_kv, layer.kq_scale, layer.softcap,
-                                           policy.fusion == MORPHKV_FUSION_MAX, 0, 0 });
+                                           policy.fusion == MORPHKV_FUSION_MAX, 0, 0, 0 });
     } else {
         cur = build_each_vote(ctx, layer, n_old, inp);
     }
@@ -222,6 +223,9 @@ static ggml_tensor * build_sums(ggml_context * ctx, const morphkv_evict_layer & 
 void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
                          const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
                          const morphkv_evict_inputs & inp) {
+    if (morphkv_evict_on_cpu(layer, policy, inp)) {
+        return morphkv_build_evict_on_cpu(ctx, gf, layer, shape, policy, inp);
+    }
     const int64_t n_head_kv = layer.n_head_kv;
     const int64_t n_layers  = layer.k->ne[2];
     const int64_t n_heads   = n_head_kv * n_layers;

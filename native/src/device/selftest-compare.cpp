@@ -62,7 +62,7 @@ struct difference {
 };
 
 void compare_votes(const morphkv_selftest_case & c, const floats & cpu, const floats & device) {
-    for (size_t i = 0; i < cpu.size(); ++i) {
+    for (size_t i = 0; i < device.size(); ++i) {
         const double tolerance = vote_tolerance(c.type) * cpu[i] + 1e-6;
         if (!(std::fabs(device[i] - cpu[i]) <= tolerance)) {
             throw difference{ "the vote on cell " + std::to_string(i % c.shape.n_old()) + " of head " +

@@ -4,6 +4,7 @@
 
 #include "core/params.h"
 #include "device/backends.h"
+#include "device/kernels.h"
 #include "device/stack.h"
 #include "device/votes-cpu.h"
 
@@ -133,7 +134,8 @@ private:
 };
 
 // Two layers, as one where the device takes them so. What is looked at is the second.
-morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t backend) {
+morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t backend,
+                             const morphkv_kernels_library * kernels) {
     const auto &  s       = c.shape;
     const int32_t n_cells = s.n_old() + s.n_window + 5;
     const int32_t n_ring  = s.n_votes + 3;
@@ -232,10 +234,41 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     };
 
     morphkv_selftest_state res{};
+    auto                   keep_before = [&] {
+        res.k_before = read_rows(tested.k, n_cells);
+        res.v_before = read_rows(tested.v, n_cells);
+        if (tested.score) {
+            res.score_before = read_words(tested.score, 0.0f);
+        }
+    };
+    auto keep = [&](int64_t t_start_us) {
+        res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
+        res.k       = read_rows(tested.k, n_cells);
+        res.v       = read_rows(tested.v, n_cells);
+        res.pos     = read_words(tested.serial, 0);
+        if (tested.score) {
+            res.score = read_words(tested.score, 0.0f);
+        }
+    };
+    if (kernels) {
+        keep_before();
+        graduates.resize(s.n_grad);
+        const morphkv_eviction eviction    = { s, c.policy, graduates, vote_rows, 0, 0 };
+        bool                   has_changed = false;
+        const int64_t          t_start_us  = ggml_time_us();
+        const std::string      why =
+            morphkv_cut_by_kernels(*kernels, { { &layers, /*i_stream =*/1, &eviction } }, &has_changed);
+        if (!why.empty()) {
+            throw morphkv_error(MORPHKV_STATUS_FAILED,
+                                std::string("kernels failed on ") + ggml_backend_name(backend) + ": " + why);
+        }
+        keep(t_start_us);
+        return res;
+    }
     // Lives until both graphs are done: Mesa 22's lavapipe binds again what an earlier graph has freed.
-    graph                  g_votes;
-    const auto             inp_votes = make_inputs(g_votes);
-    ggml_tensor *          votes     = morphkv_build_votes(g_votes.ctx.get(), build(g_votes), s, c.policy, inp_votes);
+    graph         g_votes;
+    const auto    inp_votes = make_inputs(g_votes);
+    ggml_tensor * votes     = morphkv_build_votes(g_votes.ctx.get(), build(g_votes), s, c.policy, inp_votes);
     ggml_set_output(votes);
     ggml_build_forward_expand(g_votes.gf, votes);
     res.unsupported = g_votes.allocate(backend);
@@ -246,11 +279,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     g_votes.compute(backend);
     res.votes = read<float>(votes);
     res.votes.erase(res.votes.begin(), res.votes.end() - c.n_head_kv * s.n_old());
-    res.k_before = read_rows(tested.k, n_cells);
-    res.v_before = read_rows(tested.v, n_cells);
-    if (tested.score) {
-        res.score_before = read_words(tested.score, 0.0f);
-    }
+    keep_before();
 
     graph      g;
     const auto inp = make_inputs(g);
@@ -262,14 +291,7 @@ morphkv_selftest_state evict(const morphkv_selftest_case & c, ggml_backend_t bac
     set_inputs(inp);
     const int64_t t_start_us = ggml_time_us();
     g.compute(backend);
-    res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
-
-    res.k   = read_rows(tested.k, n_cells);
-    res.v   = read_rows(tested.v, n_cells);
-    res.pos = read_words(tested.serial, 0);
-    if (tested.score) {
-        res.score = read_words(tested.score, 0.0f);
-    }
+    keep(t_start_us);
     return res;
 }
 
@@ -352,6 +374,7 @@ morphkv_selftest_state rebase(const morphkv_selftest_case & c, ggml_backend_t ba
 
 }  // namespace
 
-morphkv_selftest_state morphkv_selftest_compute(const morphkv_selftest_case & c, ggml_backend_t backend) {
-    return c.n_rows > 0 ? rebase(c, backend) : evict(c, backend);
+morphkv_selftest_state morphkv_selftest_compute(const morphkv_selftest_case & c, ggml_backend_t backend,
+                                                const morphkv_kernels_library * kernels) {
+    return c.n_rows > 0 ? rebase(c, backend) : evict(c, backend, kernels);
 }

@@ -5,6 +5,7 @@
 #include "core/params.h"
 #include "core/types.h"
 #include "device/devices.h"
+#include "device/kernels-library.h"
 
 static const char * rope_name(int32_t mode) {
     switch (mode) {
@@ -95,6 +96,22 @@ std::vector<ggml_backend_dev_t> morphkv_selftest_devices(const std::string & ser
     if (!servers.empty()) {
         const auto remote = morphkv_devices_of_servers(servers);
         res.insert(res.end(), remote.begin(), remote.end());
+    }
+    return res;
+}
+
+std::vector<morphkv_selftest_item> morphkv_selftest_items(const std::string & servers) {
+    std::vector<morphkv_selftest_item> res;
+    for (ggml_backend_dev_t dev : morphkv_selftest_devices(servers)) {
+        const auto * kernels = morphkv_kernels_library_for(dev);
+        for (const auto & c : morphkv_selftest_cases()) {
+            res.push_back({ dev, c, nullptr });
+        }
+        for (const auto & c : morphkv_selftest_cases()) {
+            if (kernels && c.n_rows == 0) {
+                res.push_back({ dev, c, kernels });
+            }
+        }
     }
     return res;
 }

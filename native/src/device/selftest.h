@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+struct morphkv_kernels_library;
+
 struct morphkv_selftest_case {
     ggml_type type;  // of K and V
     int32_t   n_embd_head;
@@ -40,7 +42,7 @@ struct morphkv_selftest_case {
 struct morphkv_selftest_state {
     std::string          unsupported;  // why nothing was computed, or ""
     double               took_ms;      // of two layers where the device takes them as one
-    std::vector<float>   votes;        // (n_head_kv, n_old), of an eviction under MORPHKV_POLICY_MORPHKV
+    std::vector<float>   votes;  // (n_head_kv, n_old), of an eviction under MORPHKV_POLICY_MORPHKV; not of kernels
     std::vector<char>    k_before, v_before;
     std::vector<float>   score_before;
     std::vector<char>    k, v;   // (n_cells, n_head_kv*n_embd_head); of a rebase K alone, (n_rows, ...)
@@ -59,10 +61,22 @@ std::vector<morphkv_selftest_case> morphkv_selftest_cases();
 // n_threads: on a CPU. Throws morphkv_error where the device cannot be started.
 ggml_backend_t morphkv_selftest_start(ggml_backend_dev_t dev, int n_threads = 1);
 
-morphkv_selftest_state morphkv_selftest_compute(const morphkv_selftest_case & c, ggml_backend_t backend);
+// kernels: of our own, to evict with in place of the graph.
+morphkv_selftest_state morphkv_selftest_compute(const morphkv_selftest_case & c, ggml_backend_t backend,
+                                                const morphkv_kernels_library * kernels = nullptr);
 
 morphkv_selftest_verdict morphkv_selftest_compare(const morphkv_selftest_case & c, const morphkv_selftest_state & cpu,
                                                   const morphkv_selftest_state & device);
+
+// A case on a device.
+struct morphkv_selftest_item {
+    ggml_backend_dev_t              dev;
+    morphkv_selftest_case           c;
+    const morphkv_kernels_library * kernels;  // null: the graph
+};
+
+// All cases of all devices; evictions once more by kernels of our own where a device has them.
+std::vector<morphkv_selftest_item> morphkv_selftest_items(const std::string & servers);
 
 // The devices to test: all that compute in memory of their own or the host's, then those of servers ("HOST:PORT,...").
 std::vector<ggml_backend_dev_t> morphkv_selftest_devices(const std::string & servers);

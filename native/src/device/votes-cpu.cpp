@@ -2,6 +2,7 @@
 
 #include "device/votes-cpu.h"
 
+#include "device/votes-int8.h"
 #include "device/votes-kernels.h"
 
 #include <algorithm>
@@ -41,12 +42,22 @@ void to_float(ggml_type type, const void * src, float * dst, int64_t n) {
     }
 }
 
-// dst: (n_head_kv, n_tiles, n_embd, N_TILE), keys beyond n_old repeat the last
+// Products of bytes, for quantized keys and queries; null where this CPU has none.
+const morphkv_int8_kernels * int8_kernels() {
+    static const auto all = morphkv_int8_all_kernels();
+    return all.empty() ? nullptr : &all[0];
+}
+
+bool is_int8(const ggml_tensor * tiles, int64_t n_embd) {
+    return tiles->ne[0] != N_TILE * n_embd;
+}
+
+// dst: (n_head_kv, n_tiles, n_embd, N_TILE), or as votes-int8.h has tiles; keys beyond n_old repeat the last
 void lay_out_keys(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
     const ggml_tensor *          k      = dst->src[0];
     const morphkv_votes_params & params = params_of(dst);
 
-    const int64_t n_embd  = dst->ne[0] / N_TILE;
+    const int64_t n_embd  = params.n_embd;
     const int64_t n_tiles = dst->ne[1];
     const size_t  k_bytes = ggml_row_size(k->type, n_embd);
 
@@ -60,8 +71,12 @@ void lay_out_keys(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
             const int64_t cell = std::min<int64_t>(i_tile * N_TILE + j, params.n_old - 1);
             keys[j]            = (const char *) k->data + cell * k->nb[1] + h * k_bytes;
         }
-        morphkv_votes_best_kernels().lay_out(k->type, keys, n_embd, rows.data(),
-                                             (float *) ((char *) dst->data + h * dst->nb[2] + i_tile * dst->nb[1]));
+        float * tile = (float *) ((char *) dst->data + h * dst->nb[2] + i_tile * dst->nb[1]);
+        if (is_int8(dst, n_embd)) {
+            int8_kernels()->lay_out(k->type, keys, n_embd, tile);
+        } else {
+            morphkv_votes_best_kernels().lay_out(k->type, keys, n_embd, rows.data(), tile);
+        }
     }
 }
 
@@ -71,7 +86,7 @@ void compute_votes(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
     const ggml_tensor * q     = dst->src[1];
     const ggml_tensor * sinks = dst->src[2];
 
-    const int64_t n_embd  = tiles->ne[0] / N_TILE;
+    const int64_t n_embd  = params_of(dst).n_embd;
     const int64_t n_tiles = tiles->ne[1];
     const int64_t n_group = q->ne[0] / n_embd / dst->ne[2];
     const int64_t n_votes = q->ne[1];
@@ -97,10 +112,14 @@ void compute_votes(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
                                     n_group,
                                     params_of(dst) };
         for (int64_t j = 0; j < t.n_votes; ++j) {
-            to_float(q->type, (const char *) q->data + (first + j) * q->nb[1] + h * n_group * q_bytes,
-                     queries.data() + j * n_group * n_embd, n_group * n_embd);
+            const char * row = (const char *) q->data + (first + j) * q->nb[1] + h * n_group * q_bytes;
+            if (is_int8(tiles, n_embd)) {
+                memcpy((char *) queries.data() + j * n_group * q_bytes, row, n_group * q_bytes);
+            } else {
+                to_float(q->type, row, queries.data() + j * n_group * n_embd, n_group * n_embd);
+            }
         }
-        morphkv_votes_best_kernels().run(t);
+        (is_int8(tiles, n_embd) ? int8_kernels()->run : morphkv_votes_best_kernels().run)(t);
     }
 }
 
@@ -115,12 +134,15 @@ bool morphkv_votes_on_cpu(ggml_backend_t backend, ggml_type type_k, int64_t n_em
 }
 
 static ggml_tensor * build_votes(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q, ggml_tensor * sinks,
-                                 const morphkv_votes_params & params) {
+                                 morphkv_votes_params params) {
     const int64_t n_embd  = k->ne[0] / params.n_head_kv;
+    const bool    is_int8 = q->type == GGML_TYPE_Q8_0 && int8_kernels();
     const int64_t n_tiles = (params.n_old + N_TILE - 1) / N_TILE;
     const int64_t n_part  = n_part_votes(q->ne[0] / k->ne[0]);
     const int64_t n_parts = (q->ne[1] + n_part - 1) / n_part;
-    ggml_tensor * tiles   = build_op(ctx, N_TILE * n_embd, n_tiles, params.n_head_kv, { k }, lay_out_keys, params);
+    const int64_t n_tile  = is_int8 ? morphkv_int8_tile_size(n_embd) : N_TILE * n_embd;
+    params.n_embd         = n_embd;
+    ggml_tensor * tiles   = build_op(ctx, n_tile, n_tiles, params.n_head_kv, { k }, lay_out_keys, params);
 
     std::vector<ggml_tensor *> args = { tiles, q };
     if (sinks) {

@@ -13,6 +13,7 @@ struct morphkv_votes_params {
     int32_t use_max;  // votes are joined by max, else by sum
     int32_t n_page;   // of morphkv_build_page_scores() alone, as the next: keys of a page, 1 or MORPHKV_VOTES_PAGE
     int32_t n_skip;   // first keys, which get votes but give their page none
+    int32_t n_embd;   // of a head; set here
 };
 
 constexpr int32_t MORPHKV_VOTES_PAGE = 16;

@@ -1,223 +1,60 @@
 // Keys are laid out anew, N_TILE at a time with their dimensions outermost: a vector then holds one dimension of several
 // keys, and nothing is summed across a vector. After that a task, a KV head and a few voters, stays in a core's cache.
 
-#include "device/votes-kernels.h"
+#include "device/votes-loops.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-
-#if defined(__GNUC__)
-#define INLINE inline __attribute__((always_inline))
-#else
-#define INLINE inline
-#endif
+#include <utility>
 
 namespace {
 
-using task = morphkv_votes_task;
-
-constexpr int64_t N_TILE = MORPHKV_VOTES_PAGE;
-
-INLINE float widen(uint16_t f16) {
-    uint32_t bits = (uint32_t) (f16 & 0x7fff) << 13;
-    float    res;
-    memcpy(&res, &bits, sizeof(res));
-    res *= 0x1p112f;                                // exact, of subnormals too
-    memcpy(&bits, &res, sizeof(bits));
-    bits |= bits >= 0x47800000u ? 0x7f800000u : 0;  // infinities and NaN
-    bits |= (uint32_t) (f16 & 0x8000) << 16;
-    memcpy(&res, &bits, sizeof(res));
-    return res;
-}
-
-INLINE void to_float(ggml_type type, const void * src, float * dst, int64_t n) {
-    if (type == GGML_TYPE_F16) {
-        const auto * f16 = (const uint16_t *) src;
-        for (int64_t i = 0; i < n; ++i) {
-            dst[i] = widen(f16[i]);
-        }
-    } else if (type == GGML_TYPE_F32) {
-        memcpy(dst, src, n * sizeof(float));
-    } else {
-        ggml_get_type_traits(type)->to_float(src, dst, n);
-    }
-}
-
-// W floats at once.
-template <int W> struct vec {
-#if defined(__GNUC__)
-    typedef float    f32 __attribute__((vector_size(W * sizeof(float))));
-    typedef uint32_t u32 __attribute__((vector_size(W * sizeof(uint32_t))));
-#else
-    static_assert(W == 1);
-    typedef float    f32;
-    typedef uint32_t u32;
-#endif
-    static INLINE f32 load(const float * p) {
-        f32 res;
-        memcpy(&res, p, sizeof(res));
-        return res;
-    }
-    static INLINE void store(float * p, f32 x) { memcpy(p, &x, sizeof(x)); }
-    static INLINE f32  max(f32 a, f32 b) { return a > b ? a : b; }
-
-    // exp(x) of x <= 0, to 2 ulp; below -87, where it is next to nothing, exp(-87)
-    static INLINE f32 exp(f32 x) {
-        const f32 low   = f32{} - 87.0f;
-        const f32 magic = f32{} + 0x1.8p23f;  // what is added to it becomes an integer
-        x               = x < low ? low : x;
-        const f32 n_up  = x * 1.44269504f + magic;
-        const f32 n     = n_up - magic;
-        const f32 r     = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-        f32       res   = r * 1.3888889e-3f + 8.3333333e-3f;
-        res             = res * r + 4.16666667e-2f;
-        res             = res * r + 1.66666667e-1f;
-        res             = res * r + 0.5f;
-        res             = res * r + 1.0f;
-        res             = res * r + 1.0f;
-        u32 bits, exponent;
-        memcpy(&bits, &res, sizeof(bits));
-        memcpy(&exponent, &n_up, sizeof(exponent));
-        bits += exponent << 23;
-        memcpy(&res, &bits, sizeof(res));
-        return res;
-    }
-};
-
-// Logits of Q queries on a tile.
-template <int W, int Q>
-INLINE void multiply(const float * queries, const float * tile, int64_t n_embd, float * out, int64_t out_stride) {
+// Logits of Q queries on T tiles.
+template <int W, int Q, int T>
+INLINE void multiply(const float * queries, const float * tiles, int64_t n_embd, float * out, int64_t out_stride) {
     using v         = vec<W>;
     constexpr int N = N_TILE / W;
 
-    typename v::f32 acc[Q][N] = {};
+    typename v::f32 acc[Q][T * N] = {};
     for (int64_t d = 0; d < n_embd; ++d) {
-        typename v::f32 k[N];
-        for (int j = 0; j < N; ++j) {
-            k[j] = v::load(tile + d * N_TILE + j * W);
+        typename v::f32 k[T * N];
+        for (int j = 0; j < T * N; ++j) {
+            k[j] = v::load(tiles + j / N * n_embd * N_TILE + d * N_TILE + j % N * W);
         }
         for (int i = 0; i < Q; ++i) {
-            for (int j = 0; j < N; ++j) {
+            for (int j = 0; j < T * N; ++j) {
                 acc[i][j] += k[j] * queries[i * n_embd + d];
             }
         }
     }
     for (int i = 0; i < Q; ++i) {
-        for (int j = 0; j < N; ++j) {
+        for (int j = 0; j < T * N; ++j) {
             v::store(out + i * out_stride + j * W, acc[i][j]);
         }
     }
 }
 
-// exp(x*scale - highest), in place; returns 1 over the sum.
-template <int W> INLINE float exponentiate(float * x, int64_t n, float scale, const float * sink) {
-    using v                 = vec<W>;
-    typename v::f32 highest = v::load(x) * scale;
-    for (int64_t c = W; c < n; c += W) {
-        highest = v::max(highest, v::load(x + c) * scale);
-    }
-    float lanes[W];
-    v::store(lanes, highest);
-    float max = *std::max_element(lanes, lanes + W);
-    if (sink) {
-        max = std::max(max, *sink);
-    }
-    typename v::f32 sums{};
-    for (int64_t c = 0; c < n; c += W) {
-        const typename v::f32 e = v::exp(v::load(x + c) * scale - max);
-        v::store(x + c, e);
-        sums += e;
-    }
-    v::store(lanes, sums);
-    float sum = sink ? expf(*sink - max) : 0.0f;
-    for (int j = 0; j < W; ++j) {
-        sum += lanes[j];
-    }
-    return 1.0f / sum;
-}
-
-// A voter's vote on W cells from c: max over the query heads of a group. i: its first query.
-template <int W> INLINE typename vec<W>::f32 vote_of(const task & t, int64_t i, int64_t c) {
-    using v = vec<W>;
-    typename v::f32 res{};
-    for (int64_t g = i; g < i + t.n_group; ++g) {
-        res = v::max(res, v::load(t.logits + g * t.n_tiles * N_TILE + c) * t.inv_sum[g]);
-    }
-    return res;
-}
-
-template <int W> INLINE void join(const task & t) {
-    using v = vec<W>;
-    for (int64_t c = 0; c < t.n_tiles * N_TILE; c += W) {
-        typename v::f32 joined{};
-        for (int64_t i = 0; i < t.n_votes * t.n_group; i += t.n_group) {
-            const typename v::f32 vote = vote_of<W>(t, i, c);
-            joined                     = t.params.use_max ? v::max(joined, vote) : joined + vote;
-        }
-        float lanes[W];
-        v::store(lanes, joined);
-        std::copy(lanes, lanes + std::max<int64_t>(0, std::min<int64_t>(W, t.params.n_old - c)), t.out + c);
-    }
-}
-
-template <int W> INLINE void score_pages(const task & t) {
-    const int64_t n_pages = t.params.n_old / t.params.n_page;
-    std::fill(t.out, t.out + n_pages, 0.0f);
-    for (int64_t i_tile = 0; i_tile < t.n_tiles; ++i_tile) {
-        for (int64_t i = 0; i < t.n_votes * t.n_group; i += t.n_group) {
-            float votes[N_TILE];
-            for (int64_t j = 0; j < N_TILE; j += W) {
-                vec<W>::store(votes + j, vote_of<W>(t, i, i_tile * N_TILE + j));
-            }
-            if (i_tile == 0) {
-                std::fill(votes, votes + t.params.n_skip, 0.0f);
-            }
-            for (int64_t j = 0; j < N_TILE; j += t.params.n_page) {
-                float share = 0.0f;
-                for (int64_t l = j; l < j + t.params.n_page; ++l) {
-                    share += votes[l];
-                }
-                const int64_t page = (i_tile * N_TILE + j) / t.params.n_page;
-                if (page < n_pages) {
-                    t.out[page] += share * share * share;
-                }
-            }
-        }
-    }
-}
-
-template <int W, int Q> INLINE void run(const task & t) {
+template <int W, int Q, int T> INLINE void multiply_all(const task & t, int64_t i_tile) {
     const int64_t n_queries = t.n_votes * t.n_group;
     const int64_t n_cells   = t.n_tiles * N_TILE;
-    for (int64_t i_tile = 0; i_tile < t.n_tiles; ++i_tile) {
-        const float * tile = t.tiles + i_tile * t.n_embd * N_TILE;
-        float *       out  = t.logits + i_tile * N_TILE;
-        int64_t       i    = 0;
-        for (; i + Q <= n_queries; i += Q) {
-            multiply<W, Q>(t.queries + i * t.n_embd, tile, t.n_embd, out + i * n_cells, n_cells);
-        }
-        for (; i < n_queries; ++i) {
-            multiply<W, 1>(t.queries + i * t.n_embd, tile, t.n_embd, out + i * n_cells, n_cells);
-        }
+    const float * tiles     = t.tiles + i_tile * t.n_embd * N_TILE;
+    float *       out       = t.logits + i_tile * N_TILE;
+    int64_t       i         = 0;
+    for (; i + Q <= n_queries; i += Q) {
+        multiply<W, Q, T>(t.queries + i * t.n_embd, tiles, t.n_embd, out + i * n_cells, n_cells);
     }
-    for (int64_t i = 0; i < n_queries; ++i) {
-        float * x     = t.logits + i * n_cells;
-        float   scale = t.params.scale;
-        if (t.params.softcap != 0.0f) {
-            for (int64_t c = 0; c < t.params.n_old; ++c) {
-                x[c] = tanhf(x[c] * (scale / t.params.softcap));
-            }
-            scale = t.params.softcap;
-        }
-        std::fill(x + t.params.n_old, x + n_cells, -INFINITY);
-        t.inv_sum[i] = exponentiate<W>(x, n_cells, scale, t.sinks ? &t.sinks[i % t.n_group] : nullptr);
+    for (; i < n_queries; ++i) {
+        multiply<W, 1, T>(t.queries + i * t.n_embd, tiles, t.n_embd, out + i * n_cells, n_cells);
     }
-    if (t.params.n_page > 0) {
-        score_pages<W>(t);
-    } else {
-        join<W>(t);
+}
+
+template <int W, int Q, int T> INLINE void run(const task & t) {
+    int64_t i_tile = 0;
+    for (; i_tile + T <= t.n_tiles; i_tile += T) {
+        multiply_all<W, Q, T>(t, i_tile);
     }
+    for (; i_tile < t.n_tiles; ++i_tile) {
+        multiply_all<W, Q, 1>(t, i_tile);
+    }
+    finish<W>(t);
 }
 
 // rows: (N_TILE, n_embd), tile: (n_embd, N_TILE)
@@ -232,43 +69,135 @@ INLINE void lay_out(ggml_type type, const char * const * keys, int64_t n_embd, f
     }
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HAS_SHUFFLE 1
+#endif
+#endif
+
+#if defined(HAS_SHUFFLE)
+// What becomes of two rows of a square of W values that are S rows apart, when the squares of S values in it change places.
+template <int W, int S, int... J>
+INLINE void swap_squares(typename vec<W>::f32 & a, typename vec<W>::f32 & b, std::integer_sequence<int, J...>) {
+    const typename vec<W>::f32 low  = __builtin_shufflevector(a, b, (J & S ? W + J - S : J)...);
+    const typename vec<W>::f32 high = __builtin_shufflevector(a, b, (J & S ? W + J : J + S)...);
+    a                               = low;
+    b                               = high;
+}
+
+template <int W, int S> INLINE void transpose(typename vec<W>::f32 * rows) {
+    for (int i = 0; i < W; ++i) {
+        if (!(i & S)) {
+            swap_squares<W, S>(rows[i], rows[i + S], std::make_integer_sequence<int, W>());
+        }
+    }
+    if constexpr (2 * S < W) {
+        transpose<W, 2 * S>(rows);
+    }
+}
+
+// W values from p on.
+template <int W, ggml_type Type> INLINE typename vec<W>::f32 load_values(const char * p) {
+    if constexpr (Type == GGML_TYPE_F32) {
+        return vec<W>::load((const float *) p);
+    } else {
+        typedef uint16_t u16 __attribute__((vector_size(W * sizeof(uint16_t))));
+        u16              halves;
+        memcpy(&halves, p, sizeof(halves));
+        typename vec<W>::f32 res;
+#if defined(__x86_64__)
+        // an intrinsic cannot be inlined into what is not yet compiled for its kind of CPU
+        asm("vcvtph2ps %1, %0" : "=v"(res) : "v"(halves));
+#else
+        for (int i = 0; i < W; ++i) {
+            res[i] = widen(halves[i]);
+        }
+#endif
+        return res;
+    }
+}
+
+template <int W, ggml_type Type> INLINE void lay_out_squares(const char * const * keys, int64_t n_embd, float * tile) {
+    constexpr int64_t n_bytes = Type == GGML_TYPE_F32 ? sizeof(float) : sizeof(uint16_t);
+    for (int64_t d = 0; d < n_embd; d += W) {
+        for (int64_t j = 0; j < N_TILE; j += W) {
+            typename vec<W>::f32 rows[W];
+            for (int i = 0; i < W; ++i) {
+                rows[i] = load_values<W, Type>(keys[j + i] + d * n_bytes);
+            }
+            transpose<W, 1>(rows);
+            for (int i = 0; i < W; ++i) {
+                vec<W>::store(tile + (d + i) * N_TILE + j, rows[i]);
+            }
+        }
+    }
+}
+
+// The same, by squares of W values.
+template <int W>
+INLINE void lay_out_by(ggml_type type, const char * const * keys, int64_t n_embd, float * rows, float * tile) {
+    if (n_embd % W != 0) {
+        return lay_out(type, keys, n_embd, rows, tile);
+    }
+    if (type == GGML_TYPE_F16) {
+        return lay_out_squares<W, GGML_TYPE_F16>(keys, n_embd, tile);
+    }
+    const char * floats[N_TILE];
+    for (int64_t j = 0; j < N_TILE; ++j) {
+        floats[j] = keys[j];
+        if (type != GGML_TYPE_F32) {
+            to_float(type, keys[j], rows + j * n_embd, n_embd);
+            floats[j] = (const char *) (rows + j * n_embd);
+        }
+    }
+    lay_out_squares<W, GGML_TYPE_F32>(floats, n_embd, tile);
+}
+#else
+template <int W>
+INLINE void lay_out_by(ggml_type type, const char * const * keys, int64_t n_embd, float * rows, float * tile) {
+    lay_out(type, keys, n_embd, rows, tile);
+}
+#endif
+
 #if defined(__GNUC__) && defined(__x86_64__)
 #define AVX512 __attribute__((target("avx512f,avx512dq,prefer-vector-width=512")))
-#define AVX2   __attribute__((target("avx2,fma")))
+#define AVX2   __attribute__((target("avx2,fma,f16c")))
 
 AVX512 void run_avx512(const task & t) {
-    run<16, 12>(t);
+    run<16, 8, 3>(t);
 }
 AVX512 void lay_out_avx512(ggml_type type, const char * const * keys, int64_t n_embd, float * rows, float * tile) {
-    lay_out(type, keys, n_embd, rows, tile);
+    lay_out_by<16>(type, keys, n_embd, rows, tile);
 }
 AVX2 void run_avx2(const task & t) {
-    run<8, 6>(t);
+    run<8, 6, 1>(t);
 }
 AVX2 void lay_out_avx2(ggml_type type, const char * const * keys, int64_t n_embd, float * rows, float * tile) {
-    lay_out(type, keys, n_embd, rows, tile);
+    lay_out_by<8>(type, keys, n_embd, rows, tile);
 }
 #endif
-
-morphkv_votes_kernels best_kernels() {
-#if defined(__GNUC__) && defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
-        return { run_avx512, lay_out_avx512 };
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        return { run_avx2, lay_out_avx2 };
-    }
-#endif
-#if defined(__GNUC__)
-    return { run<4, 4>, lay_out };
-#else
-    return { run<1, 1>, lay_out };
-#endif
-}
 
 }  // namespace
 
+std::vector<morphkv_votes_kernels> morphkv_votes_all_kernels() {
+    std::vector<morphkv_votes_kernels> res;
+#if defined(__GNUC__) && defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
+        res.push_back({ "avx512", run_avx512, lay_out_avx512 });
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+        res.push_back({ "avx2", run_avx2, lay_out_avx2 });
+    }
+#endif
+#if defined(__GNUC__)
+    res.push_back({ "baseline", run<4, 4, 1>, lay_out });
+#else
+    res.push_back({ "baseline", run<1, 1, 1>, lay_out });
+#endif
+    return res;
+}
+
 const morphkv_votes_kernels & morphkv_votes_best_kernels() {
-    static const morphkv_votes_kernels res = best_kernels();
+    static const morphkv_votes_kernels res = morphkv_votes_all_kernels()[0];
     return res;
 }

@@ -87,34 +87,32 @@ morphkv_status morphkv_selftest_count(const char * servers, int32_t * n) {
     return guarded([&] {
         require(n, "n must not be NULL");
         morphkv_load_backends();
-        *n = morphkv_selftest_devices(servers ? servers : "").size() * morphkv_selftest_cases().size();
+        *n = morphkv_selftest_items(servers ? servers : "").size();
     });
 }
 
 morphkv_status morphkv_selftest_run(const char * servers, int32_t i, morphkv_selftest * out) {
     return guarded([&] {
         morphkv_load_backends();
-        const auto    devices = morphkv_selftest_devices(servers ? servers : "");
-        const auto    cases   = morphkv_selftest_cases();
-        const int32_t n       = devices.size() * cases.size();
+        const auto    items = morphkv_selftest_items(servers ? servers : "");
+        const int32_t n     = items.size();
         require(i >= 0 && i < n, "case must be in 0.." + std::to_string(n - 1) + ", got " + std::to_string(i));
         require_size(out, "out");
         require(out->n_threads >= 0, "n_threads must not be negative, got " + std::to_string(out->n_threads));
 
-        const auto &       c   = cases[i % cases.size()];
-        ggml_backend_dev_t dev = devices[i / cases.size()];
-        ggml_backend_ptr   cpu(morphkv_selftest_start(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
-        ggml_backend_ptr   device(morphkv_selftest_start(dev, std::max(1, out->n_threads)));
-        const auto         expected = morphkv_selftest_compute(c, cpu.get());
-        const auto         got      = morphkv_selftest_compute(c, device.get());
-        const auto         verdict  = morphkv_selftest_compare(c, expected, got);
+        const auto & [dev, c, kernels] = items[i];
+        ggml_backend_ptr cpu(morphkv_selftest_start(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)));
+        ggml_backend_ptr device(morphkv_selftest_start(dev, std::max(1, out->n_threads)));
+        const auto       expected = morphkv_selftest_compute(c, cpu.get());
+        const auto       got      = morphkv_selftest_compute(c, device.get(), kernels);
+        const auto       verdict  = morphkv_selftest_compare(c, expected, got);
 
         static thread_local std::string shape, reason;
         shape            = c.describe();
         reason           = verdict.reason;
         out->device      = ggml_backend_dev_name(dev);
         out->description = ggml_backend_dev_description(dev);
-        out->graph       = c.n_rows > 0 ? "rebase" : "evict";
+        out->graph       = c.n_rows > 0 ? "rebase" : kernels ? "kernels" : "evict";
         out->type        = ggml_type_name(c.type);
         out->shape       = shape.c_str();
         out->result      = verdict.result;
