@@ -87,7 +87,7 @@ morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recal
     }
     for (const auto & group : groups) {
         morphkv_layer_floats queries, votes;
-        morphkv_runner       runner(engine);
+        morphkv_runner       runner(cut_engine);
         const std::string    why =
             morphkv_read_votes(runner, group.side.layers, group.k_rot, seq_id, group.shape.n_distant(), vote_policy(),
                                res.rows, res.turn, queries, votes);
@@ -218,6 +218,7 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
         }
     }
     if (!why.empty()) {
+        synchronize();
         for (size_t i = 0; i < changing.size(); ++i) {
             ggml_backend_tensor_set(changing[i].tensor, before[i].data(), changing[i].offset, changing[i].size);
         }
