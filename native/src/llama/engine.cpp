@@ -132,7 +132,6 @@ void morphkv_own_engine::begin() {
     }
     own.reset(ggml_backend_sched_new(backends.data(), bufts.data(), backends.size(), MAX_NODES + N_LEAFS,
                                      /*parallel =*/false, /*op_offload =*/false));
-    probed.assign(backends.size(), 0);
     graph_ctx.reset(ggml_init({ MAX_NODES * ggml_tensor_overhead() + ggml_graph_overhead_custom(MAX_NODES, false),
                                 nullptr, /*.no_alloc =*/true }));
 }
@@ -155,14 +154,11 @@ size_t morphkv_own_engine::max_nodes() {
 }
 
 bool morphkv_own_engine::reserve(ggml_cgraph * gf) {
-    if (!guard->is_probe()) {
-        return morphkv_engine::reserve(gf);
+    const bool is_reserved = morphkv_engine::reserve(gf);
+    if (is_reserved || !guard->is_probe()) {
+        return is_reserved;
     }
-    std::vector<size_t> sizes(probed.size());
-    ggml_backend_sched_reserve_size(own.get(), gf, sizes.data());
-    for (size_t i = 0; i < sizes.size(); ++i) {
-        probed[i] = std::max(probed[i], sizes[i]);
-    }
+    n_bytes_missed = SIZE_MAX / 8;
     return true;
 }
 
@@ -171,10 +167,10 @@ ggml_status morphkv_own_engine::compute(ggml_cgraph * gf) {
 }
 
 std::vector<size_t> morphkv_own_engine::buffer_sizes() const {
-    std::vector<size_t> res = probed;
-    for (size_t i = 0; i < res.size(); ++i) {
+    std::vector<size_t> res;
+    for (int i = 0; own && i < ggml_backend_sched_get_n_backends(own.get()); ++i) {
         ggml_backend_t backend = ggml_backend_sched_get_backend(own.get(), i);
-        res[i]                 = std::max(res[i], ggml_backend_sched_get_buffer_size(own.get(), backend));
+        res.push_back(std::max(n_bytes_missed, ggml_backend_sched_get_buffer_size(own.get(), backend)));
     }
     return res;
 }

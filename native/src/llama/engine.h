@@ -65,5 +65,5 @@ private:
     std::unique_ptr<morphkv_run_guard> guard;
     ggml_context_ptr                   graph_ctx;
     ggml_backend_sched_ptr             own;
-    std::vector<size_t>                probed;  // by backend
+    size_t                             n_bytes_missed = 0;  // of a buffer that a probe could not have
 };

@@ -121,13 +121,13 @@ static void test_a_failure_leaves_each_whole(llama_model * model, step which) {
     cache_of(ctx).inject_failure = [&](step s) {
         return s == which;
     };
-    CHECK(decode(ctx, { 7 }, { 0, 1, 3 }) == -3);
-    for (const llama_seq_id seq : { 0, 1, 3 }) {
+    CHECK(decode(ctx, { 7 }, { 0, 1, 2 }) == -3);
+    for (const llama_seq_id seq : { 0, 1, 2 }) {
         CHECK(which == step::ALLOC ? save(ctx, seq) == before[seq] : stats(ctx, seq).n_used == 0);
     }
-    CHECK(save(ctx, 2) == before[2]);
+    CHECK(save(ctx, 3) == before[3]);
     cache_of(ctx).inject_failure = nullptr;
-    for (const llama_seq_id seq : { 0, 1, 3 }) {
+    for (const llama_seq_id seq : { 0, 1, 2 }) {
         CHECK(which == step::ALLOC || load(ctx, before[seq], seq));
     }
     const auto undisturbed = create_due(model, small_params(), 5);
@@ -146,7 +146,7 @@ static void test_a_failure_in_the_second_graph(llama_model * model, step which) 
         CHECK(decode(ctx, some_tokens(30, seq), { seq }) == 0);
         all.push_back(seq);
     }
-    while (stats(ctx, 0).n_used < 46) {
+    while (stats(ctx, 0).n_evictions == 0 || stats(ctx, 0).n_used < 46) {
         decode_singly(ctx, { 5 }, all);
     }
     std::vector<bytes> before;
@@ -162,7 +162,7 @@ static void test_a_failure_in_the_second_graph(llama_model * model, step which) 
     for (const llama_seq_id seq : all) {
         const auto s       = stats(ctx, seq);
         const bool is_same = s.n_used > 0 && save(ctx, seq) == before[seq];
-        n_cut += s.n_used == 40 && s.n_evictions == 1;
+        n_cut += s.n_used == 40 && s.n_evictions == 2;
         n_same += is_same;
         n_cleared += s.n_used == 0;
         // in their order: cut, cleared, as they were
