@@ -35,7 +35,7 @@ CONFIG = MorphKV(capacity=2048, window=32, interval=128, prompt_room=512)
 LLAMA_8B = {"n_layer": 32, "n_head": 32, "n_head_kv": 8, "head_size": 128}
 MLA_LAYERS = 4
 N_BATCH = 512
-STAGGER = 8  # tokens between the evictions of two sequences
+STAGGER = 8  # tokens that a sequence lacks more than the one before: nearly due ones are cut with one that is
 N_SHOWN = 12
 MAX_LAUNCHES, MAX_COPIES = 6, 2
 
@@ -138,7 +138,7 @@ class Context:
         return sum(bridge.stats(self.ctx, seq)["n_evictions"] for seq in range(self.n_seq))
 
     def fill(self) -> None:
-        """To capacity, each sequence a little less than the one before: they are not cut by one token."""
+        """To capacity, each sequence a little less than the one before."""
         for seq in range(self.n_seq):
             n_left = CONFIG.capacity - STAGGER * seq
             while n_left > 0:
@@ -152,7 +152,7 @@ def readable(name: str) -> str:
 
 
 def count(title: str, path: Path, n_seq: int, own: bool, archive: bool = False) -> None:
-    """A token of each sequence that is decoded with an eviction before it, less one without; the second eviction.
+    """A token of each sequence, all of which are cut before it, less one without; the second time.
 
     own: by kernels of our own, without the comparison that comes first: here nothing is computed.
     """
@@ -160,7 +160,7 @@ def count(title: str, path: Path, n_seq: int, own: bool, archive: bool = False) 
     runtime = Runtime()
     with closing(Context(path, n_seq, archive)) as context:
         context.fill()
-        n_wanted = n_seq + 1
+        n_wanted = 2 * n_seq
         plain = plain_names = None
         while True:
             n_evictions, before = context.n_evictions(), runtime.counts()
@@ -172,7 +172,7 @@ def count(title: str, path: Path, n_seq: int, own: bool, archive: bool = False) 
             elif context.n_evictions() == n_wanted:
                 break
     kernels, copies = grown - plain
-    what = "an eviction" + (" and its archiving" if archive else "")
+    what = ("an eviction" if n_seq == 1 else f"evictions of all {n_seq}") + (" and archiving" if archive else "")
     tokens = "a token" if n_seq == 1 else f"a token of each of {n_seq} sequences"
     by = "own kernels" if own else "ggml"
     print(f"{title}, {n_seq} in the context, {by}: {what}: {kernels} kernels and {copies} copies; ", end="")

@@ -3,10 +3,11 @@
 #include <algorithm>
 
 morphkv_plan::morphkv_plan(std::vector<morphkv_text> texts_in, std::vector<morphkv_batch_part> parts_in,
-                           int32_t n_draft, int32_t limit)
+                           int32_t n_draft, int32_t limit, int32_t n_early)
     : texts(std::move(texts_in)),
       parts(std::move(parts_in)),
-      limit(limit) {
+      limit(limit),
+      n_early(n_early) {
     for (const auto & part : parts) {
         const bool is_draft = part.n == 1 || (part.n <= n_draft && part.n_logits == part.n);
         n_steps.push_back(is_draft && !part.is_embedded ? part.n : 0);
@@ -14,7 +15,16 @@ morphkv_plan::morphkv_plan(std::vector<morphkv_text> texts_in, std::vector<morph
     }
 }
 
-bool morphkv_plan::is_due(int32_t i_text, size_t i_group) const {
+bool morphkv_plan::is_due(int32_t i_text, int32_t n_early) const {
+    for (size_t i = 0; i < texts[i_text].groups.size(); ++i) {
+        if (is_due(i_text, i, n_early)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool morphkv_plan::is_due(int32_t i_text, size_t i_group, int32_t n_early) const {
     const auto &  text   = texts[i_text];
     const auto &  shape  = text.groups[i_group].shape;
     const int32_t n_used = text.n_used(i_group);
@@ -31,19 +41,15 @@ bool morphkv_plan::is_due(int32_t i_text, size_t i_group) const {
     }
     // While there are free cells the cut waits: for the first token behind a prompt, as that may be the prompt's own
     // last one, and after a long rollback until enough tokens have come to vote.
-    return n_used >= shape.capacity + shape.interval && text.n_tokens() - 1 > text.newest_of_prompt &&
-           (int32_t) text.voters().size() == text.votes;
+    return n_used > shape.capacity && n_used + n_early >= shape.capacity + shape.interval &&
+           text.n_tokens() - 1 > text.newest_of_prompt && (int32_t) text.voters().size() == text.votes;
 }
 
 // A rebase falls before the token whose rotary position is the limit, however the tokens come, and before an image that would
 // reach it.
-morphkv_text morphkv_plan::made_ready(int32_t i_text, std::vector<size_t> * cuts) const {
-    morphkv_text res      = texts[i_text];
-    bool         cuts_now = false;
-    for (size_t i = 0; i < res.groups.size(); ++i) {
-        cuts_now |= is_due(i_text, i);
-    }
-    const auto over = cuts_now ? res.groups_over_capacity() : std::vector<size_t>();
+morphkv_text morphkv_plan::made_ready(int32_t i_text, std::vector<size_t> * cuts, int32_t n_early) const {
+    morphkv_text res  = texts[i_text];
+    const auto   over = is_due(i_text, n_early) ? res.groups_over_capacity() : std::vector<size_t>();
     for (const size_t i : over) {
         res.note_cut(i);
     }
@@ -93,6 +99,8 @@ int32_t morphkv_plan::n_most(int32_t n_ubatch, bool is_careful) const {
 
 bool morphkv_plan::add(const std::vector<int32_t> & i_texts, int32_t n, std::vector<morphkv_planned_text> & planned) {
     planned.clear();
+    // what one has to wait for others wait for as well, and then all go on together
+    const bool cuts = std::any_of(i_texts.begin(), i_texts.end(), [&](int32_t i_text) { return is_due(i_text, 0); });
     for (const int32_t i_text : i_texts) {
         if (n > n_room(i_text)) {
             return false;
@@ -102,7 +110,7 @@ bool morphkv_plan::add(const std::vector<int32_t> & i_texts, int32_t n, std::vec
         auto &               part = parts[i_text];
         const int32_t        was  = text.rotary_offset;
 
-        text        = made_ready(i_text, &cur.cuts);
+        text        = made_ready(i_text, &cur.cuts, cuts ? n_early : 0);
         cur.rebases = text.rotary_offset != was;
         for (size_t i = 0; i < text.groups.size(); ++i) {
             cur.first_cells.push_back(text.n_used(i));

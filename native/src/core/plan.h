@@ -29,9 +29,10 @@ struct morphkv_planned_text {
 class morphkv_plan {
 public:
     // parts: by text, n = 0 where the batch has none. n_draft: a batch of up to so many tokens that all want logits is a draft
-    // to verify, and treated as one token. limit: of rotary positions, 0 = none.
-    morphkv_plan(std::vector<morphkv_text> texts, std::vector<morphkv_batch_part> parts, int32_t n_draft,
-                 int32_t limit);
+    // to verify, and treated as one token. limit: of rotary positions, 0 = none. n_early: a text that lacks at most so many
+    // tokens to its own cut is cut with another of its micro-batch; a text that is alone there never is.
+    morphkv_plan(std::vector<morphkv_text> texts, std::vector<morphkv_batch_part> parts, int32_t n_draft, int32_t limit,
+                 int32_t n_early = 0);
 
     bool is_prompt(int32_t i_text) const { return prompts[i_text]; }
 
@@ -43,9 +44,11 @@ public:
     bool add(const std::vector<int32_t> & i_texts, int32_t n, std::vector<morphkv_planned_text> & planned);
 
 private:
-    bool         is_due(int32_t i_text, size_t i_group) const;
+    // n_early: so many tokens before it has to be
+    bool         is_due(int32_t i_text, int32_t n_early) const;
+    bool         is_due(int32_t i_text, size_t i_group, int32_t n_early) const;
     // as the text is once it has been cut and rebased
-    morphkv_text made_ready(int32_t i_text, std::vector<size_t> * cuts) const;
+    morphkv_text made_ready(int32_t i_text, std::vector<size_t> * cuts, int32_t n_early = 0) const;
     int32_t      n_room(int32_t i_text) const;
 
     std::vector<morphkv_text>       texts;
@@ -53,6 +56,7 @@ private:
     std::vector<bool>               prompts;
     std::vector<int32_t>            n_steps;  // tokens of the batch, if they are no prompt and in no micro-batch yet
     int32_t                         limit;
+    int32_t                         n_early;
 };
 
 // As the text is once n more tokens of a prompt have been decoded.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
-#include <unordered_map>
 
 namespace {
 
@@ -142,22 +141,31 @@ morphkv_slots morphkv_choose_slots(const morphkv_sources & sources, const morphk
                                    int32_t n_head_kv, int32_t n_keep) {
     const int32_t n_distant = before.size() / n_head_kv;
     morphkv_slots res{ before, before };
+
+    // by their first serials
+    std::vector<std::pair<int32_t, size_t>> firsts;
+    for (size_t i = 0; i < pages.size(); ++i) {
+        firsts.emplace_back(sources.serial_of(pages[i].first), i);
+    }
+    std::sort(firsts.begin(), firsts.end());
+
     for (int32_t h = 0; h < n_head_kv; ++h) {
-        int32_t *                            slots = res.after.data() + h * n_distant;
-        std::unordered_map<int32_t, int32_t> held;
+        int32_t *         slots = res.after.data() + h * n_distant;
+        std::vector<bool> stays(n_distant, false);
+        std::vector<bool> is_there(pages.size() * N_PAGE, false);
         for (int32_t i = 0; i < n_distant; ++i) {
-            held[slots[i]] = i;
+            const auto next = std::upper_bound(firsts.begin(), firsts.end(), std::pair(slots[i], SIZE_MAX));
+            if (next != firsts.begin() && (int64_t) slots[i] - (next - 1)->first < N_PAGE) {
+                stays[i]                                                             = true;
+                is_there[(next - 1)->second * N_PAGE + slots[i] - (next - 1)->first] = true;
+            }
         }
-        std::vector<bool>    stays(n_distant, false);
         std::vector<int32_t> missing;
-        for (const auto & [page, _] : pages) {
-            const int32_t first = sources.serial_of(page);
-            for (int32_t serial = first; serial < first + N_PAGE; ++serial) {
-                const auto it = held.find(serial);
-                if (it != held.end()) {
-                    stays[it->second] = true;
-                } else {
-                    missing.push_back(serial);
+        for (size_t i = 0; i < pages.size(); ++i) {
+            const int32_t first = sources.serial_of(pages[i].first);
+            for (int32_t j = 0; j < N_PAGE; ++j) {
+                if (!is_there[i * N_PAGE + j]) {
+                    missing.push_back(first + j);
                 }
             }
         }

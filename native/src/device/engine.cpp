@@ -2,10 +2,9 @@
 
 #include "device/backends.h"
 
-#include "ggml-alloc.h"
-
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 void morphkv_inputs::set() const {
     for (const auto & input : all) {
@@ -69,10 +68,11 @@ std::string morphkv_runner::run(const std::vector<const morphkv_side_layer *> & 
     const engine_guard   guard(engine);
     ggml_backend_sched_t sched = engine.sched();
 
-    // the compute buffer may still be read by the last decode
+    // inputs and the compute buffer may still be read by what ran last
     ggml_backend_sched_synchronize(sched);
 
-    size_t i_layer = 0;
+    n_begun = n_done = 0;
+    size_t i_layer   = 0;
     while (i_layer < layers.size()) {
         const size_t   n      = std::max<size_t>(1, (engine.max_nodes() - N_SHARED) / n_max_tensors);
         const size_t   i_last = std::min(i_layer + std::min(n, n_max_layers), layers.size());
@@ -104,12 +104,17 @@ std::string morphkv_runner::run(const std::vector<const morphkv_side_layer *> & 
             backends.resize(ggml_graph_n_nodes(gf), backend);
         }
         if (backends.empty()) {
+            n_done = i_layer;
             continue;
         }
-        const std::string why = check_only ? reserve(gf, backends) : compute(gf, inputs, backends);
+        const bool        had_changed = std::exchange(has_changed, false);
+        const std::string why         = check_only ? reserve(gf, backends) : compute(gf, inputs, backends);
+        n_begun                       = has_changed ? i_layer : n_begun;
+        has_changed |= had_changed;
         if (!why.empty()) {
             return why;
         }
+        n_done = i_layer;
     }
     return "";
 }
@@ -142,13 +147,6 @@ std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inp
                                     const std::vector<ggml_backend_t> & backends) {
     ggml_backend_sched_t sched = engine.sched();
 
-    if (measure) {
-        ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backends[0])));
-        size_t           n_bytes = 0;
-        ggml_gallocr_reserve_n_size(galloc.get(), gf, nullptr, nullptr, &n_bytes);
-        scratch_bytes = std::max(scratch_bytes, n_bytes);
-    }
-
     assign(sched, gf, backends);
     const morphkv_crossings crossings(gf);
     if (!ggml_backend_sched_alloc_graph(sched, gf) || (inject_failure && inject_failure(step::ALLOC))) {
@@ -164,12 +162,15 @@ std::string morphkv_runner::compute(ggml_cgraph * gf, const morphkv_inputs & inp
 
     has_changed        = true;
     ggml_status status = engine.compute(gf);
+    if (status == GGML_STATUS_SUCCESS && inject_failure && inject_failure(step::COMPUTE)) {
+        status = GGML_STATUS_FAILED;
+    }
     if (status == GGML_STATUS_SUCCESS) {
         inputs.get();
     }
-    ggml_backend_sched_synchronize(sched);
-    if (status == GGML_STATUS_SUCCESS && inject_failure && inject_failure(step::COMPUTE)) {
-        status = GGML_STATUS_FAILED;
+    // what comes next on these devices comes behind it
+    if (status != GGML_STATUS_SUCCESS || inputs.has_outputs()) {
+        ggml_backend_sched_synchronize(sched);
     }
     if (status != GGML_STATUS_SUCCESS) {
         return ggml_status_to_string(status);

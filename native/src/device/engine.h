@@ -42,6 +42,8 @@ public:
     // The same for bytes [offset, offset + size), which go to dst. Of a tensor that no node writes it is what it was before.
     void read(ggml_tensor * t, size_t offset, size_t size, void * dst);
 
+    bool has_outputs() const { return !outputs.empty(); }
+
     // Copies begin; they are done when the backends have been waited for.
     void get() const;
     void use() const;
@@ -112,7 +114,7 @@ public:
 
     // As many layers at a time as the scheduler has nodes for. n_max_tensors: most that a layer needs, views included.
     // Why it failed, or "". A layer that needs more of them, or a node that the device of its layer's cache cannot run, is a
-    // failure before anything of that graph is run.
+    // failure before anything of that graph is run. Devices may still be computing afterwards, but for what is read.
     std::string run(const std::vector<const morphkv_side_layer *> & layers, size_t n_max_tensors,
                     const begin_fn & begin, const layer_fn & build);
 
@@ -128,9 +130,9 @@ public:
     // Whether a graph has been computed, even if only in part: what it works on has changed.
     bool has_changed = false;
 
-    // Measures how much of the compute buffer a graph takes, for the largest of them.
-    bool   measure       = false;
-    size_t scratch_bytes = 0;
+    // Layers of graphs that the last run has begun, and of those that went well.
+    size_t n_begun = 0;
+    size_t n_done  = 0;
 
     // Tests alone set it: whether a step shall fail now.
     std::function<bool(step)> inject_failure;

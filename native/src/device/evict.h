@@ -1,4 +1,4 @@
-// An eviction of all layers of a group and one text, as many layers at once as do not ask for much memory.
+// Evictions of several texts and groups of layers as one graph, as far as that has nodes for them.
 #pragma once
 
 #include "device/engine.h"
@@ -20,9 +20,20 @@ struct morphkv_eviction {
     uint32_t             i_eviction;
 };
 
-// Why it failed, or "".
-std::string morphkv_run_eviction(morphkv_runner & runner, const std::vector<morphkv_side_layer> & layers,
-                                 uint32_t i_stream, const morphkv_eviction & eviction);
+// Of a group and a text.
+struct morphkv_evict_job {
+    const std::vector<morphkv_side_layer> * layers;
+    uint32_t                                i_stream;
+    morphkv_eviction                        eviction;
+};
+
+struct morphkv_evicted {
+    std::string why;          // it failed, or ""
+    size_t      n_done  = 0;  // the first jobs, which went well
+    size_t      n_begun = 0;  // the first jobs: what the others work on is as it was
+};
+
+morphkv_evicted morphkv_run_evictions(morphkv_runner & runner, const std::vector<morphkv_evict_job> & jobs);
 
 // Most tensors that the votes of a layer make.
 size_t morphkv_max_vote_tensors(const std::vector<morphkv_side_layer> & layers, int32_t n_votes);

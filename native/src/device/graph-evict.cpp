@@ -3,6 +3,7 @@
 #include "device/evict-cpu.h"
 #include "device/votes-cpu.h"
 
+#include <map>
 #include <vector>
 
 // ggml has no elementwise max; this is exact but for one rounding.
@@ -28,6 +29,20 @@ template <typename F> static ggml_tensor * build_fold(ggml_context * ctx, ggml_t
         t = join(t, odd);
     }
     return t;
+}
+
+// As build_fold() where the device joins rows in one operation, a sum in parts of n; else null. The CPU has one thread for that.
+static ggml_tensor * build_pool(ggml_context * ctx, const morphkv_evict_layer & layer, ggml_tensor * t,
+                                ggml_op_pool op) {
+    constexpr int64_t MAX_EXACT = 1 << 24;  // ggml computes sizes in floats
+
+    ggml_backend_dev_t dev = layer.backend ? ggml_backend_get_device(layer.backend) : nullptr;
+    if (!dev || ggml_backend_dev_type(dev) == GGML_BACKEND_DEVICE_TYPE_CPU || t->ne[0] > MAX_EXACT) {
+        return nullptr;
+    }
+    const int64_t n   = t->ne[1];
+    ggml_tensor * res = ggml_pool_2d(ctx, t, op, 1, n, 1, n, 0, 0);
+    return ggml_backend_supports_op(layer.backend, res) ? res : nullptr;
 }
 
 static ggml_tensor * build_join(ggml_context * ctx, ggml_tensor * a, ggml_tensor * b, morphkv_fusion fusion) {
@@ -76,15 +91,15 @@ ggml_tensor * morphkv_build_voters(ggml_context * ctx, const morphkv_evict_layer
 
 // max over the query heads of a group of the softmax of the voters' logits: (n_layers, n_head_kv, n_votes, n_old)
 static ggml_tensor * build_each_vote(ggml_context * ctx, const morphkv_evict_layer & layer, int64_t n_old,
-                                     const morphkv_evict_inputs & inp) {
+                                     ggml_tensor * vote_rows) {
     const int64_t n_layers  = layer.k->ne[2];
-    const int64_t n_votes   = inp.vote_rows->ne[0];
+    const int64_t n_votes   = vote_rows->ne[0];
     const int64_t n_head_kv = layer.n_head_kv;
     const int64_t n_group   = layer.n_head / n_head_kv;
     const int64_t n_embd    = layer.k->ne[0] / n_head_kv;
 
     // (n_layers, n_head, n_votes, n_embd)
-    ggml_tensor * q = morphkv_build_voters(ctx, layer, inp.vote_rows);
+    ggml_tensor * q = morphkv_build_voters(ctx, layer, vote_rows);
     q               = ggml_permute(ctx, ggml_reshape_4d(ctx, q, n_embd, layer.n_head, n_votes, n_layers), 0, 2, 1, 3);
 
     // (n_layers, n_head_kv, n_old, n_embd)
@@ -114,29 +129,70 @@ static ggml_tensor * build_each_vote(ggml_context * ctx, const morphkv_evict_lay
     }
     // (n_layers, n_head_kv, n_group, n_votes*n_old)
     a = ggml_view_4d(ctx, a, n_old * n_votes, n_group, n_head_kv, n_layers, a->nb[2], a->nb[2] * n_group, a->nb[3], 0);
-    a = build_fold(ctx, a, [&](ggml_tensor * x, ggml_tensor * y) { return build_max(ctx, x, y); });
+    ggml_tensor * pooled = build_pool(ctx, layer, a, GGML_OP_POOL_MAX);
+    a = pooled ? pooled : build_fold(ctx, a, [&](ggml_tensor * x, ggml_tensor * y) { return build_max(ctx, x, y); });
     return ggml_reshape_4d(ctx, a, n_old, n_votes, n_head_kv, n_layers);
 }
 
-ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
-                                  const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
-                                  const morphkv_evict_inputs & inp) {
+// (n_layers*n_head_kv, n_old), in parts of `unit`: the order is the same in each.
+static ggml_tensor * build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
+                                 const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
+                                 ggml_tensor * vote_rows, float & unit) {
     const int64_t n_old     = shape.n_old();
     const int64_t n_head_kv = layer.n_head_kv;
     const int64_t n_layers  = layer.k->ne[2];
 
     ggml_tensor * cur = nullptr;
     if (n_layers == 1 && morphkv_votes_on_cpu(layer.backend, layer.k->type, layer.k->ne[0] / n_head_kv)) {
-        cur = morphkv_build_votes_on_cpu(ctx, layer.k, morphkv_build_voters(ctx, layer, inp.vote_rows), layer.sinks,
+        cur = morphkv_build_votes_on_cpu(ctx, layer.k, morphkv_build_voters(ctx, layer, vote_rows), layer.sinks,
                                          { shape.n_old(), layer.n_head_kv, layer.kq_scale, layer.softcap,
                                            policy.fusion == MORPHKV_FUSION_MAX, 0, 0, 0 });
     } else {
-        cur = build_each_vote(ctx, layer, n_old, inp);
+        cur = build_each_vote(ctx, layer, n_old, vote_rows);
     }
 
-    cur = build_fold(ctx, cur, [&](ggml_tensor * x, ggml_tensor * y) { return build_join(ctx, x, y, policy.fusion); });
+    const int64_t n      = cur->ne[1];
+    const bool    is_max = policy.fusion == MORPHKV_FUSION_MAX;
+    unit                 = 1.0f;
+    if (ggml_tensor * pooled =
+            n > 1 ? build_pool(ctx, layer, cur, is_max ? GGML_OP_POOL_MAX : GGML_OP_POOL_AVG) : nullptr) {
+        unit = is_max ? 1.0f : n;
+        cur  = pooled;
+    } else {
+        cur = build_fold(ctx, cur,
+                         [&](ggml_tensor * x, ggml_tensor * y) { return build_join(ctx, x, y, policy.fusion); });
+    }
     cur = ggml_is_contiguous(cur) ? cur : ggml_cont(ctx, cur);
     return ggml_reshape_2d(ctx, cur, n_old, n_head_kv * n_layers);
+}
+
+ggml_tensor * morphkv_build_votes(ggml_context * ctx, const morphkv_evict_layer & layer,
+                                  const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
+                                  const morphkv_evict_inputs & inp) {
+    float         unit;
+    ggml_tensor * votes = build_votes(ctx, layer, shape, policy, inp.vote_rows, unit);
+    return unit == 1.0f ? votes : ggml_scale(ctx, votes, unit);
+}
+
+// One part behind the other. Not for sums: parts are in units of their own, the same for all.
+static ggml_tensor * build_votes_of(ggml_context * ctx, const std::vector<morphkv_evict_layer> & parts,
+                                    const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
+                                    ggml_tensor * vote_rows) {
+    std::map<int64_t, ggml_tensor *> rows_by_size;  // a device gets an input once for each view of it
+    std::vector<ggml_tensor *>       votes;
+    for (const auto & part : parts) {
+        const int64_t n_layers = part.k->ne[2];
+        auto &        rows     = rows_by_size[n_layers];
+        rows = rows ? rows : ggml_view_2d(ctx, vote_rows, vote_rows->ne[0], n_layers, vote_rows->nb[1], 0);
+        float unit;
+        votes.push_back(build_votes(ctx, part, shape, policy, rows, unit));
+    }
+    for (size_t n = 1; n < votes.size(); n *= 2) {
+        for (size_t i = 0; i + n < votes.size(); i += 2 * n) {
+            votes[i] = ggml_concat(ctx, votes[i], votes[i + n], 1);
+        }
+    }
+    return votes[0];
 }
 
 morphkv_moves morphkv_build_select(ggml_context * ctx, ggml_tensor * scores, const morphkv_evict_shape & shape) {
@@ -222,10 +278,11 @@ static ggml_tensor * build_sums(ggml_context * ctx, const morphkv_evict_layer & 
 
 void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
                          const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
-                         const morphkv_evict_inputs & inp) {
-    if (morphkv_evict_on_cpu(layer, policy, inp)) {
+                         const morphkv_evict_inputs & inp, const std::vector<morphkv_evict_layer> & parts) {
+    if (parts.empty() && morphkv_evict_on_cpu(layer, policy, inp)) {
         return morphkv_build_evict_on_cpu(ctx, gf, layer, shape, policy, inp);
     }
+    GGML_ASSERT(parts.empty() || !layer.score);
     const int64_t n_head_kv = layer.n_head_kv;
     const int64_t n_layers  = layer.k->ne[2];
     const int64_t n_heads   = n_head_kv * n_layers;
@@ -240,7 +297,8 @@ void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evi
         case MORPHKV_POLICY_MORPHKV:
         case MORPHKV_POLICY_COMMITTEES:
         case MORPHKV_POLICY_H2O:
-            votes = scores = morphkv_build_votes(ctx, layer, shape, policy, inp);
+            votes = scores = parts.empty() ? morphkv_build_votes(ctx, layer, shape, policy, inp)
+                                           : build_votes_of(ctx, parts, shape, policy, inp.vote_rows);
             break;
         case MORPHKV_POLICY_RECENCY: {
             ggml_tensor * bits = ggml_view_2d(ctx, serials, shape.n_old(), n_heads, serials->nb[1], 0);

@@ -9,6 +9,7 @@
 #include "ggml-backend.h"
 
 #include <cstdint>
+#include <vector>
 
 // What an eviction works on; the same for all layers.
 //   cells: [0, n_distant) distant slots | [n_distant, + n_grad) graduates | the window's n_window cells
@@ -84,10 +85,11 @@ struct morphkv_moves {
 // without a prefix sum, with disjoint sources and destinations. The first n_keep slots do not compete.
 morphkv_moves morphkv_build_select(ggml_context * ctx, ggml_tensor * scores, const morphkv_evict_shape & shape);
 
-// The whole eviction of the layers, appended to gf in the order in which it has to run.
+// The whole eviction of the layers, appended to gf in the order in which it has to run. parts: the same layers, which are voted
+// on one part after the other, since logits are large, and then selected and moved as one; none where sums are carried.
 void morphkv_build_evict(ggml_context * ctx, ggml_cgraph * gf, const morphkv_evict_layer & layer,
                          const morphkv_evict_shape & shape, const morphkv_evict_policy & policy,
-                         const morphkv_evict_inputs & inp);
+                         const morphkv_evict_inputs & inp, const std::vector<morphkv_evict_layer> & parts = {});
 
 // Most tensors that morphkv_build_evict() makes, views included.
 size_t morphkv_evict_max_tensors(int32_t n_group, int32_t n_votes);

@@ -9,11 +9,21 @@
 #include "ggml-alloc.h"
 #include "ggml-cpp.h"
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 
 static constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
 static constexpr size_t  N_BYTES   = 256u << 20;  // of rows in memory at once, where that is more than one layer's
 static constexpr size_t  N_TENSORS = 30;          // of a layer in a graph, votes apart
+
+// Rows of so many pages or more are looked at in one layer of N_LAYERS_TO_ONE, those whose index tells pages apart best.
+static constexpr size_t N_MANY_PAGES    = 256;
+static constexpr size_t N_LAYERS_TO_ONE = 4;
+
+// Of so many places of an index or more, one in SAMPLE is looked at to know these layers, and then all in these alone.
+static constexpr int64_t N_MANY_PLACES = 2048;
+static constexpr int64_t SAMPLE        = 8;
 static_assert(N_PAGE == MORPHKV_VOTES_PAGE);
 
 // Keys of the archive are without weights, so that queries get those of both. q: (n_votes, n_head*n_embd_k)
@@ -76,15 +86,18 @@ std::string morphkv_read_votes(morphkv_runner & runner, const std::vector<morphk
     throw morphkv_error(MORPHKV_STATUS_FAILED, "recall failed: " + why);
 }
 
-void morphkv_device_scorer::score(const std::vector<morphkv_side_layer> & host, size_t i_first, int32_t n_page,
-                                  int32_t n_skip, std::vector<float> & scores) const {
-    size_t il    = i_first;
-    auto   begin = [](morphkv_inputs &) {
+std::vector<float> morphkv_device_scorer::score(const std::vector<morphkv_side_layer> & host,
+                                                const std::vector<size_t> & i_layers, int32_t n_page, int32_t n_skip,
+                                                std::vector<float> & scores) const {
+    std::vector<float> peaks(host.size(), 0.0f);
+    size_t             i     = 0;
+    auto               begin = [](morphkv_inputs &) {
     };
     auto build = [&](morphkv_inputs & inputs, ggml_cgraph * gf, const morphkv_side_layer & layer) {
-        const int64_t n_embd_q = layer.k->ne[0] / layer.n_head_kv * layer.n_head;
-        ggml_tensor * q        = inputs.add(GGML_TYPE_F32, n_embd_q, queries[il].size() / n_embd_q, queries[il]);
-        ggml_tensor * k        = morphkv_side::stream(inputs.ctx, layer.k, 0);
+        const int64_t n_embd_q   = layer.k->ne[0] / layer.n_head_kv * layer.n_head;
+        const auto &  queries_of = queries[i_layers[i]];
+        ggml_tensor * q          = inputs.add(GGML_TYPE_F32, n_embd_q, queries_of.size() / n_embd_q, queries_of);
+        ggml_tensor * k          = morphkv_side::stream(inputs.ctx, layer.k, 0);
 
         morphkv_votes_params params{};
         params.n_old     = k->ne[1];
@@ -95,52 +108,97 @@ void morphkv_device_scorer::score(const std::vector<morphkv_side_layer> & host, 
         params.n_skip    = n_skip;
         ggml_tensor * s  = morphkv_build_page_scores(inputs.ctx, k, q, params);
         ggml_build_forward_expand(gf, s);
-        inputs.read(s, [&scores](const std::vector<float> & data) {
-            for (size_t i = 0; i < data.size(); ++i) {
+        inputs.read(s, [&scores, &peak = peaks[i]](const std::vector<float> & data) {
+            std::vector<float> of_layer(scores.size());
+            for (size_t j = 0; j < data.size(); ++j) {
                 // a cache may hold NaN, which cannot be sorted
-                scores[i % scores.size()] += data[i] > 0.0f ? data[i] : 0.0f;
+                of_layer[j % scores.size()] += data[j] > 0.0f ? data[j] : 0.0f;
+            }
+            for (size_t j = 0; j < scores.size(); ++j) {
+                scores[j] += of_layer[j];
+                peak = std::max(peak, of_layer[j]);
             }
         });
-        il++;
+        i++;
     };
     morphkv_runner    runner(engine);
     const std::string why = runner.run(morphkv_refs(host), N_TENSORS, begin, build);
     if (!why.empty()) {
         fail(why);
     }
+    return peaks;
+}
+
+std::vector<size_t> morphkv_device_scorer::layers_to_ask(size_t n_pages) const {
+    std::vector<size_t> res(queries.size());
+    std::iota(res.begin(), res.end(), 0);
+    if (peaks.empty() || n_pages < N_MANY_PAGES) {
+        return res;
+    }
+    std::stable_sort(res.begin(), res.end(), [&](size_t a, size_t b) { return peaks[a] > peaks[b]; });
+    res.resize((res.size() + N_LAYERS_TO_ONE - 1) / N_LAYERS_TO_ONE);
+    std::sort(res.begin(), res.end());
+    return res;
 }
 
 std::vector<float> morphkv_device_scorer::by_index(size_t i_source) {
     const morphkv_knowledge * file     = sources.all()[i_source].file;
     const int64_t             n_places = file ? file->n_pages() : sources.own().n_places();
 
-    ggml_context_ptr ctx(ggml_init({ layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
-    std::vector<morphkv_side_layer>      host(layers.begin(), layers.begin() + queries.size());
+    ggml_context_ptr ctx(ggml_init({ 2 * layers.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
     std::vector<ggml_backend_buffer_ptr> buffers;
-    for (size_t il = 0; il < host.size(); ++il) {
-        // only read
-        void * rows = file ? const_cast<void *>(file->index_rows(il)) : sources.own().index_rows(il);
-        host[il].k  = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, host[il].k->ne[0], n_places, 1);
-        buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(rows, ggml_nbytes(host[il].k)));
-        ggml_backend_tensor_alloc(buffers.back().get(), host[il].k, rows);
-    }
+    // one place in `stride`
+    auto                                 index_of = [&](const std::vector<size_t> & asked, int64_t stride) {
+        std::vector<morphkv_side_layer> res;
+        for (const size_t il : asked) {
+            // only read
+            void * rows = file ? const_cast<void *>(file->index_rows(il)) : sources.own().index_rows(il);
+            res.push_back(layers[il]);
+            ggml_tensor * k = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, layers[il].k->ne[0], n_places / stride, 1);
+            k->nb[1] *= stride;
+            k->nb[2] = k->nb[3] = k->nb[1] * k->ne[1];
+            buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(rows, n_places / stride * k->nb[1]));
+            ggml_backend_tensor_alloc(buffers.back().get(), k, rows);
+            res.back().k = k;
+        }
+        return res;
+    };
+    auto note_peaks = [&](const std::vector<float> & of_source) {
+        peaks.resize(queries.size());
+        for (size_t il = 0; il < peaks.size(); ++il) {
+            peaks[il] = std::max(peaks[il], of_source[il]);
+        }
+    };
+    std::vector<size_t> all(queries.size());
+    std::iota(all.begin(), all.end(), 0);
     std::vector<float> res(n_places);
-    score(host, 0, 1, 0, res);
+    if (n_places < N_MANY_PLACES) {
+        note_peaks(score(index_of(all, 1), all, 1, 0, res));
+        return res;
+    }
+    if (peaks.empty()) {
+        std::vector<float> sampled(n_places / SAMPLE);
+        note_peaks(score(index_of(all, SAMPLE), all, 1, 0, sampled));
+    }
+    const std::vector<size_t> asked = layers_to_ask(n_places);
+    score(index_of(asked, 1), asked, 1, 0, res);
     return res;
 }
 
 std::vector<float> morphkv_device_scorer::by_rows(const std::vector<int64_t> & pages, int32_t n_skip) {
     const morphkv_page_layout & layout = sources.own().layout;
+    const std::vector<size_t>   asked  = layers_to_ask(pages.size());
     std::vector<float>          res(pages.size());
-    size_t                      last = 0;
-    for (size_t first = 0; first < queries.size(); first = last) {
-        for (size_t n_bytes = 0; last < queries.size() && (last == first || n_bytes <= N_BYTES); ++last) {
-            n_bytes += pages.size() * N_PAGE * layout.k_bytes(last);
+    for (size_t first = 0, last = 0; first < asked.size(); first = last) {
+        for (size_t n_bytes = 0; last < asked.size() && (last == first || n_bytes <= N_BYTES); ++last) {
+            n_bytes += pages.size() * N_PAGE * layout.k_bytes(asked[last]);
         }
-        ggml_context_ptr ctx(ggml_init({ (last - first) * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
-        std::vector<morphkv_side_layer> host(layers.begin() + first, layers.begin() + last);
-        for (auto & layer : host) {
-            layer.k = ggml_new_tensor_3d(ctx.get(), layout.type_k, layer.k->ne[0], pages.size() * N_PAGE, 1);
+        const std::vector<size_t> part(asked.begin() + first, asked.begin() + last);
+        ggml_context_ptr ctx(ggml_init({ part.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
+        std::vector<morphkv_side_layer> host;
+        for (const size_t il : part) {
+            host.push_back(layers[il]);
+            host.back().k = ggml_new_tensor_3d(ctx.get(), layout.type_k, layers[il].k->ne[0], pages.size() * N_PAGE, 1);
         }
         ggml_backend_buffer_ptr buffer(
             ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
@@ -152,12 +210,12 @@ std::vector<float> morphkv_device_scorer::by_rows(const std::vector<int64_t> & p
             if (!page) {
                 return {};
             }
-            for (size_t il = first; il < last; ++il) {
-                const size_t n = N_PAGE * layout.k_bytes(il);
-                memcpy((char *) host[il - first].k->data + i * n, page->data() + layout.layers[il].k_at, n);
+            for (size_t j = 0; j < part.size(); ++j) {
+                const size_t n = N_PAGE * layout.k_bytes(part[j]);
+                memcpy((char *) host[j].k->data + i * n, page->data() + layout.layers[part[j]].k_at, n);
             }
         }
-        score(host, first, N_PAGE, n_skip, res);
+        score(host, part, N_PAGE, n_skip, res);
     }
     return res;
 }

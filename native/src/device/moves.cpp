@@ -7,7 +7,7 @@
 namespace {
 
 constexpr size_t N_LAYERS  = 4;                                    // in a graph that gets rows from the host
-constexpr size_t N_TENSORS = 2 * MORPHKV_ROTATE_MAX_TENSORS + 24;  // of a layer in a graph
+constexpr size_t N_TENSORS = 2 * MORPHKV_ROTATE_MAX_TENSORS + 28;  // of a layer in a graph
 
 // A layer of one text, in a graph.
 struct moved_layer {
@@ -29,15 +29,22 @@ struct moved_layer {
     ggml_tensor * numbers(const std::vector<int32_t> & x) const { return inputs.add(GGML_TYPE_I32, x.size(), 1, x); }
     ggml_tensor * turns(const std::vector<int32_t> & x) const { return numbers(layer.rope.turns(x)); }
 
-    // rows of a page, as F32
+    // Rows of a page, as F32: they go up as they are, where the device can convert them.
     ggml_tensor * from_host(const std::vector<uint8_t> & data, ggml_type type, ggml_tensor * like, int64_t n) const {
-        ggml_tensor * res = ggml_new_tensor_2d(inputs.ctx, GGML_TYPE_F32, like->ne[0] / layer.n_head_kv, n);
-        inputs.add(res, [&data, type](ggml_tensor * t) {
-            std::vector<float> floats(ggml_nelements(t));
-            morphkv_convert_rows(type, data.data(), GGML_TYPE_F32, floats.data(), t->ne[1], t->ne[0]);
-            ggml_backend_tensor_set(t, floats.data(), 0, ggml_nbytes(t));
+        const int64_t n_embd = like->ne[0] / layer.n_head_kv;
+        ggml_tensor * rows   = ggml_new_tensor_2d(inputs.ctx, type, n_embd, n);
+        ggml_tensor * floats = type == GGML_TYPE_F32 ? rows : ggml_cast(inputs.ctx, rows, GGML_TYPE_F32);
+        if (ggml_backend_supports_op(inputs.backend, floats)) {
+            inputs.add(rows, [&data](ggml_tensor * t) { ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t)); });
+            return floats;
+        }
+        floats = ggml_new_tensor_2d(inputs.ctx, GGML_TYPE_F32, n_embd, n);
+        inputs.add(floats, [&data, type](ggml_tensor * t) {
+            std::vector<float> converted(ggml_nelements(t));
+            morphkv_convert_rows(type, data.data(), GGML_TYPE_F32, converted.data(), t->ne[1], t->ne[0]);
+            ggml_backend_tensor_set(t, converted.data(), 0, ggml_nbytes(t));
         });
-        return res;
+        return floats;
     }
 };
 

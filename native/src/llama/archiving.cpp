@@ -56,7 +56,7 @@ static morphkv_archives::alloc_fn alloc_from(ggml_backend_buffer_type_t buft) {
 }
 
 void morphkv_cache::start_archive(llama_context * lctx, const morphkv_archive_params & p) {
-    engine.set(lctx);
+    set_context(lctx);
     for (llama_seq_id s = 0; s < (llama_seq_id) sequences.size(); ++s) {
         if (n_used(s) > 0) {
             invalid("an archive must be started before anything is decoded, but sequence " + std::to_string(s) +
@@ -136,7 +136,7 @@ void morphkv_cache::archive_old(llama_seq_id seq_id, int32_t end) {
         try {
             char * rows = archives->free_rows();
             for (size_t i = 0; i < groups.size() && why.empty(); ++i) {
-                morphkv_runner runner(engine);
+                morphkv_runner runner(cut_engine);
                 // in each group they are recent, or all is there
                 why = morphkv_read_cells(runner, groups[i].side.layers, groups[i].k_rot, seq_id,
                                          serial - text.groups[i].n_evicted, turn, archives->staging, groups[i].i_first,

@@ -50,7 +50,7 @@ static uint64_t hash_model(const llama_model & model, const char * model_path) {
 }
 
 void morphkv_cache::attach(llama_context * lctx, const std::string & path, const char * model_path) {
-    engine.set(lctx);
+    set_context(lctx);
     check(archives != nullptr, MORPHKV_STATUS_INVALID, "a file is attached beside an archive, and none was started");
     check(!follows_target, MORPHKV_STATUS_UNSUPPORTED, "nothing can be attached to a draft head");
     for (llama_seq_id s = 0; s < (llama_seq_id) sequences.size(); ++s) {
@@ -286,7 +286,7 @@ bool morphkv_cache::open_slots(llama_seq_id seq_id, const morphkv_recall_params 
     const auto    opened = morphkv_opened(text, params.window + n_more);
     if (!opened) {
         // there is no free slot, and one is free once it is cut
-        check(cut(seq_id), MORPHKV_STATUS_FAILED, morphkv_last_error());
+        check(cut({ seq_id }), MORPHKV_STATUS_FAILED, morphkv_last_error());
         return false;
     }
     const asked now = ask(seq_id, p, p.votes > 0 ? p.votes : std::min(MORPHKV_RECALL_VOTES, params.votes));
@@ -347,6 +347,7 @@ bool morphkv_cache::open_slots(llama_seq_id seq_id, const morphkv_recall_params 
         }
     }
     if (!why.empty()) {
+        synchronize();
         before.put_back();
         text = was;
         archives->of(seq_id).truncate(0);

@@ -35,10 +35,8 @@ bool morphkv_cache_context::next() {
 }
 
 bool morphkv_cache_context::apply() {
-    for (const llama_seq_id seq_id : cuts.at(i_next)) {
-        if (!mkv->cut(seq_id)) {
-            return false;
-        }
+    if (!mkv->cut(cuts.at(i_next))) {
+        return false;
     }
     for (const llama_seq_id seq_id : rebases.at(i_next)) {
         if (!mkv->rebase(seq_id)) {

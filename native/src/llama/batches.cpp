@@ -124,7 +124,7 @@ std::optional<morphkv_cache::batch_plan> morphkv_cache::plan_batch(llama_batch_a
         }
         res.n_column.push_back(parts[s].n_column);
     }
-    morphkv_plan plan(std::move(texts), std::move(parts), MORPHKV_DRAFT_MAX, rope_limit());
+    morphkv_plan plan(std::move(texts), std::move(parts), MORPHKV_DRAFT_MAX, rope_limit(), n_early());
     for (size_t s = 0; s < sequences.size(); ++s) {
         res.is_prompt.push_back(plan.is_prompt(s));
     }

@@ -21,25 +21,26 @@ static std::vector<uint32_t> sizes_up_to(uint32_t n) {
     return res;
 }
 
-std::string morphkv_cache::why_not_evicted(size_t i_group) {
-    morphkv_eviction eviction{};
-    auto &           shape = eviction.shape;
-    eviction.policy        = vote_policy();
-    shape.n_keep           = params.keep;
-    shape.n_distant        = groups[i_group].shape.n_distant();
-    shape.n_window         = params.window;
-
+// All sequences at once.
+std::string morphkv_cache::why_not_evicted() {
     // the largest eviction that there can be, the smallest, and one that nobody is left to vote in
     const int32_t n_most  = morphkv_params_room(params);
     const int32_t n_votes = morphkv_params_votes(params) ? params.votes : 0;
     for (const auto & [n_grad, votes] : { std::pair(n_most, n_votes), std::pair(1, n_votes), std::pair(n_most, 0) }) {
-        shape.n_grad  = n_grad;
-        shape.n_votes = votes;
-        eviction.graduates.assign(n_grad, 0);
-        eviction.vote_rows.assign(votes, 0);
-        morphkv_runner runner(engine);
+        std::vector<morphkv_evict_job> jobs;
+        for (uint32_t i_stream = 0; i_stream < sequences.size(); ++i_stream) {
+            for (const auto & group : groups) {
+                morphkv_eviction eviction{};
+                eviction.policy = vote_policy();
+                eviction.shape  = { params.keep, group.shape.n_distant(), n_grad, params.window, votes };
+                eviction.graduates.assign(n_grad, 0);
+                eviction.vote_rows.assign(votes, 0);
+                jobs.push_back({ &group.side.layers, i_stream, std::move(eviction) });
+            }
+        }
+        morphkv_runner runner(cut_engine);
         runner.check_only     = true;
-        const std::string why = morphkv_run_eviction(runner, groups[i_group].side.layers, 0, eviction);
+        const std::string why = morphkv_run_evictions(runner, jobs).why;
         if (!why.empty()) {
             return why;
         }
@@ -81,7 +82,7 @@ std::string morphkv_cache::why_not_recalled(size_t i_group) {
     const uint32_t             n_distant = group.shape.n_distant();
     morphkv_layer_floats       queries, votes;
     const std::vector<int32_t> rows(std::min(MORPHKV_RECALL_VOTES, params.votes));
-    morphkv_runner             ask(engine);
+    morphkv_runner             ask(cut_engine);
     ask.check_only  = true;
     std::string why = morphkv_read_votes(ask, group.side.layers, group.k_rot, 0, n_distant, vote_policy(), rows, rows,
                                          queries, votes);
@@ -105,7 +106,7 @@ std::string morphkv_cache::why_not_archived() {
     const auto & staging = archives->staging;
     std::string  why;
     for (size_t i = 0; i < groups.size() && why.empty(); ++i) {
-        morphkv_runner runner(engine);
+        morphkv_runner runner(cut_engine);
         runner.check_only = true;
         why = morphkv_read_cells(runner, groups[i].side.layers, groups[i].k_rot, 0, 0,
                                  std::vector<int32_t>(staging.n_tokens), staging, groups[i].i_first, nullptr);
@@ -115,11 +116,10 @@ std::string morphkv_cache::why_not_archived() {
 }
 
 std::string morphkv_cache::why_not_computed(llama_context * lctx) {
-    engine.set(lctx);
-    std::string why;
-    for (size_t i = 0; i < groups.size() && why.empty(); ++i) {
-        why = why_not_evicted(i);
-        why = why.empty() && rope_limit() > 0 ? why_not_rebased(i) : why;
+    set_context(lctx);
+    std::string why = why_not_evicted();
+    for (size_t i = 0; i < groups.size() && why.empty() && rope_limit() > 0; ++i) {
+        why = why_not_rebased(i);
     }
     return why;
 }

@@ -15,6 +15,15 @@
 
 #include <algorithm>
 
+// On a device one more sequence costs little in a graph that has to start anyway, and those that have been cut together once are
+// due together from then on. On the CPU nothing is gained, and each is cut as if it were alone.
+int32_t morphkv_cache::n_early() const {
+    const auto & layers = get_side().layers;
+    const bool   is_on_cpu =
+        std::all_of(layers.begin(), layers.end(), [](const morphkv_side_layer & layer) { return layer.is_on_cpu(); });
+    return is_on_cpu ? 0 : params.interval / 4;
+}
+
 // A sequence that is changed in part is cleared: no right state is left of it.
 bool morphkv_cache::fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed) {
     if (has_changed) {
@@ -31,10 +40,9 @@ morphkv_evict_policy morphkv_cache::vote_policy() const {
     return { (morphkv_policy) params.policy, (morphkv_fusion) params.fusion, morphkv_params_carried(params) };
 }
 
-std::string morphkv_cache::evict(llama_seq_id seq_id, size_t i_group, morphkv_runner & runner) {
+morphkv_evict_job morphkv_cache::evict_job(llama_seq_id seq_id, size_t i_group) const {
     const auto & text = sequences[seq_id].text;
     const auto & held = text.groups[i_group];
-    auto &       side = groups[i_group].side;
 
     morphkv_eviction eviction{};
     eviction.policy = vote_policy();
@@ -55,62 +63,72 @@ std::string morphkv_cache::evict(llama_seq_id seq_id, size_t i_group, morphkv_ru
     }
     eviction.seed       = params.seed;
     eviction.i_eviction = held.n_evictions;
-
-    if (!held.has_evicted()) {
-        ggml_backend_sched_synchronize(engine.sched());
-        side.set_first_serials(seq_id);
-    }
-    const bool is_larger  = shape.n_old() > n_old_measured;
-    runner.measure        = runner.measure || is_larger;
-    const std::string why = morphkv_run_eviction(runner, side.layers, seq_id, eviction);
-    scratch_bytes         = std::max(scratch_bytes, runner.scratch_bytes);
-    n_old_measured        = why.empty() ? std::max(n_old_measured, shape.n_old()) : n_old_measured;
-    return why;
+    return { &groups[i_group].side.layers, (uint32_t) seq_id, std::move(eviction) };
 }
 
-bool morphkv_cache::cut(llama_seq_id seq_id) {
+bool morphkv_cache::cut(const std::vector<llama_seq_id> & seq_ids) {
+    if (seq_ids.empty()) {
+        return true;
+    }
     const int64_t t_start_us = ggml_time_us();
 
     for (const auto & layer : cut_layers()) {
         if (layer.kq_scale == 0.0f) {
-            return fail("eviction", seq_id,
+            return fail("eviction", seq_ids[0],
                         "layer " + std::to_string(layer.il) +
                             " attends without showing its queries, so this architecture cannot be served",
                         false);
         }
     }
 
-    auto &        text        = sequences[seq_id].text;
-    const auto    over        = text.groups_over_capacity();
-    const int32_t archive_end = archives ? archives->of(seq_id).end() : 0;
-    if (archives) {
-        archive_old(seq_id, text.n_tokens() - params.window);
-    }
-
-    morphkv_runner runner(engine);
-    runner.inject_failure = inject_failure;
-    std::string why;
-    for (size_t i = 0; i < over.size() && why.empty(); ++i) {
-        why = evict(seq_id, over[i], runner);
-    }
-    const double took_ms = (ggml_time_us() - t_start_us) / 1000.0;
-    evict_ms += took_ms;
-    seq_evict_ms[seq_id] += took_ms;
-
-    if (!why.empty()) {
+    struct due {
+        llama_seq_id        seq_id;
+        std::vector<size_t> over;
+        int32_t             archive_end;
+        size_t              first_job;
+    };
+    std::vector<due>               all;
+    std::vector<morphkv_evict_job> jobs;
+    for (const llama_seq_id seq_id : seq_ids) {
+        const auto & text = sequences[seq_id].text;
+        all.push_back({ seq_id, text.groups_over_capacity(), archives ? archives->of(seq_id).end() : 0, jobs.size() });
         if (archives) {
-            archives->of(seq_id).truncate(archive_end);
+            archive_old(seq_id, text.n_tokens() - params.window);
         }
-        return fail("eviction", seq_id, why, runner.has_changed);
+        for (const size_t i : all.back().over) {
+            if (!text.groups[i].has_evicted()) {
+                synchronize();
+                groups[i].side.set_first_serials(seq_id);
+            }
+            jobs.push_back(evict_job(seq_id, i));
+        }
     }
 
-    // the graduates' cells are free, the window's stand at the start of the recent region
-    for (const size_t i : over) {
-        const morphkv_cut_cells cells(groups[i], seq_id, text.n_used(i));
-        text.note_cut(i);
-        cells.set(text, i, n_pos);
+    morphkv_runner runner(cut_engine);
+    runner.inject_failure = inject_failure;
+    const auto   res      = morphkv_run_evictions(runner, jobs);
+    const double took_ms  = (ggml_time_us() - t_start_us) / 1000.0;
+    evict_ms += took_ms;
+
+    bool is_whole = true;
+    for (const auto & cur : all) {
+        seq_evict_ms[cur.seq_id] += took_ms / all.size();
+        if (res.n_done < cur.first_job + cur.over.size()) {
+            if (archives) {
+                archives->of(cur.seq_id).truncate(cur.archive_end);
+            }
+            is_whole = fail("eviction", cur.seq_id, res.why, res.n_begun > cur.first_job);
+            continue;
+        }
+        // the graduates' cells are free, the window's stand at the start of the recent region
+        auto & text = sequences[cur.seq_id].text;
+        for (const size_t i : cur.over) {
+            const morphkv_cut_cells cells(groups[i], cur.seq_id, text.n_used(i));
+            text.note_cut(i);
+            cells.set(text, i, n_pos);
+        }
     }
-    return true;
+    return is_whole;
 }
 
 //
@@ -161,7 +179,7 @@ bool morphkv_cache::rebase(llama_seq_id seq_id) {
     auto &        text   = sequences[seq_id].text;
     const int32_t offset = text.rebase_offset(rope_limit());
 
-    ggml_backend_sched_synchronize(engine.sched());
+    synchronize();
     morphkv_runner runner(engine);
     runner.inject_failure = inject_failure;
     std::vector<std::vector<int32_t>> ranked;

@@ -4,6 +4,8 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 // While our graphs run on a context's scheduler.
@@ -32,6 +34,14 @@ public:
     bool is_probe() const { return lctx->get_model().hparams.no_alloc; }
 
     size_t n_bytes_missed = 0;  // of a buffer that a probe could not have
+
+    // As the context computes, with its threads, but on another scheduler.
+    ggml_status compute_on(ggml_backend_sched_ptr & sched, ggml_cgraph * gf) const {
+        std::swap(lctx->sched, sched);
+        const ggml_status res = lctx->graph_compute(gf, /*batched =*/true);
+        std::swap(lctx->sched, sched);
+        return res;
+    }
 
 private:
     void set(ggml_abort_callback new_callback, void * new_data) {
@@ -96,4 +106,86 @@ bool morphkv_context_engine::reserve(ggml_cgraph * gf) {
 
 ggml_status morphkv_context_engine::compute(ggml_cgraph * gf) {
     return lctx->graph_compute(gf, /*batched =*/true);
+}
+
+//
+// a scheduler of our own
+//
+
+static constexpr size_t MAX_NODES = 4096;
+static constexpr size_t N_LEAFS   = 2048;  // tensors of caches and weights, at most
+
+morphkv_own_engine::morphkv_own_engine()  = default;
+morphkv_own_engine::~morphkv_own_engine() = default;
+
+void morphkv_own_engine::begin() {
+    guard = std::make_unique<morphkv_run_guard>(lctx);
+    if (own) {
+        return;
+    }
+    ggml_backend_sched_t                    of_context = lctx->get_sched();
+    std::vector<ggml_backend_t>             backends;
+    std::vector<ggml_backend_buffer_type_t> bufts;
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(of_context); ++i) {
+        backends.push_back(ggml_backend_sched_get_backend(of_context, i));
+        bufts.push_back(ggml_backend_sched_get_buffer_type(of_context, backends.back()));
+    }
+    own.reset(ggml_backend_sched_new(backends.data(), bufts.data(), backends.size(), MAX_NODES + N_LEAFS,
+                                     /*parallel =*/false, /*op_offload =*/false));
+    graph_ctx.reset(ggml_init({ MAX_NODES * ggml_tensor_overhead() + ggml_graph_overhead_custom(MAX_NODES, false),
+                                nullptr, /*.no_alloc =*/true }));
+}
+
+void morphkv_own_engine::end() {
+    guard.reset();
+}
+
+ggml_backend_sched_t morphkv_own_engine::sched() {
+    return own.get();
+}
+
+ggml_cgraph * morphkv_own_engine::new_graph() {
+    ggml_reset(graph_ctx.get());
+    return ggml_new_graph_custom(graph_ctx.get(), MAX_NODES, false);
+}
+
+size_t morphkv_own_engine::max_nodes() {
+    return MAX_NODES;
+}
+
+bool morphkv_own_engine::reserve(ggml_cgraph * gf) {
+    const bool is_reserved = morphkv_engine::reserve(gf);
+    if (is_reserved || !guard->is_probe()) {
+        return is_reserved;
+    }
+    n_bytes_missed = SIZE_MAX / 8;
+    return true;
+}
+
+ggml_status morphkv_own_engine::compute(ggml_cgraph * gf) {
+    return guard->compute_on(own, gf);
+}
+
+std::vector<size_t> morphkv_own_engine::buffer_sizes() const {
+    std::vector<size_t> res;
+    for (int i = 0; own && i < ggml_backend_sched_get_n_backends(own.get()); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(own.get(), i);
+        res.push_back(std::max(n_bytes_missed, ggml_backend_sched_get_buffer_size(own.get(), backend)));
+    }
+    return res;
+}
+
+size_t morphkv_own_engine::n_bytes() const {
+    const auto sizes = buffer_sizes();
+    return std::accumulate(sizes.begin(), sizes.end(), (size_t) 0);
+}
+
+void morphkv_own_engine::add_breakdown(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const {
+    const auto own_sizes = buffer_sizes();
+    for (size_t i = 0; i < own_sizes.size(); ++i) {
+        ggml_backend_t backend = ggml_backend_sched_get_backend(own.get(), i);
+        if (own_sizes[i] > 0) {
+            sizes[ggml_backend_sched_get_buffer_type(own.get(), backend)] += own_sizes[i];
+        }
+    }
 }

@@ -177,8 +177,19 @@ llama_memory_context_ptr morphkv_cache::init_full() {
 }
 
 llama_memory_context_ptr morphkv_cache::init_update(llama_context * lctx, bool optimize) {
-    engine.set(lctx);
+    set_context(lctx);
     return llama_kv_cache::init_update(lctx, optimize);
+}
+
+void morphkv_cache::set_context(llama_context * lctx) {
+    engine.set(lctx);
+    cut_engine.set(lctx);
+}
+
+void morphkv_cache::synchronize() const {
+    if (engine.context()) {
+        ggml_backend_sched_synchronize(engine.context()->get_sched());
+    }
 }
 
 //
@@ -190,6 +201,7 @@ bool morphkv_cache::get_can_shift() const {
 }
 
 void morphkv_cache::clear(bool data) {
+    synchronize();
     llama_kv_cache::clear(data);
     for (auto & sequence : sequences) {
         // these are counted on
@@ -295,9 +307,7 @@ bool morphkv_cache::copy(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama
             __func__, p0, p1, seq_id_src);
         return false;
     }
-    if (engine.context()) {
-        engine.context()->synchronize();
-    }
+    synchronize();
     clear_sequence(seq_id_dst);
     const auto & text                   = sequences[seq_id_src].text;
     auto         n_brought              = std::move(sequences[seq_id_dst].from.n_tokens);

@@ -16,7 +16,7 @@
 #include "core/params.h"
 #include "core/plan.h"
 #include "core/text.h"
-#include "device/graph-evict.h"
+#include "device/evict.h"
 #include "device/graph-recall.h"
 #include "device/layers.h"
 #include "llama/engine.h"
@@ -278,12 +278,17 @@ private:
     void clear_before_gaps(const llama_batch & batch);
     bool fail(const char * what, llama_seq_id seq_id, const std::string & why, bool has_changed);
 
-    // One eviction down to capacity. On failure the sequence is as it was, or cleared if rows had moved already.
-    bool                 cut(llama_seq_id seq_id);
+    // One eviction of each down to capacity, as one graph. On failure a sequence is as it was, or cut, or cleared if rows had
+    // moved already.
+    bool                 cut(const std::vector<llama_seq_id> & seq_ids);
+    morphkv_evict_job    evict_job(llama_seq_id seq_id, size_t i_group) const;
     morphkv_evict_policy vote_policy() const;
+    // Tokens before its own cut that a sequence is cut with another.
+    int32_t              n_early() const;
 
-    // Of one group. Why it failed, or "".
-    std::string evict(llama_seq_id seq_id, size_t i_group, morphkv_runner & runner);
+    void set_context(llama_context * lctx);
+    // Waits for what devices compute: before the host reads or writes what evictions work on.
+    void synchronize() const;
 
     // Failure as in cut().
     bool                             rebase(llama_seq_id seq_id);
@@ -340,7 +345,7 @@ private:
     int32_t lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens);
 
     // For checks of a context, and of an archive: as the real ones with the shapes that can occur (checks.cpp).
-    std::string why_not_evicted(size_t i_group);
+    std::string why_not_evicted();
     std::string why_not_rebased(size_t i_group);
     std::string why_not_archived();
     std::string why_not_recalled(size_t i_group);
@@ -365,22 +370,21 @@ private:
     const morphkv_layer_plan plan;
 
     const uint32_t n_ctx_train;
-    const uint32_t n_pos;                     // of a token; more than 1 with M-RoPE
-    const int32_t  pos_end;                   // of learned positions, else 0
+    const uint32_t n_pos;                                       // of a token; more than 1 with M-RoPE
+    const int32_t  pos_end;                                     // of learned positions, else 0
 
-    std::vector<morphkv_layer_group> groups;  // by capacity, the smallest first
+    std::vector<morphkv_layer_group> groups;                    // by capacity, the smallest first
     std::vector<sequence>            sequences;
-    morphkv_context_engine           engine;
+    morphkv_context_engine           engine;                    // for what is rare or large
+    morphkv_own_engine               cut_engine;                // for what comes with each cut
 
     std::unique_ptr<morphkv_archives> archives;                 // null when off
     bool                              keeps_originals = false;  // they are in a file
     morphkv_attached                  attached;
     std::unique_ptr<morphkv_reader>   reader;                   // null: what files hold comes as it was read
 
-    int32_t n_old_measured = 0;                                 // largest eviction whose scratch was measured
-    size_t  scratch_bytes  = 0;
-    double  evict_ms       = 0.0;
-    double  archive_ms     = 0.0;      // a part of evict_ms
+    double evict_ms   = 0.0;
+    double archive_ms = 0.0;           // a part of evict_ms
 
     std::vector<double> seq_evict_ms;  // (n_stream)
 };

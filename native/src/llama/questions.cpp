@@ -9,6 +9,7 @@ std::map<ggml_backend_buffer_type_t, size_t> morphkv_cache::memory_breakdown() c
     for (const auto & group : groups) {
         group.side.add_breakdown(res);
     }
+    cut_engine.add_breakdown(res);
     return res;
 }
 
@@ -74,7 +75,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
             }
         }
     }
-    out.scratch_bytes = scratch_bytes;
+    out.scratch_bytes = cut_engine.n_bytes();
     out.evict_ms      = evict_ms;
     out.seq_evict_ms  = seq_evict_ms.at(seq_id);
     for (const auto & [_, n_bytes] : kv_breakdown()) {

@@ -92,7 +92,7 @@ morphkv_cache::asked morphkv_cache::ask(llama_seq_id seq_id, const morphkv_recal
     }
     for (const auto & group : groups) {
         morphkv_layer_floats queries, votes;
-        morphkv_runner       runner(engine);
+        morphkv_runner       runner(cut_engine);
         const std::string    why =
             morphkv_read_votes(runner, group.side.layers, group.k_rot, seq_id, group.shape.n_distant(), vote_policy(),
                                res.rows, res.turn, queries, votes);
@@ -158,9 +158,11 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
     struct group_moves {
         size_t                     i_group;
         std::vector<morphkv_slots> slots;
+        morphkv_pages              pages;
         morphkv_move_plan          plan;
     };
     std::vector<group_moves> all;
+    bool                     is_new = false;
     for (size_t i = 0; i < groups.size(); ++i) {
         const auto & group     = groups[i];
         const auto & held      = text.groups[i];
@@ -172,7 +174,7 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
         morphkv_pages best(pages.begin(),
                            pages.begin() +
                                std::min(pages.size(), morphkv_n_wanted_pages(p.share, n_distant - text.n_keep)));
-        group_moves   moved{ i, {}, {} };
+        group_moves   moved{ i, {}, {}, {} };
         for (size_t il = 0; il < group.side.layers.size(); ++il) {
             const auto & layer  = group.side.layers[il];
             auto         before = group.side.get_serials(layer, seq_id);
@@ -184,16 +186,28 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
                 }
             }
             moved.slots.push_back(morphkv_choose_slots(sources, best, before, votes, layer.n_head_kv, text.n_keep));
+            is_new |= moved.slots.back().before != moved.slots.back().after;
         }
+        moved.pages = std::move(best);
+        all.push_back(std::move(moved));
+    }
+    if (!is_new) {
+        // all that is asked for is there, and stays where it is
+        text.n_recalls++;
+        res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
+        sequences[seq_id].recall_ms += res.took_ms;
+        return;
+    }
+    for (auto & moved : all) {
+        const auto &  held         = text.groups[moved.i_group];
         // recent tokens stay where they are, and distant ones come to stand right before them
         const int32_t first_recent = text.pos_of(held.first_recent()) - text.rotary_offset;
         // an image's tokens share a position, so that there may be fewer positions than slots
-        const int32_t base         = std::max(0, first_recent - n_distant);
-        moved.plan                 = plan_moves(seq_id, i, text.rotary_offset, base, moved.slots, best);
+        const int32_t base         = std::max(0, first_recent - held.shape.n_distant());
+        moved.plan = plan_moves(seq_id, moved.i_group, text.rotary_offset, base, moved.slots, moved.pages);
         for (const auto & move : moved.plan.layers) {
             res.n_recalled += move.filled.size();
         }
-        all.push_back(std::move(moved));
     }
 
     // what to go back to
@@ -232,6 +246,7 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
         }
     }
     if (!why.empty()) {
+        synchronize();
         for (size_t i = 0; i < changing.size(); ++i) {
             ggml_backend_tensor_set(changing[i].tensor, before[i].data(), changing[i].offset, changing[i].size);
         }

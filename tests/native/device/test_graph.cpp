@@ -246,7 +246,7 @@ static void check_layer(const layer_content & layer, const test_case & c, const 
     }
 }
 
-enum class votes { COMPOSED, ON_CPU };
+enum class votes { COMPOSED, ON_CPU, IN_PARTS };
 
 static std::vector<int32_t> repeat(const std::vector<int32_t> & data, int32_t n) {
     std::vector<int32_t> res;
@@ -345,14 +345,24 @@ static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers,
         const auto   layer = morphkv_stack_layer(ctx.get(), stack, 0, how == votes::ON_CPU ? backend.get() : nullptr);
         // devices count strides in blocks
         CHECK(n == 1 || layer.k->nb[2] % ggml_type_size(c.type_k) == 0);
-        morphkv_build_evict(ctx.get(), gf, layer, s, c.policy, inp);
-        CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <=
-              morphkv_evict_max_tensors(c.n_group, s.n_votes));
-        if (how == votes::COMPOSED) {
-            check_folds(gf, c);
+        // the first layer, then the others
+        std::vector<morphkv_evict_layer> parts;
+        if (how == votes::IN_PARTS && n > 1) {
+            for (const morphkv_stack & part :
+                 { morphkv_stack(stack.begin(), stack.begin() + 1), morphkv_stack(stack.begin() + 1, stack.end()) }) {
+                parts.push_back(morphkv_stack_layer(ctx.get(), part, 0, nullptr));
+            }
         }
-        // views of the cache included
-        CHECK(how == votes::COMPOSED || ggml_graph_n_nodes(gf) < 16);
+        morphkv_build_evict(ctx.get(), gf, layer, s, c.policy, inp, parts);
+        if (parts.empty()) {
+            CHECK((ggml_used_mem(ctx.get()) - n_before) / ggml_tensor_overhead() <=
+                  morphkv_evict_max_tensors(c.n_group, s.n_votes));
+            if (how == votes::COMPOSED) {
+                check_folds(gf, c);
+            }
+            // views of the cache included
+            CHECK(how == votes::COMPOSED || ggml_graph_n_nodes(gf) < 16);
+        }
 
         ggml_gallocr_ptr galloc(ggml_gallocr_new(ggml_backend_get_default_buffer_type(backend.get())));
         CHECK(ggml_gallocr_alloc_graph(galloc.get(), gf));
@@ -379,6 +389,9 @@ static void run(const test_case & c, uint32_t seed) {
     run(c, seed, votes::COMPOSED, 1);
     run(c, seed, votes::COMPOSED, 3);
     run(c, seed, votes::ON_CPU, 1);
+    if (c.policy.carried == 0.0f) {
+        run(c, seed, votes::IN_PARTS, 3);
+    }
 }
 
 int main() {

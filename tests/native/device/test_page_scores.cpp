@@ -5,6 +5,7 @@
 #include "core/search.h"
 #include "device/graph-recall.h"
 
+#include <functional>
 #include <numeric>
 
 using layer_floats = morphkv_layer_floats;
@@ -56,12 +57,16 @@ static layer_floats mean_keys(const context_ptr & ctx) {
 }
 
 // What every page of n_page keys gets, in plain C++ and double: the sum over layers, heads and voters of its share to
-// this power.
+// this power. only: layers that count, if not all.
 static std::vector<double> plain_scores(const context_ptr & ctx, const layer_floats & keys,
-                                        const layer_floats & queries, int32_t n_page, int32_t n_keep, int32_t power) {
+                                        const layer_floats & queries, int32_t n_page, int32_t n_keep, int32_t power,
+                                        const std::vector<size_t> & only = {}) {
     const auto &        layers = cache_of(ctx).get_side().layers;
     std::vector<double> res(keys[0].size() / layers[0].k->ne[0] / n_page);
     for (size_t il = 0; il < layers.size(); ++il) {
+        if (!only.empty() && std::count(only.begin(), only.end(), il) == 0) {
+            continue;
+        }
         const auto &  layer   = layers[il];
         const int64_t n_row   = layer.k->ne[0];
         const int64_t n_rows  = keys[il].size() / n_row;
@@ -144,8 +149,9 @@ static double mass_of_choice(const context_ptr & ctx, uint32_t seed, size_t look
     return mass(n_wanted * look) / mass(n_pages);
 }
 
-// n_pages of random keys.
-static void fill_archive(const context_ptr & ctx, int64_t n_pages, uint32_t seed) {
+// n_pages of random keys. plant: changes those of a layer.
+static void fill_archive(const context_ptr & ctx, int64_t n_pages, uint32_t seed,
+                         const std::function<void(size_t il, floats & k)> & plant = nullptr) {
     auto &                          archive = archive_of(ctx);
     std::mt19937                    rng(seed);
     std::normal_distribution<float> normal;
@@ -157,6 +163,9 @@ static void fill_archive(const context_ptr & ctx, int64_t n_pages, uint32_t seed
         floats       k(n * layer.n_head_kv * layer.n_embd_k), v(n * layer.n_head_kv * layer.n_embd_v);
         for (float & x : k) {
             x = normal(rng);
+        }
+        if (plant) {
+            plant(il, k);
         }
         rows.k.emplace_back(n * archive.layout.k_bytes(il));
         rows.v.emplace_back(n * archive.layout.v_bytes(il));
@@ -193,6 +202,46 @@ static void test_the_index_finds_what_rows_would(llama_model * model) {
     CHECK(worst >= 0.9);
 }
 
+// What a page says shows in some layers and not in others. Of many pages the rows are looked at in those alone, and it is found.
+static void test_of_many_pages_few_layers_are_looked_at() {
+    constexpr int64_t         N_PAGES = 400, WANTED = 217;
+    const std::vector<size_t> TELLING = { 2, 5 };
+
+    const auto model   = tiny_model_load({ 6, 2, 32, "llama", 8 });
+    const auto ctx     = create_archived(model.get(), alone(false));
+    const auto queries = random_queries(ctx, 4, 1.0f, 3);
+    CHECK(decode(ctx, some_tokens(10)) == 0);
+    fill_archive(ctx, N_PAGES, 1, [&](size_t il, floats & k) {
+        const auto & layer = cache_of(ctx).get_side().layers[il];
+        const size_t n_row = layer.k->ne[0], n_embd = n_row / layer.n_head_kv, n_group = layer.n_head / layer.n_head_kv;
+        for (int32_t i = 0; i < morphkv_archive::N_PAGE && std::count(TELLING.begin(), TELLING.end(), il) > 0; ++i) {
+            for (size_t j = 0; j < n_row; ++j) {
+                const size_t h = j / n_embd;
+                k[(WANTED * morphkv_archive::N_PAGE + i) * n_row + j] =
+                    2.0f * queries[il][h * n_group * n_embd + j % n_embd];
+            }
+        }
+    });
+    std::vector<int64_t> all(N_PAGES);
+    std::iota(all.begin(), all.end(), 0);
+    const auto keys    = archived_keys(ctx);
+    auto       compare = [&](bool by_index, const std::vector<size_t> & only) {
+        morphkv_device_scorer scorer(morphkv_inside::engine(ctx), cache_of(ctx).get_side().layers, archive_of(ctx),
+                                     queries);
+        if (by_index) {
+            scorer.by_index(0);
+        }
+        const auto got = scorer.by_rows(all, 0);
+        const auto want = plain_scores(ctx, keys, queries, morphkv_archive::N_PAGE, 0, 3, only);
+        for (int64_t i = 0; i < N_PAGES; ++i) {
+            CHECK(std::fabs(got[i] - want[i]) <= 1e-3 * want[i] + 1e-9);
+        }
+    };
+    compare(true, TELLING);
+    compare(false, {});  // without an index no layer is known from another
+    CHECK(choose(ctx, queries, 3, 300)[0] == WANTED);
+}
+
 int main() {
     log_errors_only();
     llama_backend_init();
@@ -201,6 +250,7 @@ int main() {
         test_a_page_gets_the_third_power_of_its_share(model.get(), type);
     }
     test_the_index_finds_what_rows_would(model.get());
+    test_of_many_pages_few_layers_are_looked_at();
     llama_backend_free();
     return 0;
 }

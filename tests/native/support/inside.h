@@ -26,6 +26,10 @@ struct morphkv_inside {
 
     static const morphkv_k_rot & k_rot(const context_ptr & ctx) { return cache_of(ctx).get_group(0).k_rot; }
 
+    static morphkv_text & text(const context_ptr & ctx, llama_seq_id seq = 0) {
+        return cache_of(ctx).sequences[seq].text;
+    }
+
     static morphkv_context_engine & engine(const context_ptr & ctx) { return cache_of(ctx).engine; }
 };
 

@@ -120,7 +120,7 @@ inline void tiny_model_write(const std::string & path, const tiny_shape & shape)
     gguf_set_val_u32(gguf.get(), (a + ".vocab_size").c_str(), TINY_N_VOCAB);
     gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
 
-    ggml_context_ptr ctx(ggml_init({ (size_t) 4 << 20, nullptr, false }));
+    ggml_context_ptr ctx(ggml_init({ (size_t) 32 << 20, nullptr, false }));
     std::mt19937     rng(7);
     auto             add = [&](const std::string & name, int32_t n_in, int32_t n_out, float scale, int32_t n_each = 1) {
         ggml_tensor *                   t = n_out ? ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_in, n_out, n_each)
