@@ -4,6 +4,7 @@
 #include "llama.h"
 #include "log.h"
 #include "morphkv-defaults.h"
+#include "morphkv-load.h"
 #include "morphkv-media.h"
 #include "morphkv-system.h"
 #include "server-task.h"
@@ -33,6 +34,7 @@ bool morphkv_observer::prepare(common_params & params, server_routes & routes) {
                 params.n_ctx, (int) n_limit);
         return false;
     }
+    morphkv_tell_load(params);
 #ifdef SIGXFSZ
     // A file that may not grow any more is an error of its write, as on a full disk, and not the end of the process.
     std::signal(SIGXFSZ, SIG_IGN);
