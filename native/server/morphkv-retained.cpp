@@ -84,8 +84,10 @@ morphkv_retained_view::seen_ptr morphkv_retained_view::look(int32_t id_slot, con
     // a slot may have tokens that are about to be decoded
     const morphkv_stats & s        = res->stats;
     const int64_t         n_tokens = std::min<int64_t>(tokens.size(), s.n_used + s.n_evicted);
-    res->tokens                    = tokens.get_tokens();
-    res->tokens.resize(n_tokens);
+    res->tokens.reserve(n_tokens);
+    for (int64_t i = 0; i < n_tokens; ++i) {
+        res->tokens.push_back(tokens[i]);
+    }
 
     auto held          = std::make_shared<morphkv_held>();
     held->media        = find_media(tokens, n_tokens);
