@@ -187,6 +187,7 @@ def test_an_image_is_one_marked_piece(browser, start_server, tiny_vision, kind):
         messages.append({"role": "user", "content": with_image("a word and another one " * 2, i)})
         messages.append(server.chat(messages, 8, ignore_eos=True)["choices"][0]["message"])
     open_page(browser, f"{server.url}/morphkv")
+    browser.errors()
     settled(browser)
     show_all_tokens(browser)
     pieces = browser.run("return [...document.querySelectorAll('[data-medium]')].map((s) => s.textContent)")
