@@ -370,6 +370,7 @@ morphkv_counts morphkv_observer::cost(int32_t id_slot, const server_task & task)
     res.n_evicted      = after.n_evicted - before.n_evicted;
     res.n_rebases      = after.n_rebases - before.n_rebases;
     res.evict_ms       = after.seq_evict_ms - before.seq_evict_ms;
+    res.n_kept         = after.n_used;
     now.n_from.resize(given.attached.size());
     for (size_t i = 0; i < now.n_from.size(); ++i) {
         const auto file       = attachments(id_slot).at(i);
