@@ -35,7 +35,7 @@ from .restore import Passage, plan_change, restore
 
 # isort: split
 # after library, which says what libllama is loaded
-from .llama import checkpoint, set_checkpoint, set_state, state, token_piece, use_rpc_servers
+from .llama import LoadProgress, checkpoint, set_checkpoint, set_state, state, token_piece, use_rpc_servers
 from .log import as_reason, heard_errors
 from .media import CheckedMtmd, MediaPiece, media_marker, media_pieces
 
@@ -46,6 +46,7 @@ __all__ = [
     "CheckedMtmd",
     "InvalidError",
     "LibraryError",
+    "LoadProgress",
     "MediaPiece",
     "MorphKVError",
     "NativeError",

@@ -6,6 +6,7 @@ A vocabulary and a context are what llama_cpp holds.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import llama_cpp
@@ -77,3 +78,20 @@ def use_rpc_servers(model_params: Any, servers: str) -> Any:
     array = (ctypes.c_void_p * (len(devices) + 1))(*devices)
     model_params.devices = ctypes.cast(array, ctypes.c_void_p)
     return array
+
+
+class LoadProgress:
+    """Tells how much of a model is loaded, 0 to 1; it must outlive model_params. What `tell` raises ends it."""
+
+    def __init__(self, model_params: Any, tell: Callable[[float], object]):
+        self.error: BaseException | None = None
+
+        def on_progress(share: float, _: Any) -> bool:
+            try:
+                tell(share)
+            except BaseException as error:  # Ctrl-C too: it would be lost on the way through C
+                self.error = error
+            return self.error is None
+
+        self._callback = llama_cpp.llama_progress_callback(on_progress)
+        model_params.progress_callback = self._callback

@@ -43,7 +43,8 @@ class Llama(OneTextLlama):
     """A model, as llama_cpp.Llama, whose KV cache can be of constant size.
 
     morphkv: a MorphKV, or True for its defaults. None or False: exactly llama_cpp.Llama.
-    llama_options: every keyword of llama_cpp.Llama. With MorphKV four defaults differ:
+    llama_options: every keyword of llama_cpp.Llama, and load_progress: a function that is told the share of the model
+        that is loaded, 0 to 1. With MorphKV four defaults differ:
         flash_attn is True, which MorphKV needs.
         swa_full is False: sliding-window layers store only their window.
         n_ctx limits prompt plus answer, and costs no memory. The default, 2**31 - 1, is no limit; 0 is the trained
@@ -51,9 +52,8 @@ class Llama(OneTextLlama):
             without max_tokens ends where the model ends it, or at n_ctx.
         n_gpu_layers is "auto" where there is a GPU.
         A draft_model does not change the greedy text: drafts end where an eviction is due.
-    n_gpu_layers: a number, "all" or -1, or "auto": as many as fit, so that 1 GiB of each device stays free. Before the
-        model is loaded, its weights, the cache and the buffers are measured, in a fraction of a second to seconds.
-        `gpu_fit` has the result, and it is logged to morphkv_cpp. Without a GPU, auto is 0.
+    n_gpu_layers: a number, "all" or -1, or "auto": as many as fit, so that 1 GiB of each device stays free, which is
+        measured before the model is loaded. `gpu_fit` has the result, logged to morphkv_cpp. Without a GPU, auto is 0.
     rpc_servers: "HOST:PORT", several of them separated by commas or in a sequence. The model is offloaded to their
         devices and the local GPUs: n_gpu_layers layers, by default all. In tensor_split the servers come first. A
         server (`morphkv rpc-server`) serves one process at a time; others wait.

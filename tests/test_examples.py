@@ -1,5 +1,6 @@
 """The programs in examples/, run as a user runs them, with the demo model."""
 
+import json
 import os
 import re
 import subprocess
@@ -55,7 +56,7 @@ def numbers(line: str) -> list[int]:
 
 def test_each_is_read_at_a_glance():
     lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert len(lengths) == 4
+    assert len(lengths) == 5
     assert max(lengths.values()) < 60, lengths
 
 
@@ -88,11 +89,12 @@ def test_a_fact_comes_back(demo_model, tmp_path):
 
 @pytest.fixture
 def book(tmp_path) -> Path:
-    """A fact, and 1,500 tokens of prose behind it."""
+    """1,500 tokens of prose, and a fact early in them."""
     from morphkv_cpp.eval import prose_sections
 
     path = tmp_path / "book.txt"
-    text = "The code of Anna's bicycle lock is 4711.\n\n" + "\n\n".join(prose_sections())
+    first, *others = prose_sections()
+    text = "\n\n".join([first, "The code of Anna's bicycle lock is 4711.", *others])
     path.write_text(text[:7000], encoding="utf-8")
     return path
 
@@ -104,6 +106,58 @@ def test_a_text_is_shown_by_what_is_kept_of_it(demo_model, book, tmp_path):
     assert n_read > n_kept > 512 > n_by_all >= 4
     assert len(kept) == 8
     assert (tmp_path / "out.html").stat().st_size > 40_000
+
+
+@pytest.mark.demo
+def test_a_book_is_read_once_and_asked_twice(demo_model, book, tmp_path):
+    question = "What is the code of Anna's bicycle lock?"
+    read, *first = run("a_book_read_once.py", demo_model, book, question, folder=tmp_path)
+    assert re.fullmatch(r"1\d\d\d tokens read in \d+ s, \d+ MiB in .*book\.archive", read)
+    again = run("a_book_read_once.py", demo_model, book, question, folder=tmp_path)
+    for told, *answer, where in (first, again):
+        assert told.startswith("first word ")
+        assert " ".join(answer).startswith("The code of Anna's bicycle lock is 4711")
+        assert where.startswith(f"looked up in {book.with_suffix('.archive')}: ")
+    assert first[1:] == again[1:]
+
+
+@pytest.fixture
+def notebook(demo_model, book):
+    """examples/retention.ipynb as its reader would change it: with a model and a text."""
+    nbformat = pytest.importorskip("nbformat", reason="notebooks need nbclient and ipykernel")
+    pytest.importorskip("nbclient", reason="notebooks need nbclient and ipykernel")
+    pytest.importorskip("ipykernel", reason="notebooks need nbclient and ipykernel")
+    found = nbformat.read(EXAMPLES / "retention.ipynb", as_version=4)
+    nbformat.validate(found)
+    first = next(cell for cell in found.cells if cell.cell_type == "code")
+    for name, path in (("MODEL", demo_model), ("TEXT", book)):
+        first.source, n = re.subn(rf"^{name} = .*$", f"{name} = {str(path)!r}", first.source, flags=re.MULTILINE)
+        assert n == 1
+    return found
+
+
+def test_a_notebook_in_git_holds_no_outputs():
+    cells = json.loads((EXAMPLES / "retention.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert len(cells) > 6
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if "outputs" in cell)
+
+
+@pytest.mark.demo
+def test_a_notebook_shows_the_text_the_map_and_what_came_back(notebook, tmp_path):
+    import nbclient
+
+    done = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    pages = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    assert len(pages) == 2
+    assert all(page.startswith('<iframe title="Retention"') for page in pages)
+    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2
+    words = "".join(output.text for output in outputs if output.output_type == "stream")
+    n_read, n_kept = numbers(words.splitlines()[0])
+    assert n_read > n_kept > 512
+    assert "4711" in words  # recalled, and answered
 
 
 @pytest.mark.demo

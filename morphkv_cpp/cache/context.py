@@ -6,9 +6,9 @@ import contextlib
 import logging
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import llama_cpp
 import numpy as np
@@ -46,6 +46,10 @@ class ContextLlama(llama_cpp.Llama):
     _token_ids: TokenIds
     _options_to_fit: dict[str, Any] | None = None  # while llama_cpp opens a model whose GPU layers are to be found
 
+    # told the share of the model that is loaded; of all objects that are given none, e.g. by a program with a terminal
+    load_progress_of_all: ClassVar[Callable[[float], object] | None] = None
+    _load_progress: bridge.LoadProgress | None = None
+
     gpu_fit: GpuFit | None = None  # as many layers as fit; None where n_gpu_layers said how many, and without a GPU
 
     def __init__(
@@ -57,6 +61,7 @@ class ContextLlama(llama_cpp.Llama):
         llama_options: dict[str, Any],
     ):
         self._morphkv, self._archive = config, archive
+        self._tell_load = llama_options.pop("load_progress", None) or type(self).load_progress_of_all
         if archive is not None and config is None:
             raise ArchiveError(f"an archive needs MorphKV: Llama(..., morphkv=True), got archive={archive!r}")
         if rpc_servers is not None:
@@ -93,6 +98,8 @@ class ContextLlama(llama_cpp.Llama):
             try:
                 super().__init__(model_path, **options)
             except ValueError as error:
+                if self._load_progress is not None and self._load_progress.error is not None:
+                    raise self._load_progress.error from None
                 if reason := bridge.as_reason(errors):
                     raise ValueError(f"{error}: {reason}") from error
                 raise
@@ -105,6 +112,8 @@ class ContextLlama(llama_cpp.Llama):
             self.gpu_fit = fit(self._path, self.model_params, self.context_params, options, self._morphkv)
             self.model_params.n_gpu_layers = self.gpu_fit.n_gpu_layers
             logger.info("%s", self.gpu_fit)
+        if self._tell_load is not None and self._load_progress is None:
+            self._load_progress = bridge.LoadProgress(self.model_params, self._tell_load)
         return self._path
 
     @model_path.setter

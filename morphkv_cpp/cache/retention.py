@@ -64,7 +64,7 @@ class Retention:
             raise InvalidError(f"layer must be one of {list(self.positions)}, got {layer}")
         positions = self.positions[layer]
         res = np.zeros((len(positions), len(self.tokens)), dtype=np.bool_)
-        if (positions < 0).all():  # nothing evicted: the first eviction fills all slots
+        if (positions == -1).all():  # nothing evicted: the first eviction fills all slots
             res[:] = True
             return res
         res[:, self.first_recent :] = True
@@ -87,7 +87,7 @@ class Retention:
 
     def to_dict(self) -> dict[str, Any]:
         """As llama-server's /morphkv/retained?layers=1 says it."""
-        all_of = {layer: bool((positions < 0).all()) for layer, positions in self.positions.items()}
+        all_of = {layer: bool((positions == -1).all()) for layer, positions in self.positions.items()}
         n_with_all = sum(len(self.positions[layer]) for layer, has_all in all_of.items() if has_all)
         heads = self.heads[: self.first_recent] - n_with_all
         kept = np.flatnonzero(heads > 0)
@@ -102,6 +102,7 @@ class Retention:
             "first_recent": self.first_recent,
             "kept": {"tokens": _steps(kept), "heads": heads[kept].tolist()},
             "recalled": self.recalled.tolist(),
+            "media": [[first, n, "image"] for first, n in _runs(self.tokens < 0)],
             "text": "",
             "from": 0,
             "pieces": list(self.pieces),
@@ -172,6 +173,12 @@ def _steps(ascending: npt.NDArray[Any]) -> list[int]:
     return [int(step) for step in np.diff(ascending, prepend=0)]
 
 
+def _runs(flags: Flags) -> list[tuple[int, int]]:
+    """First index and length of each stretch of True."""
+    edges = np.flatnonzero(np.diff(flags.astype(np.int8), prepend=0, append=0))
+    return [(int(first), int(end - first)) for first, end in zip(edges[::2], edges[1::2])]
+
+
 def _page() -> str:
     path = bridge.PACKAGE_DIR / "bin" / "morphkv-page.html"
     if not path.is_file():
@@ -194,7 +201,8 @@ def retention_of(context: int, model: int, tokens: TokenIds, name: str, seq_id: 
             positions[layer] = bridge.retained(context, seq_id, layer)
         except InvalidError:
             continue  # no KV, or a sliding window
-    first_recent = len(tokens) - (stats.n_used - stats.n_distant) if stats.n_evictions else 0
+    # an image may have fewer positions than cells
+    first_recent = max(0, len(tokens) - (stats.n_used - stats.n_distant)) if stats.n_evictions else 0
     recalled = np.array(bridge.recalled(context, seq_id), dtype=np.int32).reshape(-1, 2)
     pieces = _pieces(tokens.tolist(), llama_cpp.llama_model_get_vocab(model))
     return Retention(tokens.copy(), pieces, positions, first_recent, recalled, stats, name)

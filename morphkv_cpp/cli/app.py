@@ -18,6 +18,7 @@ from .eval import evaluate
 from .eval.old import perplexity, recall, remember
 from .generate import generate
 from .info import show_info
+from .loading import shown_loads
 from .profile import profile
 from .pull import pull
 from .read import read
@@ -81,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     portable.use_utf8()
     warnings.filterwarnings("default", category=DeprecationWarning, module="morphkv_cpp")  # options of old
     try:
-        app(arguments)
+        with shown_loads():
+            app(arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -13,6 +13,7 @@ from ..plots.profile import plot_profile
 from ..profile import Profile
 from ..text.tokens import require_utf8
 from .options import Model, llama_options, with_options
+from .plots import Plot
 from .show import Json, find_model, print_json, progress_bar, remark
 
 N_BAR = 50
@@ -35,10 +36,7 @@ def profile(
     show: Annotated[
         bool, typer.Option("--show", help="print the stored or shipped profile, and measure nothing")
     ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="draw it as well: .svg, .png or .pdf", show_default=False),
-    ] = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Measure in which layers of MODEL an eviction does the most harm, and store it for --layers auto.

@@ -18,6 +18,7 @@ from .demo_text import kept_by_layer
 from .gpu_layers import fitted
 from .options import Model, llama_options, morphkv_options, with_options
 from .options_archive import archive_options, archived
+from .plots import Plot
 from .show import Json, find_model, print_json, progress_bar, remark, remark_gpu_layers
 
 N_ANSWER = 64  # tokens
@@ -45,12 +46,7 @@ def show(
             "--html", metavar="FILE", help="write a page: the text, shaded by what is kept of it", show_default=False
         ),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", metavar="FILE", help="draw what each layer keeps: .svg, .png or .pdf", show_default=False
-        ),
-    ] = None,
+    plot: Plot = None,
     as_json: Json = False,
 ) -> None:
     """Let MODEL read TEXT, and show which tokens the heads of its layers still keep."""

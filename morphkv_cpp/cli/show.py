@@ -31,6 +31,7 @@ from .. import Llama
 from ..eval.bars import Bar, missed
 from ..models.demo import PACKAGE as DEMO_PACKAGE
 from ..models.demo import cached_demo_model, demo_model_path
+from .loading import untold_loads
 from .options import DEMO, model_path
 
 PLAIN_WIDTH = 120  # of tables where no terminal tells its own
@@ -196,7 +197,7 @@ def progress_bar(total: int, text: str) -> Iterator[Advance]:
         if not bar.console.is_terminal:
             plain(f"{words}: {n_done} of {total}")
 
-    with bar if bar.console.is_terminal else contextlib.nullcontext():
+    with bar if bar.console.is_terminal else contextlib.nullcontext(), untold_loads():
         yield advance
 
 

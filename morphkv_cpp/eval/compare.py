@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from morphkv_cpp import Llama
+
 from .arms import Arm
 from .perplexity import Difference, Values, buckets, difference, open_for_nll, stream_nll
 
@@ -35,11 +37,18 @@ def parse_orderings(texts: Iterable[str], arms: Iterable[Arm]) -> list[Ordering]
 
 
 def run_arm(
-    model: Path, arm: Arm, texts: Sequence[Sequence[int]], n_chunk: int, on_chunk: Callable[[int], None], **llama: Any
+    model: Path,
+    arm: Arm,
+    texts: Sequence[Sequence[int]],
+    n_chunk: int,
+    on_chunk: Callable[[int], None],
+    on_open: Callable[[Llama], None] = lambda llm: None,
+    **llama: Any,
 ) -> list[Values]:
     """-log p of the tokens of each text, as stream_nll() has them."""
     llm = open_for_nll(model, arm.morphkv, max(len(text) for text in texts), n_chunk, **llama)
     try:
+        on_open(llm)
         return [stream_nll(llm, text, on_chunk) for text in texts]
     finally:
         llm.close()

@@ -123,6 +123,7 @@ def run(
     n_questions: int = 60,
     on_answer: Callable[[Question, str, bool], None] = lambda question, text, right: None,
     n_tokens: int = N_TOKENS,
+    on_open: Callable[[Llama], None] = lambda llm: None,
     **llama_options: Any,
 ) -> list[bool]:
     """Right or wrong for each question. The prompt room of `morphkv` is set here; None is the full cache."""
@@ -132,6 +133,7 @@ def run(
         context["n_ctx"] += morphkv.capacity
     llm = Llama(model, morphkv=morphkv, **{**llama_options, **context})
     try:
+        on_open(llm)
         return list(_right(llm, *build(llm, n_documents, n_questions, n_tokens), on_answer))
     finally:
         llm.close()

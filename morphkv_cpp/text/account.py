@@ -48,6 +48,7 @@ class Timings(Recalled):
     evictions_n: int
     evicted_n: int  # per KV head
     evict_ms: float
+    kept_n: int  # cells in use: tokens that each KV head has
     recalls_n: int  # those of the prompt
     recalled_n: int  # summed over layers and KV heads
     recall_ms: float
@@ -100,6 +101,7 @@ class Clock:
             "evictions_n": after.n_evictions - reuse.n_evictions,
             "evicted_n": after.n_evicted - reuse.n_evicted,
             "evict_ms": after.evict_ms - before.evict_ms,
+            "kept_n": after.n_used,
             "recalls_n": len(recalls),
             "recalled_n": sum(recall.n_recalled for recall in recalls),
             "recall_ms": sum(recall.took_ms for recall in recalls),

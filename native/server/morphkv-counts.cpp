@@ -8,6 +8,7 @@ void morphkv_counts::add(const morphkv_counts & other) {
     n_evictions += other.n_evictions;
     n_evicted += other.n_evicted;
     n_rebases += other.n_rebases;
+    n_kept = other.is_on ? other.n_kept : n_kept;
     evict_ms += other.evict_ms;
     has_archive = has_archive || other.has_archive;
     n_recalls += other.n_recalls;
@@ -31,6 +32,7 @@ void morphkv_counts::write_timings(common_json & timings) const {
         timings["evictions_n"] = n_evictions;
         timings["evicted_n"]   = n_evicted;
         timings["evict_ms"]    = evict_ms;
+        timings["kept_n"]      = n_kept;
     }
     if (has_archive) {
         timings["recalls_n"]  = n_recalls;

@@ -15,6 +15,7 @@ struct morphkv_counts {
     int64_t n_evicted   = 0;  // tokens per KV head
     int64_t n_rebases   = 0;
     double  evict_ms    = 0.0;
+    int64_t n_kept      = 0;  // cells in use at the end: tokens that each KV head has
 
     bool    has_archive = false;
     int64_t n_recalls   = 0;

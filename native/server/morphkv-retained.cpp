@@ -2,6 +2,7 @@
 
 #include "llama.h"
 #include "morphkv-pieces.h"
+#include "mtmd.h"
 #include "server-context.h"
 
 #include <algorithm>
@@ -25,11 +26,14 @@ void morphkv_retained_view::start(llama_context * ctx, int32_t n_slots) {
     std::lock_guard<std::mutex> lock(mutex);
     this->ctx = ctx;
     vocab     = llama_model_get_vocab(llama_get_model(ctx));
-    slots.resize(n_slots);
+    while ((int32_t) slots.size() < n_slots) {
+        slots.emplace_back();
+    }
 }
 
 void morphkv_retained_view::show(int32_t id_slot, const server_tokens & tokens, bool is_processing) {
     uint64_t n_asked;
+    seen_ptr before;
     {
         std::lock_guard<std::mutex> lock(mutex);
         const slot &                s = slots.at(id_slot);
@@ -37,8 +41,9 @@ void morphkv_retained_view::show(int32_t id_slot, const server_tokens & tokens, 
             return;
         }
         n_asked = s.n_asked;
+        before  = s.last;
     }
-    seen_ptr now = look(id_slot, tokens, is_processing);
+    seen_ptr now = look(id_slot, tokens, is_processing, before.get());
 
     std::lock_guard<std::mutex> lock(mutex);
     slots.at(id_slot).n_shown = n_asked;
@@ -46,115 +51,71 @@ void morphkv_retained_view::show(int32_t id_slot, const server_tokens & tokens, 
     shown.notify_all();
 }
 
+// Of the first n tokens. A position for each token, or fewer.
+static std::vector<morphkv_medium> find_media(const server_tokens & tokens, int32_t n) {
+    std::vector<morphkv_medium> res;
+    int32_t                     pos = 0;
+    for (int32_t i = 0; tokens.has_mtmd && i < n;) {
+        if (tokens[i] != LLAMA_TOKEN_NULL) {
+            i++;
+            pos++;
+            continue;
+        }
+        const mtmd_input_chunk * chunk    = tokens.find_chunk(i).get();
+        const int32_t            n_tokens = mtmd_input_chunk_get_n_tokens(chunk);
+        const int32_t            n_pos    = mtmd_input_chunk_get_n_pos(chunk);
+        const bool               is_sound = mtmd_input_chunk_get_type(chunk) == MTMD_INPUT_CHUNK_TYPE_AUDIO;
+        res.push_back({ i, std::min(n_tokens, n - i), pos, n_pos, is_sound });
+        i += n_tokens;
+        pos += n_pos;
+    }
+    return res;
+}
+
 morphkv_retained_view::seen_ptr morphkv_retained_view::look(int32_t id_slot, const server_tokens & tokens,
-                                                            bool is_processing) const {
+                                                            bool is_processing, const seen * before) const {
     auto res           = std::make_shared<seen>();
     res->t_us          = ggml_time_us();
     res->is_processing = is_processing;
+    res->n_looks       = before ? before->n_looks + 1 : 1;
     res->stats.size    = sizeof(res->stats);
     morphkv_stats_get(ctx, id_slot, &res->stats);
 
     // a slot may have tokens that are about to be decoded
-    const size_t n_held = res->stats.n_used + res->stats.n_evicted;
-    res->tokens         = tokens.get_tokens();
-    res->tokens.resize(std::min(res->tokens.size(), n_held));
-    if (tokens.has_mtmd) {
-        for (size_t i = 0; i < res->tokens.size(); ++i) {
-            res->pos.push_back(tokens.pos_next(i));
-        }
+    const morphkv_stats & s        = res->stats;
+    const int64_t         n_tokens = std::min<int64_t>(tokens.size(), s.n_used + s.n_evicted);
+    res->tokens.reserve(n_tokens);
+    for (int64_t i = 0; i < n_tokens; ++i) {
+        res->tokens.push_back(tokens[i]);
     }
+
+    auto held          = std::make_shared<morphkv_held>();
+    held->media        = find_media(tokens, n_tokens);
+    held->first_recent = s.n_evictions > 0 ? std::max<int64_t>(0, n_tokens - (s.n_used - s.n_distant)) : 0;
+
     const int32_t n_layer = llama_model_n_layer(llama_get_model(ctx));
     for (int32_t il = 0; il < n_layer; ++il) {
         int32_t n_head_kv, n_distant;
         if (morphkv_retained_shape(ctx, il, &n_head_kv, &n_distant) != MORPHKV_STATUS_OK) {
             continue;  // no KV, or a sliding window
         }
-        layer one{ il, n_head_kv, std::vector<int32_t>((size_t) n_head_kv * n_distant), false };
+        morphkv_held_layer one{ il, n_head_kv, std::vector<int32_t>((size_t) n_head_kv * n_distant) };
         morphkv_retained_get(ctx, id_slot, il, one.pos.data(), one.pos.size());
-        // the first eviction fills all slots
-        one.has_all = std::all_of(one.pos.begin(), one.pos.end(), [](int32_t pos) { return pos < 0; });
-        res->layers.push_back(std::move(one));
+        held->layers.push_back(std::move(one));
     }
     int32_t n_pages = 0;
     morphkv_recalled_get(ctx, id_slot, nullptr, nullptr, 0, &n_pages);
-    res->recalled_pos.resize(n_pages);
-    res->recalled_by.resize(n_pages);
-    morphkv_recalled_get(ctx, id_slot, res->recalled_pos.data(), res->recalled_by.data(), n_pages, &n_pages);
+    held->recalled_pos.resize(n_pages);
+    held->recalled_by.resize(n_pages);
+    morphkv_recalled_get(ctx, id_slot, held->recalled_pos.data(), held->recalled_by.data(), n_pages, &n_pages);
+
+    res->held = before && before->held->is_same(*held) ? before->held : std::move(held);
     return res;
 }
 
 //
 // the answer
 //
-
-namespace {
-
-// Tokens by position, and what is counted of them.
-class counted {
-public:
-    explicit counted(const morphkv_retained_view::seen & seen) : seen(seen), n_tokens(seen.tokens.size()) {
-        const auto & s = seen.stats;
-        first_recent   = s.n_evictions > 0 ? std::max<int64_t>(0, n_tokens - (s.n_used - s.n_distant)) : 0;
-        n_heads_of.assign(n_tokens, 0);
-        for (const auto & layer : seen.layers) {
-            n_heads += layer.n_head_kv;
-            n_heads_with_all += layer.has_all ? layer.n_head_kv : 0;
-            for (const auto & head : heads(layer)) {
-                for (const int32_t token : head) {
-                    n_heads_of[token]++;
-                }
-            }
-        }
-    }
-
-    // Tokens of each head's distant slots, ascending; of a layer that holds all there are none.
-    std::vector<std::vector<int32_t>> heads(const morphkv_retained_view::layer & layer) const {
-        std::vector<std::vector<int32_t>> res(layer.n_head_kv);
-        const size_t                      n_distant = layer.pos.size() / layer.n_head_kv;
-        for (size_t i = 0; i < layer.pos.size(); ++i) {
-            const int64_t token = layer.pos[i] < 0 ? -1 : token_at(layer.pos[i]);
-            if (token >= 0 && token < first_recent) {
-                res[i / n_distant].push_back(token);
-            }
-        }
-        for (auto & head : res) {
-            std::sort(head.begin(), head.end());
-            // an image's tokens may share a position, and are its first one here
-            head.erase(std::unique(head.begin(), head.end()), head.end());
-        }
-        return res;
-    }
-
-    // -1 = none.
-    int64_t token_at(int32_t pos) const {
-        if (seen.pos.empty()) {
-            return pos < n_tokens ? pos : -1;
-        }
-        const auto it = std::lower_bound(seen.pos.begin(), seen.pos.end(), pos);
-        return it == seen.pos.end() ? -1 : it - seen.pos.begin();
-    }
-
-    const morphkv_retained_view::seen & seen;
-
-    int64_t              n_tokens;
-    int64_t              first_recent;          // from here on every head keeps all
-    int32_t              n_heads          = 0;
-    int32_t              n_heads_with_all = 0;  // heads that have evicted nothing
-    std::vector<int32_t> n_heads_of;            // (n_tokens), that have it in a distant slot
-};
-
-}  // namespace
-
-// Each number less the one before.
-static json differences(const std::vector<int32_t> & ascending) {
-    json    res  = json::array();
-    int32_t last = 0;
-    for (const int32_t x : ascending) {
-        res.push_back(x - last);
-        last = x;
-    }
-    return res;
-}
 
 // Of the first n tokens, by which a client that has their pieces asks for those behind. FNV-1a.
 static std::string name_of(const std::vector<int32_t> & tokens, size_t n) {
@@ -176,62 +137,28 @@ static json cache_json(const morphkv_stats & s) {
     };
 }
 
-static json to_json(const morphkv_retained_view::seen & seen, const llama_vocab * vocab, size_t from, size_t n,
-                    bool with_layers) {
-    const counted all(seen);
+// `more` gains what is not in `seen`.
+static std::string to_json(const morphkv_retained_view::seen & seen, const morphkv_held::sums & sums,
+                           const std::string * layers, json more) {
+    const int64_t n_tokens   = seen.tokens.size();
+    more["is_processing"]    = seen.is_processing;
+    more["age_ms"]           = (ggml_time_us() - seen.t_us) / 1000;
+    more["n_looks"]          = seen.n_looks;
+    more["n_tokens"]         = n_tokens;
+    // nothing has left a head that has all
+    more["n_kept"]           = n_tokens - seen.held->first_recent + sums.n_kept;
+    more["n_heads"]          = sums.n_heads;
+    more["n_heads_with_all"] = sums.n_heads_with_all;
+    more["first_recent"]     = seen.held->first_recent;
+    more["cache"]            = cache_json(seen.stats);
 
-    std::vector<int32_t> kept, n_heads;
-    int64_t              n_kept = all.n_tokens - all.first_recent;
-    for (int32_t i = 0; i < all.first_recent; ++i) {
-        if (all.n_heads_of[i] > 0) {
-            kept.push_back(i);
-            n_heads.push_back(all.n_heads_of[i]);
-        }
-        n_kept += all.n_heads_of[i] + all.n_heads_with_all > 0;
+    std::string res = safe_json_to_str(more);
+    res.pop_back();
+    res += ",\"kept\":" + sums.kept + ",\"recalled\":" + sums.recalled + ",\"media\":" + sums.media;
+    if (layers) {
+        res += ",\"layers\":" + *layers;
     }
-    json recalled = json::array();
-    for (size_t i = 0; i < seen.recalled_pos.size(); ++i) {
-        const int64_t token = all.token_at(seen.recalled_pos[i]);
-        if (token >= 0) {
-            json page = json::array();
-            page.push_back(token);
-            page.push_back(seen.recalled_by[i]);
-            recalled.push_back(std::move(page));
-        }
-    }
-    json res = {
-        { "is_processing", seen.is_processing },
-        { "age_ms", (ggml_time_us() - seen.t_us) / 1000 },
-        { "n_tokens", all.n_tokens },
-        { "n_kept", n_kept },
-        { "n_heads", all.n_heads },
-        { "n_heads_with_all", all.n_heads_with_all },
-        { "first_recent", all.first_recent },
-        { "kept", { { "tokens", differences(kept) }, { "heads", n_heads } } },
-        { "recalled", recalled },
-        { "text", name_of(seen.tokens, from + n) },
-        { "from", from },
-        { "pieces", morphkv_pieces(vocab, seen.tokens, from, n) },
-        { "cache", cache_json(seen.stats) },
-    };
-    if (with_layers) {
-        json & layers = res["layers"] = json::array();
-        for (const auto & layer : seen.layers) {
-            json one = {
-                { "layer", layer.il },
-                { "n_heads", layer.n_head_kv },
-                { "has_all", layer.has_all },
-            };
-            if (!layer.has_all) {
-                json & heads = one["heads"] = json::array();
-                for (const auto & head : all.heads(layer)) {
-                    heads.push_back(differences(head));
-                }
-            }
-            layers.push_back(std::move(one));
-        }
-    }
-    return res;
+    return res + "}";
 }
 
 //
@@ -304,9 +231,21 @@ server_http_context::handler_t morphkv_retained_view::get_retained(server_contex
         const size_t      n_tokens = now->tokens.size();
         const bool        is_same  = (size_t) from <= n_tokens && (name.empty() || name_of(now->tokens, from) == name);
         const size_t      first    = is_same ? from : 0;
-        json content = to_json(*now, vocab, first, std::min<size_t>(n_pieces, n_tokens - first), with_layers != 0);
-        content["id_slot"] = id_slot;
-        res->data          = safe_json_to_str(content);
+        const size_t      n_new    = std::min<size_t>(n_pieces, n_tokens - first);
+
+        bool         is_first = false;
+        const auto & sums     = now->held->get_sums(is_first);
+        const auto * layers   = with_layers ? &now->held->get_layers(is_first) : nullptr;
+        const auto   n_before = slots[id_slot].n_reckoned.fetch_add(is_first);
+
+        res->data = to_json(*now, sums, layers,
+                            {
+                                { "id_slot", id_slot },
+                                { "n_reckoned", n_before + is_first },
+                                { "text", name_of(now->tokens, first + n_new) },
+                                { "from", first },
+                                { "pieces", morphkv_pieces(vocab, now->tokens, first, n_new) },
+                            });
         return res;
     };
 }

@@ -2,11 +2,14 @@
 // decodes and only where somebody has asked; threads of HTTP ask, wait, and write the answer.
 #pragma once
 
+#include "morphkv-held.h"
 #include "morphkv.h"
 #include "server-http.h"
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -32,23 +35,14 @@ public:
 
     server_http_context::handler_t get_retained(server_context & server);
 
-    struct layer {
-        int32_t              il;
-        int32_t              n_head_kv;
-        std::vector<int32_t> pos;  // (n_head_kv, n_distant), -1 where empty
-        bool                 has_all = false;
-    };
-
     // What a slot was, and held.
     struct seen {
-        int64_t              t_us          = 0;
-        bool                 is_processing = false;
-        morphkv_stats        stats{};
-        std::vector<int32_t> tokens;        // (n_tokens), LLAMA_TOKEN_NULL in an image
-        std::vector<int32_t> pos;           // (n_tokens), empty = as they are counted
-        std::vector<layer>   layers;
-        std::vector<int32_t> recalled_pos;  // (n_pages), of each page's first token
-        std::vector<int32_t> recalled_by;   // (n_pages), which recall
+        int64_t                             t_us          = 0;
+        bool                                is_processing = false;
+        morphkv_stats                       stats{};
+        std::vector<int32_t>                tokens;       // (n_tokens), LLAMA_TOKEN_NULL in an image
+        std::shared_ptr<const morphkv_held> held;         // that of the look before, where it is the same
+        uint64_t                            n_looks = 0;  // at the slot, this one included
     };
     using seen_ptr = std::shared_ptr<const seen>;
 
@@ -57,14 +51,16 @@ private:
         uint64_t n_asked = 0;  // of those who ask: up to here they have been answered by
         uint64_t n_shown = 0;
         seen_ptr last;
+
+        std::atomic<uint64_t> n_reckoned{ 0 };  // answers for which what is held was reckoned
     };
 
-    seen_ptr look(int32_t id_slot, const server_tokens & tokens, bool is_processing) const;
+    seen_ptr look(int32_t id_slot, const server_tokens & tokens, bool is_processing, const seen * before) const;
     seen_ptr wait(int32_t id_slot, uint64_t n, const std::function<bool()> & should_stop);
 
     std::mutex              mutex;
     std::condition_variable shown;
     llama_context *         ctx   = nullptr;
     const llama_vocab *     vocab = nullptr;
-    std::vector<slot>       slots;  // (n_slots)
+    std::deque<slot>        slots;  // (n_slots)
 };

@@ -4,6 +4,7 @@
 #include "llama.h"
 #include "log.h"
 #include "morphkv-defaults.h"
+#include "morphkv-load.h"
 #include "morphkv-media.h"
 #include "morphkv-system.h"
 #include "server-task.h"
@@ -33,6 +34,7 @@ bool morphkv_observer::prepare(common_params & params, server_routes & routes) {
                 params.n_ctx, (int) n_limit);
         return false;
     }
+    morphkv_tell_load(params);
 #ifdef SIGXFSZ
     // A file that may not grow any more is an error of its write, as on a full disk, and not the end of the process.
     std::signal(SIGXFSZ, SIG_IGN);
@@ -376,6 +378,7 @@ morphkv_counts morphkv_observer::cost(int32_t id_slot, const server_task & task)
     res.n_evicted      = after.n_evicted - before.n_evicted;
     res.n_rebases      = after.n_rebases - before.n_rebases;
     res.evict_ms       = after.seq_evict_ms - before.seq_evict_ms;
+    res.n_kept         = after.n_used;
     now.n_from.resize(given.attached.size());
     for (size_t i = 0; i < now.n_from.size(); ++i) {
         const auto file       = attachments(id_slot).at(i);

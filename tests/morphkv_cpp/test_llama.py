@@ -133,6 +133,19 @@ class TestRefusals:
         assert len(freed) == 1
         assert held.value.__context__ is not None
 
+    def test_how_much_is_loaded_is_told(self, open_llama):
+        told = []
+        open_llama(load_progress=told.append)
+        assert told == sorted(told)
+        assert (told[0], told[-1]) == (0.0, 1.0)
+
+    def test_what_the_listener_raises_ends_the_loading(self, model):
+        def stop(share):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            Llama(model, load_progress=stop, **QUIET, **OPEN)
+
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(ValueError, match="Model path does not exist"):
             Llama(str(tmp_path / "none.gguf"), morphkv=SMALL, **QUIET)

@@ -1,6 +1,7 @@
 """The page in a real browser: chats, what it shows of the cache, hostile text, accessibility, long texts."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from support.browser import NARROW, WIDE, BrowserError, why_no_browser, with_browser
 from support.page_stub import long_text, page_server
+from support.projectors import with_image
 from support.server_process import TIGHT
+from support.vision import KINDS
 
 pytestmark = pytest.mark.skipif(bool(why_no_browser()), reason=why_no_browser() or "-")
 
@@ -156,6 +159,48 @@ def test_what_it_shows_is_what_is_retained(browser, server):
     bars = browser.run("return [...document.querySelectorAll('#layers i')].map((i) => i.title)")
     by_layer = [sum(token in np.cumsum(head) for head in layer["heads"]) for layer in seen["layers"]]
     assert bars == [f"layer {i}: {n} of {seen['layers'][i]['n_heads']}" for i, n in enumerate(by_layer)]
+
+
+def test_a_long_prompt_says_how_far_it_is(browser, start_server, tiny_llama):
+    server = start_server(tiny_llama(), *TIGHT, "-np", 1, "-b", 64)
+    open_page(browser, f"{server.url}/morphkv")
+    browser.run("""
+        window.told = [];
+        const words = $('reads-text');
+        new MutationObserver(() => told.push(words.textContent)).observe(words, {childList: true})""")
+    say(browser, "the sea is wide and the ships go far " * 100, max_tokens=4)
+    told = browser.run("return told")
+    assert len(told) > 3
+    assert all(re.fullmatch(r"reading the prompt: \d+% of [\d,]+ tokens(, \d+ (s|min) left)?", text) for text in told)
+    shares = [int(re.search(r"(\d+)%", text).group(1)) for text in told]
+    assert shares == sorted(shares)
+    assert any("left" in text and 0 < share < 100 for text, share in zip(told, shares))
+    assert browser.run("return $('reads').classList.contains('hidden')")
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2vl_merger"])
+def test_an_image_is_one_marked_piece(browser, start_server, tiny_vision, kind):
+    model, projector = tiny_vision(kind)
+    server = start_server(model, "--mmproj", projector, *TIGHT, "-np", 1)
+    messages = []
+    for i in range(4):
+        messages.append({"role": "user", "content": with_image("a word and another one " * 2, i)})
+        messages.append(server.chat(messages, 8, ignore_eos=True)["choices"][0]["message"])
+    open_page(browser, f"{server.url}/morphkv")
+    browser.errors()
+    settled(browser)
+    show_all_tokens(browser)
+    pieces = browser.run("return [...document.querySelectorAll('[data-medium]')].map((s) => s.textContent)")
+    assert pieces == [f"[image, {KINDS[kind].n_tokens} tokens]"] * 4
+    browser.click("[data-medium]")
+    first = browser.run("return slot.media[0][0]")
+    about = browser.text("#about")
+    assert about.startswith(f"Tokens {first} to {first + KINDS[kind].n_tokens - 1}, image: ")
+    # as many bars as layers, and by keyboard on to what is behind the image
+    assert browser.run("return document.querySelectorAll('#layers i').length === slot.layers.length")
+    browser.press("#text", "\ue014")
+    assert f"Token {first + KINDS[kind].n_tokens}," in browser.text("#about")
+    assert browser.errors() == []
 
 
 def test_hostile_text_stays_text(browser, server):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama, MorphKV, bridge
+from support.projectors import with_image
 from support.server_process import TIGHT
 from support.server_process import some_tokens as tokens
 from support.tiny import QUIET
+from support.vision import KINDS
 
 SAME = MorphKV(capacity=128, window=16, interval=16, prompt_room=64)
 FLAGS = [*TIGHT, "-np", 2, "--morphkv-archive", "ram"]
@@ -133,9 +135,9 @@ def test_it_can_be_asked_for_while_an_answer_is_written(server):
             seen.append(retained(server, layers=1))
 
     watcher = threading.Thread(target=watch)
-    alone = server.complete(tokens(300, seed=6), 200, id_slot=0, cache_prompt=False)["tokens"]
+    alone = server.complete(tokens(300, seed=6), 3000, id_slot=0, cache_prompt=False)["tokens"]
     watcher.start()
-    watched = server.complete(tokens(300, seed=6), 200, id_slot=0, cache_prompt=False)["tokens"]
+    watched = server.complete(tokens(300, seed=6), 3000, id_slot=0, cache_prompt=False)["tokens"]
     done.set()
     watcher.join()
     assert watched == alone
@@ -143,6 +145,67 @@ def test_it_can_be_asked_for_while_an_answer_is_written(server):
     assert len({one["n_tokens"] for one in seen}) > 2
     for one in seen:  # each is of one moment
         assert all(len(head) == 112 for layer in one["layers"] if not layer["has_all"] for head in layer["heads"])
+
+
+def test_nobody_looks_at_a_slot_but_for_those_who_ask(server):
+    server.complete(tokens(300, seed=7), 2, id_slot=0)
+    before = retained(server)["n_looks"]
+    server.complete(tokens(300, seed=7), 100, id_slot=0)  # a hundred decodes, several evictions
+    after = retained(server)
+    assert after["n_looks"] == before + 1
+    assert after["cache"]["n_evictions"] > 5
+
+
+def test_what_is_held_is_reckoned_once_for_all_who_ask(server):
+    server.complete(tokens(300, seed=8), 2, id_slot=0)
+    first = retained(server)
+    again = [retained(server) for _ in range(3)]
+    assert {one["n_reckoned"] for one in again} == {first["n_reckoned"]}
+    assert all(one["kept"] == first["kept"] for one in again)
+    layers = [retained(server, layers=1) for _ in range(3)]
+    assert {one["n_reckoned"] for one in layers} == {first["n_reckoned"] + 1}  # the first is written down
+    # tokens without an eviction change nothing, a thing that leaves does
+    n_evictions, n_tokens = first["cache"]["n_evictions"], first["n_tokens"]
+    prompt = tokens(300, seed=8)
+    for n in range(4, 60, 2):
+        server.complete(prompt, n, id_slot=0)
+        seen = retained(server)
+        assert seen["n_tokens"] > n_tokens
+        if seen["cache"]["n_evictions"] > n_evictions:
+            break
+        assert seen["n_reckoned"] == first["n_reckoned"] + 1
+    assert seen["n_reckoned"] == first["n_reckoned"] + 2
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2vl_merger"])
+def test_an_image_is_told_and_words_around_it_keep_their_places(start_server, tiny_vision, kind):
+    model, projector = tiny_vision(kind)
+    flags = ("--morphkv", "--morphkv-capacity", 256, "--morphkv-prompt-room", 128, "--morphkv-interval", 32, "-np", 1)
+    server = start_server(model, "--mmproj", projector, *flags)
+    messages = []
+    for i in range(8):
+        messages.append({"role": "user", "content": with_image("word " * 30, i)})
+        messages.append(server.chat(messages, 8, ignore_eos=True)["choices"][0]["message"])
+    seen = retained(server, layers=1)
+    media = seen["media"]
+    assert [(n, what) for _, n, what in media] == [(KINDS[kind].n_tokens, "image")] * 8
+    assert all(seen["pieces"][first : first + n] == [""] * n for first, n, _ in media)
+    assert all(seen["pieces"][first - 1] != "" for first, _, _ in media)
+    assert seen["cache"]["n_evictions"] > 0
+    in_media = {first + i for first, n, _ in media for i in range(n)}
+    firsts = {first for first, _, _ in media}
+    n_shared = KINDS[kind].n_tokens - KINDS[kind].n_positions
+    n_distant = 0
+    for head in (head for layer in seen["layers"] if not layer["has_all"] for head in layer["heads"]):
+        held = ascending(head)
+        assert held == sorted(set(held))
+        assert held[-1] < seen["first_recent"]
+        if n_shared:  # all tokens of an image that are held are its first
+            assert set(held) & in_media <= firsts
+        else:
+            n_distant = n_distant or len(held)
+            assert len(held) == n_distant  # no two tokens at one place
+    assert any(set(ascending(head)) - in_media for layer in seen["layers"] for head in layer.get("heads", []))
 
 
 def test_without_morphkv_there_is_none(start_server, tiny_llama):

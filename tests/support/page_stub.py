@@ -57,6 +57,7 @@ def long_text(n_tokens: int, seed: int = 0) -> Callable[[Query], dict[str, Any]]
             "first_recent": first_recent,
             "kept": {"tokens": steps(kept), "heads": [counts[token] for token in kept]},
             "recalled": [[kept[i] // 16 * 16, 1] for i in range(0, len(kept), 500)],
+            "media": [],
             "text": f"{min(first + n, n_tokens):x}",
             "from": first,
             "pieces": pieces[first : first + n],

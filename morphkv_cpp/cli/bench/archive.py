@@ -10,7 +10,9 @@ from ... import Archive, CacheStats, Llama, MorphKV
 from ...bench.archive import N_RATED, ArchiveCost, archive_cost
 from ...bench.decode import endless_tokens
 from ...eval.bars import parse_bars
+from ...plots.bench import archive_panels
 from ..options import Model
+from ..plots import Plot, plot_to
 from ..show import Json, find_model, mebibytes, progress_bar, report
 
 ROWS = ("archive-speed", "recall-ms", "ask-ms")
@@ -29,10 +31,14 @@ def bench_archive(
         ),
     ] = None,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Measure what an archive costs while tokens are decoded, and a recall once it holds N of them."""
     bars = parse_bars(require or [], ROWS)
-    cost, stats = measure(find_model(model), morphkv, tokens, llama)
+    draw = plot_to(plot)
+    path = find_model(model)
+    cost, stats = measure(path, morphkv, tokens, llama)
+    draw(f"{path.stem}: an archive of {stats.n_archived:,} tokens", lambda: archive_panels(cost))
     details = {
         "model": model,
         "morphkv": morphkv,

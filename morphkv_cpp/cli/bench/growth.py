@@ -19,7 +19,9 @@ from ...bench.constant import (
 )
 from ...bench.decode import Ratio, endless_tokens
 from ...eval.bars import parse_bars
+from ...plots.bench import growth_panels
 from ..options import Model
+from ..plots import Plot, plot_to
 from ..show import Json, find_model, mebibytes, print_table, progress_bar, report
 
 ROWS = ("rss-mb", "kv-mb", "cells", "speed", "prompt-speed")
@@ -58,10 +60,14 @@ def bench_growth(
         ),
     ] = None,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Decode one long text: does memory grow, do cells, does it get slower?"""
     bars = parse_bars(require or [], ROWS)
-    growth = measure(find_model(model), morphkv, tokens, llama, soak)
+    draw = plot_to(plot)
+    path = find_model(model)
+    growth = measure(path, morphkv, tokens, llama, soak)
+    draw(f"{path.stem}: a text of {tokens:,} tokens, capacity {morphkv.capacity:,}", lambda: growth_panels(growth.run))
     details = {
         "model": model,
         "morphkv": morphkv,

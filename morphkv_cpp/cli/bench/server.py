@@ -22,7 +22,9 @@ from ...bench.suite import Sizes
 from ...cache.archive import CACHE_TYPES
 from ...cache.gpu_layers import ALL
 from ...eval.bars import parse_bars
+from ...plots.bench import server_panels
 from ..options import Model
+from ..plots import Plot, plot_to
 from ..show import Json, find_model, progress_bar, report
 
 
@@ -52,12 +54,17 @@ def bench_server(
         ),
     ] = None,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Measure llama-server: busy slots against stock's, and the first token of a late turn against an early one."""
     bars = parse_bars(require or [], SERVER_ROWS)
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {rounds}")
-    served = measure(find_model(model), morphkv, rounds, llama)
+    draw = plot_to(plot)
+    path = find_model(model)
+    served = measure(path, morphkv, rounds, llama)
+    title = f"{path.stem}: llama-server, capacity {morphkv.capacity:,}"
+    draw(title, lambda: server_panels(served.lanes, served.seconds))
     details = {
         "model": model,
         "morphkv": morphkv,

@@ -11,6 +11,8 @@ from ...bench.bandwidth import copy_gb_s
 from ...bench.shape import ShapeCost, n_shape_fill, shape_cost
 from ...eval.bars import parse_bars
 from ...models.shapes import SHAPES, ModelShape, write_shape
+from ...plots.bench import shape_panels
+from ..plots import Plot, plot_to
 from ..show import Json, print_table, progress_bar, remark, report
 
 ROWS = ("decode-speed", "evict-ms", "archive-ms", "recall-ms")
@@ -37,6 +39,7 @@ def bench_shape(
         ),
     ] = None,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Measure layers of a large model's shape, with random weights in Q4_0, and multiply by how many it has.
 
@@ -46,6 +49,7 @@ def bench_shape(
         raise ValueError(f"--shape must be one of {', '.join(SHAPES)}, got {shape!r}")
     bars = parse_bars(require or [], ROWS)
     of = SHAPES[shape]
+    draw = plot_to(plot)
     copied = copy_gb_s(llama["n_threads"] or 1)
     with tempfile.TemporaryDirectory() as folder:
         remark(f"writing {layers} layers of {of.name} ...")
@@ -54,6 +58,7 @@ def bench_shape(
     figures = dict(
         zip(ROWS, (cost.stock_ms / cost.morphkv_ms, *(times(cost, of) for times in (evict, archive, recall))))
     )
+    draw(f"{of.name}: {of.n_layer} layers, by multiplication", lambda: shape_panels(all_layers_ms(cost, of, depth)))
     details = {"shape": of, "layers": layers, "depth": depth, "morphkv": morphkv, "cost": cost, "copy_gb_s": copied}
     report(as_json, bars, figures, details, lambda: show(cost, of, copied, depth))
 
@@ -91,6 +96,16 @@ def archive(cost: ShapeCost, of: ModelShape) -> float:
 
 def recall(cost: ShapeCost, of: ModelShape) -> float:
     return whole(of, cost, cost.with_archive.recall_ms)
+
+
+def all_layers_ms(cost: ShapeCost, of: ModelShape, depth: int) -> dict[str, float]:
+    return {
+        f"a token, stock at depth {depth:,}": whole(of, cost, cost.stock_ms),
+        "a token, MorphKV": whole(of, cost, cost.morphkv_ms),
+        "an eviction": evict(cost, of),
+        "its tokens into the archive": archive(cost, of),
+        "a recall": recall(cost, of),
+    }
 
 
 def show(cost: ShapeCost, of: ModelShape, copied: float, depth: int) -> None:

@@ -11,7 +11,9 @@ from ... import MorphKV
 from ...bench.decode import Ratio
 from ...bench.streaming import N_MARK, N_RATED, LeapingLlama, StreamLane, streaming_kept
 from ...eval.bars import parse_bars
+from ...plots.bench import stream_panels
 from ..options import Model
+from ..plots import Plot, plot_to
 from ..show import Json, find_model, progress_bar, report
 
 ROWS = ("streaming",)
@@ -28,10 +30,15 @@ def bench_stream(
         typer.Option("--require", metavar="BAR", help="exit with 1 if missed, e.g. 'streaming>=0.97'"),
     ] = None,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Stream an answer of create_completion: its speed after token N against that after token 1,000."""
     bars = parse_bars(require or [], ROWS)
-    speed, lanes = measure(find_model(model), morphkv, tokens, llama)
+    draw = plot_to(plot)
+    path = find_model(model)
+    speed, lanes = measure(path, morphkv, tokens, llama)
+    title = f"{path.stem}: a streamed answer, capacity {morphkv.capacity:,}"
+    draw(title, lambda: stream_panels(lanes, tokens, morphkv.interval))
     details = {
         "model": model,
         "morphkv": morphkv,

@@ -11,7 +11,9 @@ from ...eval.bars import parse_bars
 from ...eval.copying import FULL, KINDS, N_CUE, Copied, run
 from ...eval.perplexity import standard_error
 from ...extras import needs_extra
+from ...plots.quality import by_length
 from ..options import Model
+from ..plots import Plot, plot_to
 from ..show import Json, find_model, print_table, progress_bar, report
 
 
@@ -38,6 +40,7 @@ def eval_copy(
         ),
     ] = None,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Copy a passage of long ago: how many of its tokens does the model still write? Each follows the passage's own."""
     if archive is None:
@@ -51,16 +54,29 @@ def eval_copy(
     chosen = [arm.strip() for arm in arms.split(",")]
     names = [f"{arm}@{kind}-{n}" for kind in of_kinds for n in lengths for arm in chosen]
     bars = parse_bars(require or [], names)
+    draw = plot_to(plot)
     with needs_extra("bench"):
         import scipy.stats  # noqa: F401  # found missing before the copies, not after them
-    found = run(find_model(model), morphkv, archive, of_kinds, lengths, distance, documents, chosen, **llama)
+    path = find_model(model)
+    found = run(path, morphkv, archive, of_kinds, lengths, distance, documents, chosen, **llama)
     n_reads = len({arm == FULL for arm in chosen})
     n_all = n_reads * len(of_kinds) * documents * sum(distance + n for n in lengths)
     copies = collect(found, n_all)
     rows = {name: row_of([c for c in copies if f"{c.arm}@{c.kind}-{c.n_passage}" == name]) for name in names}
     figures = {name: row["share"] for name, row in rows.items()}
+    draw(
+        f"{path.stem}: passages of {distance:,} tokens ago, capacity {morphkv.capacity:,}",
+        lambda: [
+            by_length(kind, f"tokens of a passage ({kind})", named(rows, kind), lengths, chosen) for kind in of_kinds
+        ],
+    )
     details = {"model": model, "morphkv": morphkv, "archive": archive, "n_distance": distance, "rows": rows}
     report(as_json, bars, figures, details, lambda: show(rows, morphkv, distance))
+
+
+def named(rows: dict[str, dict[str, float]], kind: str) -> dict[str, dict[str, float]]:
+    """Those of a kind of text, by `ARM@LENGTH`."""
+    return {name.replace(f"@{kind}-", "@"): row for name, row in rows.items() if f"@{kind}-" in name}
 
 
 def parse_numbers(text: str) -> list[int]:

@@ -10,7 +10,9 @@ from ... import Archive, MorphKV
 from ...eval.bars import parse_bars
 from ...eval.remember import FULL, N_FACT_TOKENS, OFF, RECALL, Asked, run
 from ...extras import needs_extra
+from ...plots.quality import by_length
 from ..options import Model
+from ..plots import Plot, plot_to
 from ..show import Json, find_model, print_table, progress_bar, remark, report
 from .facts import share_of
 
@@ -42,6 +44,7 @@ def eval_memory(
     ] = None,
     show_wrong: Annotated[bool, typer.Option("--show-wrong", help="print wrong answers of the recall arm")] = False,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Ask about facts of long ago: does the archive know what the cache has evicted?"""
     if archive is None:
@@ -49,10 +52,12 @@ def eval_memory(
     lengths = sorted(parse_lengths(tokens))
     chosen = parse_memory_arms(arms)
     bars = parse_bars(require or [], [f"{arm}@{n}" for arm in chosen for n in lengths])
+    draw = plot_to(plot)
     prose = None if text is None else text.read_text(encoding="utf-8")
     with needs_extra("bench"):
         import scipy.stats  # noqa: F401  # found missing before the questions, not after them
-    found = run(find_model(model), morphkv, archive, lengths, documents, questions, chosen, prose, **llama)
+    path = find_model(model)
+    found = run(path, morphkv, archive, lengths, documents, questions, chosen, prose, **llama)
     n_reads = len({arm == FULL for arm in chosen})  # the full cache reads for itself
     asked = collect(found, n_reads * documents * lengths[-1], show_wrong)
     rows = {}
@@ -63,6 +68,10 @@ def eval_memory(
             share = share_of(sum(a.right for a in of_row), len(of_row))
             rows[f"{arm}@{n}"] = {**share, "n_tokens": n, "recall_ms": took_ms}
     figures = {name: row["share"] for name, row in rows.items()}
+    draw(
+        f"{path.stem}: facts of long ago, capacity {morphkv.capacity:,}",
+        lambda: [by_length("facts", "tokens of the text", rows, lengths, chosen)],
+    )
     details = {"model": model, "morphkv": morphkv, "archive": archive, "rows": rows}
     report(as_json, bars, figures, details, lambda: show(rows, morphkv))
 

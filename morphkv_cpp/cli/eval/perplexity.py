@@ -19,10 +19,14 @@ from ...eval.compare import (
     run_arm,
     unmet,
 )
+from ...eval.kept import kept_bytes
 from ...eval.perplexity import Estimate, Values, buckets
 from ...eval.perplexity import perplexity as perplexity_of
+from ...plots.quality import against_bytes
+from ...plots.quality import by_position as positions_panel
 from ...text.tokens import require_utf8
 from ..options import Model
+from ..plots import Plot, plot_to
 from ..show import Json, find_model, print_json, print_table, progress_bar, report_bars
 
 
@@ -65,6 +69,7 @@ def eval_perplexity(
         ),
     ] = None,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Measure perplexity by position, while each text streams through the cache in chunks of --interval tokens."""
     if bucket < 1 or skip < 0:
@@ -78,10 +83,18 @@ def eval_perplexity(
     arms = parse_arms(compare, morphkv) if compare else [Arm(FULL, None) if stock else Arm(morphkv.policy, morphkv)]
     orderings = parse_orderings(require or [], arms)
     bounds = parse_bounds(require_each or [], arms)
+    draw = plot_to(plot)
     path = find_model(model)
     texts = tokenize(path, files, tokens, skip, llama)
-    values = measure(path, arms, texts, morphkv.interval, llama)
-    rows = by_position(values, bucket) if compare else []
+    values, n_bytes = measure(path, arms, texts, morphkv.interval, llama)
+    of_buckets = by_position(values, bucket)
+    rows = of_buckets if compare else []
+    means = {name: mean_perplexity(of_texts, skip) for name, of_texts in values.items()}
+    ends = {name: [(end - 1, ppl[name]) for _, end, ppl in of_buckets] for name in values}
+    draw(
+        f"{path.stem}: perplexity of {len(texts)} texts",
+        lambda: [positions_panel(ends), against_bytes("perplexity", means, n_bytes)],
+    )
     missed = [*unmet(orderings, values, skip), *exceeded(bounds, rows, skip)]
     if as_json:
         found = as_object(files, values, reference_arm(arms).name, bucket, skip)
@@ -98,17 +111,21 @@ def eval_perplexity(
 
 def measure(
     model: Path, arms: Sequence[Arm], texts: Sequence[Sequence[int]], n_chunk: int, llama: dict[str, Any]
-) -> dict[str, list[Values]]:
-    """-log p of the tokens of each text, by arm."""
-    values = {}
+) -> tuple[dict[str, list[Values]], dict[str, float]]:
+    """-log p of the tokens of each text, by arm; and the bytes of K and V that each arm keeps."""
+    values, n_bytes = {}, {}
+    n_tokens = max(len(text) for text in texts)
     with progress_bar(len(arms) * sum(len(text) - 1 for text in texts), "perplexity") as advance:
         for arm in arms:
 
             def count(n: int, name: str = arm.name) -> None:
                 advance(n, name)
 
-            values[arm.name] = run_arm(model, arm, texts, n_chunk, count, **llama)
-    return values
+            def look(llm: Llama, name: str = arm.name) -> None:
+                n_bytes[name] = kept_bytes(llm, n_tokens)
+
+            values[arm.name] = run_arm(model, arm, texts, n_chunk, count, look, **llama)
+    return values, n_bytes
 
 
 def as_object(

@@ -16,7 +16,10 @@ from ...eval.suite_arms import default_arms, parse_suite_arms
 from ...eval.summary import summarize
 from ...eval.tasks import TASKS, chosen
 from ...extras import needs_extra
+from ...plots.figure import check_plot
+from ...plots.results import plot_results
 from ..options import Model
+from ..plots import Plot
 from ..show import Json, find_model, plain, print_json, print_table, progress_bar, remark
 
 INTERVAL = 64
@@ -54,11 +57,14 @@ def eval_suite(
     quick: Annotated[bool, typer.Option("--quick", help="short texts, few items and caches")] = False,
     list_tasks: Annotated[bool, typer.Option("--list", help="list the tasks and exit")] = False,
     as_json: Json = False,
+    plot: Plot = None,
 ) -> None:
     """Measure tasks made by code in caches of the same bytes; goes on where an earlier run was ended."""
     if list_tasks:
         print_table("Tasks", ("name", "what"), [(task.name, task.about) for task in TASKS.values()], n_text=2)
         return
+    if plot is not None:
+        check_plot(plot)
     parts = presets.parts_of(presets.QUICK if quick else presets.FULL, chosen(tasks), _lengths(tokens), items)
     if cells is None:
         cells = presets.QUICK_CELLS if quick else presets.FULL_CELLS
@@ -81,6 +87,9 @@ def eval_suite(
     with progress_bar(n_tokens, "suite") as advance:
         suite.run(results, advance)
     found = summarize(results.rows)
+    if plot is not None:
+        plot_results(plot, found)
+        remark(f"the plot is in {plot}")
     if as_json:
         print_json(found)
     else:
@@ -105,8 +114,6 @@ def eval_report(
     """Write a summary, its plot, and the tables of a page."""
     if not file.is_file():
         raise FileNotFoundError(f"the results must be a file of `morphkv eval suite`, got {str(file)!r}")
-    from ...plots.results import plot_results
-
     with needs_extra("bench"):
         import scipy.stats  # noqa: F401
     found = summarize(Results(file).rows)

@@ -94,6 +94,22 @@ def test_before_the_first_eviction_a_handler_s_logits_are_those_of_stock(open_vi
     assert np.array_equal(seen[0][:n], seen[1])
 
 
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2vl_merger"])
+def test_retention_shows_an_image_as_one_piece(open_vision, kind):
+    llm = open_vision(kind)
+    messages = []
+    for i in range(4):
+        messages.append({"role": "user", "content": with_image("word " * 20, i)})
+        messages.append({"role": "assistant", "content": complete(llm, messages)})
+    found = llm.retention()
+    assert llm.cache_stats().n_evictions > 0
+    media = found.to_dict()["media"]
+    assert [(n, what) for _, n, what in media] == [(KINDS[kind].n_positions, "image")] * 4
+    assert all(found.pieces[first : first + n] == ("",) * n for first, n, _ in media)
+    assert found.heads.min() >= 0
+    assert '"image"' in found.to_html()
+
+
 @pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
 def test_a_session_answers_as_the_handler_does(open_vision, kind):
     llm = open_vision(kind, LARGE)

@@ -133,8 +133,11 @@ class TestShape:
         one, all_of_them = (float(x) for x in re.search(r"an eviction +([0-9.]+) +([0-9.]+)", out).groups())
         assert all_of_them == pytest.approx(16 * one, rel=0.05, abs=0.1)
 
-    def test_figures_of_the_whole_model_are_one_object(self, capsys):
-        assert run("shape", *self.SMALL, *TIGHT, "--json", "--require", "evict-ms<0") == 1
+    def test_figures_of_the_whole_model_are_one_object_and_a_plot(self, capsys, tmp_path):
+        pytest.importorskip("matplotlib", reason="plots need matplotlib")
+        plot = tmp_path / "shape.svg"
+        assert run("shape", *self.SMALL, *TIGHT, "--json", "--require", "evict-ms<0", "--plot", str(plot)) == 1
+        assert 'id="cost-an-eviction"' in plot.read_text(encoding="utf-8")
         found = json.loads(capsys.readouterr().out)
         counted = found["cost"]["without_archive"]
         assert found["figures"]["evict-ms"] == pytest.approx(16 * counted["evict_ms"] / counted["n"])

@@ -110,10 +110,12 @@ class TestFacts:
     def model(self, monkeypatch, tiny_llama) -> str:
         """The cache of stock llama.cpp knows 3 of 4 answers, any other one none."""
 
-        def run_arm(path, morphkv, n_documents, n_questions, on_answer, **llama):
+        def run_arm(path, morphkv, n_documents, n_questions, on_answer, on_open, **llama):
+            on_open(morphkv)
             return [morphkv is None and i < 3 for i in range(4)]
 
         monkeypatch.setattr(facts, "run", run_arm)
+        monkeypatch.setattr(facts, "kept_bytes", lambda config, n: 2**20 * (1 if config else 8))
         return str(tiny_llama())
 
     def test_shares_have_intervals(self, capsys, model):

@@ -37,6 +37,7 @@ def test_an_answer_counts_its_tokens_and_evictions(open_llama, stream):
         after, timings = llm.cache_stats(), answer["timings"]
         assert (timings["evictions_n"], timings["evicted_n"]) == (after.n_evictions, after.n_evicted)
         assert timings["evictions_n"] > 2
+        assert timings["kept_n"] == after.n_used < timings["prompt_n"] + timings["predicted_n"]
         assert timings["evict_ms"] == pytest.approx(after.evict_ms - before.evict_ms)
         assert timings["recalls_n"] == 0
 
