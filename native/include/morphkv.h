@@ -274,9 +274,9 @@ typedef struct morphkv_recall_params {
     int32_t distance;  // the archive is asked as if each of its tokens lay so many positions before the queries, below
                        // rope_limit; -1 (default) = 256, or as far as rope_limit allows
     int32_t look;      // pages whose keys are looked at for each that is wanted, >= 1; of all one in 20 at least
-    float   need;  // while a text is written: third powers of a page's share of a vote, summed over layers and heads,
-                   // from which on it is in use, >= 0
-    int32_t reread;  // 1 (default): pages of attached files are read again, together, as they come: see morphkv_attach(); 0: not
+    float   need;    // while a text is written: third powers of a page's share of a vote, summed over layers and heads,
+                     // from which on it is in use, >= 0
+    int32_t reread;  // 1 (default): pages of attached files are read again, together, as they come; 0: not
 } morphkv_recall_params;
 
 typedef struct morphkv_recalled {
