@@ -11,8 +11,8 @@ import os
 import re
 import sys
 
-KEPT = """ggml-cuda argsort binbcast clamp concat convert cpy fattn fwht getrows mmf mmq mmvf mmvq norm pool2d quantize rope
-scale set-rows softcap softmax sumrows unary""".split()
+KEPT = """ggml-cuda argsort binbcast clamp concat convert cpy fattn fwht getrows mmf mmq mmvf mmvq norm pool2d quantize
+rope scale set-rows softcap softmax sumrows unary""".split()
 # attention over f16 K and V of heads of 128 in groups of 4, and of compressed keys; products with 4 tokens
 KEPT_INSTANCES = [
     r"fattn-vec-instance-f16-f16",

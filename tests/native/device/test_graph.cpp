@@ -348,8 +348,8 @@ static void run(const test_case & c, uint32_t seed, votes how, int32_t n_layers,
         // the first layer, then the others
         std::vector<morphkv_evict_layer> parts;
         if (how == votes::IN_PARTS && n > 1) {
-            for (const morphkv_stack & part : { morphkv_stack(stack.begin(), stack.begin() + 1),
-                                                morphkv_stack(stack.begin() + 1, stack.end()) }) {
+            for (const morphkv_stack & part :
+                 { morphkv_stack(stack.begin(), stack.begin() + 1), morphkv_stack(stack.begin() + 1, stack.end()) }) {
                 parts.push_back(morphkv_stack_layer(ctx.get(), part, 0, nullptr));
             }
         }
