@@ -210,7 +210,7 @@ void morphkv_archive::append(int32_t first, int32_t n, const rows & rows) noexce
     }
 }
 
-void morphkv_archive::store_page(const saved_page & page) {
+void morphkv_archive::store_page(const saved_page & page, const morphkv_archive * same) {
     const int64_t i_page  = n_full();
     const size_t  i_place = places.of(i_page);
     auto          header  = held;
@@ -219,9 +219,17 @@ void morphkv_archive::store_page(const saved_page & page) {
         header.dropped = i_page + 1 - n_most();
         set_held(header);
     }
-    const uint64_t hash = page.page ? morphkv_hash_page(*page.page) : page.hash;
+    const uint64_t hash = page.page && page.hash == 0 ? morphkv_hash_page(*page.page) : page.hash;
     store->put(i_place, i_page, hash, page.page);
-    index_page(i_place, page.page.get());
+    if (page.page && same) {
+        for (size_t il = 0; il < layout.layers.size(); ++il) {
+            const size_t n = layout.layers[il].n_head_kv * layout.layers[il].n_embd_k * sizeof(ggml_fp16_t);
+            memcpy((char *) index_rows(il) + i_place * n,
+                   (const char *) same->index_rows(il) + same->places.of(i_page) * n, n);
+        }
+    } else {
+        index_page(i_place, page.page.get());
+    }
     hashes[i_place] = hash;
     header.n_tokens = (i_page + 1) * N_PAGE;
     set_held(header);
@@ -334,7 +342,8 @@ void morphkv_archive::copy(const morphkv_archive & other) noexcept {
     try_to([&] {
         begin(other.held);
         for (int64_t i = other.n_dropped(); i < other.n_full(); ++i) {
-            store_page({ other.find_page(i), other.hash_of(i) });
+            // pages never change: nothing of one is looked at
+            store_page({ other.find_page(i), other.hash_of(i) }, &other);
         }
         set_tail(other.held, other.tail);
         if (const std::string why = other.why_stopped(); !why.empty()) {

@@ -85,7 +85,7 @@ public:
     // Of a page whose bytes are lost there is a hash at best.
     struct saved_page {
         page_ptr page;
-        uint64_t hash = 0;  // where there is no page
+        uint64_t hash = 0;  // 0 where there is a page: not known yet
     };
     // pages: [header.dropped, header.n_full()). tail has the bytes of a page.
     void load(const morphkv_archive_header & header, std::vector<saved_page> pages, morphkv_page tail) noexcept;
@@ -100,7 +100,8 @@ private:
     bool    are_right(const morphkv_archive_header & header, const morphkv_page_places & places) const;
     int64_t n_most() const;
     void    begin(const morphkv_archive_header & header);
-    void    store_page(const saved_page & page);  // as number n_full()
+    // As number n_full(). same: has it under this number, and so its row of the index.
+    void    store_page(const saved_page & page, const morphkv_archive * same = nullptr);
     void    index_page(size_t i_place, const morphkv_page * page);
     void    reserve_places(size_t n);
     void    set_tail(const morphkv_archive_header & header, morphkv_page page);

@@ -135,6 +135,25 @@ TEST_CASE(copies_in_memory_share_their_pages) {
     CHECK(copy.find_page(0) == archive.find_page(0));
 }
 
+// A long text is forked without a look at its pages: they have their hash and their row of the index.
+TEST_CASE(a_copy_takes_hashes_and_index_as_they_are) {
+    auto archive = in_ram(), copy = in_ram();
+    append(archive, 0, 3 * N_PAGE);
+
+    constexpr uint64_t     NOT_ITS_HASH = 12345;
+    morphkv_archive_header header       = archive.get_header();
+    auto                   marked       = in_ram();
+    marked.load(header,
+                { { archive.find_page(0), NOT_ITS_HASH }, { archive.find_page(1), 0 }, { archive.find_page(2), 0 } },
+                archive.get_tail());
+    CHECK(marked.hash_of(0) == NOT_ITS_HASH && marked.hash_of(1) == archive.hash_of(1));
+    const size_t n = archive.layout.layers[0].n_head_kv * archive.layout.layers[0].n_embd_k * sizeof(ggml_fp16_t);
+    memset((char *) marked.index_rows(0) + n, 7, n);
+    copy.copy(marked);
+    CHECK(copy.hash_of(0) == NOT_ITS_HASH && copy.find_page(2) == archive.find_page(2));
+    CHECK(memcmp(copy.index_rows(0), marked.index_rows(0), 3 * n) == 0);
+}
+
 TEST_CASE(a_copy_of_nothing_is_empty) {
     auto archive = in_ram(), copy = in_ram();
     append(copy, 0, 40);

@@ -231,7 +231,7 @@ static void test_of_many_pages_few_layers_are_looked_at() {
         if (by_index) {
             scorer.by_index(0);
         }
-        const auto got = scorer.by_rows(all, 0);
+        const auto got  = scorer.by_rows(all, 0);
         const auto want = plain_scores(ctx, keys, queries, morphkv_archive::N_PAGE, 0, 3, only);
         for (int64_t i = 0; i < N_PAGES; ++i) {
             CHECK(std::fabs(got[i] - want[i]) <= 1e-3 * want[i] + 1e-9);

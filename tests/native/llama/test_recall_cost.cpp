@@ -93,13 +93,14 @@ int main(int argc, char ** argv) {
         auto & text = morphkv_inside::text(ctx);
         text.append(text.positions.next(), 16, false);  // as if as many had been decoded since the last
         morphkv_recalled got{};
-        got.size = sizeof(got);
+        got.size              = sizeof(got);
         const clock_t t_start = clock();
         CHECK(morphkv_recall(ctx.get(), 0, &p, &got) == MORPHKV_STATUS_OK);
         const double cpu_ms = (clock() - t_start) * 1000.0 / CLOCKS_PER_SEC;
         if (is_bench) {
-            printf("recall %d of %d tokens, %d layers: %.1f ms, of these %.1f to ask; %.1f of all cores; %d rows came\n", i,
-                   n_archived, s.n_layer, got.took_ms, got.ask_ms, cpu_ms, (int) got.n_recalled);
+            printf(
+                "recall %d of %d tokens, %d layers: %.1f ms, of these %.1f to ask; %.1f of all cores; %d rows came\n",
+                i, n_archived, s.n_layer, got.took_ms, got.ask_ms, cpu_ms, (int) got.n_recalled);
             fflush(stdout);
         }
         // pages came, each token once in a head
