@@ -266,14 +266,16 @@ cuda-launches: $(FAKE_CUDA)/libcublas.so.13 ## how many CUDA kernels an eviction
 
 # Kernels of our own for every architecture, and what they start, run by the fake runtime on the host.
 BUILD_KERNELS := build/kernels
-cuda-kernels: $(if $(filter $(CURDIR)/%,$(CUDA)),$(TOOLKIT_CUDA)/.installed) | venv ## our CUDA kernels: compiled for each architecture, started by a runtime that runs them on the host
+# ggml's types and headers: of the build of cuda-launches where that is there
+GGML_KERNELS  := $(if $(wildcard $(BUILD_CUDA)/bin/libggml-base.so),$(BUILD_CUDA),$(BUILD))
+cuda-kernels: $(if $(filter $(CURDIR)/%,$(CUDA)),$(TOOLKIT_CUDA)/.installed) | $(if $(filter $(BUILD),$(GGML_KERNELS)),venv) ## our CUDA kernels: compiled for each architecture, started by a runtime that runs them on the host
 	cmake -S native/cuda -B $(BUILD_KERNELS) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_COMPILER=$(CUDA)/bin/nvcc
 	cmake --build $(BUILD_KERNELS)
 	$(CXX) -std=c++17 -O1 -fPIC -shared -I$(CUDA)/include -Wl,-soname,libcudart.so.13 tests/cuda/fake_cuda.cpp -o $(BUILD_KERNELS)/libcudart.so.13
 	$(CXX) -std=c++17 -O2 -Inative/src -Inative -Inative/include -Itests -Itests/native -Itests/cuda \
-	    -I$(BUILD)/upstream/ggml/include tests/cuda/test_kernels.cpp native/cuda/kernels-host.cpp native/cuda/plan.cpp \
-	    $(BUILD_KERNELS)/libmorphkv-cuda.so $(BUILD_KERNELS)/libcudart.so.13 -L$(BUILD)/bin -lggml-base \
-	    -Wl,--allow-shlib-undefined,-rpath,$(CURDIR)/$(BUILD)/bin,-rpath,$(CURDIR)/$(BUILD_KERNELS) -o $(BUILD_KERNELS)/test_kernels
+	    -I$(GGML_KERNELS)/upstream/ggml/include tests/cuda/test_kernels.cpp native/cuda/kernels-host.cpp native/cuda/plan.cpp \
+	    $(BUILD_KERNELS)/libmorphkv-cuda.so $(BUILD_KERNELS)/libcudart.so.13 -L$(GGML_KERNELS)/bin -lggml-base \
+	    -Wl,--allow-shlib-undefined,-rpath,$(CURDIR)/$(GGML_KERNELS)/bin,-rpath,$(CURDIR)/$(BUILD_KERNELS) -o $(BUILD_KERNELS)/test_kernels
 	$(BUILD_KERNELS)/test_kernels
 
 # The programs that write and run models, for tests/archs.

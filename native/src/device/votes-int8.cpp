@@ -6,7 +6,8 @@
 
 #include <vector>
 
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__aarch64__))
+// clang takes no vectors that a function is not compiled for
+#if defined(__GNUC__) && ((defined(__x86_64__) && !defined(__clang__)) || defined(__aarch64__))
 
 #if defined(__aarch64__)
 #if defined(__linux__)
@@ -215,6 +216,12 @@ struct dotprod {
     }
 };
 
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, i32{ __VA_ARGS__ })
+#endif
+
 // Logits of two queries from i on, by products of 2 keys and 2 queries.
 INLINE void multiply_i8mm(const int8_queries & q, int64_t i_first, const char * tile, int64_t n_embd, float * out,
                           int64_t out_stride) {
@@ -230,18 +237,17 @@ INLINE void multiply_i8mm(const int8_queries & q, int64_t i_first, const char * 
         for (int64_t d = b * BLOCK; d < (b + 1) * BLOCK; d += 2 * N_EACH) {
             const i32 both = ints<4>::load((const char *) &q.values[i_first * n_embd + d * 2]);
             for (int j = 0; j < N; ++j) {
-                const i32 k      = ints<4>::load(tile + d * N_TILE + j * 16);
-                const i32 l      = ints<4>::load(tile + (d + N_EACH) * N_TILE + j * 16);
-                const i32 first  = __builtin_shuffle(k, l, i32{ 0, 4, 1, 5 }),
-                          second = __builtin_shuffle(k, l, i32{ 2, 6, 3, 7 });
+                const i32 k     = ints<4>::load(tile + d * N_TILE + j * 16);
+                const i32 l     = ints<4>::load(tile + (d + N_EACH) * N_TILE + j * 16);
+                const i32 first = SHUFFLE(k, l, 0, 4, 1, 5), second = SHUFFLE(k, l, 2, 6, 3, 7);
                 asm("smmla %0.4s, %1.16b, %2.16b" : "+w"(low[j]) : "w"(first), "w"(both));
                 asm("smmla %0.4s, %1.16b, %2.16b" : "+w"(high[j]) : "w"(second), "w"(both));
             }
         }
         for (int j = 0; j < N; ++j) {
             const f32 scale     = vec<4>::load(scales + b * N_TILE + j * 4);
-            const i32 of_first  = __builtin_shuffle(low[j], high[j], i32{ 0, 2, 4, 6 });
-            const i32 of_second = __builtin_shuffle(low[j], high[j], i32{ 1, 3, 5, 7 });
+            const i32 of_first  = SHUFFLE(low[j], high[j], 0, 2, 4, 6);
+            const i32 of_second = SHUFFLE(low[j], high[j], 1, 3, 5, 7);
             sums[0][j] += __builtin_convertvector(of_first, f32) * (scale * q.scales[i_first * n_blocks + b]);
             sums[1][j] += __builtin_convertvector(of_second, f32) * (scale * q.scales[(i_first + 1) * n_blocks + b]);
         }
@@ -305,7 +311,7 @@ std::vector<morphkv_int8_kernels> morphkv_int8_all_kernels() {
         __builtin_cpu_supports("avx512vnni")) {
         res.push_back({ "avx512_vnni", run_avx512_vnni, lay_out_int8<128> });
     }
-#if !defined(__clang__) && __GNUC__ >= 12
+#if __GNUC__ >= 12
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avxvnni")) {
         res.push_back({ "avx_vnni", run_avx_vnni, lay_out_int8<128> });
     }

@@ -101,19 +101,24 @@ template <int W, ggml_type Type> INLINE typename vec<W>::f32 load_values(const c
     if constexpr (Type == GGML_TYPE_F32) {
         return vec<W>::load((const float *) p);
     } else {
-        typedef uint16_t u16 __attribute__((vector_size(W * sizeof(uint16_t))));
-        u16              halves;
-        memcpy(&halves, p, sizeof(halves));
-        typename vec<W>::f32 res;
-#if defined(__x86_64__)
-        // an intrinsic cannot be inlined into what is not yet compiled for its kind of CPU
-        asm("vcvtph2ps %1, %0" : "=v"(res) : "v"(halves));
-#else
-        for (int i = 0; i < W; ++i) {
-            res[i] = widen(halves[i]);
+#if defined(__x86_64__) && !defined(__clang__)
+        if constexpr (W > 4) {
+            // an intrinsic cannot be inlined into what is not yet compiled for its kind of CPU
+            typedef uint16_t     u16 __attribute__((vector_size(W * sizeof(uint16_t))));
+            u16                  halves;
+            typename vec<W>::f32 res;
+            memcpy(&halves, p, sizeof(halves));
+            asm("vcvtph2ps %1, %0" : "=v"(res) : "v"(halves));
+            return res;
         }
 #endif
-        return res;
+        uint16_t halves[W];
+        float    values[W];
+        memcpy(halves, p, sizeof(halves));
+        for (int i = 0; i < W; ++i) {
+            values[i] = widen(halves[i]);
+        }
+        return vec<W>::load(values);
     }
 }
 
@@ -160,8 +165,12 @@ INLINE void lay_out_by(ggml_type type, const char * const * keys, int64_t n_embd
 #endif
 
 #if defined(__GNUC__) && defined(__x86_64__)
+#if defined(__clang__)
+#define AVX512 __attribute__((target("avx512f,avx512dq")))
+#else
 #define AVX512 __attribute__((target("avx512f,avx512dq,prefer-vector-width=512")))
-#define AVX2   __attribute__((target("avx2,fma,f16c")))
+#endif
+#define AVX2 __attribute__((target("avx2,fma,f16c")))
 
 AVX512 void run_avx512(const task & t) {
     run<16, 8, 3>(t);
@@ -185,12 +194,13 @@ std::vector<morphkv_votes_kernels> morphkv_votes_all_kernels() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) {
         res.push_back({ "avx512", run_avx512, lay_out_avx512 });
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+    // whatever has AVX2 has F16C
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         res.push_back({ "avx2", run_avx2, lay_out_avx2 });
     }
 #endif
 #if defined(__GNUC__)
-    res.push_back({ "baseline", run<4, 4, 1>, lay_out });
+    res.push_back({ "baseline", run<4, 4, 1>, lay_out_by<4> });
 #else
     res.push_back({ "baseline", run<1, 1, 1>, lay_out });
 #endif

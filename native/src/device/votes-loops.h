@@ -62,7 +62,7 @@ template <int W> struct vec {
     }
     static INLINE void store(float * p, f32 x) { memcpy(p, &x, sizeof(x)); }
     static INLINE f32  max(f32 a, f32 b) {
-#if defined(__GNUC__) && defined(__x86_64__)
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(__clang__)
         if constexpr (W > 4) {
             // the same to the bit, but compilers make two instructions of it
             f32 res;
