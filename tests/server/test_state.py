@@ -86,6 +86,7 @@ class TestLongPrompts:
 
         assert after[0]["n_evicted"] == done["timings"]["evicted_n"]
         assert after[0]["n_evictions"] == done["timings"]["evictions_n"]
+        assert after[0]["n_used"] == done["timings"]["kept_n"]
         assert after[0]["logical_pos"] == 700 + 50 - 2  # the last token was written and never read
         assert after[0]["n_used"] + after[0]["n_evicted"] == after[0]["logical_pos"] + 1
         assert 0 < after[0]["complete_pos"] <= after[0]["exact_pos"] <= after[0]["logical_pos"] + 1
