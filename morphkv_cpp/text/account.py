@@ -30,6 +30,7 @@ class Usage(TypedDict):
 
 class Recalled(TypedDict, total=False):
     recalled_from: dict[str, int]  # of recalled_n, by the path of an attached file; where any is
+    reread_n: int  # tokens of attached files that were decoded anew; where any is
 
 
 class Timings(Recalled):
