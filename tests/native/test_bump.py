@@ -292,10 +292,11 @@ def test_commits_that_lie_in_the_patchwork_are_not_overwritten(project, tmp_path
 
 def test_without_a_file_pip_fetches_it(project, tmp_path):
     """From a folder; the package says its own name and needs nothing to be built."""
-    backend = "def prepare_metadata_for_build_wheel(folder, config=None):\n    import os\n"
-    backend += "    os.mkdir(f'{folder}/x.dist-info')\n    with open(f'{folder}/x.dist-info/METADATA', 'w') as f:\n"
+    backend = "import os\n\nNAME = 'llama_cpp_python-2.0.dist-info'\n\n\n"
+    backend += "def prepare_metadata_for_build_wheel(folder, config=None):\n"
+    backend += "    os.mkdir(f'{folder}/{NAME}')\n    with open(f'{folder}/{NAME}/METADATA', 'w') as f:\n"
     backend += "        f.write('Metadata-Version: 2.1\\nName: llama-cpp-python\\nVersion: 2.0\\n')\n"
-    backend += "    return 'x.dist-info'\n"
+    backend += "    return NAME\n"
     toml = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     info = "Metadata-Version: 2.1\nName: llama-cpp-python\nVersion: 2.0\n"
     files = {"backend.py": backend, "pyproject.toml": toml, "PKG-INFO": info}

@@ -51,8 +51,8 @@ def test_prompts_and_single_tokens_take_turns(tiny_llama):
 
 def test_resident_memory_follows_what_this_process_holds():
     before = resident_bytes()
-    held = np.ones(8_000_000)  # 64 MB
-    assert 50e6 < resident_bytes() - before < 100e6
+    held = np.ones(32_000_000)  # 256 MB: what else is freed meanwhile is less
+    assert 200e6 < resident_bytes() - before < 300e6
     assert held.all()
 
 

@@ -69,7 +69,9 @@ def go_on(llm: Llama, chat, kind: str, n_tokens: int) -> str:
 def go_on_elsewhere(kind: str, model: Path, projector: Path, session: Path, capacity: int, n_tokens: int) -> str:
     """What the session does next in another process."""
     command = [sys.executable, __file__, kind, str(model), str(projector), str(session), str(capacity), str(n_tokens)]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+    # an empty path is the folder that this runs in
+    paths = filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run(command, env=env, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.decode()  # as it is: a text may hold carriage returns
