@@ -17,13 +17,11 @@ static constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
 static constexpr size_t  N_BYTES   = 256u << 20;  // of rows in memory at once, where that is more than one layer's
 static constexpr size_t  N_TENSORS = 30;          // of a layer in a graph, votes apart
 
-// Rows of so many pages or more are looked at in one layer of N_LAYERS_TO_ONE, those whose index tells pages apart best.
-static constexpr size_t N_MANY_PAGES    = 256;
-static constexpr size_t N_LAYERS_TO_ONE = 4;
-
-// Of so many places of an index or more, one in SAMPLE is looked at to know these layers, and then all in these alone.
-static constexpr int64_t N_MANY_PLACES = 2048;
-static constexpr int64_t SAMPLE        = 8;
+// An index of so many places or more is looked at in one layer of N_LAYERS_TO_ONE: those that tell its pages apart best, known from
+// one place in SAMPLE.
+static constexpr int64_t N_MANY_PLACES   = 2048;
+static constexpr int64_t SAMPLE          = 8;
+static constexpr size_t  N_LAYERS_TO_ONE = 4;
 static_assert(N_PAGE == MORPHKV_VOTES_PAGE);
 
 // Keys of the archive are without weights, so that queries get those of both. q: (n_votes, n_head*n_embd_k)
@@ -129,12 +127,10 @@ std::vector<float> morphkv_device_scorer::score(const std::vector<morphkv_side_l
     return peaks;
 }
 
-std::vector<size_t> morphkv_device_scorer::layers_to_ask(size_t n_pages) const {
-    std::vector<size_t> res(queries.size());
+// In which one page gets most.
+static std::vector<size_t> best_layers(const std::vector<float> & peaks) {
+    std::vector<size_t> res(peaks.size());
     std::iota(res.begin(), res.end(), 0);
-    if (peaks.empty() || n_pages < N_MANY_PAGES) {
-        return res;
-    }
     std::stable_sort(res.begin(), res.end(), [&](size_t a, size_t b) { return peaks[a] > peaks[b]; });
     res.resize((res.size() + N_LAYERS_TO_ONE - 1) / N_LAYERS_TO_ONE);
     std::sort(res.begin(), res.end());
@@ -163,37 +159,28 @@ std::vector<float> morphkv_device_scorer::by_index(size_t i_source) {
         }
         return res;
     };
-    auto note_peaks = [&](const std::vector<float> & of_source) {
-        peaks.resize(queries.size());
-        for (size_t il = 0; il < peaks.size(); ++il) {
-            peaks[il] = std::max(peaks[il], of_source[il]);
-        }
-    };
     std::vector<size_t> all(queries.size());
     std::iota(all.begin(), all.end(), 0);
     std::vector<float> res(n_places);
     if (n_places < N_MANY_PLACES) {
-        note_peaks(score(index_of(all, 1), all, 1, 0, res));
+        score(index_of(all, 1), all, 1, 0, res);
         return res;
     }
-    if (peaks.empty()) {
-        std::vector<float> sampled(n_places / SAMPLE);
-        note_peaks(score(index_of(all, SAMPLE), all, 1, 0, sampled));
-    }
-    const std::vector<size_t> asked = layers_to_ask(n_places);
+    std::vector<float>        sampled(n_places / SAMPLE);
+    const std::vector<size_t> asked = best_layers(score(index_of(all, SAMPLE), all, 1, 0, sampled));
     score(index_of(asked, 1), asked, 1, 0, res);
     return res;
 }
 
 std::vector<float> morphkv_device_scorer::by_rows(const std::vector<int64_t> & pages, int32_t n_skip) {
     const morphkv_page_layout & layout = sources.own().layout;
-    const std::vector<size_t>   asked  = layers_to_ask(pages.size());
     std::vector<float>          res(pages.size());
-    for (size_t first = 0, last = 0; first < asked.size(); first = last) {
-        for (size_t n_bytes = 0; last < asked.size() && (last == first || n_bytes <= N_BYTES); ++last) {
-            n_bytes += pages.size() * N_PAGE * layout.k_bytes(asked[last]);
+    for (size_t first = 0, last = 0; first < queries.size(); first = last) {
+        for (size_t n_bytes = 0; last < queries.size() && (last == first || n_bytes <= N_BYTES); ++last) {
+            n_bytes += pages.size() * N_PAGE * layout.k_bytes(last);
         }
-        const std::vector<size_t> part(asked.begin() + first, asked.begin() + last);
+        std::vector<size_t> part(last - first);
+        std::iota(part.begin(), part.end(), first);
         ggml_context_ptr ctx(ggml_init({ part.size() * ggml_tensor_overhead(), nullptr, /*.no_alloc =*/true }));
         std::vector<morphkv_side_layer> host;
         for (const size_t il : part) {

@@ -40,14 +40,11 @@ public:
 private:
     // Adds what pages get to scores, and returns the most that one got, by layer. host: the layers i_layers with k set to rows
     // in the host's memory, n_page of them to a page; of the first, n_skip do not count.
-    std::vector<float>  score(const std::vector<morphkv_side_layer> & host, const std::vector<size_t> & i_layers,
-                              int32_t n_page, int32_t n_skip, std::vector<float> & scores) const;
-    // Whose rows of so many pages are looked at.
-    std::vector<size_t> layers_to_ask(size_t n_pages) const;
+    std::vector<float> score(const std::vector<morphkv_side_layer> & host, const std::vector<size_t> & i_layers,
+                             int32_t n_page, int32_t n_skip, std::vector<float> & scores) const;
 
     morphkv_engine &                        engine;
     const std::vector<morphkv_side_layer> & layers;
     const morphkv_sources                   sources;
     const morphkv_layer_floats &            queries;
-    std::vector<float>                      peaks;  // by layer, the most that a page got by the index; empty before
 };
