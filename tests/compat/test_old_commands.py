@@ -66,7 +66,7 @@ class TestBench:
 
 class TestEval:
     def test_recall_is_facts(self, capsys, monkeypatch, tiny_llama):
-        monkeypatch.setattr(facts, "run", lambda *given, **llama: [True])
+        monkeypatch.setattr(facts, "measure", lambda *given: ({"full": [True]}, {"full": 1.0}))
         with pytest.warns(DeprecationWarning, match="^`morphkv recall` is now `morphkv eval facts`$"):
             assert run("recall", str(tiny_llama()), "--arms", "full", "--prompt-room", "0", "--policy", "random") == 0
         assert "1 of 1" in capsys.readouterr().out
