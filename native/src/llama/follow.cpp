@@ -72,8 +72,10 @@ morphkv_recalled morphkv_cache::follow(llama_seq_id seq_id, const morphkv_recall
         pages = morphkv_choose_pages(sources, n_wanted, n_wanted * N_LOOK, text.n_keep, scorer, p.need * now.n_votes);
     }
     if (!pages.empty() && !are_there(pages, slots, sources)) {
-        res.n_archived = n_pages * N_PAGE;
-        bring(seq_id, p, pages, now, t_start_us, res);
+        res.n_archived                = n_pages * N_PAGE;
+        morphkv_recall_params as_read = p;
+        as_read.reread                = 0;  // an answer is not to wait for it
+        bring(seq_id, as_read, pages, now, t_start_us, res);
         n_recalls = 1;
     } else {
         sequences[seq_id].recall_ms += (ggml_time_us() - t_start_us) / 1000.0;

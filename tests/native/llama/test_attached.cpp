@@ -232,6 +232,19 @@ static void test_a_prompt_asks_once(llama_model * model) {
     const auto was = read_prompt(ctx, some_tokens(40, 3), 16);
     CHECK(was.n_recalls == 1 && was.n_decoded > 40);
     CHECK(all_finite(logits(ctx)));
+    // while it is written, pages come as they were read
+    auto params       = morphkv_recall_params_default();
+    params.need       = 0.0f;
+    int32_t n_recalls = 0;
+    for (const llama_token token : some_tokens(100, 5)) {
+        morphkv_writing writing{};
+        writing.size = sizeof(writing);
+        CHECK(morphkv_write_next(ctx.get(), 0, &params, &writing) == MORPHKV_STATUS_OK);
+        n_recalls += writing.n_recalls;
+        CHECK(writing.recalled.n_reread == 0);
+        decode_singly(ctx, { token });
+    }
+    CHECK(n_recalls > 0);
     // without a recall it is as if nothing were attached
     const auto off = create_attached(model), plain = create_archived(model, alone(false));
     CHECK(decode(off, some_tokens(300, 4)) == 0 && decode(plain, some_tokens(300, 4)) == 0);
