@@ -7,7 +7,6 @@
 #include "llama/memory.h"
 
 #include <algorithm>
-#include <cstring>
 
 // A batch, and a micro-batch: what it computes is as wide as the vocabulary.
 static constexpr uint32_t N_BATCH = 64;
@@ -119,9 +118,11 @@ std::vector<morphkv_archive::page_ptr> morphkv_reader::read(int32_t before, cons
     for (size_t page = 0; page < n_pages; ++page) {
         auto to = std::make_shared<morphkv_page>(layout.page_bytes);
         for (size_t i = 0; i < layout.layers.size(); ++i) {
-            const size_t n_k = N_PAGE * layout.k_bytes(i), n_v = N_PAGE * layout.v_bytes(i);
-            memcpy(to->data() + layout.layers[i].k_at, rows.k[own[i]].data() + page * n_k, n_k);
-            memcpy(to->data() + layout.layers[i].v_at, rows.v[own[i]].data() + page * n_v, n_v);
+            const auto copy = [&, page](const std::vector<uint8_t> & from, size_t n, size_t at) {
+                std::copy_n(from.begin() + page * n, n, to->begin() + at);  // of no bytes, where V is a part of K
+            };
+            copy(rows.k[own[i]], N_PAGE * layout.k_bytes(i), layout.layers[i].k_at);
+            copy(rows.v[own[i]], N_PAGE * layout.v_bytes(i), layout.layers[i].v_at);
         }
         res.push_back(std::move(to));
     }
