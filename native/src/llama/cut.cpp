@@ -14,7 +14,6 @@
 #include "llama/memory.h"
 
 #include <algorithm>
-#include <cstring>
 
 // On a device one more sequence costs little in a graph that has to start anyway, and those that have been cut together once are
 // due together from then on. On the CPU nothing is gained, and each is cut as if it were alone.
@@ -65,15 +64,6 @@ morphkv_evict_job morphkv_cache::evict_job(llama_seq_id seq_id, size_t i_group) 
     eviction.seed       = params.seed;
     eviction.i_eviction = held.n_evictions;
     return { &groups[i_group].side.layers, (uint32_t) seq_id, std::move(eviction) };
-}
-
-uint64_t morphkv_cache::n_sched_uses() const {
-    // an RPC server forgets the graph that it could compute again, once buffers change
-    const auto layers    = cut_layers();
-    const bool is_remote = std::any_of(layers.begin(), layers.end(), [](const morphkv_side_layer & layer) {
-        return strncmp(ggml_backend_buffer_name(layer.k->buffer), "RPC", 3) == 0;
-    });
-    return engine.n_uses + (is_remote ? cut_engine.n_uses : 0);
 }
 
 bool morphkv_cache::cut(const std::vector<llama_seq_id> & seq_ids) {

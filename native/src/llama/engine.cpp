@@ -119,7 +119,6 @@ morphkv_own_engine::morphkv_own_engine()  = default;
 morphkv_own_engine::~morphkv_own_engine() = default;
 
 void morphkv_own_engine::begin() {
-    n_uses++;
     guard = std::make_unique<morphkv_run_guard>(lctx);
     if (own) {
         return;

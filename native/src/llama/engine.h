@@ -54,8 +54,6 @@ public:
     bool                 reserve(ggml_cgraph * gf) override;
     ggml_status          compute(ggml_cgraph * gf) override;
 
-    uint64_t n_uses = 0;
-
     // Of the compute buffers; of a context that only tells what it would take, as they would be.
     size_t n_bytes() const;
     void   add_breakdown(std::map<ggml_backend_buffer_type_t, size_t> & sizes) const;

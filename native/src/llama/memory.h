@@ -145,7 +145,7 @@ public:
     std::vector<int64_t> ring_rows(const llama_ubatch & ubatch) const;
 
     // see morphkv_context_engine
-    uint64_t n_sched_uses() const;
+    uint64_t n_sched_uses() const { return engine.n_uses; }
 
     //
     // archive (archiving.cpp) and recall (recall.cpp)
