@@ -14,14 +14,17 @@
 #include "llama/memory.h"
 
 #include <algorithm>
+#include <cstring>
 
-// On a device one more sequence costs little in a graph that has to start anyway, and those that have been cut together once are
-// due together from then on. On the CPU nothing is gained, and each is cut as if it were alone.
+// A GPU takes longer to start operations than to compute them: one more sequence costs little in a graph that has to start anyway,
+// and those that have been cut together once are due together from then on. On CPUs, and on servers, of which it is not known
+// what they compute with, each is cut as if it were alone.
 int32_t morphkv_cache::n_early() const {
-    const auto & layers = get_side().layers;
-    const bool   is_on_cpu =
-        std::all_of(layers.begin(), layers.end(), [](const morphkv_side_layer & layer) { return layer.is_on_cpu(); });
-    return is_on_cpu ? 0 : params.interval / 4;
+    const auto & layers   = get_side().layers;
+    const bool   is_alone = std::any_of(layers.begin(), layers.end(), [](const morphkv_side_layer & layer) {
+        return layer.is_on_cpu() || strncmp(ggml_backend_buffer_name(layer.k->buffer), "RPC", 3) == 0;
+    });
+    return is_alone ? 0 : params.interval / 4;
 }
 
 // A sequence that is changed in part is cleared: no right state is left of it.
