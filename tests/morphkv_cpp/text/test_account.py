@@ -12,7 +12,7 @@ MESSAGES = [{"role": "user", "content": "Tell a long story. " * 8}]
 def check(answer: dict, n_cached: int) -> None:
     usage, timings = answer["usage"], answer["timings"]
     assert set(usage) == set(Usage.__annotations__)
-    assert set(timings) == set(Timings.__annotations__) - {"recalled_from"}  # of files that are attached
+    assert set(timings) == set(Timings.__annotations__) - {"recalled_from", "reread_n"}  # of files that are attached
     assert usage["prompt_tokens_details"]["cached_tokens"] == timings["cache_n"] == n_cached
     assert timings["prompt_n"] == usage["prompt_tokens"] - n_cached
     assert timings["predicted_n"] == usage["completion_tokens"] >= 20
