@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
+from support.chats_on_disk import go_on, restart
 from support.server_process import TIGHT, ServerProcess
 from support.server_process import some_tokens as tokens
 
-N_ANSWER = 20
-
-
-def written(server: ServerProcess) -> int:
-    return int(server.metrics()["llamacpp:morphkv_chats_written_total"])
-
-
-def go_on(server: ServerProcess, question: list[int], **more) -> list[int]:
-    """The text with its answer, once it is on disk."""
-    before, end = written(server), time.monotonic() + 60
-    done = server.complete(question, N_ANSWER, **more)
-    while written(server) <= before:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return question + done["tokens"]
-
-
-def restart(server: ServerProcess) -> None:
-    server.kill()
-    server.start()
+N_ANSWER = 30  # as go_on has it
 
 
 def n_archived(server: ServerProcess, i: int = 0) -> int:
@@ -60,14 +40,14 @@ class TestKilled:
                 restart(server)
             for i, text in enumerate(texts):
                 question = [*text, *tokens(40, seed=turn)[1:]]
-                mine = go_on(server, question)
+                mine, _ = go_on(server, question)
                 assert mine == question + quiet.complete(question, N_ANSWER, id_slot=i)["tokens"], (turn, i)
                 assert n_archived(server) == n_archived(quiet, i) > 300
                 texts[i] = mine
 
     def test_files_grow_by_what_is_new(self, start_server, tiny_llama, flags, tmp_path):
         server = start_server(tiny_llama(), *flags, "-np", 1)
-        text = go_on(server, tokens(500))
+        text, _ = go_on(server, tokens(500))
         (file,) = pages(tmp_path)
         before = file.read_bytes()
         go_on(server, [*text, *tokens(200, seed=3)[1:]])
@@ -79,19 +59,19 @@ class TestKilled:
         """And what is put in its place is there after a restart."""
         server = start_server(tiny_llama(), *flags, "-np", 1)
         quiet = start_server(tiny_llama(), *TIGHT, "--slots", "--morphkv-archive", "ram", "-np", 1)
-        text = go_on(server, tokens(500))
+        text, _ = go_on(server, tokens(500))
         assert text == tokens(500) + quiet.complete(tokens(500), N_ANSWER)["tokens"]
         for question in ([*text[:300], *tokens(150, seed=3)[1:]], [*text[:300], *tokens(90, seed=4)[1:]]):
-            edited = go_on(server, question)
+            edited, _ = go_on(server, question)
             assert edited == question + quiet.complete(question, N_ANSWER)["tokens"]
         restart(server)
         again = [*edited, *tokens(60, seed=6)[1:]]
-        assert go_on(server, again) == again + quiet.complete(again, N_ANSWER)["tokens"]
+        assert go_on(server, again)[0] == again + quiet.complete(again, N_ANSWER)["tokens"]
         assert n_archived(server) == n_archived(quiet)
 
     def test_goes_back_by_it(self, start_server, tiny_llama, flags):
         server = start_server(tiny_llama(), *flags, "-np", 1, "--ctx-checkpoints", 0)
-        text = go_on(server, tokens(900))
+        text, _ = go_on(server, tokens(900))
         restart(server)
         go_on(server, [*text, 261, 262])
         took = server.complete([*text[:600], *tokens(40, seed=4)[1:]], 4)["timings"]
@@ -107,7 +87,7 @@ class TestFolder:
     def test_pages_that_are_not_those_of_the_chat(self, start_server, tiny_llama, flags, tmp_path, damage):
         """The chat goes on, and archives what comes from then on."""
         server = start_server(tiny_llama(), *flags, "-np", 1)
-        text = go_on(server, tokens(500))
+        text, _ = go_on(server, tokens(500))
         (file,) = pages(tmp_path)
         data = file.read_bytes()
         if damage == "gone":
@@ -118,7 +98,7 @@ class TestFolder:
         done = server.complete([*text, 261, 262], 40)
         assert done["timings"]["loaded_n"] == len(text) - 1
         assert 0 < n_archived(server) < 100
-        again = go_on(server, [*text, 261, 262, *done["tokens"], 261])
+        again, _ = go_on(server, [*text, 261, 262, *done["tokens"], 261])
         restart(server)
         assert server.complete([*again, 261], 4)["timings"]["loaded_n"] == len(again) - 1
         assert n_archived(server) > 40

@@ -7,21 +7,11 @@ import time
 
 import pytest
 
+from support.chats_on_disk import go_on, restart, wait_for, written
 from support.server_process import TIGHT, ServerProcess, run_program
 from support.server_process import some_tokens as tokens
 
 RESTORED = 64  # tokens beside the new ones
-
-
-def written(server: ServerProcess, name: str = "written") -> int:
-    return int(server.metrics()[f"llamacpp:morphkv_chats_{name}_total"])
-
-
-def wait_for(server: ServerProcess, n: int, name: str = "written") -> None:
-    end = time.monotonic() + 30
-    while written(server, name) < n:
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def wait_for_line(server: ServerProcess, words: str) -> None:
@@ -30,19 +20,6 @@ def wait_for_line(server: ServerProcess, words: str) -> None:
     while words not in server.log.read_text():
         assert time.monotonic() < end, words
         time.sleep(0.02)
-
-
-def go_on(server: ServerProcess, text: list[int], n: int = 30, **more):
-    """The text with its answer, once it is on disk; and how many tokens were evaluated."""
-    before = written(server)
-    done = server.complete(text, n, **more)
-    wait_for(server, before + 1)
-    return text + done["tokens"], done["timings"]["prompt_n"]
-
-
-def restart(server: ServerProcess) -> None:
-    server.kill()
-    server.start()
 
 
 @pytest.fixture
@@ -65,9 +42,9 @@ class TestKilled:
                 restart(server)
             for i, text in enumerate(texts):
                 question = [*text, *tokens(12, seed=turn)[1:]]
-                mine, n_evaluated = go_on(server, question)
+                mine, timings = go_on(server, question)
                 assert mine == question + quiet.complete(question, 30, id_slot=i)["tokens"]
-                assert turn == 0 or n_evaluated <= 11 + RESTORED
+                assert turn == 0 or timings["prompt_n"] <= 11 + RESTORED
                 texts[i] = mine
         assert server.slot()["morphkv"]["n_evictions"] > 10
         assert server.metrics()["llamacpp:morphkv_chats"] == 2
@@ -78,9 +55,9 @@ class TestKilled:
             text, _ = go_on(server, [*text, 260 + turn % 50, 270, 280], 20)
         size = server.metrics()["llamacpp:morphkv_chat_bytes"]
         restart(server)
-        text, n_evaluated = go_on(server, [*text, 261, 271, 281], 20)
+        text, timings = go_on(server, [*text, 261, 271, 281], 20)
         assert len(text) > 2300
-        assert n_evaluated <= 3 + RESTORED
+        assert timings["prompt_n"] <= 3 + RESTORED
         assert (
             server.metrics()["llamacpp:morphkv_chat_bytes"] < 1.2 * size < 2**20
         )  # its tokens apart, of constant size
@@ -89,12 +66,12 @@ class TestKilled:
         question = tokens(400)
         text, _ = go_on(server, question, 120)
         restart(server)
-        again, n_evaluated = go_on(server, question, 120)
+        again, timings = go_on(server, question, 120)
         assert again == text
-        assert n_evaluated <= RESTORED
+        assert timings["prompt_n"] <= RESTORED
         restart(server)
-        _, n_evaluated = go_on(server, [*question, *text[-30:], 261, 262])
-        assert n_evaluated <= 32 + RESTORED
+        _, timings = go_on(server, [*question, *text[-30:], 261, 262])
+        assert timings["prompt_n"] <= 32 + RESTORED
 
     def test_the_answer_says_how_much_came_from_disk(self, server):
         text, _ = go_on(server, tokens(400))
@@ -110,15 +87,15 @@ class TestKilled:
         server = start_server(tiny_hybrid, *flags, "--morphkv-capacity", 256, "--morphkv-window", 32, *flag)
         text, _ = go_on(server, tokens(400), 150)
         restart(server)
-        _, n_evaluated = go_on(server, [*text, 261, 262])
-        assert n_evaluated <= 2 + RESTORED
+        _, timings = go_on(server, [*text, 261, 262])
+        assert timings["prompt_n"] <= 2 + RESTORED
 
     def test_one_that_is_edited_far_back_does_not_replace_it(self, server):
         text, _ = go_on(server, tokens(400), 60)
         edited, _ = go_on(server, [*text[:100], *tokens(300, seed=7)[1:]], 60)
         restart(server)
         for one in (text, edited):
-            assert go_on(server, [*one, 261, 262])[1] <= 2 + RESTORED
+            assert go_on(server, [*one, 261, 262])[1]["prompt_n"] <= 2 + RESTORED
 
     def test_requests_that_want_no_cache_get_none(self, server):
         text, _ = go_on(server, tokens(400))
