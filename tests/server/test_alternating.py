@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from morphkv_cpp.eval import Fact, facts
@@ -51,10 +53,10 @@ class Lives:
 
 
 @CHATS_AND_SLOTS
-@pytest.mark.parametrize("archive", ["off", "ram"])
+@pytest.mark.parametrize("archive", [[], ["--morphkv-archive", "ram"]], ids=["alone", "with an archive"])
 def test_chats_take_turns(start_server, tiny_llama, tmp_path, n_chats, n_slots, archive):
     """Each has a slot of its own in a server that is never killed: the same answers, bit by bit."""
-    flags = [*TIGHT, "--morphkv-archive", archive]
+    flags = [*TIGHT, *archive]
     on_disk = ["--slots", "--metrics", "--morphkv-state-dir", tmp_path / "chats"]
     server = start_server(tiny_llama(), *flags, *on_disk, "-np", n_slots)
     quiet = start_server(tiny_llama(), *flags, "-np", n_chats)
@@ -72,8 +74,8 @@ def test_chats_take_turns(start_server, tiny_llama, tmp_path, n_chats, n_slots, 
             texts[i] = mine
     lives.end()
     print(
-        f"\n{n_chats} chats of {len(texts[0])} to {len(texts[-1])} tokens on {n_slots} slots, archive {archive}, "
-        f"{lives}: {n_evaluated} tokens evaluated for {n_new} new"
+        f"\n{n_chats} chats of {len(texts[0])} to {len(texts[-1])} tokens on {n_slots} slots, "
+        f"{' '.join(archive) or 'no archive'}, {lives}: {n_evaluated} tokens evaluated for {n_new} new"
     )
     assert max(lives.rss[1:]) - lives.rss[0] < 16 * 2**20
 
@@ -106,7 +108,8 @@ def test_none_answers_with_what_another_was_told(start_server, demo_model, tmp_p
     n_facts = len(told[0])
     assert n_facts >= 6
     prose = [filler(i) for i in range(n_chats)]
-    texts = [ids("Notes of a long day.\n", begins=True) for _ in told]
+    # more than the 64 tokens from which on a chat is written to disk
+    texts = [ids(" ".join(itertools.islice(one, 6)), begins=True) for one in prose]
     lives = Lives(server, n_chats)
     n_asked = n_same = n_right = n_right_quiet = 0
     mixed: list[tuple[Fact, str]] = []
