@@ -12,8 +12,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from .ears import EARS, add_ears
-from .eyes import Tensors, add_eyes
+from .clip.ears import EARS, add_ears
+from .clip.eyes import add_eyes
+from .clip.tensors import Tensors
 
 # A question and its answer, as MTMDChatHandler writes them.
 TEMPLATE = (

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import gguf
 import numpy as np
 
-from .eyes import N_FF, N_INSIDE, Tensors
+from .tensors import N_FF, N_INSIDE, Head, Tensors
 
 N_MEL, N_FRAMES, N_HIDDEN, N_CHANNEL = 16, 1500, 48, 8
-
-Head = Callable[[Tensors, int], None]  # takes the size of the text model's embeddings
 
 
 def _whisper(tensors: Tensors) -> None:
