@@ -48,6 +48,53 @@ def _nemotron(tensors: Tensors, n_text: int) -> None:
     tensors.matrices(model__mlp__1=(N_FF, N_JOINED), model__mlp__3=(n_text, N_FF))
 
 
+def _dots3(tensors: Tensors, n_text: int) -> None:
+    """The second layer's network are experts."""
+    _dots(tensors, n_text)
+    block, n_expert = "v.blk.1", 4
+    for part in ("ffn_up", "ffn_gate", "ffn_down"):
+        del tensors[f"{block}.{part}.weight"], tensors[f"{block}.{part}.bias"]
+    tensors.matrix(f"{block}.ffn_gate_inp.weight", n_expert, N_INSIDE)
+    tensors.bias(f"{block}.exp_probs_b.weight", n_expert)
+    for part, shape in (("up", (N_FF, N_INSIDE)), ("gate", (N_FF, N_INSIDE)), ("down", (N_INSIDE, N_FF))):
+        tensors.matrix(f"{block}.ffn_{part}_exps.weight", n_expert, *shape)
+
+
+def _glm5(tensors: Tensors, n_text: int) -> None:
+    _glm(tensors, n_text)
+    del tensors["v.norm_embd.weight"]
+
+
+def _mimo(tensors: Tensors, n_text: int) -> None:
+    """Its heads share one K and V; those of layers that attend in windows have a sink."""
+    for i in range(3):
+        for end in ("weight", "bias"):
+            name = f"v.blk.{i}.attn_qkv.{end}"
+            tensors[name] = tensors[name][: 2 * N_INSIDE]
+        tensors.vector(f"v.blk.{i}.attn_sinks", 2)
+    tensors.matrix("mm.0.weight", N_FF, N_JOINED)
+    tensors.matrix("mm.2.weight", n_text, N_FF)
+
+
+def _minimax(tensors: Tensors, n_text: int) -> None:
+    tensors.linear("mm.1", N_FF, N_INSIDE)
+    tensors.linear("mm.2", N_INSIDE, N_FF)
+    two("mm.merger.fc1", "mm.merger.fc2", N_JOINED)(tensors, n_text)
+
+
+def _muse(tensors: Tensors, n_text: int) -> None:
+    tensors.matrix("mm.0.weight", N_FF, N_JOINED)
+    tensors.matrix("mm.1.weight", N_FF, N_FF)
+    tensors.matrix("mm.2.weight", n_text, N_FF)
+
+
+def _deepseek4(tensors: Tensors, n_text: int) -> None:
+    """Tokens before an image, behind it, at the end of each row, and some that fill it up."""
+    two("mm.1", "mm.2", N_JOINED)(tensors, n_text)
+    for name in ("v.image_newline", "v.token_embd.img_start", "v.token_embd.img_end", "v.token_embd.img_pad"):
+        tensors.vector(name, n_text)
+
+
 GATED = Trunk(positions=None, has_patch_bias=False, has_means=False, is_gated=True, keys=MERGED)
 
 MERGING: dict[str, tuple[Trunk, Head]] = {
@@ -105,6 +152,40 @@ MERGING: dict[str, tuple[Trunk, Head]] = {
             keys={"n_wa_pattern": 2},
         ),
         two("mm.0", "mm.2", N_JOINED),
+    ),
+    "dots3note_v": (
+        Trunk(
+            n_block=2,
+            positions=None,
+            has_means=False,
+            is_gated=True,
+            keys=MERGED | PIXELS | {"expert_used_count": 2},
+        ),
+        _dots3,
+    ),
+    "glm5v": (
+        Trunk(n_frames=2, positions=None, has_means=False, is_gated=True, keys=PIXELS | {"swiglu_clamp": 7.0}),
+        _glm5,
+    ),
+    # of which the second layer attends in windows of rows, the third in windows of columns
+    "mimovl": (
+        Trunk(
+            n_block=3,
+            n_frames=2,
+            positions=None,
+            has_patch_bias=False,
+            has_means=False,
+            is_joined=True,
+            is_gated=True,
+            keys=PIXELS | {"attention.head_count_kv": 1, "window_size": 4, "wa_pattern_mode": [-1, 0, 1]},
+        ),
+        _mimo,
+    ),
+    "minimax_m3": (Trunk(n_frames=2, positions=None, has_patch_bias=False), _minimax),
+    "muse-glimmer": (Trunk(n_block=2), _muse),
+    "deepseek4v": (
+        Trunk(positions=None, has_means=False, keys=HALVES | {"image_min_pixels": 256}),
+        _deepseek4,
     ),
     "qwen3vl_merger": (Trunk(n_frames=2, is_joined=True), _deepstack),
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import gguf
 import numpy as np
 
 PATCH, IMAGE, N_INSIDE, N_FF = 8, 32, 32, 96
@@ -35,6 +37,12 @@ class Tensors(dict[str, np.ndarray]):
         if has_bias:
             self.bias(f"{name}.bias", n)
 
+    def conv(self, name: str, n_out: int, n_in: int, *size: int, is_half: bool = False) -> None:
+        """is_half: where ggml multiplies by a kernel in f16 alone."""
+        self.matrix(f"{name}.weight", n_out, n_in, *size)
+        if is_half:
+            self[f"{name}.weight"] = self[f"{name}.weight"].astype(np.float16)
+
     def vector(self, name: str, *shape: int) -> None:
         self[name] = self.rng.standard_normal(shape).astype(np.float32)
 
@@ -43,14 +51,32 @@ class Tensors(dict[str, np.ndarray]):
         for name, shape in shapes.items():
             self.matrix(f"mm.{name.replace('__', '.')}.weight", *shape)
 
-    def block(self, name: str) -> None:
+    def block(self, name: str, n: int = N_INSIDE) -> None:
         """A layer as CLIP has it."""
         for part in ("attn_q", "attn_k", "attn_v", "attn_out"):
-            self.linear(f"{name}.{part}", N_INSIDE, N_INSIDE)
-        self.linear(f"{name}.ffn_up", N_FF, N_INSIDE)
-        self.linear(f"{name}.ffn_down", N_INSIDE, N_FF)
+            self.linear(f"{name}.{part}", n, n)
+        self.linear(f"{name}.ffn_up", N_FF, n)
+        self.linear(f"{name}.ffn_down", n, N_FF)
         for part in ("ln1", "ln2"):
-            self.norm(f"{name}.{part}")
+            self.norm(f"{name}.{part}", n)
+
+    def queries(self, name: str, n: int, n_seen: int) -> None:
+        """A layer of a Q-Former: queries attend to each other, and then to what is seen or heard."""
+        for attention, n_in in (("self_attn", n), ("cross_attn", n_seen)):
+            for part in ("q", "out"):
+                self.linear(f"{name}.{attention}_{part}", n, n)
+            for part in ("k", "v"):
+                self.linear(f"{name}.{attention}_{part}", n, n_in)
+            self.norm(f"{name}.{attention}_norm", n)
+        self.linear(f"{name}.ffn_up", N_FF, n)
+        self.linear(f"{name}.ffn_down", n, N_FF)
+        self.norm(f"{name}.ffn_norm", n)
+
+
+def add_key(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
+    """As the type that clip reads: counts are unsigned."""
+    add = {int: writer.add_uint32, float: writer.add_float32, list: writer.add_array, np.int32: writer.add_int32}
+    add[type(value)](name, value)
 
 
 Head = Callable[[Tensors, int], None]  # takes the size of the text model's embeddings
