@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ ALL_KINDS = KINDS | MORE_KINDS | SOUNDS | MORE_SOUNDS
 NOT_RUN = {"hunyuanvl", "gemma3na", "qwen3tts_gen", "pockettts_gen"}
 
 
-def kinds(*slow: Mapping[str, Kind], of: Mapping[str, Kind]) -> list[Any]:
+def kinds(*slow: Collection[str], of: Collection[str]) -> list[Any]:
     """Parameters of a test: these, and others in tests that are slow."""
     others = [kind for some in slow for kind in some if kind not in of]
     return [*of, *(pytest.param(kind, marks=pytest.mark.slow) for kind in others)]
