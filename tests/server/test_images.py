@@ -15,7 +15,7 @@ from support import TESTS
 from support.hub import Hub
 from support.projectors import write_projector
 from support.server_process import program, run_program
-from support.vision import ALL_KINDS, KINDS, MORE_KINDS, MORE_SOUNDS, NOT_RUN, RECURRENT, SOUNDS, kinds, shown
+from support.vision import ALL_KINDS, BY_SAM, KINDS, MORE_KINDS, MORE_SOUNDS, NOT_RUN, RECURRENT, SOUNDS, kinds, shown
 
 SETTINGS = ("--morphkv", "--morphkv-capacity", 256, "--morphkv-prompt-room", 128, "--morphkv-interval", 32, "-np", 1)
 
@@ -61,7 +61,9 @@ def test_before_the_first_eviction_answers_are_those_of_stock(start_server, tiny
     assert answers[0]["usage"]["prompt_tokens"] > 2 * ALL_KINDS[kind].n_tokens
 
 
-@pytest.mark.parametrize("kind", kinds(SOUNDS, MORE_SOUNDS, of=KINDS | MORE_KINDS))
+@pytest.mark.parametrize(
+    "kind", kinds(BY_SAM, SOUNDS, MORE_SOUNDS, of=[kind for kind in KINDS | MORE_KINDS if kind not in BY_SAM])
+)
 def test_twenty_images_in_one_chat_take_constant_cells(start_server, tiny_vision, kind):
     model, projector = tiny_vision(kind)
     server = start_server(model, "--mmproj", projector, "--morphkv-archive", "ram", *SETTINGS)

@@ -103,6 +103,7 @@ MORE_SOUNDS = {
 }
 ALL_KINDS = KINDS | MORE_KINDS | SOUNDS | MORE_SOUNDS
 
+BY_SAM = ("deepseekocr", "deepseekocr2")  # which take a second for each picture
 
 # Names that llama.cpp has beside these.
 NOT_RUN = {"hunyuanvl", "gemma3na", "qwen3tts_gen", "pockettts_gen"}
