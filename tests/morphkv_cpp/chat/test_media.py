@@ -17,7 +17,7 @@ from morphkv_cpp.text.tokens import end_tokens
 from morphkv_cpp.text.write import BanTokens
 from support import TESTS
 from support.chats import no_end, talk
-from support.projectors import TEMPLATE, with_image, write_projector
+from support.projectors import TEMPLATE, with_image, with_sound, write_projector
 from support.tiny import FLASH, QUIET, last_logits
 from support.vision import ALL_KINDS, KINDS, MORE_KINDS, MORE_SOUNDS, SOUNDS, kinds, shown
 
@@ -198,6 +198,18 @@ def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, tiny_vision, tmp
         expected = go_on(llm, chat, kind, 40)
     model, projector = tiny_vision(kind)
     assert go_on_elsewhere(kind, model, projector, tmp_path / "chat.session", 1024, 40) == expected
+
+
+def test_a_projector_of_both_kinds_sees_and_hears_in_one_chat(open_vision):
+    llm = open_vision("qwen2.5o")
+    with llm.session("you see and hear") as chat:
+        for i in range(4):
+            talk(chat, with_image("what is it", i), 8)
+            assert chat.last.media_tokens == ALL_KINDS["qwen2.5vl_merger"].n_tokens
+            talk(chat, with_sound("what is it", i), 8)
+            assert chat.last.media_tokens == ALL_KINDS["qwen2a"].n_tokens
+            assert llm.cache_stats().n_used <= SMALL.capacity + SMALL.prompt_room
+        assert np.isfinite(last_logits(llm)).all()
 
 
 def test_two_sessions_take_turns(open_vision):
