@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from pathlib import Path
 
 import openai
 import pytest
@@ -13,7 +15,7 @@ from support import TESTS
 from support.hub import Hub
 from support.projectors import write_projector
 from support.server_process import program, run_program
-from support.vision import ALL_KINDS, KINDS, MORE_KINDS, MORE_SOUNDS, RECURRENT, SOUNDS, kinds, shown
+from support.vision import ALL_KINDS, BY_SAM, KINDS, MORE_KINDS, MORE_SOUNDS, NOT_RUN, RECURRENT, SOUNDS, kinds, shown
 
 SETTINGS = ("--morphkv", "--morphkv-capacity", 256, "--morphkv-prompt-room", 128, "--morphkv-interval", 32, "-np", 1)
 
@@ -59,7 +61,9 @@ def test_before_the_first_eviction_answers_are_those_of_stock(start_server, tiny
     assert answers[0]["usage"]["prompt_tokens"] > 2 * ALL_KINDS[kind].n_tokens
 
 
-@pytest.mark.parametrize("kind", kinds(SOUNDS, MORE_SOUNDS, of=KINDS | MORE_KINDS))
+@pytest.mark.parametrize(
+    "kind", kinds(BY_SAM, SOUNDS, MORE_SOUNDS, of=[kind for kind in KINDS | MORE_KINDS if kind not in BY_SAM])
+)
 def test_twenty_images_in_one_chat_take_constant_cells(start_server, tiny_vision, kind):
     model, projector = tiny_vision(kind)
     server = start_server(model, "--mmproj", projector, "--morphkv-archive", "ram", *SETTINGS)
@@ -69,7 +73,8 @@ def test_twenty_images_in_one_chat_take_constant_cells(start_server, tiny_vision
         answer = server.chat(messages, 8, ignore_eos=True)
         messages.append(answer["choices"][0]["message"])
         timings = answer["timings"]
-        assert (timings["media_n"], timings["media_tokens_n"]) == (ALL_KINDS[kind].n_pieces, ALL_KINDS[kind].n_tokens)
+        assert timings["media_n"] == ALL_KINDS[kind].n_pieces
+        assert 0 <= timings["media_tokens_n"] - ALL_KINDS[kind].n_tokens <= ALL_KINDS[kind].n_fill
         # the next turn is the turn
         assert i == 0 or timings["prompt_n"] < 20 * 8 + ALL_KINDS[kind].n_tokens + 128 + 40, (i, timings)
     cells = server.slot()["morphkv"]
@@ -134,20 +139,20 @@ def test_an_image_that_does_not_fit_is_an_error_of_the_request(start_server, tin
     assert server.chat([{"role": "user", "content": "still there"}], 4)["usage"]["completion_tokens"] > 0
 
 
-@pytest.mark.parametrize("kind", ["janus_pro", "qwen2vl_merger", "ultravox"])
+@pytest.mark.parametrize("kind", kinds(ALL_KINDS, of=("janus_pro", "qwen2vl_merger", "ultravox")))
 def test_the_openai_client_shows_more_than_the_cache_holds(start_server, tiny_vision, kind):
     model, projector = tiny_vision(kind)
     server = start_server(model, "--mmproj", projector, *SETTINGS)
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
     messages, n_seen = [], 0
-    while server.slot()["morphkv"]["n_evictions"] < 3:
+    while server.slot()["morphkv"]["n_evictions"] < 3 or len(messages) < 6:
         messages.append(ask(kind, len(messages), "word " * 20))
         answer = client.chat.completions.create(model="any", messages=messages, max_tokens=8)
         n_seen += ALL_KINDS[kind].n_tokens
         assert answer.usage.prompt_tokens > n_seen
         assert answer.usage.completion_tokens > 0
         messages.append({"role": "assistant", "content": "so"})
-    assert len(messages) > 4
+    assert server.slot()["morphkv"]["n_used"] <= 256 + 128
 
 
 @pytest.mark.parametrize("kind", ["qwen2vl_merger", "hunyuanvl"])
@@ -180,6 +185,35 @@ def test_a_projector_whose_positions_cannot_be_rebased_is_refused(tiny_vision, t
     assert done.returncode == 1
     assert "cannot serve the images of --mmproj" in done.stdout
     assert "hunyuanvl" in done.stdout
+
+
+def test_a_projector_that_llama_cpp_cannot_load_is_an_error_that_names_it(tiny_vision, tmp_path):
+    projector = write_projector(tmp_path / "gemma3n.gguf", "gemma3na")
+    done = run_program("llama-server", "-m", tiny_vision("mlp")[0], "--mmproj", projector, "--port", 0, "--morphkv")
+    assert done.returncode == 1
+    assert "unknown vision projector type gemma3na" in done.stdout
+
+
+def test_gemma_3n_sees_though_its_ears_cannot_be_loaded(start_server, tiny_vision, tmp_path):
+    projector = write_projector(tmp_path / "gemma3n.gguf", "gemma3nv", ears="gemma3na")
+    server = start_server(tiny_vision("gemma3nv")[0], "--mmproj", projector, *SETTINGS)
+    assert server.chat([ask("gemma3nv", 1)], 4)["timings"]["media_tokens_n"] == ALL_KINDS["gemma3nv"].n_tokens
+    answer = server.post("/v1/chat/completions", {"messages": [ask("ultravox", 1)], "max_tokens": 4})
+    assert answer.status_code >= 400
+    assert "audio input is not supported" in answer.json()["error"]["message"]
+    assert server.chat([ask("gemma3nv", 2)], 4)["usage"]["completion_tokens"] > 0
+
+
+def test_each_projector_of_llama_cpp_is_run_or_told_not_to_be():
+    source = Path(os.environ.get("MORPHKV_TEST_PROGRAMS", "")).parents[1] / "upstream/tools/mtmd/clip-impl.h"
+    if not source.is_file():
+        pytest.skip("MORPHKV_TEST_PROGRAMS names no folder beside llama.cpp's sources")
+    names = re.findall(r'\{ *PROJECTOR_TYPE_\w+, *"([^"]+)" *\}', source.read_text(encoding="utf-8"))
+    assert len(names) > 60
+    assert set(names) == (set(ALL_KINDS) | NOT_RUN) - {"mlp_norm"}  # which has no name of its own
+    page = (TESTS.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("|")]
+    assert all(any(f"`{name}`" in row for row in rows) for name in NOT_RUN)
 
 
 def test_the_docs_name_the_projectors_that_are_run():

@@ -12,8 +12,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from .ears import EARS, add_ears
-from .eyes import Tensors, add_eyes
+from .clip.ears import EARS, add_ears
+from .clip.eyes import add_eyes
+from .clip.speaking import SPEAKING, add_speaking
+from .clip.tensors import Tensors
 
 # A question and its answer, as MTMDChatHandler writes them.
 TEMPLATE = (
@@ -24,17 +26,31 @@ TEMPLATE = (
 )
 
 
-def write_projector(path: Path, kind: str, n_text: int = 64, seed: int = 5) -> Path:
+# What clip tells by tensors, or by what the file is asked for.
+WITHIN = {"mlp_norm": "mlp"}
+BOTH = {"qwen2.5o": ("qwen2.5vl_merger", "qwen2a")}
+
+
+def write_projector(path: Path, kind: str, n_text: int = 64, seed: int = 5, ears: str = "") -> Path:
     """kind: as clip names it, one of EYES or EARS, or another whose projector nobody loads.
 
-    n_text: size of the text model's embeddings.
+    n_text: size of the text model's embeddings. ears: the name of some beside, of which there is no more than that.
     """
     tensors = Tensors(seed)
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_type("mmproj")
-    writer.add_clip_projector_type(kind)
-    add = add_ears if kind in EARS else add_eyes
-    add(writer, tensors, kind, n_text)
+    if kind in SPEAKING:
+        writer.add_string("clip.audio.projector_type", kind)
+        add_speaking(writer, tensors, kind, n_text)
+    elif ears:
+        writer.add_string("clip.vision.projector_type", kind)
+        writer.add_string("clip.audio.projector_type", ears)
+        writer.add_clip_has_audio_encoder(True)
+    else:
+        writer.add_clip_projector_type(WITHIN.get(kind, kind))
+    for part in BOTH.get(kind, (kind,)):
+        add = add_ears if part in EARS else add_eyes
+        add(writer, tensors, part, n_text)
     for name, tensor in tensors.items():
         writer.add_tensor(name, tensor)
     writer.write_header_to_file()

@@ -17,7 +17,7 @@ from morphkv_cpp.text.tokens import end_tokens
 from morphkv_cpp.text.write import BanTokens
 from support import TESTS
 from support.chats import no_end, talk
-from support.projectors import TEMPLATE, with_image
+from support.projectors import TEMPLATE, with_image, with_sound, write_projector
 from support.tiny import FLASH, QUIET, last_logits
 from support.vision import ALL_KINDS, KINDS, MORE_KINDS, MORE_SOUNDS, SOUNDS, kinds, shown
 
@@ -77,9 +77,8 @@ def go_on_elsewhere(kind: str, model: Path, projector: Path, session: Path, capa
     return done.stdout.decode()  # as it is: a text may hold carriage returns
 
 
-@pytest.mark.parametrize("kind", KINDS | MORE_KINDS)
-def test_before_the_first_eviction_a_handler_s_logits_are_those_of_stock(open_vision, kind, monkeypatch):
-    """Bit by bit, behind each batch."""
+def check_as_stock(open_vision, kind: str, monkeypatch, **size: int) -> None:
+    """What a handler answers to a picture, bit by bit, behind each batch."""
     seen = []
     for morphkv in (None, LARGE):
         llm, logits = open_vision(kind, morphkv), []
@@ -89,11 +88,37 @@ def test_before_the_first_eviction_a_handler_s_logits_are_those_of_stock(open_vi
             logits.append(last_logits(llm))
 
         monkeypatch.setattr(llm, "eval", evaluate)
-        complete(llm, [{"role": "user", "content": with_image("what is it", 1)}])
+        complete(llm, [{"role": "user", "content": with_image("what is it", 1, **size)}])
         seen.append(logits)
     n = len(seen[1])  # llama_cpp writes some tokens more, where a character is torn
     assert 24 <= n <= len(seen[0])
     assert np.array_equal(seen[0][:n], seen[1])
+
+
+@pytest.mark.parametrize("kind", KINDS | MORE_KINDS)
+def test_before_the_first_eviction_a_handler_s_logits_are_those_of_stock(open_vision, kind, monkeypatch):
+    check_as_stock(open_vision, kind, monkeypatch)
+
+
+@pytest.mark.parametrize(("kind", "n_tokens"), [("deepseekocr", 210 + 273), ("deepseekocr2", 2 * 144 + 257)])
+def test_deepseek_ocr_sees_a_large_picture_in_tiles(open_vision, kind, n_tokens, monkeypatch):
+    """Two of them, and then all of it."""
+    size = {"width": 1300, "height": 650}
+    check_as_stock(open_vision, kind, monkeypatch, **size)
+    with open_vision(kind, LARGE).session() as chat:
+        talk(chat, with_image("what is it", 1, **size), 4)
+        assert chat.last.media_tokens == n_tokens
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_another_picture_or_sound_leads_to_other_bits(open_vision, kind):
+    llm, logits = open_vision(kind, LARGE), []
+    for seed in (1, 2):
+        with llm.session(keep=None) as chat:
+            talk(chat, shown(kind, "what is it", seed), 1)
+            logits.append(last_logits(llm))
+    assert np.isfinite(logits).all()
+    assert not np.array_equal(*logits)
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "qwen2vl_merger"])
@@ -121,9 +146,10 @@ def test_a_session_answers_as_the_handler_does(open_vision, kind):
     expected = complete(llm, asked, max_tokens=20, logits_processor=words)
     with llm.session(keep=None) as chat:
         assert talk(chat, shown(kind, "what is it", 1), 20, logits_processor=words) == expected != ""
-        assert chat.last.media_tokens == ALL_KINDS[kind].n_tokens
+        n_more = chat.last.media_tokens - ALL_KINDS[kind].n_tokens
+        assert 0 <= n_more <= ALL_KINDS[kind].n_fill
         n_words = chat.last.prompt_tokens + chat.last.cached_tokens
-        assert chat.n_tokens == n_words + ALL_KINDS[kind].n_positions + 20
+        assert chat.n_tokens == n_words + ALL_KINDS[kind].n_positions + n_more + 20
 
 
 @pytest.mark.parametrize("kind", kinds(MORE_KINDS, MORE_SOUNDS, of=KINDS | SOUNDS))
@@ -174,6 +200,18 @@ def test_twenty_images_and_5000_tokens_in_one_chat(open_vision, tiny_vision, tmp
     assert go_on_elsewhere(kind, model, projector, tmp_path / "chat.session", 1024, 40) == expected
 
 
+def test_a_projector_of_both_kinds_sees_and_hears_in_one_chat(open_vision):
+    llm = open_vision("qwen2.5o")
+    with llm.session("you see and hear") as chat:
+        for i in range(4):
+            talk(chat, with_image("what is it", i), 8)
+            assert chat.last.media_tokens == ALL_KINDS["qwen2.5vl_merger"].n_tokens
+            talk(chat, with_sound("what is it", i), 8)
+            assert chat.last.media_tokens == ALL_KINDS["qwen2a"].n_tokens
+            assert llm.cache_stats().n_used <= SMALL.capacity + SMALL.prompt_room
+        assert np.isfinite(last_logits(llm)).all()
+
+
 def test_two_sessions_take_turns(open_vision):
     llm = open_vision("qwen2vl_merger")
     one, two = llm.session("one"), llm.session("two")
@@ -195,6 +233,18 @@ def test_what_a_projector_does_not_read_is_refused(open_vision, kind, other, sai
     with pytest.raises(ValueError, match=said):
         talk(chat, content)
     assert talk(chat, "go on")
+
+
+def test_a_projector_that_llama_cpp_cannot_load_is_refused_and_the_text_goes_on(tiny_vision, tmp_path):
+    projector = write_projector(tmp_path / "gemma3n.gguf", "gemma3na")
+    handler = Handler(clip_model_path=str(projector), verbose=False)
+    with Llama(str(tiny_vision("mlp")[0]), morphkv=SMALL, chat_handler=handler, n_ctx=4096, **QUIET) as llm:
+        chat = llm.session()
+        asked = with_image("what is it", 1)
+        for ask in (lambda: talk(chat, asked), lambda: complete(llm, [{"role": "user", "content": asked}])):
+            with pytest.raises(ValueError, match="Failed to load mtmd context"):
+                ask()
+        assert talk(chat, "go on", 4)
 
 
 def test_a_question_whose_image_cannot_be_read_is_taken_back(open_vision):

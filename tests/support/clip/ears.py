@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import gguf
 import numpy as np
 
-from .eyes import N_FF, N_INSIDE, Tensors
+from .conformers import CONFORMERS
+from .ear import N_CHANNEL, N_HIDDEN, N_MEL, Ear
+from .tensors import N_FF, N_INSIDE, Tensors, add_key
+from .voices import VOICES
 
-N_MEL, N_FRAMES, N_HIDDEN, N_CHANNEL = 16, 1500, 48, 8
-
-Head = Callable[[Tensors, int], None]  # takes the size of the text model's embeddings
+N_FRAMES = 1500
 
 
 def _whisper(tensors: Tensors) -> None:
@@ -98,33 +99,74 @@ def _gemma4(tensors: Tensors, n_text: int) -> None:
     tensors.matrices(a__input_projection=(n_text, 640))
 
 
-# By clip's names: whether its encoder is Whisper's, how many of its frames are one, and what makes tokens of them.
-EARS: dict[str, tuple[bool, int, Head]] = {
-    "ultravox": (True, 60, _ultravox),
-    "voxtral": (True, 30, _voxtral),
-    "meralion": (True, 60, _meralion),
-    "glma": (True, 60, _glm),
-    "qwen2a": (True, 0, _qwen2),
-    "musicflamingo": (True, 0, _flamingo),
-    "qwen3a": (False, 0, _qwen3),
-    "gemma4a": (False, 0, _conformer),
-    "gemma4ua": (False, 0, _gemma4),
+def _dots(tensors: Tensors, n_text: int) -> None:
+    _qwen3(tensors, n_text)
+    del tensors["a.position_embd.weight"], tensors["a.post_ln.bias"]
+    for part in ("ln1", "ln2"):
+        del tensors[f"a.blk.0.{part}.bias"]
+    for end in ("weight", "bias"):
+        tensors[f"mm.a.mlp.3.{end}"] = tensors.pop(f"mm.a.mlp.2.{end}")
+    tensors.norm("mm.a.norm_pre")
+
+
+def _mimo(tensors: Tensors, n_text: int) -> None:
+    """Frames become the nearest of some codes, in steps; groups of codes attend to each other."""
+    n_code, n_bin = MIMO["rvq.num_quantizers"], max(MIMO["rvq.codebook_size"])
+    for i in (1, 2):
+        tensors.block(f"a.blk.{i}")
+    tensors.conv("a.downsample.conv", N_INSIDE, N_INSIDE, 2, is_half=True)
+    tensors.norm("a.downsample.norm")
+    for name in ("a.rvq.codebook", "mm.a.code_embd"):
+        tensors.vector(f"{name}.weight", n_code, n_bin, N_INSIDE)
+    block = "mm.a.local_blk.0"
+    tensors.block(block)
+    tensors.matrix(f"{block}.ffn_gate.weight", N_FF, N_INSIDE)
+    for part in ("attn_out", "ffn_up", "ffn_down", "ln1", "ln2"):
+        del tensors[f"{block}.{part}.bias"]
+    tensors.norm("mm.a.local_norm", has_bias=False)
+    tensors.matrices(a__mlp__1=(N_HIDDEN, MIMO["local_group_size"] * N_INSIDE), a__mlp__2=(n_text, N_HIDDEN))
+
+
+MIMO: dict[str, Any] = {
+    "rvq.num_quantizers": 2,
+    "rvq.codebook_size": [24, 16],
+    "window_size": 8,
+    "wa_pattern_mode": [-1, 0, -1],
+    "local_block_count": 1,
+    "local_group_size": 4,
+}
+
+# By clip's names.
+EARS: dict[str, Ear] = {
+    "ultravox": Ear(_ultravox, True, keys={"projector.stack_factor": 60}),
+    "voxtral": Ear(_voxtral, True, keys={"projector.stack_factor": 30}),
+    "meralion": Ear(_meralion, True, keys={"projector.stack_factor": 60}),
+    "glma": Ear(_glm, True, keys={"projector.stack_factor": 60}),
+    "qwen2a": Ear(_qwen2, True),
+    "musicflamingo": Ear(_flamingo, True),
+    "qwen3a": Ear(_qwen3),
+    "gemma4a": Ear(_conformer),
+    "gemma4ua": Ear(_gemma4, n_block=0),
+    "dots3note_a": Ear(_dots),
+    "mimo_audio": Ear(_mimo, True, n_block=3, keys=MIMO),
+    **CONFORMERS,
+    **VOICES,
 }
 
 
 def add_ears(writer: gguf.GGUFWriter, tensors: Tensors, kind: str, n_text: int) -> None:
     """kind: one of EARS."""
-    is_whisper, n_joined, add_head = EARS[kind]
-    if is_whisper:
+    ear = EARS[kind]
+    if ear.is_whisper:
         _whisper(tensors)
-    add_head(tensors, n_text)
+    ear.add(tensors, n_text)
     writer.add_clip_has_audio_encoder(True)
-    writer.add_audio_num_mel_bins(N_MEL)
+    writer.add_audio_num_mel_bins(ear.n_mel)
     writer.add_audio_embedding_length(N_INSIDE)
     writer.add_audio_feed_forward_length(N_FF)
     writer.add_audio_projection_dim(n_text)
-    writer.add_audio_block_count(0 if kind == "gemma4ua" else 1)
+    writer.add_audio_block_count(ear.n_block)
     writer.add_audio_head_count(2)
     writer.add_audio_attention_layernorm_eps(1e-5)
-    if n_joined:
-        writer.add_audio_stack_factor(n_joined)
+    for key, value in ear.keys.items():
+        add_key(writer, f"clip.audio.{key}", value)
