@@ -96,7 +96,7 @@ def alike_facts(n_chats: int) -> list[list[Fact]]:
 @CHATS_AND_SLOTS
 def test_none_answers_with_what_another_was_told(start_server, demo_model, tmp_path, n_chats, n_slots):
     """Facts of the first turns are asked for from turn 25 on, 1,500 tokens and more later; each once."""
-    flags = ["--morphkv", "--morphkv-capacity", 512, "--morphkv-archive", "ram", "-t", 2]
+    flags = ["--morphkv", "--morphkv-capacity", 512, "--morphkv-archive", "ram"]
     on_disk = ["--slots", "--metrics", "--morphkv-state-dir", tmp_path / "chats"]
     server = start_server(demo_model, *flags, *on_disk, "-np", n_slots)
     quiet = start_server(demo_model, *flags, "-np", n_chats)
