@@ -1,4 +1,4 @@
-"""llama-server under load: four busy slots against stock's, a slot that is watched, and the first token of a late turn."""
+"""llama-server under load: four busy slots against stock's, a watched slot, and the first token of a late turn."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Server:
 
 
 class Watcher:
-    """Asks which tokens slot 0 keeps, as the page does: for what is new, and for all layers where something was evicted."""
+    """Asks which tokens slot 0 keeps, as the page does: for new ones, and for all layers after an eviction."""
 
     def __init__(self, server: Server):
         self.n_looks = 0
@@ -121,10 +121,10 @@ class Watcher:
         seen = self._server.ask("GET", path)
         version = [seen["cache"]["n_evictions"], seen["cache"]["n_recalls"]]
         self._known = f"&from={seen['from'] + len(seen['pieces'])}&text={seen['text']}"
-        if version != self._version:
-            self._known += "&layers=1"
         if "layers" in seen:
             self._version = version
+        elif version != self._version:
+            self._known += "&layers=1"
         self.n_looks += 1
 
     @contextmanager

@@ -59,7 +59,7 @@ def bench_server(
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """Measure llama-server: busy slots against stock's, a watched slot, the first token of a late turn against an early one."""
+    """Measure llama-server: busy slots against stock's, a watched slot, and the first token of a late turn."""
     bars = parse_bars(require or [], SERVER_ROWS)
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {rounds}")
