@@ -1,4 +1,4 @@
-"""llama-server under load: four busy slots against stock's, and the first token of a late turn against an early."""
+"""llama-server under load: four busy slots against stock's, a watched slot, and the first token of a late turn."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     import httpx
 
 # rows of the result, which requirements may name
-SLOTS, FIRST_TOKEN = "slots", "first-token"
-SERVER_ROWS = (SLOTS, FIRST_TOKEN)
+SLOTS, FIRST_TOKEN, WATCHED = "slots", "first-token", "watched"
+SERVER_ROWS = (SLOTS, FIRST_TOKEN, WATCHED)
 N_SLOTS = 4
 N_TURNS, N_EARLY_TURN = 60, 5
 N_AROUND = 2  # turns before and behind a turn that count with it
 START_SECONDS = 120
+# as the page asks while an answer is written
+LOOK_SECONDS, N_PIECES = 0.4, 4096
 SYSTEM = "You are a guide to the city of Lisbon. You answer in one short sentence and never repeat yourself. " * 45
 TOPICS = ("food", "trams", "tiles", "music", "rivers", "churches", "hills", "coffee", "markets", "beaches")
 
@@ -104,24 +107,63 @@ class Server:
             yield response
 
 
+class Watcher:
+    """Asks which tokens slot 0 keeps, as the page does: for new ones, and for all layers after an eviction."""
+
+    def __init__(self, server: Server):
+        self.n_looks = 0
+        self._server = server
+        self._known = "&layers=1"  # the text so far, and whether layers are to be told
+        self._version: list[int] = []  # of the layers that are known
+
+    def look(self) -> None:
+        path = f"/morphkv/retained?id_slot=0&n={N_PIECES}{self._known}"
+        seen = self._server.ask("GET", path)
+        version = [seen["cache"]["n_evictions"], seen["cache"]["n_recalls"]]
+        self._known = f"&from={seen['from'] + len(seen['pieces'])}&text={seen['text']}"
+        if "layers" in seen:
+            self._version = version
+        elif version != self._version:
+            self._known += "&layers=1"
+        self.n_looks += 1
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        is_over = threading.Event()
+
+        def watch() -> None:
+            while not is_over.wait(LOOK_SECONDS):
+                self.look()
+
+        with ThreadPoolExecutor(1) as pool:
+            watches = pool.submit(watch)
+            try:
+                yield
+            finally:
+                is_over.set()
+            watches.result()
+
+
 @dataclass
 class SlotsLane:
-    """N_SLOTS texts that go on at the same time, so many tokens a lap."""
+    """Texts that go on at the same time, one a slot, so many tokens a lap."""
 
     name: str
     server: Server
-    prompts: list[list[int]]  # (N_SLOTS,)
+    prompts: list[list[int]]  # (n_slots,)
     n_lap: int
     n_laps: int
     goes_on: bool  # else each lap begins behind the prompt again
     rates: list[float] = field(default_factory=list)  # (n_rounds,) tok/s of all slots together
+    watcher: Watcher | None = None
 
     def turn(self) -> None:
-        self.rates.append(median(self._lap() for _ in range(self.n_laps)))
+        with self.watcher.watching() if self.watcher else nullcontext():
+            self.rates.append(median(self._lap() for _ in range(self.n_laps)))
 
     def _lap(self) -> float:
-        with ThreadPoolExecutor(N_SLOTS) as pool:
-            answers = list(pool.map(self._decode, range(N_SLOTS)))
+        with ThreadPoolExecutor(len(self.prompts)) as pool:
+            answers = list(pool.map(self._decode, range(len(self.prompts))))
         return float(sum(answer["timings"]["predicted_per_second"] for answer in answers))
 
     def _decode(self, i: int) -> dict[str, Any]:
@@ -167,6 +209,21 @@ def run_slots(
         lanes = [
             SlotsLane("MorphKV", own, [list(prompt) for prompt in prompts], small.interval, 2, goes_on=True),
             SlotsLane("stock, as many cells", stock, prompts, small.interval, 2, goes_on=False),
+        ]
+        run_in_turns(lanes, n_rounds, on_turn)
+    return ratio(*lanes), lanes
+
+
+def run_watched(
+    model: Path, morphkv: MorphKV, n_rounds: int, on_turn: Callable[[str], None], flags: list[object]
+) -> tuple[Ratio, list[SlotsLane]]:
+    """The rate of a text that somebody watches over that of the same text, a little later, unwatched."""
+    with Server(model, "-np", 1, "--flash-attn", "on", *flags, *morphkv_flags(morphkv)) as server:
+        prompts = [list(islice(_prose_tokens(server), morphkv.capacity))]
+        n_turn, watcher = 2 * morphkv.interval, Watcher(server)
+        lanes = [
+            SlotsLane("watched", server, prompts, n_turn, 1, goes_on=True, watcher=watcher),
+            SlotsLane("unwatched", server, prompts, n_turn, 1, goes_on=True),
         ]
         run_in_turns(lanes, n_rounds, on_turn)
     return ratio(*lanes), lanes

@@ -1,4 +1,4 @@
-"""`morphkv bench server`: llama-server with busy slots, and a chat of many turns."""
+"""`morphkv bench server`: llama-server with busy slots, one that is watched, and a chat of many turns."""
 
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,7 @@ from ...bench.server import (
     around,
     run_chat,
     run_slots,
+    run_watched,
 )
 from ...bench.suite import Sizes
 from ...cache.archive import CACHE_TYPES
@@ -33,6 +34,8 @@ class Served(NamedTuple):
     lanes: list[SlotsLane]
     first_token: float
     seconds: list[float]  # to the first token, of each turn
+    watched: Ratio
+    watched_lanes: list[SlotsLane]
 
     def first_token_ms(self, turn: int) -> float:
         return 1e3 * around(self.seconds, turn)
@@ -56,7 +59,7 @@ def bench_server(
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
-    """Measure llama-server: busy slots against stock's, and the first token of a late turn against an early one."""
+    """Measure llama-server: busy slots against stock's, a watched slot, and the first token of a late turn."""
     bars = parse_bars(require or [], SERVER_ROWS)
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {rounds}")
@@ -69,20 +72,22 @@ def bench_server(
         "model": model,
         "morphkv": morphkv,
         "slots": served.slots,
-        "rates_tok_s": {lane.name: lane.rates for lane in served.lanes},
+        "watched": served.watched,
+        "rates_tok_s": {lane.name: lane.rates for lane in served.lanes + served.watched_lanes},
         "first_token_s": served.seconds,
     }
-    figures = {"slots": served.slots.middle, "first-token": served.first_token}
+    figures = {"slots": served.slots.middle, "first-token": served.first_token, "watched": served.watched.middle}
     report(as_json, bars, figures, details, lambda: show(served))
 
 
 def measure(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any]) -> Served:
     flags = server_flags(llama)
     n_turns = 2 * (n_rounds + 1)
-    with progress_bar(n_turns + N_TURNS, "decoding") as advance:
+    with progress_bar(2 * n_turns + N_TURNS, "decoding") as advance:
         slots, lanes = run_slots(model, morphkv, n_rounds, lambda name: advance(1, f"{N_SLOTS} slots: {name}"), flags)
         first_token, seconds = run_chat(model, morphkv, lambda turn: advance(1, f"chat: turn {turn}"), flags)
-    return Served(slots, lanes, first_token, seconds)
+        watched, one_slot = run_watched(model, morphkv, n_rounds, lambda name: advance(1, f"a slot: {name}"), flags)
+    return Served(slots, lanes, first_token, seconds, watched, one_slot)
 
 
 def server_flags(llama: dict[str, Any]) -> list[object]:
@@ -101,11 +106,13 @@ def server_flags(llama: dict[str, Any]) -> list[object]:
 
 
 def show(served: Served) -> None:
-    slots, rates = served.slots, [median(lane.rates) for lane in served.lanes]
+    slots, watched, rates = served.slots, served.watched, [median(lane.rates) for lane in served.lanes]
     print(
         f"tok/s of {N_SLOTS} busy slots over stock's with as many cells, in turns: {slots.middle:.3f} "
         f"({slots.low:.3f} to {slots.high:.3f}) (slots); medians {rates[0]:.1f} and {rates[1]:.1f}\n"
         f"time to the first token of turn {N_TURNS} over that of turn {N_EARLY_TURN}, the whole chat sent each time: "
         f"{served.first_token:.2f} (first-token); {served.first_token_ms(N_TURNS):.0f} and "
-        f"{served.first_token_ms(N_EARLY_TURN):.0f} ms"
+        f"{served.first_token_ms(N_EARLY_TURN):.0f} ms\n"
+        f"tok/s of a slot while its retention is watched over unwatched, in turns: {watched.middle:.3f} "
+        f"({watched.low:.3f} to {watched.high:.3f}) (watched)"
     )

@@ -27,6 +27,43 @@ def test_both_servers_decode_with_as_many_cells(tiny_llama):
     assert seen == ["MorphKV", "stock, as many cells", "stock, as many cells", "MorphKV"]
 
 
+def test_one_text_goes_on_watched_and_unwatched(tiny_llama, monkeypatch):
+    monkeypatch.setattr(bench, "LOOK_SECONDS", 0.001)
+    ratio, (watched, unwatched) = bench.run_watched(tiny_llama(), TIGHT, 1, lambda name: None, FLAGS)
+    assert ratio.middle == watched.rates[0] / unwatched.rates[0]
+    # two turns of each
+    assert watched.prompts is unwatched.prompts
+    assert [len(prompt) for prompt in watched.prompts] == [64 + 2 * 2 * 32]
+    assert watched.watcher.n_looks > 1
+    assert unwatched.watcher is None
+
+
+def test_a_watcher_asks_for_layers_where_something_was_evicted(tiny_llama):
+    paths = []
+    with bench.Server(tiny_llama(), "-np", 1, *FLAGS, *bench.morphkv_flags(TIGHT)) as server:
+
+        class Told(bench.Server):
+            def __init__(self):
+                pass
+
+            def ask(self, method, path, body=None):
+                paths.append(path)
+                return server.ask(method, path, body)
+
+        watcher = bench.Watcher(Told())
+        watcher.look()
+        prompts = [[1, *range(260, 300)]]
+        lane = bench.SlotsLane("a text", server, prompts, 8, 1, goes_on=True)
+        for n in (8, 64):
+            lane.n_lap = n
+            lane.turn()
+            for _ in range(3):
+                watcher.look()
+    assert ["layers=1" in path for path in paths] == [True, *[False] * 4, True, False]
+    assert "from=0&" in paths[1]
+    assert "from=48&" in paths[4]
+
+
 def test_a_chat_of_sixty_turns(tiny_llama):
     turns = []
     config = MorphKV(capacity=128, window=16, interval=16, prompt_room=64)

@@ -155,7 +155,8 @@ class TestServer:
     def test_slots_and_turns_are_one_object(self, capsys, tiny_llama):
         assert run("server", str(tiny_llama()), "-r", "1", *TIGHT, "--json") == 0
         found = json.loads(capsys.readouterr().out)
-        assert list(found["figures"]) == ["slots", "first-token"]
+        assert list(found["figures"]) == ["slots", "first-token", "watched"]
+        assert set(found["rates_tok_s"]) == {"MorphKV", "stock, as many cells", "watched", "unwatched"}
         assert len(found["first_token_s"]) == 62
 
     def test_devices_and_types_are_the_servers_too(self):
