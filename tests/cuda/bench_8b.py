@@ -18,7 +18,8 @@ import numpy as np
 
 from morphkv_cpp import Llama, MorphKV, bridge
 from morphkv_cpp.bench.depths import MORPHKV, STOCK, DepthPoint
-from morphkv_cpp.models.shapes import SHAPES, write_shape
+from morphkv_cpp.models.shape_files import write_shape
+from morphkv_cpp.models.shapes import SHAPES
 from morphkv_cpp.plots.decode import plot_decode
 from morphkv_cpp.plots.figure import check_plot
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from morphkv_cpp import Llama
-from morphkv_cpp.models.shapes import SHAPES, ModelShape, write_shape
+from morphkv_cpp.models.shape_files import write_shape
+from morphkv_cpp.models.shapes import SHAPES, ModelShape
 
 SMALL = ModelShape("small", n_layer=3, n_embd=128, n_head=4, n_head_kv=2, head_size=64, n_ff=256)
 

@@ -10,7 +10,8 @@ from ... import MorphKV
 from ...bench.bandwidth import copy_gb_s
 from ...bench.shape import ShapeCost, n_shape_fill, shape_cost
 from ...eval.bars import parse_bars
-from ...models.shapes import SHAPES, ModelShape, write_shape
+from ...extras import needs_extra
+from ...models.shapes import SHAPES, ModelShape
 from ...plots.bench import shape_panels
 from ..plots import Plot, plot_to
 from ..show import Json, print_table, progress_bar, remark, report
@@ -47,6 +48,8 @@ def bench_shape(
     """
     if shape not in SHAPES:
         raise ValueError(f"--shape must be one of {', '.join(SHAPES)}, got {shape!r}")
+    with needs_extra("bench"):
+        from ...models.shape_files import write_shape
     bars = parse_bars(require or [], ROWS)
     of = SHAPES[shape]
     draw = plot_to(plot)

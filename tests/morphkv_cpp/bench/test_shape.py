@@ -5,7 +5,8 @@ import pytest
 from morphkv_cpp import MorphKV
 from morphkv_cpp.bench.bandwidth import copy_gb_s
 from morphkv_cpp.bench.shape import N_RECALLS, n_shape_fill, shape_cost
-from morphkv_cpp.models.shapes import ModelShape, write_shape
+from morphkv_cpp.models.shape_files import write_shape
+from morphkv_cpp.models.shapes import ModelShape
 from support.tiny import FLASH
 
 SHAPE = ModelShape("small", n_layer=3, n_embd=128, n_head=4, n_head_kv=2, head_size=64, n_ff=256)

@@ -1,0 +1,11 @@
+"""`python without_extras.py ARGUMENTS` is `morphkv ARGUMENTS` where no extra is installed."""
+
+import sys
+
+EXTRAS = ("gguf", "httpx", "huggingface_hub", "matplotlib", "psutil", "rdata", "scipy")
+
+if __name__ == "__main__":
+    sys.modules.update(dict.fromkeys(EXTRAS))  # None: an import fails
+    from morphkv_cpp.cli.app import main
+
+    main(sys.argv[1:])
