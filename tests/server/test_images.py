@@ -205,7 +205,7 @@ def test_gemma_3n_sees_though_its_ears_cannot_be_loaded(start_server, tiny_visio
 
 
 def test_each_projector_of_llama_cpp_is_run_or_told_not_to_be():
-    source = Path(os.environ.get("MORPHKV_TEST_PROGRAMS", "")).parents[1] / "upstream/tools/mtmd/clip-impl.h"
+    source = Path(os.environ.get("MORPHKV_TEST_PROGRAMS", "")) / "../../upstream/tools/mtmd/clip-impl.h"
     if not source.is_file():
         pytest.skip("MORPHKV_TEST_PROGRAMS names no folder beside llama.cpp's sources")
     names = re.findall(r'\{ *PROJECTOR_TYPE_\w+, *"([^"]+)" *\}', source.read_text(encoding="utf-8"))
