@@ -82,10 +82,14 @@ def test_chats_take_turns(start_server, tiny_llama, tmp_path, n_chats, n_slots, 
 
 def alike_facts(n_chats: int) -> list[list[Fact]]:
     """For each chat the same subjects, with answers that no other chat has."""
+
+    def kind(fact: Fact) -> str:
+        return fact.subject.partition(" of ")[0].split()[-1]
+
     kinds: dict[str, list[str]] = {}
     for fact in facts():
-        kinds.setdefault(fact.subject.partition(" of ")[0].split()[-1], []).append(fact.answer)
-    subjects = {fact.subject: kinds[fact.subject.partition(" of ")[0].split()[-1]] for fact in document_facts(0)}
+        kinds.setdefault(kind(fact), []).append(fact.answer)
+    subjects = {fact.subject: kinds[kind(fact)] for fact in document_facts(0)}
     return [
         [Fact(subject, answers[i]) for subject, answers in subjects.items() if len(answers) >= n_chats]
         for i in range(n_chats)
