@@ -57,15 +57,23 @@ def stream_panels(lanes: Sequence[StreamLane], n_tokens: int, n_turn: int) -> li
     return [Lines("speed", "tokens behind that one", "streaming speed (tok/s)", lines)]
 
 
-def server_panels(lanes: Sequence[SlotsLane], seconds: Sequence[float]) -> list[Lines | Bars]:
-    """Speed of busy slots, and the time to the first token turn by turn."""
-    bars = [Bar(lane.name, median(lane.rates), min(lane.rates), max(lane.rates)) for lane in lanes]
-    turns = list(range(1, len(seconds) + 1))
-    first = Line("first token", turns, [1e3 * each for each in seconds])
-    return [
-        Bars("slots", f"tok/s of {len(lanes[0].prompts)} busy slots", bars),
-        Lines("chat", "turn of a chat", "time to the first token (ms)", [first]),
-    ]
+def server_panels(
+    lanes: Sequence[SlotsLane], seconds: Sequence[float], watched: Sequence[SlotsLane]
+) -> list[Lines | Bars]:
+    """Speed of busy slots, time to the first token turn by turn, speed of a watched slot: those that were measured."""
+    panels: list[Lines | Bars] = []
+    if lanes:
+        panels.append(Bars("slots", f"tok/s of {len(lanes[0].prompts)} busy slots", _bars_of(lanes)))
+    if seconds:
+        first = Line("first token", list(range(1, len(seconds) + 1)), [1e3 * each for each in seconds])
+        panels.append(Lines("chat", "turn of a chat", "time to the first token (ms)", [first]))
+    if watched:
+        panels.append(Bars("watched", "tok/s of one slot", _bars_of(watched)))
+    return panels
+
+
+def _bars_of(lanes: Sequence[SlotsLane]) -> list[Bar]:
+    return [Bar(lane.name, median(lane.rates), min(lane.rates), max(lane.rates)) for lane in lanes]
 
 
 def archive_panels(cost: ArchiveCost) -> list[Lines | Bars]:

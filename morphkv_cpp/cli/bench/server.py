@@ -1,18 +1,23 @@
 """`morphkv bench server`: llama-server with busy slots, one that is watched, and a chat of many turns."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 from ... import MorphKV
 from ...bench.decode import Ratio
 from ...bench.server import (
+    FIRST_TOKEN,
+    N_AROUND,
     N_EARLY_TURN,
     N_SLOTS,
     N_TURNS,
     SERVER_ROWS,
+    SLOTS,
+    WATCHED,
     SlotsLane,
     around,
     run_chat,
@@ -29,13 +34,16 @@ from ..plots import Plot, plot_to
 from ..show import Json, find_model, progress_bar, report
 
 
-class Served(NamedTuple):
-    slots: Ratio
-    lanes: list[SlotsLane]
-    first_token: float
-    seconds: list[float]  # to the first token, of each turn
-    watched: Ratio
-    watched_lanes: list[SlotsLane]
+@dataclass
+class Served:
+    """What was measured; the rest is empty."""
+
+    figures: dict[str, float] = field(default_factory=dict)  # by row
+    slots: Ratio | None = None
+    lanes: list[SlotsLane] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # to the first token, of each turn
+    watched: Ratio | None = None
+    watched_lanes: list[SlotsLane] = field(default_factory=list)
 
     def first_token_ms(self, turn: int) -> float:
         return 1e3 * around(self.seconds, turn)
@@ -48,26 +56,30 @@ def bench_server(
     rounds: Annotated[
         int, typer.Option("--rounds", "-r", metavar="N", help="turns of each server; medians are shown")
     ] = Sizes.n_rounds,
+    rows: Annotated[
+        str, typer.Option("--rows", metavar="NAMES", help=f"measure these alone, of {', '.join(SERVER_ROWS)}")
+    ] = ",".join(SERVER_ROWS),
     require: Annotated[
         list[str] | None,
         typer.Option(
             "--require",
             metavar="BAR",
-            help=f"exit with 1 if missed, e.g. 'slots>=0.93'; rows: {', '.join(SERVER_ROWS)}",
+            help="exit with 1 if missed, e.g. 'slots>=0.93'; of the rows measured",
         ),
     ] = None,
     as_json: Json = False,
     plot: Plot = None,
 ) -> None:
     """Measure llama-server: busy slots against stock's, a watched slot, and the first token of a late turn."""
-    bars = parse_bars(require or [], SERVER_ROWS)
+    chosen = chosen_rows(rows)
+    bars = parse_bars(require or [], chosen)
     if rounds < 1:
         raise ValueError(f"--rounds must be at least 1, got {rounds}")
     draw = plot_to(plot)
     path = find_model(model)
-    served = measure(path, morphkv, rounds, llama)
+    served = measure(path, morphkv, rounds, llama, chosen)
     title = f"{path.stem}: llama-server, capacity {morphkv.capacity:,}"
-    draw(title, lambda: server_panels(served.lanes, served.seconds))
+    draw(title, lambda: server_panels(served.lanes, served.seconds, served.watched_lanes))
     details = {
         "model": model,
         "morphkv": morphkv,
@@ -76,18 +88,38 @@ def bench_server(
         "rates_tok_s": {lane.name: lane.rates for lane in served.lanes + served.watched_lanes},
         "first_token_s": served.seconds,
     }
-    figures = {"slots": served.slots.middle, "first-token": served.first_token, "watched": served.watched.middle}
-    report(as_json, bars, figures, details, lambda: show(served))
+    report(as_json, bars, served.figures, details, lambda: show(served))
 
 
-def measure(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any]) -> Served:
+def chosen_rows(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in SERVER_ROWS:
+            raise ValueError(f"--rows must be some of {', '.join(SERVER_ROWS)}, got {name!r}")
+    return [row for row in SERVER_ROWS if row in names]
+
+
+def measure(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any], rows: list[str]) -> Served:
     flags = server_flags(llama)
     n_turns = 2 * (n_rounds + 1)
-    with progress_bar(2 * n_turns + N_TURNS, "decoding") as advance:
-        slots, lanes = run_slots(model, morphkv, n_rounds, lambda name: advance(1, f"{N_SLOTS} slots: {name}"), flags)
-        first_token, seconds = run_chat(model, morphkv, lambda turn: advance(1, f"chat: turn {turn}"), flags)
-        watched, one_slot = run_watched(model, morphkv, n_rounds, lambda name: advance(1, f"a slot: {name}"), flags)
-    return Served(slots, lanes, first_token, seconds, watched, one_slot)
+    n_steps = {SLOTS: n_turns, FIRST_TOKEN: N_TURNS + N_AROUND, WATCHED: n_turns}
+    served = Served()
+    with progress_bar(sum(n_steps[row] for row in rows), "decoding") as advance:
+        if SLOTS in rows:
+            served.slots, served.lanes = run_slots(
+                model, morphkv, n_rounds, lambda name: advance(1, f"{N_SLOTS} slots: {name}"), flags
+            )
+            served.figures[SLOTS] = served.slots.middle
+        if FIRST_TOKEN in rows:
+            served.figures[FIRST_TOKEN], served.seconds = run_chat(
+                model, morphkv, lambda turn: advance(1, f"chat: turn {turn}"), flags
+            )
+        if WATCHED in rows:
+            served.watched, served.watched_lanes = run_watched(
+                model, morphkv, n_rounds, lambda name: advance(1, f"a slot: {name}"), flags
+            )
+            served.figures[WATCHED] = served.watched.middle
+    return served
 
 
 def server_flags(llama: dict[str, Any]) -> list[object]:
@@ -106,13 +138,24 @@ def server_flags(llama: dict[str, Any]) -> list[object]:
 
 
 def show(served: Served) -> None:
-    slots, watched, rates = served.slots, served.watched, [median(lane.rates) for lane in served.lanes]
-    print(
-        f"tok/s of {N_SLOTS} busy slots over stock's with as many cells, in turns: {slots.middle:.3f} "
-        f"({slots.low:.3f} to {slots.high:.3f}) (slots); medians {rates[0]:.1f} and {rates[1]:.1f}\n"
-        f"time to the first token of turn {N_TURNS} over that of turn {N_EARLY_TURN}, the whole chat sent each time: "
-        f"{served.first_token:.2f} (first-token); {served.first_token_ms(N_TURNS):.0f} and "
-        f"{served.first_token_ms(N_EARLY_TURN):.0f} ms\n"
-        f"tok/s of a slot while its retention is watched over unwatched, in turns: {watched.middle:.3f} "
-        f"({watched.low:.3f} to {watched.high:.3f}) (watched)"
-    )
+    if served.slots:
+        rates = [median(lane.rates) for lane in served.lanes]
+        print(
+            f"tok/s of {N_SLOTS} busy slots over stock's with as many cells, in turns: {spread(served.slots)} "
+            f"({SLOTS}); medians {rates[0]:.1f} and {rates[1]:.1f}"
+        )
+    if served.seconds:
+        print(
+            f"time to the first token of turn {N_TURNS} over that of turn {N_EARLY_TURN}, the whole chat sent each "
+            f"time: {served.figures[FIRST_TOKEN]:.2f} ({FIRST_TOKEN}); {served.first_token_ms(N_TURNS):.0f} and "
+            f"{served.first_token_ms(N_EARLY_TURN):.0f} ms"
+        )
+    if served.watched:
+        print(
+            "tok/s of a slot while its retention is watched over unwatched, in turns: "
+            f"{spread(served.watched)} ({WATCHED})"
+        )
+
+
+def spread(ratio: Ratio) -> str:
+    return f"{ratio.middle:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"

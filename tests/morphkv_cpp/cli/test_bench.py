@@ -159,6 +159,24 @@ class TestServer:
         assert set(found["rates_tok_s"]) == {"MorphKV", "stock, as many cells", "watched", "unwatched"}
         assert len(found["first_token_s"]) == 62
 
+    @pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
+    def test_one_row_is_measured_alone(self, capsys, tiny_llama, tmp_path):
+        plot = tmp_path / "server.svg"
+        options = ["--rows", "watched", "-r", "1", *TIGHT, "--json", "--plot", str(plot)]
+        assert run("server", str(tiny_llama()), *options) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert list(found["figures"]) == ["watched"]
+        assert set(found["rates_tok_s"]) == {"watched", "unwatched"}
+        assert 'id="watched-watched"' in plot.read_text(encoding="utf-8")
+
+    def test_a_row_that_there_is_not_is_refused(self, capsys, tiny_llama):
+        assert run("server", str(tiny_llama()), "--rows", "slots,shown") == 1
+        assert "--rows must be some of slots, first-token, watched, got 'shown'" in capsys.readouterr().err
+
+    def test_a_bar_on_a_row_that_is_left_out_is_refused(self, capsys, tiny_llama):
+        assert run("server", str(tiny_llama()), "--rows", "slots", "--require", "watched>=0.98") == 1
+        assert "a requirement must speak of one of slots, got 'watched>=0.98'" in capsys.readouterr().err
+
     def test_devices_and_types_are_the_servers_too(self):
         plain = server_flags(llama_options(threads=3, gpu_layers=5, cache_type_k="q8_0"))
         assert plain == ["-t", 3, "-ngl", 5, "-ctk", "q8_0", "-ctv", "f16"]

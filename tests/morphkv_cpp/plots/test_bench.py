@@ -30,10 +30,13 @@ def test_a_streamed_answer_has_a_line_early_and_late():
 
 def test_slots_have_their_spread_and_turns_milliseconds():
     lanes = [SimpleNamespace(name="MorphKV", rates=[3.0, 1.0, 2.0], prompts=[[]] * 4)]
-    slots, chat = server_panels(lanes, [0.5, 0.25])
+    watched = [SimpleNamespace(name=name, rates=[4.0]) for name in ("watched", "unwatched")]
+    slots, chat, one_slot = server_panels(lanes, [0.5, 0.25], watched)
     assert slots.x == "tok/s of 4 busy slots"
     assert (slots.bars[0].value, slots.bars[0].low, slots.bars[0].high) == (2.0, 1.0, 3.0)
     assert (chat.lines[0].xs, chat.lines[0].ys) == ([1, 2], [500.0, 250.0])
+    assert [bar.name for bar in one_slot.bars] == ["watched", "unwatched"]
+    assert server_panels([], [], watched) == [one_slot]
 
 
 def test_an_archive_has_speed_with_and_without_it():
