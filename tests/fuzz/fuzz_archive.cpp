@@ -107,9 +107,8 @@ void check_is_sound(const morphkv_archive & archive) {
     CHECK(std::find(has.begin(), has.end(), false) == has.end());
     if (archive.n_places() > 0) {
         for (size_t il = 0; il < archive.layout.layers.size(); ++il) {
-            const auto & layer = archive.layout.layers[il];
             const auto * index = (const uint8_t *) archive.index_rows(il);
-            const size_t n     = archive.n_places() * layer.n_head_kv * layer.n_embd_k * sizeof(ggml_fp16_t);
+            const size_t n     = archive.n_places() * archive.layout.index_bytes(il);
             // AddressSanitizer shall see all of it
             const bytes  copy(index, index + n);
             CHECK(!copy.empty());

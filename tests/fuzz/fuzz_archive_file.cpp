@@ -44,8 +44,8 @@ const morphkv_page_layout & fuzz_layout(int i_layout) {
 
 size_t fuzz_page_bytes(const morphkv_page_layout & layout) {
     size_t res = layout.page_bytes;
-    for (const auto & layer : layout.layers) {
-        res += layer.n_head_kv * layer.n_embd_k * sizeof(ggml_fp16_t);
+    for (size_t il = 0; il < layout.layers.size(); ++il) {
+        res += layout.index_bytes(il);
     }
     return res;
 }

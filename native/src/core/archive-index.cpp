@@ -17,12 +17,9 @@ void morphkv_archive::reserve_places(size_t n) {
     }
     std::vector<size_t> new_at;
     size_t              n_bytes = 0;
-    auto                n_embd  = [&](size_t il) {
-        return layout.layers[il].n_head_kv * layout.layers[il].n_embd_k;
-    };
     for (size_t il = 0; il < layout.layers.size(); ++il) {
         new_at.push_back(n_bytes);
-        n_bytes += GGML_PAD(n_new * n_embd(il) * sizeof(ggml_fp16_t), 64);
+        n_bytes += GGML_PAD(n_new * layout.index_bytes(il), 64);
     }
     decltype(index) grown((char *) morphkv_malloc_aligned(n_bytes));
     if (!grown) {
@@ -31,7 +28,7 @@ void morphkv_archive::reserve_places(size_t n) {
     // attention over a place that is empty must not meet NaN
     memset(grown.get(), 0, n_bytes);
     for (size_t il = 0; index && il < layout.layers.size(); ++il) {
-        memcpy(grown.get() + new_at[il], index.get() + index_at[il], n_reserved * n_embd(il) * sizeof(ggml_fp16_t));
+        memcpy(grown.get() + new_at[il], index.get() + index_at[il], n_reserved * layout.index_bytes(il));
     }
     index       = std::move(grown);
     index_bytes = n_bytes;
@@ -53,7 +50,9 @@ void morphkv_archive::index_page(size_t i_place, const morphkv_page * page) {
                 mean[j] += keys[i * n_embd + j] / N_PAGE;
             }
         }
-        ggml_fp32_to_fp16_row(mean.data(), (ggml_fp16_t *) index_rows(il) + i_place * n_embd, n_embd);
+        morphkv_convert_rows(GGML_TYPE_F32, mean.data(), layout.index_type(il),
+                             (char *) index_rows(il) + i_place * layout.index_bytes(il), layer.n_head_kv,
+                             layer.n_embd_k);
     }
 }
 

@@ -11,8 +11,8 @@ static int64_t count_pages(const morphkv_page_layout & layout, uint64_t max_byte
         return 0;
     }
     uint64_t page_bytes = layout.page_bytes;
-    for (const auto & layer : layout.layers) {
-        page_bytes += layer.n_head_kv * layer.n_embd_k * sizeof(ggml_fp16_t);
+    for (size_t il = 0; il < layout.layers.size(); ++il) {
+        page_bytes += layout.index_bytes(il);
     }
     return std::max<uint64_t>(1, max_bytes / page_bytes);
 }
@@ -223,7 +223,7 @@ void morphkv_archive::store_page(const saved_page & page, const morphkv_archive 
     store->put(i_place, i_page, hash, page.page);
     if (page.page && same) {
         for (size_t il = 0; il < layout.layers.size(); ++il) {
-            const size_t n = layout.layers[il].n_head_kv * layout.layers[il].n_embd_k * sizeof(ggml_fp16_t);
+            const size_t n = layout.index_bytes(il);
             memcpy((char *) index_rows(il) + i_place * n,
                    (const char *) same->index_rows(il) + same->places.of(i_page) * n, n);
         }

@@ -58,7 +58,7 @@ public:
     bool     is_damaged(int64_t i_page) const { return damaged.count(i_page) > 0; }
     int64_t  n_damaged() const { return damaged.size(); }  // of the pages that are there
 
-    // The index of a layer: n_places() rows of (n_head_kv*n_embd_k) F16, of which those that hold no page have anything.
+    // The index of a layer: n_places() rows of layout.index_bytes(), of which those that hold no page have anything.
     // Aligned as tensors are; there until the archive changes.
     void *  index_rows(size_t i_layer) const { return index.get() + index_at[i_layer]; }
     int64_t n_places() const;
@@ -122,7 +122,7 @@ private:
     std::vector<uint64_t>     hashes;                     // (n_places)
     mutable std::set<int64_t> damaged;                    // pages
 
-    std::unique_ptr<char[], morphkv_free_aligned> index;  // by layer: (n_reserved, n_head_kv*n_embd_k) F16
+    std::unique_ptr<char[], morphkv_free_aligned> index;  // by layer: (n_reserved) rows
     size_t                                        index_bytes = 0;
     size_t                                        n_reserved  = 0;
     std::vector<size_t>                           index_at;  // by layer

@@ -14,7 +14,7 @@
 namespace {
 
 constexpr char     MAGIC[8] = { 'M', 'K', 'V', 'K', 'N', 'O', 'W', 'N' };
-constexpr uint32_t VERSION  = 1;
+constexpr uint32_t VERSION  = 2;
 constexpr int64_t  HEADER   = 4096;     // bytes
 constexpr int64_t  ALIGNED  = 64;       // where a part of the index begins
 constexpr int64_t  MANY     = 1 << 26;  // pages
@@ -58,17 +58,13 @@ int64_t page_at(const morphkv_page_layout & layout, int64_t i_page) {
     return HEADER + i_page * record_bytes(layout);
 }
 
-size_t row_bytes(const morphkv_page_layout::layer & layer) {
-    return layer.n_head_kv * layer.n_embd_k * sizeof(ggml_fp16_t);
-}
-
 // Where the parts of a file with so many pages begin.
 struct file_places {
     file_places(const morphkv_page_layout & layout, int64_t n_pages) {
         int64_t at = GGML_PAD(page_at(layout, n_pages), HEADER);
-        for (const auto & layer : layout.layers) {
+        for (size_t il = 0; il < layout.layers.size(); ++il) {
             index.push_back(at);
-            at = GGML_PAD(at + n_pages * (int64_t) row_bytes(layer), ALIGNED);
+            at = GGML_PAD(at + n_pages * (int64_t) layout.index_bytes(il), ALIGNED);
         }
         tokens  = at;
         n_bytes = tokens + n_pages * morphkv_page_layout::N_PAGE * (int64_t) sizeof(int32_t);
@@ -244,7 +240,7 @@ static uint64_t hash_index(const morphkv_page_layout & layout, int64_t n_pages,
                            const std::vector<const void *> & rows) {
     morphkv_word_hash res;
     for (size_t il = 0; il < layout.layers.size(); ++il) {
-        res.add(rows[il], n_pages * row_bytes(layout.layers[il]));
+        res.add(rows[il], n_pages * layout.index_bytes(il));
     }
     return res.get();
 }
@@ -358,7 +354,7 @@ void write_all(const std::string & path, const morphkv_archive & archive, uint64
     std::vector<const void *> rows;
     for (size_t il = 0; il < layout.layers.size(); ++il) {
         rows.push_back(archive.index_rows(il));
-        out.write(places.index[il], rows[il], n_pages * row_bytes(layout.layers[il]));
+        out.write(places.index[il], rows[il], n_pages * layout.index_bytes(il));
     }
     header.index_hash  = hash_index(layout, n_pages, rows);
     header.tokens_hash = hash_tokens(tokens);

@@ -38,7 +38,7 @@ public:
     morphkv_archive::page_ptr find_page(int64_t i_page) const noexcept;
     bool                      is_damaged(int64_t i_page) const { return damaged.count(i_page) > 0; }
 
-    // The index of a layer: n_pages() rows of (n_head_kv*n_embd_k) F16, aligned as tensors are.
+    // The index of a layer: n_pages() rows of the layout's index_bytes(), aligned as tensors are.
     const void * index_rows(size_t i_layer) const { return map.data() + index_at[i_layer]; }
     // Whether the index has its checksum; reads all of it when it is asked for the first time.
     bool         is_index_right() const;

@@ -27,6 +27,14 @@ size_t morphkv_page_layout::v_bytes(size_t i_layer) const {
     return ggml_row_size(type_v, layers[i_layer].n_embd_v) * layers[i_layer].n_head_kv;
 }
 
+ggml_type morphkv_page_layout::index_type(size_t i_layer) const {
+    return layers[i_layer].n_embd_k % ggml_blck_size(GGML_TYPE_Q8_0) == 0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+}
+
+size_t morphkv_page_layout::index_bytes(size_t i_layer) const {
+    return ggml_row_size(index_type(i_layer), layers[i_layer].n_embd_k) * layers[i_layer].n_head_kv;
+}
+
 uint64_t morphkv_page_layout::hash() const {
     morphkv_word_hash res;
     res.add(type_k);

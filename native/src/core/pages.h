@@ -30,6 +30,10 @@ struct morphkv_page_layout {
     size_t k_bytes(size_t i_layer) const;
     size_t v_bytes(size_t i_layer) const;
 
+    // of an archive's index, which has one row for a page: their mean key, of all heads
+    ggml_type index_type(size_t i_layer) const;
+    size_t    index_bytes(size_t i_layer) const;
+
     uint64_t hash() const;  // never 0
 
     ggml_type          type_k;

@@ -14,13 +14,13 @@
 #include <numeric>
 
 static constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
-static constexpr size_t  N_BYTES   = 256u << 20;  // of rows in memory at once, where that is more than one layer's
+static constexpr size_t  N_BYTES   = 256u << 20;  // of rows at once, where that is more than one layer's
 static constexpr size_t  N_TENSORS = 30;          // of a layer in a graph, votes apart
 
 // An index of so many places or more is looked at in one layer of N_LAYERS_TO_ONE: those that tell its pages apart best, known from
 // one place in SAMPLE.
 static constexpr int64_t N_MANY_PLACES   = 2048;
-static constexpr int64_t SAMPLE          = 8;
+static constexpr int64_t SAMPLE          = 16;
 static constexpr size_t  N_LAYERS_TO_ONE = 4;
 static_assert(N_PAGE == MORPHKV_VOTES_PAGE);
 
@@ -86,7 +86,8 @@ std::string morphkv_read_votes(morphkv_runner & runner, const std::vector<morphk
 
 std::vector<float> morphkv_device_scorer::score(const std::vector<morphkv_side_layer> & host,
                                                 const std::vector<size_t> & i_layers, int32_t n_page, int32_t n_skip,
-                                                std::vector<float> & scores) const {
+                                                std::vector<float> &                           scores,
+                                                const std::vector<std::vector<const void *>> & pages) const {
     std::vector<float> peaks(host.size(), 0.0f);
     size_t             i     = 0;
     auto               begin = [](morphkv_inputs &) {
@@ -98,13 +99,14 @@ std::vector<float> morphkv_device_scorer::score(const std::vector<morphkv_side_l
         ggml_tensor * k          = morphkv_side::stream(inputs.ctx, layer.k, 0);
 
         morphkv_votes_params params{};
-        params.n_old     = k->ne[1];
+        params.n_old     = pages.empty() ? k->ne[1] : pages[i].size() * N_PAGE;
         params.n_head_kv = layer.n_head_kv;
         params.scale     = layer.kq_scale;
         params.softcap   = layer.softcap;
         params.n_page    = n_page;
         params.n_skip    = n_skip;
-        ggml_tensor * s  = morphkv_build_page_scores(inputs.ctx, k, q, params);
+        ggml_tensor * s =
+            morphkv_build_page_scores(inputs.ctx, k, q, params, pages.empty() ? nullptr : pages[i].data());
         ggml_build_forward_expand(gf, s);
         inputs.read(s, [&scores, &peak = peaks[i]](const std::vector<float> & data) {
             std::vector<float> of_layer(scores.size());
@@ -150,7 +152,8 @@ std::vector<float> morphkv_device_scorer::by_index(size_t i_source) {
             // only read
             void * rows = file ? const_cast<void *>(file->index_rows(il)) : sources.own().index_rows(il);
             res.push_back(layers[il]);
-            ggml_tensor * k = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, layers[il].k->ne[0], n_places / stride, 1);
+            ggml_tensor * k = ggml_new_tensor_3d(ctx.get(), sources.own().layout.index_type(il), layers[il].k->ne[0],
+                                                 n_places / stride, 1);
             k->nb[1] *= stride;
             k->nb[2] = k->nb[3] = k->nb[1] * k->ne[1];
             buffers.emplace_back(ggml_backend_cpu_buffer_from_ptr(rows, n_places / stride * k->nb[1]));
@@ -185,24 +188,36 @@ std::vector<float> morphkv_device_scorer::by_rows(const std::vector<int64_t> & p
         std::vector<morphkv_side_layer> host;
         for (const size_t il : part) {
             host.push_back(layers[il]);
-            host.back().k = ggml_new_tensor_3d(ctx.get(), layout.type_k, layers[il].k->ne[0], pages.size() * N_PAGE, 1);
+            host.back().k = ggml_new_tensor_3d(ctx.get(), layout.type_k, layers[il].k->ne[0], N_PAGE, 1);
         }
         ggml_backend_buffer_ptr buffer(
             ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), ggml_backend_cpu_buffer_type()));
         if (!buffer) {
             fail("out of memory");
         }
-        for (size_t i = 0; i < pages.size(); ++i) {
-            const auto page = sources.find_page(pages[i]);
+        std::vector<std::vector<const void *>> keys(part.size());
+        std::vector<morphkv_archive::page_ptr> in_memory;
+        std::vector<std::vector<uint8_t>>      read;
+        for (const int64_t i_page : pages) {
+            auto page = sources.find_page(i_page);
             if (!page) {
                 return {};
             }
+            // what is in memory anyway stays where it is; of a page that was read from a file the keys stay
+            const bool is_in_memory = page.use_count() > 1;
             for (size_t j = 0; j < part.size(); ++j) {
-                const size_t n = N_PAGE * layout.k_bytes(part[j]);
-                memcpy((char *) host[j].k->data + i * n, page->data() + layout.layers[part[j]].k_at, n);
+                const uint8_t * k = page->data() + layout.layers[part[j]].k_at;
+                if (!is_in_memory) {
+                    read.emplace_back(k, k + N_PAGE * layout.k_bytes(part[j]));
+                    k = read.back().data();
+                }
+                keys[j].push_back(k);
+            }
+            if (is_in_memory) {
+                in_memory.push_back(std::move(page));
             }
         }
-        score(host, part, N_PAGE, n_skip, res);
+        score(host, part, N_PAGE, n_skip, res, keys);
     }
     return res;
 }

@@ -39,9 +39,11 @@ public:
 
 private:
     // Adds what pages get to scores, and returns the most that one got, by layer. host: the layers i_layers with k set to rows
-    // in the host's memory, n_page of them to a page; of the first, n_skip do not count.
+    // in the host's memory, n_page of them to a page; of the first, n_skip do not count. pages: by layer, where the keys
+    // of each page lie, if not in k.
     std::vector<float> score(const std::vector<morphkv_side_layer> & host, const std::vector<size_t> & i_layers,
-                             int32_t n_page, int32_t n_skip, std::vector<float> & scores) const;
+                             int32_t n_page, int32_t n_skip, std::vector<float> & scores,
+                             const std::vector<std::vector<const void *>> & pages = {}) const;
 
     morphkv_engine &                        engine;
     const std::vector<morphkv_side_layer> & layers;

@@ -27,9 +27,9 @@ const morphkv_votes_params & params_of(const ggml_tensor * t) {
 }
 
 ggml_tensor * build_op(ggml_context * ctx, int64_t ne0, int64_t ne1, int64_t ne2, std::vector<ggml_tensor *> args,
-                       ggml_custom_op_t op, const morphkv_votes_params & params) {
-    ggml_tensor * res =
-        ggml_custom_4d(ctx, GGML_TYPE_F32, ne0, ne1, ne2, 1, args.data(), args.size(), op, GGML_N_TASKS_MAX, nullptr);
+                       ggml_custom_op_t op, const morphkv_votes_params & params, const void * const * pages = nullptr) {
+    ggml_tensor * res = ggml_custom_4d(ctx, GGML_TYPE_F32, ne0, ne1, ne2, 1, args.data(), args.size(), op,
+                                       GGML_N_TASKS_MAX, const_cast<const void **>(pages));
     memcpy((char *) res->op_params + PARAMS_OFFSET, &params, sizeof(params));
     return res;
 }
@@ -53,8 +53,9 @@ bool is_int8(const ggml_tensor * tiles, int64_t n_embd) {
 }
 
 // dst: (n_head_kv, n_tiles, n_embd, N_TILE), or as votes-int8.h has tiles; keys beyond n_old repeat the last
-void lay_out_keys(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
+void lay_out_keys(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const ggml_tensor *          k      = dst->src[0];
+    const auto *                 pages  = (const void * const *) userdata;
     const morphkv_votes_params & params = params_of(dst);
 
     const int64_t n_embd  = params.n_embd;
@@ -69,7 +70,9 @@ void lay_out_keys(ggml_tensor * dst, int ith, int nth, void * /*userdata*/) {
         const char *  keys[N_TILE];
         for (int64_t j = 0; j < N_TILE; ++j) {
             const int64_t cell = std::min<int64_t>(i_tile * N_TILE + j, params.n_old - 1);
-            keys[j]            = (const char *) k->data + cell * k->nb[1] + h * k_bytes;
+            const char *  row =
+                pages ? (const char *) pages[i_tile] + j * k->nb[1] : (const char *) k->data + cell * k->nb[1];
+            keys[j] = row + h * k_bytes;
         }
         float * tile = (float *) ((char *) dst->data + h * dst->nb[2] + i_tile * dst->nb[1]);
         if (is_int8(dst, n_embd)) {
@@ -134,7 +137,7 @@ bool morphkv_votes_on_cpu(ggml_backend_t backend, ggml_type type_k, int64_t n_em
 }
 
 static ggml_tensor * build_votes(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q, ggml_tensor * sinks,
-                                 morphkv_votes_params params) {
+                                 morphkv_votes_params params, const void * const * pages = nullptr) {
     const int64_t n_embd  = k->ne[0] / params.n_head_kv;
     const bool    is_int8 = q->type == GGML_TYPE_Q8_0 && int8_kernels();
     const int64_t n_tiles = (params.n_old + N_TILE - 1) / N_TILE;
@@ -142,7 +145,7 @@ static ggml_tensor * build_votes(ggml_context * ctx, ggml_tensor * k, ggml_tenso
     const int64_t n_parts = (q->ne[1] + n_part - 1) / n_part;
     const int64_t n_tile  = is_int8 ? morphkv_int8_tile_size(n_embd) : N_TILE * n_embd;
     params.n_embd         = n_embd;
-    ggml_tensor * tiles   = build_op(ctx, n_tile, n_tiles, params.n_head_kv, { k }, lay_out_keys, params);
+    ggml_tensor * tiles   = build_op(ctx, n_tile, n_tiles, params.n_head_kv, { k }, lay_out_keys, params, pages);
 
     std::vector<ggml_tensor *> args = { tiles, q };
     if (sinks) {
@@ -164,6 +167,6 @@ ggml_tensor * morphkv_build_votes_on_cpu(ggml_context * ctx, ggml_tensor * k, gg
 }
 
 ggml_tensor * morphkv_build_page_scores(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q,
-                                        const morphkv_votes_params & params) {
-    return build_votes(ctx, k, q, nullptr, params);
+                                        const morphkv_votes_params & params, const void * const * pages) {
+    return build_votes(ctx, k, q, nullptr, params, pages);
 }

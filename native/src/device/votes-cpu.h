@@ -27,5 +27,6 @@ ggml_tensor * morphkv_build_votes_on_cpu(ggml_context * ctx, ggml_tensor * k, gg
                                          const morphkv_votes_params & params);
 
 // What each page gets, summed over the voters: the third power of its keys' share of a vote. (n_head_kv, n_parts, n_pages)
+// pages: where the keys of each page lie until the graph has run, MORPHKV_VOTES_PAGE rows like those of k, which is then not read.
 ggml_tensor * morphkv_build_page_scores(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q,
-                                        const morphkv_votes_params & params);
+                                        const morphkv_votes_params & params, const void * const * pages = nullptr);

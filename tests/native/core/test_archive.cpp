@@ -68,9 +68,8 @@ TEST_CASE(the_index_has_means_of_quantized_keys) {
         }
         rows.v = rows.k;
         archive.append(0, N_PAGE, rows);
-        const auto * index = (const ggml_fp16_t *) archive.index_rows(0);
-        for (int32_t i = 0; i < 32; ++i) {
-            CHECK(std::abs(ggml_fp16_to_fp32(index[i]) - 8.5f) < 0.02f);
+        for (const float mean : index_row(archive, 0, 0)) {
+            CHECK(std::abs(mean - 8.5f) < 0.02f);
         }
     }
 }
@@ -80,7 +79,30 @@ TEST_CASE(bytes_are_those_of_pages_and_index) {
     CHECK(archive.n_bytes() == 0);
     append(archive, 0, 3 * N_PAGE);
     // an index begins with room for 64 pages
-    CHECK(archive.n_bytes() == 3 * archive.layout.page_bytes + 64 * 2 * (2 * 32 + 64));
+    CHECK(archive.n_bytes() == 3 * archive.layout.page_bytes + 64 * (2 * 34 + 2 * 34));
+}
+
+TEST_CASE(keys_that_fill_no_block_have_an_index_of_16_bits) {
+    morphkv_page_layout layout(GGML_TYPE_F16, GGML_TYPE_F16);
+    layout.add_layer(2, 80, 80);
+    layout.add_layer(2, 96, 80);
+    CHECK(layout.index_type(0) == GGML_TYPE_F16 && layout.index_bytes(0) == 2 * 80 * 2);
+    CHECK(layout.index_type(1) == GGML_TYPE_Q8_0 && layout.index_bytes(1) == 2 * 3 * 34);
+    morphkv_archive       archive(layout, morphkv_page_store_ram(), 0);
+    morphkv_archive::rows rows;
+    for (size_t il = 0; il < 2; ++il) {
+        const std::vector<float> values(N_PAGE * 2 * 96, il + 1.0f);
+        rows.k.emplace_back(N_PAGE * layout.k_bytes(il));
+        rows.v.emplace_back(N_PAGE * layout.v_bytes(il));
+        morphkv_convert_rows(GGML_TYPE_F32, values.data(), GGML_TYPE_F16, rows.k[il].data(), N_PAGE * 2,
+                             layout.layers[il].n_embd_k);
+    }
+    archive.append(0, N_PAGE, rows);
+    for (size_t il = 0; il < 2; ++il) {
+        for (const float mean : index_row(archive, il, 0)) {
+            CHECK(std::abs(mean - (il + 1.0f)) < 0.002f);
+        }
+    }
 }
 
 //
@@ -147,7 +169,7 @@ TEST_CASE(a_copy_takes_hashes_and_index_as_they_are) {
                 { { archive.find_page(0), NOT_ITS_HASH }, { archive.find_page(1), 0 }, { archive.find_page(2), 0 } },
                 archive.get_tail());
     CHECK(marked.hash_of(0) == NOT_ITS_HASH && marked.hash_of(1) == archive.hash_of(1));
-    const size_t n = archive.layout.layers[0].n_head_kv * archive.layout.layers[0].n_embd_k * sizeof(ggml_fp16_t);
+    const size_t n = archive.layout.index_bytes(0);
     memset((char *) marked.index_rows(0) + n, 7, n);
     copy.copy(marked);
     CHECK(copy.hash_of(0) == NOT_ITS_HASH && copy.find_page(2) == archive.find_page(2));
