@@ -56,9 +56,6 @@ def bench_server(
     rounds: Annotated[
         int, typer.Option("--rounds", "-r", metavar="N", help="turns of each server; medians are shown")
     ] = Sizes.n_rounds,
-    rows: Annotated[
-        str, typer.Option("--rows", metavar="NAMES", help=f"measure these alone, of {', '.join(SERVER_ROWS)}")
-    ] = ",".join(SERVER_ROWS),
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,6 +66,9 @@ def bench_server(
     ] = None,
     as_json: Json = False,
     plot: Plot = None,
+    rows: Annotated[
+        str, typer.Option("--rows", metavar="NAMES", help=f"measure these alone, of {', '.join(SERVER_ROWS)}")
+    ] = ",".join(SERVER_ROWS),
 ) -> None:
     """Measure llama-server: busy slots against stock's, a watched slot, and the first token of a late turn."""
     chosen = chosen_rows(rows)
