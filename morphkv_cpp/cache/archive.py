@@ -84,6 +84,8 @@ class Archive:
         place = os.fsdecode(self.place)
         if not place or "\0" in place:
             raise ValueError(f'archive must be "{RAM}" or a path, got {place!r}')
+        if place == "off":
+            raise ValueError(f'archive must be "{RAM}" or a path, got "off", which is a file as "./off"')
         object.__setattr__(self, "place", place)
         if self.type is not None and plain_str("type", self.type) not in CACHE_TYPES:
             raise ValueError(f"type must be one of {', '.join(CACHE_TYPES)}, got {self.type!r}")

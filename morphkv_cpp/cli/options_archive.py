@@ -120,6 +120,10 @@ def archive_options(
     given: dict[str, Any] = {field: value for field, value in settings.items() if value is not None}
     if archive is None and attach:
         archive = AUTO
+    if archive == "off":
+        raise ValueError(
+            f"--archive must be {AUTO}, {RAM} or a path, got off: leave it out, or say --no-archive; a file is ./off"
+        )
     if archive is not None:
         return Archive(archive, **given)
     if given:

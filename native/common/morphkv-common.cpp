@@ -293,6 +293,10 @@ static void check_states(const morphkv_state_options & states) {
 }
 
 static void check_archive(morphkv_common_params & morphkv) {
+    if (morphkv.archive == "off") {
+        throw refusal("MorphKV: --morphkv-archive must be auto, ram or a path, got off: --no-morphkv-archive stores "
+                      "nothing, and a file of that name is ./off");
+    }
     if (morphkv.archive.empty() && !morphkv.attached.empty()) {
         morphkv.archive = "auto";
     }

@@ -54,6 +54,7 @@ BAD = [
     (["--morphkv-decay", "1.5"], r"decay must be in \[0, 1\), got 1.5"),
     (["--morphkv-decay", "half"], "expected a number, got 'half'"),
     (["--morphkv-rope-limit", -2], "rope_limit must be in"),
+    (["--morphkv-archive", "off"], "must be auto, ram or a path, got off: --no-morphkv-archive stores nothing"),
     (["--morphkv-layers", "auto"], "layers auto is for `morphkv serve`"),
     (["--morphkv-layers", "nowhere.json"], "layers must be equal or the file of a profile, got 'nowhere.json'"),
     (["--keep", 992], "capacity must exceed keep \\+ window, got capacity=1024 with keep=992"),

@@ -239,6 +239,7 @@ def test_a_full_disk_stops_the_archive_and_not_the_chat(open_llama, tmp_path, sm
         ({"morphkv": None}, ValueError, "an archive needs MorphKV"),
         ({"archive": 7}, TypeError, 'archive must be "ram", a path or an Archive, got 7'),
         ({"archive": ""}, ValueError, "archive must be \"ram\" or a path, got ''"),
+        ({"archive": "off"}, ValueError, 'archive must be "ram" or a path, got "off", which is a file as "./off"'),
         ({"archive": "a\0b"}, ValueError, r"archive must be .* path, got 'a\\x00b'"),
         ({"morphkv": replace(SMALL, rope_limit=0)}, ValueError, "rope_limit"),
     ],

@@ -60,6 +60,13 @@ def test_defaults_are_those_of_python():
     assert chosen("--archive", "a b") == Archive("a b")
 
 
+@pytest.mark.parametrize("group", [archive_options, archived(archive_options)])
+def test_off_is_no_place(group):
+    with pytest.raises(ValueError, match=r"--archive must be auto, ram or a path, got off: .* say --no-archive"):
+        chosen("--archive", "off", group=group)
+    assert chosen("--archive", "./off", group=group) == Archive("./off")
+
+
 def test_each_option_reaches_its_field():
     wanted = Archive("x", type="q8_0", max_bytes=5 * 2**20, recall=3, share=0.5, redo=7, votes=9, distance=11)
     arguments = "--archive x --archive-type q8_0 --archive-max 5 --recall 3 --recall-share 0.5 --recall-redo 7"
