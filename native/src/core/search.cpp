@@ -9,6 +9,7 @@ namespace {
 constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
 constexpr size_t  N_LEAST   = 5;  // pages, where half of the slots have room for them
 constexpr float   NEIGHBOUR = 0.3f;
+constexpr int64_t N_TO_ONE  = 20;
 
 using scored = std::map<int64_t, float>;  // pages
 
@@ -100,6 +101,10 @@ std::vector<int64_t> pages_to_look_at(const morphkv_sources & sources, size_t n_
 size_t morphkv_n_wanted_pages(float share, size_t n_slots) {
     const size_t n_least = std::min(N_LEAST, std::max<size_t>(n_slots / 2 / N_PAGE, 1));
     return std::min<size_t>(std::max<size_t>(share * n_slots / N_PAGE, n_least), n_slots / N_PAGE);
+}
+
+size_t morphkv_n_pages_to_look_at(size_t n_wanted, int32_t look, int64_t n_pages) {
+    return std::max<size_t>(n_wanted * look, n_pages / N_TO_ONE);
 }
 
 std::vector<int64_t> morphkv_choose_pages(const morphkv_sources & sources, size_t n_wanted, size_t n_look,

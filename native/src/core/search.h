@@ -25,6 +25,10 @@ public:
 // As many pages, of `share` of the slots that can be had.
 size_t morphkv_n_wanted_pages(float share, size_t n_slots);
 
+// Of how many the rows are looked at: `look` for each that is wanted, and one in 20 at least, as of more pages more look like
+// it by their mean.
+size_t morphkv_n_pages_to_look_at(size_t n_wanted, int32_t look, int64_t n_pages);
+
 // Up to n_wanted pages, best first: of the n_look best by the index, those with the best rows, and their neighbours. Rows of
 // the text's first n_keep tokens do not count, nor does the first page of a file: all tokens attend to the first one of a text.
 // None where no page's rows get `need`.

@@ -20,9 +20,6 @@ static constexpr int32_t N_REDO = 129;
 
 static constexpr int32_t N_PAGE = morphkv_archive::N_PAGE;
 
-// Of this many pages the rows of one are looked at, at least, as in recall.cpp.
-static constexpr size_t N_TO_ONE = 20;
-
 static void check(bool ok, morphkv_status status, const std::string & what) {
     if (!ok) {
         throw morphkv_error(status, what);
@@ -301,7 +298,7 @@ bool morphkv_cache::open_slots(llama_seq_id seq_id, const morphkv_recall_params 
     {
         const auto            sources = sources_of(seq_id);
         const auto            layers  = cut_layers();
-        const size_t          n_look  = std::max<size_t>(n_wanted * p.look, sources.n_pages() / N_TO_ONE);
+        const size_t          n_look  = morphkv_n_pages_to_look_at(n_wanted, p.look, sources.n_pages());
         morphkv_device_scorer scorer(engine, layers, sources, now.queries);
         pages = pages_to_open_with(sources, scorer, n_wanted, n_look, n_opened, text.n_keep);
     }

@@ -15,9 +15,6 @@
 static constexpr int32_t N_PAGE   = morphkv_archive::N_PAGE;
 static constexpr int32_t DISTANCE = 256;
 
-// Of this many pages the rows of one are looked at, at least: the more there are, the more look like it by their mean.
-static constexpr size_t N_TO_ONE = 20;
-
 morphkv_recall_params morphkv_recall_params_default(void) {
     morphkv_recall_params res{};
     res.size     = sizeof(res);
@@ -127,7 +124,7 @@ morphkv_recalled morphkv_cache::recall(llama_seq_id seq_id, const morphkv_recall
         return res;
     }
     res.n_archived               = n_pages * N_PAGE;
-    const size_t          n_look = std::max<size_t>(n_wanted * p.look, n_pages / N_TO_ONE);
+    const size_t          n_look = morphkv_n_pages_to_look_at(n_wanted, p.look, n_pages);
     const auto            layers = cut_layers();
     morphkv_device_scorer scorer(engine, layers, sources, now.queries);
     bring(seq_id, p, morphkv_choose_pages(sources, n_wanted, n_look, text.n_keep, scorer), now, t_start_us, res);

@@ -90,6 +90,11 @@ TEST_CASE(no_page_is_wanted_where_none_has_room) {
     CHECK(morphkv_n_wanted_pages(1.0f, 15) == 0 && morphkv_n_wanted_pages(1.0f, 0) == 0);
 }
 
+TEST_CASE(of_many_pages_one_in_20_is_looked_at) {
+    CHECK(morphkv_n_pages_to_look_at(5, 32, 0) == 160 && morphkv_n_pages_to_look_at(5, 32, 3219) == 160);
+    CHECK(morphkv_n_pages_to_look_at(5, 32, 3220) == 161 && morphkv_n_pages_to_look_at(5, 32, 200000) == 10000);
+}
+
 //
 // which
 //
