@@ -1,4 +1,4 @@
-"""Sixteen clients on four slots: whatever else is going on, nearly every prompt has the answer that it has alone.
+"""More clients than slots: whatever else is going on, nearly every prompt has the answer that it has alone.
 
 How many tokens are multiplied at once decides in which order llama.cpp adds floats, and a near tie among tokens to be
 written, or to be evicted, then falls another way. test_load.py compares how often with stock llama.cpp.
@@ -53,8 +53,9 @@ def alone(prompt: list[int], seed: int) -> dict:
 
 
 class Traffic:
-    def __init__(self, server, expected: list[list[int]]):
+    def __init__(self, server, n_slots: int, expected: list[list[int]]):
         self.server = server
+        self.n_slots = n_slots
         self.expected = expected
         self.end = time.monotonic() + SECONDS
         self.done: collections.Counter = collections.Counter()
@@ -112,7 +113,7 @@ class Traffic:
         assert answer.json()["error"]["message"]
 
     def save(self, rng, state) -> None:
-        i, name = rng.randrange(4), f"{rng.randrange(3)}.bin"
+        i, name = rng.randrange(self.n_slots), f"{rng.randrange(3)}.bin"
         action = rng.choice(["save", "restore", "restore", "erase"])
         answer = self.server.slot_action(i, action, filename=name)
         # a file may not be there yet, or be just written
@@ -130,31 +131,39 @@ class Traffic:
             cache = slot["morphkv"]
             assert -1 <= cache["complete_pos"] <= cache["logical_pos"]
             assert cache["n_used"] <= 192
-        assert self.server.metrics()["llamacpp:morphkv_cells"] == 4 * 256
+        assert self.server.metrics()["llamacpp:morphkv_cells"] == self.n_slots * 256
         time.sleep(0.05)
 
     def busy(self, rng, state) -> None:
         """Tasks that name a slot, which may be busy."""
         i = rng.randrange(6)
-        answer = self.server.post("/completion", {**alone(PROMPTS[i], 0), "id_slot": rng.randrange(4)})
+        answer = self.server.post("/completion", {**alone(PROMPTS[i], 0), "id_slot": rng.randrange(self.n_slots)})
         self.compare(answer.json()["tokens"], i)
 
 
 KINDS = ["answer"] * 6 + ["chat"] * 2 + ["cancel"] * 2 + ["nonsense", "save", "save", "several", "look", "busy"]
 
 
-@pytest.mark.parametrize("n_ubatch, share", [(1, 0.99), (512, 0.98)], ids=["token by token", "in batches"])
-def test_sixteen_clients_on_four_slots(start_server, tiny_llama, tmp_path, n_ubatch, share):
-    flags = [*TIGHT, "-np", 4, "-ub", n_ubatch, "--slots", "--metrics", "--cache-ram", 16, "--slot-save-path", tmp_path]
+RECALLING = ["-ub", 1, "--morphkv-archive", "ram"]
+
+
+@pytest.mark.parametrize(
+    "n_slots, n_clients, own, share",
+    [(4, 16, ["-ub", 1], 0.99), (4, 16, ["-ub", 512], 0.98), (32, 48, RECALLING, 0.99)],
+    ids=["token by token", "in batches", "32 slots that recall"],
+)
+def test_more_clients_than_slots(start_server, tiny_llama, tmp_path, n_slots, n_clients, own, share):
+    flags = [*TIGHT, "-np", n_slots, "--slots", "--metrics", "--cache-ram", 16, "--slot-save-path", tmp_path, *own]
     quiet = start_server(tiny_llama(), *flags)
     expected = [quiet.post("/completion", alone(prompt, 0)).json()["tokens"] for prompt in PROMPTS]
     quiet.stop()
 
     # memory that glibc's other arenas hold is stock's to explain (test_load.py)
     server = start_server(tiny_llama(), *flags, env={"MALLOC_ARENA_MAX": "1"})
-    traffic = Traffic(server, expected)
-    clients = [traffic.client(kind, seed) for seed, kind in enumerate(KINDS)]
-    assert len(clients) == 16
+    server.http.timeout = 600  # what names a slot waits until that is free
+    traffic = Traffic(server, n_slots, expected)
+    kinds = KINDS * (n_clients // len(KINDS))
+    clients = [traffic.client(kind, seed) for seed, kind in enumerate(kinds)]
     for client in clients:
         client.start()
     rss = []
