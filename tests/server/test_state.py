@@ -207,7 +207,7 @@ class TestSystemPrompt:
         n_system, capacity = map(int, found.groups())
         assert n_system > 200
         assert server.slot(0)["morphkv"]["keep"] == 4
-        assert server.tail().count("the system prompt can be evicted") == 1
+        assert server.count_logged("the system prompt can be evicted") == 1
         # of this request alone
         short = server.chat(self.messages(self.SYSTEM, "hello"), 2, id_slot=0)
         assert "warning" not in short["timings"]

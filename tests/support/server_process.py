@@ -114,6 +114,13 @@ class ServerProcess:
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
 
+    def count_logged(self, words: str) -> int:
+        """How often it has logged them lately, once it has: a thread of its own writes its log."""
+        end = time.monotonic() + 60
+        while words not in self.tail() and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.tail().count(words)
+
     def stop(self) -> int:
         """Its exit code."""
         if self.process.poll() is None:
