@@ -117,7 +117,7 @@ def _write(path: Path, weights: Weights, n_embd: int, n_ff: int, n_head: int, ro
     writer.add_rope_dimension_count(n_embd // n_head)
     writer.add_rope_freq_base(rope_freq_base)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_shortconv_l_cache(N_TAP)
+    writer.add_uint32("lfm2.shortconv.l_cache", N_TAP)  # the lowest gguf has no word for it
     writer.add_vocab_size(N_VOCAB)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     add_vocabulary(writer, N_VOCAB)
