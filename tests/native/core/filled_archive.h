@@ -95,7 +95,7 @@ inline void check_pages(const morphkv_archive & archive, int32_t text = 0) {
             }
             const float mean = index_row(archive, il, i_place)[3];
             const float want = value_of(archive.serial_of(i_page), il, true, 3, text) + (N_PAGE - 1) / 2.0f;
-            // half a unit of 127 for the largest of its block, and the rounding of the unit
+            // q8_0 is off by up to 1/254 of the largest value in a block, and rounds its scale
             CHECK(std::abs(mean - want) <= want / 200.0f);
         }
         CHECK(n_found == archive.n_full() - archive.n_dropped());
