@@ -116,8 +116,8 @@ class Rules:
 
 
 def is_prompt(n_tokens: int, n_logits: int) -> bool:
-    """Whether a batch is a prompt: neither one token nor a draft, whose tokens are few and all want their logits."""
-    return n_tokens > 1 and not n_tokens == n_logits <= N_SPARE
+    """Whether a batch is a prompt: no draft, nor one token of a text, whose tokens are few and all want their logits."""
+    return not n_tokens == n_logits <= N_SPARE
 
 
 def plan(

@@ -57,7 +57,7 @@ class TestPlan:
 
     @pytest.mark.parametrize(
         ("n_tokens", "n_logits", "expected"),
-        [(1, 0, False), (1, 1, False), (2, 1, True), (2, 2, False), (32, 32, False), (33, 33, True)],
+        [(1, 0, True), (1, 1, False), (2, 1, True), (2, 2, False), (32, 32, False), (33, 33, True)],
     )
     def test_a_batch_whose_tokens_all_want_logits_is_a_draft_if_it_is_short(self, n_tokens, n_logits, expected):
         assert is_prompt(n_tokens, n_logits) == expected

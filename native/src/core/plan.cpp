@@ -9,7 +9,8 @@ morphkv_plan::morphkv_plan(std::vector<morphkv_text> texts_in, std::vector<morph
       limit(limit),
       n_early(n_early) {
     for (const auto & part : parts) {
-        const bool is_draft = part.n == 1 || (part.n <= n_draft && part.n_logits == part.n);
+        // a single token whose logits nobody wants is a piece of a prompt, in a batch that had no room for more of it
+        const bool is_draft = part.n <= std::max(n_draft, 1) && part.n_logits == part.n;
         n_steps.push_back(is_draft && !part.is_embedded ? part.n : 0);
         prompts.push_back(n_steps.back() == 0);
     }

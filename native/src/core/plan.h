@@ -29,7 +29,7 @@ struct morphkv_planned_text {
 class morphkv_plan {
 public:
     // parts: by text, n = 0 where the batch has none. n_draft: a batch of up to so many tokens that all want logits is a draft
-    // to verify, and treated as one token. limit: of rotary positions, 0 = none. n_early: a text that lacks at most so many
+    // to verify, and treated as one token whose logits are wanted; all else is a prompt. limit: of rotary positions, 0 = none. n_early: a text that lacks at most so many
     // tokens to its own cut is cut with another of its micro-batch; a text that is alone there never is.
     morphkv_plan(std::vector<morphkv_text> texts, std::vector<morphkv_batch_part> parts, int32_t n_draft, int32_t limit,
                  int32_t n_early = 0);

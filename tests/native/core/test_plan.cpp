@@ -99,9 +99,21 @@ TEST_CASE(more_tokens_than_there_are_cells_are_refused) {
 // steps
 //
 
-TEST_CASE(a_step_is_no_prompt) {
+TEST_CASE(a_token_whose_logits_are_wanted_is_no_prompt) {
     CHECK(!plan_of({ text_of({ SMALL }, 5, 2) }, { { 1, 1, 0 } }).is_prompt(0));
-    CHECK(!plan_of({ text_of({ SMALL }, 5, 2) }, { { 1, 0, 0 } }).is_prompt(0));
+    CHECK(plan_of({ text_of({ SMALL }, 5, 2) }, { { 1, 0, 0 } }).is_prompt(0));
+}
+
+TEST_CASE(a_prompt_whose_pieces_are_single_tokens_is_cut_where_the_cells_are_full) {
+    auto text = text_of({ SMALL }, 0, 0);
+    for (int32_t i = 0; i < 14; ++i) {
+        const bool is_last = i == 13;
+        auto       plan    = plan_of({ text }, { { 1, is_last, i } });
+        CHECK(!is_cut(plan, 1));
+        text.append(i, 1, plan.is_prompt(0));
+    }
+    auto written = plan_of({ text }, { draft(1) });
+    CHECK(is_cut(written, 1));
 }
 
 TEST_CASE(a_step_is_cut_when_the_window_has_outgrown_the_interval) {
@@ -152,7 +164,7 @@ TEST_CASE(tokens_that_all_want_logits_are_a_draft_up_to_a_number) {
     CHECK(!plan_of(texts, { draft(3) }).is_prompt(0) && plan_of(texts, { draft(4) }).is_prompt(0));
 }
 
-TEST_CASE(a_token_without_logits_makes_a_prompt) {
+TEST_CASE(tokens_of_which_one_has_no_logits_are_a_prompt) {
     CHECK(plan_of({ text_of({ SMALL }, 5, 2) }, { { 3, 2, 0 } }).is_prompt(0));
 }
 
