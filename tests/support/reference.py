@@ -116,7 +116,7 @@ class Rules:
 
 
 def is_prompt(n_tokens: int, n_logits: int) -> bool:
-    """Whether a batch is a prompt: no draft, nor one token of a text, whose tokens are few and all want their logits."""
+    """Whether a batch is a prompt, and neither a token nor a draft, whose tokens are few and all want their logits."""
     return not n_tokens == n_logits <= N_SPARE
 
 

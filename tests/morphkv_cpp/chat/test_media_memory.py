@@ -15,7 +15,7 @@ from support import TESTS, preload
 from support.chats import talk
 from support.projectors import TEMPLATE
 from support.tiny import QUIET, last_logits
-from support.vision import ALL_KINDS, KINDS, MORE_KINDS, MORE_SOUNDS, SOUNDS, kinds, shown
+from support.vision import KINDS, MORE_KINDS, MORE_SOUNDS, SOUNDS, kinds, shown
 
 # isort: split
 # after morphkv_cpp, which says what libllama is loaded
