@@ -42,10 +42,12 @@ def decode_seconds(llm: Llama, tokens: Iterator[int], n_tokens: int) -> float:
     return time.perf_counter() - start
 
 
-def prompt_seconds(llm: Llama, tokens: Iterator[int], n_tokens: int) -> float:
+def prompt_seconds(
+    llm: Llama, tokens: Iterator[int], n_tokens: int, on_tokens: Callable[[int], None] = lambda n: None
+) -> float:
     """Time of n_tokens in batches."""
     start = time.perf_counter()
-    fill(llm, tokens, n_tokens)
+    fill(llm, tokens, n_tokens, on_tokens)
     llama_cpp.llama_synchronize(llm.ctx)
     return time.perf_counter() - start
 

@@ -106,6 +106,22 @@ class AtCut(Reader):
             self.llm.eval([token])
 
 
+def shift_context(llm: Llama) -> None:
+    """As llama.cpp's own context shift: the first N_KEEP tokens stay, and the newest half of the others.
+
+    Raises UnsupportedError where llama.cpp cannot shift the model's context.
+    """
+    n_tokens = llm.n_tokens
+    n_gone = (n_tokens - N_KEEP) // 2
+    memory = llama_cpp.llama_get_memory(llm.ctx)
+    is_shiftable = llama_cpp.llama_memory_can_shift(memory)
+    if not is_shiftable or not llama_cpp.llama_memory_seq_rm(memory, 0, N_KEEP, N_KEEP + n_gone):
+        raise UnsupportedError("a context shift needs a model whose context llama.cpp can shift")
+    llama_cpp.llama_memory_seq_add(memory, 0, N_KEEP + n_gone, n_tokens, -n_gone)
+    llm.input_ids[N_KEEP : n_tokens - n_gone] = llm.input_ids[N_KEEP + n_gone : n_tokens].copy()
+    llm.n_tokens = n_tokens - n_gone
+
+
 class Shifted(Reader):
     """Stock llama.cpp with a full context: its first tokens and the newest half of the others stay."""
 
@@ -115,19 +131,8 @@ class Shifted(Reader):
         for start in range(0, len(tokens), self.n_chunk):
             chunk = list(tokens[start : start + self.n_chunk])
             if self.llm.n_tokens + len(chunk) > self.llm.n_ctx():
-                self._shift()
+                shift_context(self.llm)
             self.llm.eval(chunk)
-
-    def _shift(self) -> None:
-        llm, n_tokens = self.llm, self.llm.n_tokens
-        n_gone = (n_tokens - N_KEEP) // 2
-        memory = llama_cpp.llama_get_memory(llm.ctx)
-        is_shiftable = llama_cpp.llama_memory_can_shift(memory)
-        if not is_shiftable or not llama_cpp.llama_memory_seq_rm(memory, 0, N_KEEP, N_KEEP + n_gone):
-            raise UnsupportedError("the arm shift needs a model whose context llama.cpp can shift")
-        llama_cpp.llama_memory_seq_add(memory, 0, N_KEEP + n_gone, n_tokens, -n_gone)
-        llm.input_ids[N_KEEP : n_tokens - n_gone] = llm.input_ids[N_KEEP + n_gone : n_tokens].copy()
-        llm.n_tokens = n_tokens - n_gone
 
     def _steps(self, question: Question) -> Generator[int, Any, None]:
         self.eval(question.tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from .panels import Bar, Bars, Line, Lines
 if TYPE_CHECKING:
     from ..bench.archive import ArchiveCost
     from ..bench.constant import ConstantRun
+    from ..bench.depths import DepthPoint
     from ..bench.server import SlotsLane
     from ..bench.streaming import StreamLane
 
@@ -55,6 +56,27 @@ def stream_panels(lanes: Sequence[StreamLane], n_tokens: int, n_turn: int) -> li
         for lane in sorted(lanes, key=lambda lane: starts[lane.name])
     ]
     return [Lines("speed", "tokens behind that one", "streaming speed (tok/s)", lines)]
+
+
+def depth_panels(points: Sequence[DepthPoint]) -> list[Lines | Bars]:
+    """Speed of single tokens and of prompts, and memory, a line for each cache."""
+    caches = list(dict.fromkeys(point.cache for point in points))
+
+    def lines(value: Callable[[DepthPoint], float | None]) -> list[Line]:
+        found = []
+        for cache in caches:
+            values = {point.n_depth: value(point) for point in points if point.cache == cache}
+            shown = {n_depth: y for n_depth, y in values.items() if y is not None}
+            if shown:
+                found.append(Line(cache, list(shown), list(shown.values())))
+        return found
+
+    x = "depth (tokens)"
+    return [
+        Lines("speed", x, "decode speed (tok/s)", lines(lambda point: point.rate_tok_s)),
+        Lines("prompt", x, "time to the first token (s)", lines(lambda point: point.first_token_s)),
+        Lines("memory", x, "K and V (MiB)", lines(lambda point: point.kv_bytes / MIB)),
+    ]
 
 
 def server_panels(

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 from ..options import DEMO, llama_options, morphkv_options, with_options, without
 from .archive import bench_archive
 from .decode import bench_decode
+from .depths import bench_depths
 from .growth import bench_growth
 from .old import bench_old
 from .server import bench_server
@@ -35,6 +36,7 @@ bench = typer.Typer(cls=BenchGroup, no_args_is_help=True, help="Measure speed an
 # the prompt room is what this one varies
 without_room = without(morphkv_options, "prompt_room")
 bench.command("decode")(with_options(morphkv=without_room, llama=llama_options)(bench_decode))
+bench.command("depths")(with_options(morphkv=morphkv_options, llama=llama_options)(bench_depths))
 bench.command("growth")(with_options(morphkv=morphkv_options, llama=llama_options)(bench_growth))
 bench.command("stream")(with_options(morphkv=morphkv_options, llama=llama_options)(bench_stream))
 # llama-server knows one seed, and its log is shown where it does not start

@@ -63,7 +63,7 @@ def bench_decode(
     details = {"model": model, "morphkv": morphkv, "sizes": sizes, "ratios": result.ratios, "caches": caches}
     points: list[DepthPoint] = []
     if plot is not None:
-        points = measure_depths(path, morphkv, depths, rounds, llama)
+        points = measure_depths(path, dataclasses.replace(morphkv, prompt_room=0), depths, rounds, llama)
         details["depths"] = points
         plot_decode(plot, f"{path.stem}: MorphKV (capacity {morphkv.capacity:,}) and stock llama.cpp", points)
         remark(f"the plot is in {plot}")

@@ -89,6 +89,47 @@ class TestDecode:
         assert "--prompt-room" in capsys.readouterr().err
 
 
+class TestDepths:
+    ROUNDS = ("--depth", "600", "-r", "1")
+
+    def test_a_row_for_each_cache_and_depth_and_bars(self, capsys, tiny_llama):
+        bars = ["--require", "speed>=1000", "--require", "first-token>=0"]
+        assert run("depths", str(tiny_llama()), *self.ROUNDS, *TIGHT, *bars) == 1
+        captured = capsys.readouterr()
+        rows = [line.split() for line in captured.out.splitlines() if re.match(r" *\d+ +(MorphKV|stock|context)", line)]
+        assert [row[0] for row in rows] == ["37"] * 4 + ["75"] * 4 + ["150"] * 4 + ["300"] * 5 + ["600"] * 5
+        assert " ".join(rows[-1][1:3]) == "context shift"
+        assert len(rows[-2]) == len(rows[-1]) + 2  # which has no prompt
+        assert "missed: speed must be >= 1000" in captured.err
+
+    def test_json_and_a_plot_of_those_that_are_asked_for(self, capsys, tiny_llama, tmp_path):
+        pytest.importorskip("matplotlib", reason="plots need matplotlib")
+        model, plot = str(tiny_llama()), tmp_path / "depths.svg"
+        chosen = ["--caches", "stock,morphkv,q8_0", "--plot", str(plot), "--json"]
+        assert run("depths", model, *self.ROUNDS, *TIGHT, *chosen) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert list(found["figures"]) == ["speed", "first-token"]
+        assert found["copy_gb_s"] > 0
+        assert [row["n_depth"] for row in found["depths"]] == [n for n in (37, 75, 150, 300, 600) for _ in range(3)]
+        assert all(row["read_gb_s"] > 0 and row["first_token_s"] > 0 for row in found["depths"])
+        ids = re.findall(r'id="(speed|prompt|memory)-([^"]+)"', plot.read_text())
+        assert len(ids) == 9
+        assert {name for _, name in ids} == {"MorphKV", "stock-llama.cpp", "stock,-q8_0"}
+
+    @pytest.mark.parametrize(
+        "more, sentence",
+        [
+            (["--caches", "morphkv,f16"], "--caches must be some of morphkv, stock, q8_0, q4_0, shift, got 'f16'"),
+            (["--caches", "q8_0", "--require", "speed>1"], "--require needs morphkv and stock among --caches"),
+            (["--depth", "31"], "the depth must be at least 32, twice the interval, got 31"),
+            (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        ],
+    )
+    def test_what_cannot_be_measured_is_refused_before_the_run(self, capsys, tiny_llama, more, sentence):
+        assert run("depths", str(tiny_llama()), *TIGHT, *more) == 1
+        assert sentence in capsys.readouterr().err
+
+
 class TestGrowth:
     BARS = ("--require", "kv-mb<=0", "--require", "cells<=0", "--require", "rss-mb<8")
 
