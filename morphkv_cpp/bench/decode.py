@@ -16,9 +16,13 @@ from morphkv_cpp.eval import prose_sections
 SecondsOf = Callable[[Llama, Iterator[int], int], float]  # how long the next so many tokens take
 
 
-def endless_tokens(llm: Llama) -> Iterator[int]:
+def endless_tokens(llm: Llama, sections: slice = slice(None)) -> Iterator[int]:
     """Tokens of real prose, over and over: how fast a token is decoded does not depend on which it is."""
-    return itertools.cycle(llm.tokenize("\n\n".join(prose_sections()).encode()))
+    return itertools.cycle(prose_tokens(llm, sections))
+
+
+def prose_tokens(llm: Llama, sections: slice = slice(None)) -> list[int]:
+    return llm.tokenize("\n\n".join(prose_sections()[sections]).encode())
 
 
 def fill(llm: Llama, tokens: Iterator[int], n_tokens: int, on_tokens: Callable[[int], None] = lambda n: None) -> None:

@@ -159,7 +159,7 @@ class TestArchive:
     def test_costs_are_one_object(self, capsys, tiny_llama):
         assert run("archive", str(tiny_llama()), "--tokens", "500", *TIGHT, "--json") == 0
         found = json.loads(capsys.readouterr().out)
-        assert list(found["figures"]) == ["archive-speed", "recall-ms", "ask-ms"]
+        assert list(found["figures"]) == ["archive-speed", "recall-ms", "ask-ms", "auto-speed"]
         assert found["n_archived"] > 400
         assert len(found["recalls"]) == measuring.archive.N_RECALLS
 
