@@ -27,7 +27,7 @@ class CacheStats:
     n_evicted: int  # tokens evicted per KV head, over all evictions of the sequence
     kv_bytes: int  # K and V of all sequences
     extra_bytes: int  # beside K and V, of all sequences: query rings, positions, scores, marks; tokens to be archived
-    scratch_bytes: int  # of the buffers that evictions compute in, beside the decode's; a part of neither above
+    scratch_bytes: int  # that evictions compute in, a part of neither above; contexts share that of CUDA kernels
     evict_ms: float  # time spent in evictions, all sequences
     seq_evict_ms: float  # the same, of this sequence alone
     n_archived: int  # tokens of the sequence that are in its archive; on a GPU some may still be on their way

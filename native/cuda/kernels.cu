@@ -103,14 +103,19 @@ template <int Launch> void launch(const morphkv_kernels_plan & plan, const memor
     check(cudaGetLastError(), "a launch");
 }
 
+int device_of(const void * pointer) {
+    cudaPointerAttributes where{};
+    check(cudaPointerGetAttributes(&where, pointer), "cudaPointerGetAttributes");
+    return where.device;
+}
+
 void run(const morphkv_kernels_cut * cuts, const morphkv_kernels_layer * layers, int32_t n_layers,
          int32_t * has_changed) {
-    cudaPointerAttributes where{};
-    check(cudaPointerGetAttributes(&where, layers[0].k), "cudaPointerGetAttributes");
-    const device_guard guard(where.device);
+    const int          device = device_of(layers[0].k);
+    const device_guard guard(device);
 
     morphkv_kernels_plan plan = morphkv_plan_kernels(cuts, layers, n_layers);
-    memory &             m    = memory_for(where.device, plan);
+    memory &             m    = memory_for(device, plan);
     morphkv_place_kernels(plan, m.table, m.scratch);
     memcpy(m.host, plan.table.data(), plan.table.size());
     check(cudaMemcpyAsync(m.table, m.host, plan.table.size(), cudaMemcpyHostToDevice, m.stream), "copying the table");
@@ -149,4 +154,14 @@ const char * morphkv_kernels_run(const morphkv_kernels_cut * cuts, const morphkv
         why = err.what();
     }
     return why.c_str();
+}
+
+size_t morphkv_kernels_n_bytes(const void * on_device) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    try {
+        const auto it = memories.find(device_of(on_device));
+        return it == memories.end() ? 0 : it->second.table_bytes + it->second.scratch_bytes;
+    } catch (const failure &) {
+        return 0;
+    }
 }

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Raised when anything below changes: the library is not opened by another libllama.
-#define MORPHKV_KERNELS_VERSION 1
+#define MORPHKV_KERNELS_VERSION 2
 
 typedef enum morphkv_kernels_type {
     MORPHKV_KERNELS_TYPE_F32  = 0,
@@ -65,10 +65,14 @@ MORPHKV_KERNELS_API const char * morphkv_kernels_run(const morphkv_kernels_cut *
                                                      const morphkv_kernels_layer * layers, int32_t n_layers,
                                                      int32_t * has_changed);
 
+// Memory that cuts hold on the device that this pointer is of, for all contexts of the process.
+MORPHKV_KERNELS_API size_t morphkv_kernels_n_bytes(const void * on_device);
+
 #ifdef __cplusplus
 }
 
 typedef decltype(morphkv_kernels_version) *  morphkv_kernels_version_t;
 typedef decltype(morphkv_kernels_registry) * morphkv_kernels_registry_t;
 typedef decltype(morphkv_kernels_run) *      morphkv_kernels_run_t;
+typedef decltype(morphkv_kernels_n_bytes) *  morphkv_kernels_n_bytes_t;
 #endif

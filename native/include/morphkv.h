@@ -107,7 +107,7 @@ typedef struct morphkv_stats {
     int64_t  n_evicted;      // tokens evicted per KV head, summed over the sequence's evictions
     uint64_t kv_bytes;       // K and V of all sequences
     uint64_t extra_bytes;    // query rings, positions and scores of all sequences, and their marks
-    uint64_t scratch_bytes;  // of the buffers that evictions compute in, beside the decode's
+    uint64_t scratch_bytes;  // that evictions compute in, beside the decode's; kernels of our own share theirs
     double   evict_ms;       // time spent in evictions, all sequences
     double   seq_evict_ms;   // the same, of this sequence id alone; emptying the sequence does not set it back
     int64_t

@@ -111,6 +111,9 @@ std::pair<long, long> run(const shape & n, int32_t n_seq, bool check) {
 int main() {
     CHECK(morphkv_kernels_version() == MORPHKV_KERNELS_VERSION && strcmp(morphkv_kernels_registry(), "CUDA") == 0);
     fake_cuda_set_run(run_on_host);
+    // the fake runtime has one device, on which all pointers are
+    const char anywhere = 0;
+    CHECK(morphkv_kernels_n_bytes(&anywhere) == 0);
     run({ 3, 2, 3, 80, 70, 30, 9, 11 }, 3, /*check =*/true);
     run({ 2, 1, 128, 64, 600, 90, 40, 2 }, 1, /*check =*/true);
 
@@ -118,6 +121,9 @@ int main() {
         const auto [launches, copies] = run({ 32, 8, 4, 128, 2016, 128, 32, 32 }, n_seq, /*check =*/false);
         printf("8B, %d sequences: %ld launches, %ld copies\n", n_seq, launches, copies);
         CHECK(launches <= 6 && copies <= 2);
+        const size_t n_bytes = morphkv_kernels_n_bytes(&anywhere);
+        printf("8B, %d sequences: %.1f MiB of scratch memory\n", n_seq, n_bytes / 1048576.0);
+        CHECK(n_bytes > n_seq * (2u << 20) && n_bytes < n_seq * (8u << 20));
     }
     return 0;
 }

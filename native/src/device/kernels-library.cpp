@@ -79,7 +79,8 @@ std::unique_ptr<morphkv_kernels_library> open(const std::string & path, const st
     const auto version = (morphkv_kernels_version_t) find_symbol(library, "morphkv_kernels_version");
     const auto serves  = (morphkv_kernels_registry_t) find_symbol(library, "morphkv_kernels_registry");
     const auto run     = (morphkv_kernels_run_t) find_symbol(library, "morphkv_kernels_run");
-    if (!version || version() != MORPHKV_KERNELS_VERSION || !serves || !run) {
+    const auto n_bytes = (morphkv_kernels_n_bytes_t) find_symbol(library, "morphkv_kernels_n_bytes");
+    if (!version || version() != MORPHKV_KERNELS_VERSION || !serves || !run || !n_bytes) {
         *why = "it must have version " + std::to_string(MORPHKV_KERNELS_VERSION) + " of MorphKV's kernels, and has " +
                (version ? std::to_string(version()) : "none");
         return nullptr;
@@ -88,7 +89,8 @@ std::unique_ptr<morphkv_kernels_library> open(const std::string & path, const st
         *why = "";
         return nullptr;
     }
-    return std::unique_ptr<morphkv_kernels_library>(new morphkv_kernels_library{ path, run, setting() == "unchecked" });
+    return std::unique_ptr<morphkv_kernels_library>(
+        new morphkv_kernels_library{ path, run, n_bytes, setting() == "unchecked" });
 }
 
 std::unique_ptr<morphkv_kernels_library> find(ggml_backend_reg_t reg) {

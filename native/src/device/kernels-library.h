@@ -8,9 +8,10 @@
 #include <string>
 
 struct morphkv_kernels_library {
-    std::string           path;
-    morphkv_kernels_run_t run;
-    bool                  is_unchecked;
+    std::string               path;
+    morphkv_kernels_run_t     run;
+    morphkv_kernels_n_bytes_t n_bytes;
+    bool                      is_unchecked;
 };
 
 // That for the devices of a registry of ggml's ("CUDA"), or null: there is none, or MORPHKV_CUDA_KERNELS=0. It is looked for

@@ -1,5 +1,6 @@
 // What hosts ask a cache.
 
+#include "device/kernels.h"
 #include "llama/memory.h"
 
 #include <algorithm>
@@ -75,7 +76,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
             }
         }
     }
-    out.scratch_bytes = cut_engine.n_bytes();
+    out.scratch_bytes = cut_engine.n_bytes() + morphkv_kernels_bytes_beside(cut_layers());
     out.evict_ms      = evict_ms;
     out.seq_evict_ms  = seq_evict_ms.at(seq_id);
     for (const auto & [_, n_bytes] : kv_breakdown()) {

@@ -112,11 +112,13 @@ static void test_a_text_goes_on_as_by_the_graph(llama_model * model, ggml_type t
     params.decay  = policy == MORPHKV_POLICY_MORPHKV ? 0.5f : 0.0f;
     choose_none();
     context_ptr graph, kernels;
-    const auto  expected = text(model, params, type, &graph);
-    const auto  lib      = choose(STAND_IN_RIGHT);
-    const auto  got      = text(model, params, type, &kernels);
+    const auto  expected  = text(model, params, type, &graph);
+    const auto  n_scratch = stats(graph, 1).scratch_bytes;
+    const auto  lib       = choose(STAND_IN_RIGHT);
+    const auto  got       = text(model, params, type, &kernels);
     CHECK(lib.n_calls() > 10 && heard.find("evictions by") != std::string::npos);
     CHECK(stats(kernels, 1).n_evictions == stats(graph, 1).n_evictions);
+    CHECK(stats(kernels, 1).scratch_bytes == n_scratch + STAND_IN_BYTES);
     if (type == GGML_TYPE_F32) {
         // votes differ by rounding alone, and no two of these are as near as that
         for (const int32_t layer : { 0, 1 }) {

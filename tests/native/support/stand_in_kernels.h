@@ -10,6 +10,9 @@ enum stand_in_mode {
     STAND_IN_HALF,            // fails afterwards
 };
 
+// What it says that it holds once it has cut.
+static const uint64_t STAND_IN_BYTES = 12345;
+
 extern "C" {
 
 __attribute__((visibility("default"))) void    stand_in_set(stand_in_mode mode);
