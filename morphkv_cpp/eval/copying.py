@@ -115,6 +115,11 @@ def build_document(llm: Llama, kind: str, i_document: int, n_passage: int, n_dis
     return Document(tokens[:n_tokens], [*tokens_of(QUESTION), *passage[:N_CUE]], passage[N_CUE:])
 
 
+def n_read(n_passage: int, n_distance: int) -> int:
+    """Tokens of a document that progress counts: all but its first one and blank lines around the passage."""
+    return N_BEFORE + n_passage + n_distance
+
+
 def copy(llm: Llama, document: Document) -> list[bool]:
     """Right or wrong for each token of the passage behind the cue."""
     forced = _Forced(document.passage)
@@ -159,7 +164,7 @@ def _copies(
         for start in range(0, len(document.tokens), N_CHUNK):
             chunk = document.tokens[start : start + N_CHUNK]
             llm.eval(chunk)
-            yield len(chunk)
+            yield max(0, min(len(chunk), n_read(n_passage, n_distance) - start))
         for setting in settings:
             if setting is None:
                 yield Copied(kind, n_passage, i_document, FULL, copy(llm, document), 0, 0.0)

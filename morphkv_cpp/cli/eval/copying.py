@@ -8,7 +8,7 @@ import typer
 
 from ... import Archive, MorphKV
 from ...eval.bars import parse_bars
-from ...eval.copying import FULL, KINDS, N_CUE, Copied, run
+from ...eval.copying import FULL, KINDS, N_CUE, Copied, n_read, run
 from ...eval.perplexity import standard_error
 from ...extras import needs_extra
 from ...plots.quality import by_length
@@ -60,7 +60,7 @@ def eval_copy(
     path = find_model(model)
     found = run(path, morphkv, archive, of_kinds, lengths, distance, documents, chosen, **llama)
     n_reads = len({arm == FULL for arm in chosen})
-    n_all = n_reads * len(of_kinds) * documents * sum(distance + n for n in lengths)
+    n_all = n_reads * len(of_kinds) * documents * sum(n_read(n, distance) for n in lengths)
     copies = collect(found, n_all)
     rows = {name: row_of([c for c in copies if f"{c.arm}@{c.kind}-{c.n_passage}" == name]) for name in names}
     figures = {name: row["share"] for name, row in rows.items()}

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from morphkv_cpp import Archive, Llama, MorphKV
-from morphkv_cpp.eval.copying import KINDS, N_BEFORE, N_CUE, QUESTION, build_document, copy, run
+from morphkv_cpp.eval.copying import KINDS, N_BEFORE, N_CUE, QUESTION, build_document, copy, n_read, run
 from support.command import run as run_command
 from support.tiny import FLASH, QUIET
 
@@ -54,6 +54,9 @@ def test_every_passage_is_copied_in_every_arm(tiny_llama):
     keys = [(c.kind, c.n_passage, c.i_document, c.arm) for c in copies]
     assert sorted(keys) == sorted(itertools.product(KINDS, (40, 60), (0, 1), ARMS))
     assert all(len(c.right) == c.n_passage - N_CUE for c in copies)
+    # once for all arms of MorphKV and once for the full cache
+    n_documents = 2 * len(KINDS)
+    assert sum(n for n in found if isinstance(n, int)) == 2 * n_documents * sum(n_read(n, 300) for n in (40, 60))
     assert all(c.n_recalls == 0 for c in copies if c.arm in ("full", "off", "prompt"))
     assert all(c.recall_ms > 0 for c in copies if c.arm == "2" and c.n_recalls > 0)
 
