@@ -1,4 +1,4 @@
-"""llama-server under load: four busy slots against stock's, a watched slot, and the first token of a late turn."""
+"""llama-server under load: busy slots against stock's, a watched slot, and the first token of a late turn."""
 
 from __future__ import annotations
 
@@ -193,19 +193,24 @@ def morphkv_flags(morphkv: MorphKV) -> list[object]:
 
 
 def run_slots(
-    model: Path, morphkv: MorphKV, n_rounds: int, on_turn: Callable[[str], None], flags: list[object]
+    model: Path,
+    morphkv: MorphKV,
+    n_rounds: int,
+    on_turn: Callable[[str], None],
+    flags: list[object],
+    n_slots: int = N_SLOTS,
 ) -> tuple[Ratio, list[SlotsLane]]:
     """MorphKV's rate over stock's, both with capacity to capacity + interval used cells in each of the slots."""
     small = replace(morphkv, prompt_room=0)
     n_full = small.capacity + small.interval
-    common = ["-np", N_SLOTS, "--flash-attn", "on", *flags]
+    common = ["-np", n_slots, "--flash-attn", "on", *flags]
     with ExitStack() as stack:
         own = stack.enter_context(Server(model, *common, *morphkv_flags(small)))
         stock = stack.enter_context(
-            Server(model, *common, "--no-morphkv", "--no-kv-unified", "-c", N_SLOTS * (n_full + 256))
+            Server(model, *common, "--no-morphkv", "--no-kv-unified", "-c", n_slots * (n_full + 256))
         )
         tokens = _prose_tokens(own)
-        prompts = [list(islice(tokens, small.capacity)) for _ in range(N_SLOTS)]
+        prompts = [list(islice(tokens, small.capacity)) for _ in range(n_slots)]
         lanes = [
             SlotsLane("MorphKV", own, [list(prompt) for prompt in prompts], small.interval, 2, goes_on=True),
             SlotsLane("stock, as many cells", stock, prompts, small.interval, 2, goes_on=False),

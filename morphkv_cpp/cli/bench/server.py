@@ -69,15 +69,18 @@ def bench_server(
     rows: Annotated[
         str, typer.Option("--rows", metavar="NAMES", help=f"measure these alone, of {', '.join(SERVER_ROWS)}")
     ] = ",".join(SERVER_ROWS),
+    parallel: Annotated[
+        int, typer.Option("--parallel", "-np", metavar="N", help="how many slots are busy in the row slots")
+    ] = N_SLOTS,
 ) -> None:
     """Measure llama-server: busy slots against stock's, a watched slot, and the first token of a late turn."""
     chosen = chosen_rows(rows)
     bars = parse_bars(require or [], chosen)
-    if rounds < 1:
-        raise ValueError(f"--rounds must be at least 1, got {rounds}")
+    if min(rounds, parallel) < 1:
+        raise ValueError(f"--rounds and --parallel must be at least 1, got {rounds} and {parallel}")
     draw = plot_to(plot)
     path = find_model(model)
-    served = measure(path, morphkv, rounds, llama, chosen)
+    served = measure(path, morphkv, rounds, llama, chosen, parallel)
     title = f"{path.stem}: llama-server, capacity {morphkv.capacity:,}"
     draw(title, lambda: server_panels(served.lanes, served.seconds, served.watched_lanes))
     details = {
@@ -86,6 +89,7 @@ def bench_server(
         "slots": served.slots,
         "watched": served.watched,
         "rates_tok_s": {lane.name: lane.rates for lane in served.lanes + served.watched_lanes},
+        "n_slots": parallel,
         "first_token_s": served.seconds,
     }
     report(as_json, bars, served.figures, details, lambda: show(served))
@@ -99,7 +103,9 @@ def chosen_rows(text: str) -> list[str]:
     return [row for row in SERVER_ROWS if row in names]
 
 
-def measure(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any], rows: list[str]) -> Served:
+def measure(
+    model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any], rows: list[str], n_slots: int
+) -> Served:
     flags = server_flags(llama)
     n_turns = 2 * (n_rounds + 1)
     n_steps = {SLOTS: n_turns, FIRST_TOKEN: N_TURNS + N_AROUND, WATCHED: n_turns}
@@ -107,7 +113,7 @@ def measure(model: Path, morphkv: MorphKV, n_rounds: int, llama: dict[str, Any],
     with progress_bar(sum(n_steps[row] for row in rows), "decoding") as advance:
         if SLOTS in rows:
             served.slots, served.lanes = run_slots(
-                model, morphkv, n_rounds, lambda name: advance(1, f"{N_SLOTS} slots: {name}"), flags
+                model, morphkv, n_rounds, lambda name: advance(1, f"{n_slots} slots: {name}"), flags, n_slots
             )
             served.figures[SLOTS] = served.slots.middle
         if FIRST_TOKEN in rows:
@@ -141,8 +147,8 @@ def show(served: Served) -> None:
     if served.slots:
         rates = [median(lane.rates) for lane in served.lanes]
         print(
-            f"tok/s of {N_SLOTS} busy slots over stock's with as many cells, in turns: {spread(served.slots)} "
-            f"({SLOTS}); medians {rates[0]:.1f} and {rates[1]:.1f}"
+            f"tok/s of {len(served.lanes[0].prompts)} busy slots over stock's with as many cells, in turns: "
+            f"{spread(served.slots)} ({SLOTS}); medians {rates[0]:.1f} and {rates[1]:.1f}"
         )
     if served.seconds:
         print(

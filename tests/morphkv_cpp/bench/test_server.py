@@ -16,14 +16,15 @@ def test_a_turn_counts_with_its_neighbours():
     assert bench.around([1, 2, 3], 1) == 2
 
 
-def test_both_servers_decode_with_as_many_cells(tiny_llama):
+@pytest.mark.parametrize("n_slots", [1, 4])
+def test_both_servers_decode_with_as_many_cells(tiny_llama, n_slots):
     seen = []
-    ratio, lanes = bench.run_slots(tiny_llama(), TIGHT, 1, seen.append, FLAGS)
+    ratio, lanes = bench.run_slots(tiny_llama(), TIGHT, 1, seen.append, FLAGS, n_slots)
     own, stock = lanes
     assert ratio.middle == own.rates[0] / stock.rates[0]
     # two turns of two laps, and all of MorphKV's texts went on
-    assert [len(prompt) for prompt in own.prompts] == [64 + 2 * 2 * 16] * 4
-    assert [len(prompt) for prompt in stock.prompts] == [64] * 4
+    assert [len(prompt) for prompt in own.prompts] == [64 + 2 * 2 * 16] * n_slots
+    assert [len(prompt) for prompt in stock.prompts] == [64] * n_slots
     assert seen == ["MorphKV", "stock, as many cells", "stock, as many cells", "MorphKV"]
 
 

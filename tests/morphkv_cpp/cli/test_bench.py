@@ -210,6 +210,13 @@ class TestServer:
         assert set(found["rates_tok_s"]) == {"watched", "unwatched"}
         assert 'id="watched-watched"' in plot.read_text(encoding="utf-8")
 
+    @pytest.mark.skipif(not program("llama-server").is_file(), reason="built without llama-server")
+    def test_so_many_slots_are_busy(self, capsys, tiny_llama):
+        assert run("server", str(tiny_llama()), "--rows", "slots", "-np", "2", "-r", "1", *TIGHT) == 0
+        assert "tok/s of 2 busy slots over stock's with as many cells" in capsys.readouterr().out
+        assert run("server", str(tiny_llama()), "-np", "0", *TIGHT) == 1
+        assert "--rounds and --parallel must be at least 1, got 5 and 0" in capsys.readouterr().err
+
     def test_a_row_that_there_is_not_is_refused(self, capsys, tiny_llama):
         assert run("server", str(tiny_llama()), "--rows", "slots,shown") == 1
         assert "--rows must be some of slots, first-token, watched, got 'shown'" in capsys.readouterr().err
