@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from ...plots.decode import plot_decode
 from ...plots.figure import check_plot
 from ..options import Model
 from ..show import Json, find_model, mebibytes, print_table, progress_bar, remark, report
+from .turns import RATE_COLUMNS, Rounds, rate_cells
 
 
 def bench_decode(
@@ -25,9 +25,7 @@ def bench_decode(
     prompt: Annotated[
         int, typer.Option("--prompt", "-p", metavar="N", help="length of the prompt in a large prompt room")
     ] = Sizes.n_prompt,
-    rounds: Annotated[
-        int, typer.Option("--rounds", "-r", metavar="N", help="turns of each cache; medians are shown")
-    ] = Sizes.n_rounds,
+    rounds: Rounds = Sizes.n_rounds,
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,14 +90,12 @@ def measure_depths(
 def show(result: Result, points: list[DepthPoint], morphkv: MorphKV, sizes: Sizes) -> None:
     print_table(
         f"Decoding, {sizes.n_rounds} rounds in turns; window {morphkv.window}, interval {morphkv.interval}",
-        ("cache", "K and V", "tok/s, median", "lowest", "highest"),
+        ("cache", "K and V", *RATE_COLUMNS),
         [
             (
                 lane.name,
                 mebibytes(result.kv_bytes[lane.name]),
-                f"{median(lane.rates):.1f}",
-                f"{min(lane.rates):.1f}",
-                f"{max(lane.rates):.1f}",
+                *rate_cells(lane.rates),
             )
             for lane in result.lanes
         ],
@@ -116,15 +112,13 @@ def show(result: Result, points: list[DepthPoint], morphkv: MorphKV, sizes: Size
     if points:
         print_table(
             f"At several depths, {sizes.n_rounds} rounds in turns; capacity {morphkv.capacity}, no prompt room",
-            ("depth", "cache", "K and V", "tok/s, median", "lowest", "highest"),
+            ("depth", "cache", "K and V", *RATE_COLUMNS),
             [
                 (
                     f"{point.n_depth}",
                     point.cache,
                     mebibytes(point.kv_bytes),
-                    f"{point.rate_tok_s:.1f}",
-                    f"{min(point.rates_tok_s):.1f}",
-                    f"{max(point.rates_tok_s):.1f}",
+                    *rate_cells(point.rates_tok_s),
                 )
                 for point in points
             ],

@@ -17,6 +17,7 @@ from ...plots.bench import depth_panels
 from ..options import Model
 from ..plots import Plot, plot_to
 from ..show import Json, find_model, mebibytes, print_table, progress_bar, report
+from .turns import RATE_COLUMNS, Rounds, rate_cells
 
 SPEED, FIRST_TOKEN = "speed", "first-token"
 ROWS = {
@@ -36,9 +37,7 @@ def bench_depths(
     caches: Annotated[
         str, typer.Option("--caches", metavar="NAMES", help=f"measure these, of {', '.join(NAMES)}")
     ] = ",".join(NAMES),
-    rounds: Annotated[
-        int, typer.Option("--rounds", "-r", metavar="N", help="turns of each cache; medians are shown")
-    ] = 3,
+    rounds: Rounds = 3,
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -121,15 +120,13 @@ def show(points: list[DepthPoint], n_rounds: int, morphkv: MorphKV, copied: floa
     print_table(
         f"At several depths, {n_rounds} rounds in turns; capacity {morphkv.capacity}, "
         f"prompt room {morphkv.prompt_room}, interval {morphkv.interval}",
-        ("depth", "cache", "K and V", "tok/s, median", "lowest", "highest", "GB/s", "prompt tok/s", "first token, s"),
+        ("depth", "cache", "K and V", *RATE_COLUMNS, "GB/s", "prompt tok/s", "first token, s"),
         [
             (
                 f"{point.n_depth}",
                 point.cache,
                 mebibytes(point.kv_bytes),
-                f"{point.rate_tok_s:.1f}",
-                f"{min(point.rates_tok_s):.1f}",
-                f"{max(point.rates_tok_s):.1f}",
+                *rate_cells(point.rates_tok_s),
                 f"{point.read_gb_s:.1f}",
                 optional(point.prompt_tok_s, ".0f"),
                 optional(point.first_token_s, ".2f"),

@@ -15,6 +15,7 @@ from ...models.shapes import SHAPES, ModelShape
 from ...plots.bench import shape_panels
 from ..plots import Plot, plot_to
 from ..show import Json, print_table, progress_bar, remark, report
+from .turns import Rounds
 
 ROWS = ("decode-speed", "evict-ms", "archive-ms", "recall-ms")
 Q4_0_BYTES = 18 / 32  # of a weight
@@ -28,9 +29,7 @@ def bench_shape(
     depth: Annotated[
         int, typer.Option("--depth", metavar="N", help="depth of the stock cache, and tokens of the archive")
     ] = 4000,
-    rounds: Annotated[
-        int, typer.Option("--rounds", "-r", metavar="N", help="turns of each cache; medians are shown")
-    ] = 3,
+    rounds: Rounds = 3,
     require: Annotated[
         list[str] | None,
         typer.Option(
