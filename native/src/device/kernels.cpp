@@ -183,13 +183,15 @@ bool morphkv_kernels_support(const morphkv_side_layer & layer, const morphkv_evi
            (!layer.sinks || (layer.n_readers() == 1 && is_beside(layer.sinks, layer.k)));
 }
 
-size_t morphkv_kernels_bytes_beside(const std::vector<morphkv_side_layer> & layers) {
+size_t morphkv_kernels_bytes_beside(const std::vector<const std::vector<morphkv_side_layer> *> & layers) {
     size_t                       res = 0;
     std::set<ggml_backend_dev_t> seen;
-    for (const auto & layer : layers) {
-        ggml_backend_dev_t dev     = device_of(layer);
-        const auto *       library = seen.insert(dev).second ? morphkv_kernels_library_for(dev) : nullptr;
-        res += library ? library->n_bytes(layer.k->data) : 0;
+    for (const auto * of_group : layers) {
+        for (const auto & layer : *of_group) {
+            ggml_backend_dev_t dev     = layer.is_on_cpu() ? nullptr : device_of(layer);
+            const auto *       library = dev && seen.insert(dev).second ? morphkv_kernels_library_for(dev) : nullptr;
+            res += library ? library->n_bytes(layer.k->data) : 0;
+        }
     }
     return res;
 }

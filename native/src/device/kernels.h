@@ -27,8 +27,8 @@ bool morphkv_kernels_support(const morphkv_side_layer & layer, const morphkv_evi
 std::string morphkv_run_kernels(morphkv_runner & runner, const std::vector<morphkv_kernels_job> & jobs,
                                 std::vector<std::vector<morphkv_side_layer>> & left);
 
-// Memory that kernels hold on the devices of these layers. Contexts share it.
-size_t morphkv_kernels_bytes_beside(const std::vector<morphkv_side_layer> & layers);
+// Memory that kernels hold on the devices of these layers, group by group. Contexts share it.
+size_t morphkv_kernels_bytes_beside(const std::vector<const std::vector<morphkv_side_layer> *> & layers);
 
 // The layers of all jobs, on one device and of types that are supported. As morphkv_kernels_run().
 std::string morphkv_cut_by_kernels(const morphkv_kernels_library &          library,

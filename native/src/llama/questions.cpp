@@ -62,8 +62,10 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
     out.n_archive_lost    = 0;
     out.n_archive_damaged = 0;
     out.extra_bytes       = 0;
+    std::vector<const std::vector<morphkv_side_layer> *> layers;
     for (const auto & of_group : groups) {
         out.extra_bytes += of_group.side.n_bytes();
+        layers.push_back(&of_group.side.layers);
     }
     out.extra_bytes += reader ? reader->n_bytes() : 0;
     for (const auto & s : sequences) {
@@ -76,7 +78,7 @@ void morphkv_cache::get_stats(llama_seq_id seq_id, morphkv_stats & out) const {
             }
         }
     }
-    out.scratch_bytes = cut_engine.n_bytes() + morphkv_kernels_bytes_beside(cut_layers());
+    out.scratch_bytes = cut_engine.n_bytes() + morphkv_kernels_bytes_beside(layers);
     out.evict_ms      = evict_ms;
     out.seq_evict_ms  = seq_evict_ms.at(seq_id);
     for (const auto & [_, n_bytes] : kv_breakdown()) {
