@@ -303,9 +303,10 @@ MORPHKV_API morphkv_status morphkv_recalled_get(struct llama_context * ctx, int3
                                                 int32_t * recall, int32_t n_max, int32_t * n_pages);
 
 typedef struct morphkv_restored {
-    size_t  size;        // sizeof(morphkv_restored), set by the caller
-    int32_t n_restored;  // tokens that came into cells from the archive; 0 where the place was complete
-    double  took_ms;
+    size_t size;  // sizeof(morphkv_restored), set by the caller
+    int32_t
+        n_restored;  // tokens that came into cells of min_capacity's layers from the archive; 0 where the place was complete
+    double took_ms;
 } morphkv_restored;
 
 // Goes back to the first n_tokens tokens of a text; tokens: their ids. Where that place is complete those behind it are taken

@@ -75,14 +75,6 @@ struct file_places {
     int64_t             n_bytes;
 };
 
-morphkv_page_layout with_types(const morphkv_page_layout & own, ggml_type type_k, ggml_type type_v) {
-    morphkv_page_layout res(type_k, type_v);
-    for (const auto & layer : own.layers) {
-        res.add_layer(layer.n_head_kv, layer.n_embd_k, layer.n_embd_v);
-    }
-    return res;
-}
-
 // Rows that can be had in this type.
 bool fits(int32_t type, bool is_k, const morphkv_page_layout & own) {
     if (type < 0 || type >= GGML_TYPE_COUNT || !ggml_get_type_traits((ggml_type) type)->to_float) {
@@ -95,6 +87,20 @@ bool fits(int32_t type, bool is_k, const morphkv_page_layout & own) {
 
 [[noreturn]] void fail(const std::string & path, const char * what, int error) {
     throw std::runtime_error(path + " " + what + ": " + strerror(error));
+}
+
+// A page as another layout of the same layers has it.
+morphkv_page laid_out(const morphkv_page & page, const morphkv_page_layout & from, const morphkv_page_layout & to) {
+    morphkv_page res(to.page_bytes);
+    for (const auto & layer : to.layers) {
+        const auto &  was    = from.layers[from.find(layer.il)];
+        const int64_t n_rows = morphkv_page_layout::N_PAGE * layer.n_head_kv;
+        morphkv_convert_rows(from.type_k, page.data() + was.k_at, to.type_k, res.data() + layer.k_at, n_rows,
+                             layer.n_embd_k);
+        morphkv_convert_rows(from.type_v, page.data() + was.v_at, to.type_v, res.data() + layer.v_at, n_rows,
+                             layer.n_embd_v);
+    }
+    return res;
 }
 
 // As f(), which is a system call.
@@ -159,7 +165,7 @@ morphkv_knowledge::morphkv_knowledge(const std::string & path, const morphkv_pag
     if (header.model != model || !fits(header.type_k, true, own) || !fits(header.type_v, false, own)) {
         throw std::runtime_error(path + " was read with another model");
     }
-    stored = with_types(own, (ggml_type) header.type_k, (ggml_type) header.type_v);
+    stored = own.in_model_order((ggml_type) header.type_k, (ggml_type) header.type_v);
     if (header.layout != stored.hash() || header.page_bytes != stored.page_bytes) {
         throw std::runtime_error(path + " was read with another model");
     }
@@ -183,7 +189,9 @@ morphkv_knowledge::morphkv_knowledge(const std::string & path, const morphkv_pag
     id          = header.id;
     index_hash  = header.index_hash;
     tokens_hash = header.tokens_hash;
-    index_at    = places.index;
+    for (const auto & layer : own.layers) {
+        index_at.push_back(places.index[stored.find(layer.il)]);
+    }
 }
 
 void morphkv_knowledge::note(const std::string & why) const {
@@ -213,17 +221,7 @@ morphkv_archive::page_ptr morphkv_knowledge::find_page(int64_t i_page) const noe
         if (stored.hash() == own.hash()) {
             return page;
         }
-        auto res = std::make_shared<morphkv_page>(own.page_bytes);
-        for (size_t il = 0; il < own.layers.size(); ++il) {
-            const auto &  to     = own.layers[il];
-            const auto &  from   = stored.layers[il];
-            const int64_t n_rows = N_PAGE * to.n_head_kv;
-            morphkv_convert_rows(stored.type_k, page->data() + from.k_at, own.type_k, res->data() + to.k_at, n_rows,
-                                 to.n_embd_k);
-            morphkv_convert_rows(stored.type_v, page->data() + from.v_at, own.type_v, res->data() + to.v_at, n_rows,
-                                 to.n_embd_v);
-        }
-        return res;
+        return std::make_shared<morphkv_page>(laid_out(*page, stored, own));
     } catch (const std::exception & err) {
         try {
             damaged.insert(i_page);
@@ -248,8 +246,8 @@ static uint64_t hash_index(const morphkv_page_layout & layout, int64_t n_pages,
 bool morphkv_knowledge::is_index_right() const {
     if (index_state == 0) {
         std::vector<const void *> rows;
-        for (size_t il = 0; il < own.layers.size(); ++il) {
-            rows.push_back(index_rows(il));
+        for (const auto & layer : stored.layers) {
+            rows.push_back(index_rows(own.find(layer.il)));
         }
         index_state = hash_index(stored, n_all_pages, rows) == index_hash ? 1 : -1;
         if (index_state < 0) {
@@ -320,7 +318,8 @@ private:
 
 void write_all(const std::string & path, const morphkv_archive & archive, uint64_t model,
                const std::vector<int32_t> & tokens) {
-    const auto &      layout  = archive.layout;
+    const auto &      own     = archive.layout;
+    const auto        layout  = own.in_model_order(own.type_k, own.type_v);
     const int64_t     n_pages = archive.n_full();
     const file_places places(layout, n_pages);
     writer            out(path);
@@ -342,18 +341,19 @@ void write_all(const std::string & path, const morphkv_archive & archive, uint64
     id.add(model);
     id.add(header.layout);
     for (int64_t i = 0; i < n_pages; ++i) {
-        const auto page = archive.find_page(i);
-        if (!page) {
+        const auto found = archive.find_page(i);
+        if (!found) {
             throw std::runtime_error("page " + std::to_string(i) + " of the archive cannot be read");
         }
-        const record_header record = { i, morphkv_hash_page(*page) };
+        const auto          page   = laid_out(*found, own, layout);
+        const record_header record = { i, morphkv_hash_page(page) };
         id.add(record.hash);
         out.write(page_at(layout, i), &record, sizeof(record));
-        out.write(page_at(layout, i) + sizeof(record), page->data(), page->size());
+        out.write(page_at(layout, i) + sizeof(record), page.data(), page.size());
     }
     std::vector<const void *> rows;
     for (size_t il = 0; il < layout.layers.size(); ++il) {
-        rows.push_back(archive.index_rows(il));
+        rows.push_back(archive.index_rows(own.find(layout.layers[il].il)));
         out.write(places.index[il], rows[il], n_pages * layout.index_bytes(il));
     }
     header.index_hash  = hash_index(layout, n_pages, rows);

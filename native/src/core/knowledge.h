@@ -5,6 +5,8 @@
 //   index   the mean keys of all pages, by layer, and
 //   tokens  their ids, each with a checksum in the header
 //
+// Layers are in the model's order, whatever groups a context has.
+//
 // The file never changes. Its index is mapped, so that opening one takes no longer where it is longer, and processes share it;
 // pages are read, so that a disk that fails costs a page and not the process.
 #pragma once
@@ -64,7 +66,7 @@ private:
     uint64_t                  id          = 0;
     uint64_t                  index_hash  = 0;
     uint64_t                  tokens_hash = 0;
-    std::vector<size_t>       index_at;  // by layer, in the file
+    std::vector<size_t>       index_at;  // in the file, by own layer
 
     // a cache asks in one thread
     mutable std::set<int64_t>    damaged;

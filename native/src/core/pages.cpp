@@ -12,11 +12,27 @@
 // layout
 //
 
-void morphkv_page_layout::add_layer(int32_t n_head_kv, int64_t n_embd_k, int64_t n_embd_v) {
-    layers.push_back({ n_head_kv, n_embd_k, n_embd_v, page_bytes, 0 });
+void morphkv_page_layout::add_layer(int32_t n_head_kv, int64_t n_embd_k, int64_t n_embd_v, int32_t il) {
+    layers.push_back({ n_head_kv, n_embd_k, n_embd_v, il < 0 ? (int32_t) layers.size() : il, page_bytes, 0 });
     page_bytes += N_PAGE * k_bytes(layers.size() - 1);
     layers.back().v_at = page_bytes;
     page_bytes += N_PAGE * v_bytes(layers.size() - 1);
+}
+
+morphkv_page_layout morphkv_page_layout::in_model_order(ggml_type type_k, ggml_type type_v) const {
+    auto ordered = layers;
+    std::sort(ordered.begin(), ordered.end(), [](const layer & a, const layer & b) { return a.il < b.il; });
+    morphkv_page_layout res(type_k, type_v);
+    for (const layer & cur : ordered) {
+        res.add_layer(cur.n_head_kv, cur.n_embd_k, cur.n_embd_v, cur.il);
+    }
+    return res;
+}
+
+size_t morphkv_page_layout::find(int32_t il) const {
+    const auto it = std::find_if(layers.begin(), layers.end(), [il](const layer & cur) { return cur.il == il; });
+    GGML_ASSERT(it != layers.end());
+    return it - layers.begin();
 }
 
 size_t morphkv_page_layout::k_bytes(size_t i_layer) const {
@@ -43,6 +59,14 @@ uint64_t morphkv_page_layout::hash() const {
         res.add(layer.n_head_kv);
         res.add(layer.n_embd_k);
         res.add(layer.n_embd_v);
+    }
+    const auto is_before = [](const layer & a, const layer & b) {
+        return a.il < b.il;
+    };
+    if (!std::is_sorted(layers.begin(), layers.end(), is_before)) {
+        for (const auto & layer : layers) {
+            res.add(layer.il);
+        }
     }
     return res.get();
 }

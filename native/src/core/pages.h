@@ -18,13 +18,19 @@ struct morphkv_page_layout {
         int32_t n_head_kv;
         int64_t n_embd_k;  // of a head
         int64_t n_embd_v;
+        int32_t il;        // of the model
         size_t  k_at;      // offsets in a page: (N_PAGE, n_head_kv*n_embd), of K and of V
         size_t  v_at;
     };
 
     morphkv_page_layout(ggml_type type_k, ggml_type type_v) : type_k(type_k), type_v(type_v) {}
 
-    void add_layer(int32_t n_head_kv, int64_t n_embd_k, int64_t n_embd_v);
+    // il: -1 = the next
+    void add_layer(int32_t n_head_kv, int64_t n_embd_k, int64_t n_embd_v, int32_t il = -1);
+
+    // Of the same layers in the model's order, which groups of layers (llama/group.h) do not have.
+    morphkv_page_layout in_model_order(ggml_type type_k, ggml_type type_v) const;
+    size_t              find(int32_t il) const;  // the layer, which is there
 
     // bytes of a token's keys, or values, of all heads
     size_t k_bytes(size_t i_layer) const;
@@ -34,7 +40,7 @@ struct morphkv_page_layout {
     ggml_type index_type(size_t i_layer) const;
     size_t    index_bytes(size_t i_layer) const;
 
-    uint64_t hash() const;  // never 0
+    uint64_t hash() const;  // never 0; of the layers' order, too
 
     ggml_type          type_k;
     ggml_type          type_v;

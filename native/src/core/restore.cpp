@@ -60,14 +60,15 @@ private:
 };
 
 // Tokens `first` to first + n of all heads come into the cells from i_cell on.
-void add_recent(reader & from, const morphkv_page_layout & layout, const morphkv_text & text, int32_t first, int32_t n,
-                int32_t i_cell, std::vector<morphkv_move> & layers) {
+//   i_first: of the layers among those of the archive.
+void add_recent(reader & from, const morphkv_page_layout & layout, size_t i_first, const morphkv_text & text,
+                int32_t first, int32_t n, int32_t i_cell, std::vector<morphkv_move> & layers) {
     for (int32_t i = 0; i < n; ++i) {
         const auto    page  = from.find(from.page_of(first + i));
         const int32_t i_row = from.row_of(first + i);
         for (size_t il = 0; il < layers.size(); ++il) {
-            const auto &    layer = layout.layers[il];
-            const size_t    n_k = layout.k_bytes(il), n_v = layout.v_bytes(il);
+            const auto &    layer = layout.layers[i_first + il];
+            const size_t    n_k = layout.k_bytes(i_first + il), n_v = layout.v_bytes(i_first + il);
             const uint8_t * k    = page->data() + layer.k_at + i_row * n_k;
             const uint8_t * v    = page->data() + layer.v_at + i_row * n_v;
             auto &          move = layers[il];
@@ -121,71 +122,89 @@ morphkv_text just_cut(const morphkv_text & text, int32_t limit) {
     const int32_t n   = res.n_tokens();
     res.queries.assign(res.queries.size(), -1);
     res.decoded_since_cut = n;
-    auto & group          = res.groups[0];
-    group.n_evicted       = std::max(0, n - group.shape.capacity);
-    group.n_evictions     = group.n_evicted > 0 ? std::max<int64_t>(group.n_evictions, 1) : 0;
-    group.base            = 0;
-    group.ranked          = nullptr;
-    res.rotary_offset     = res.positions.next() < limit ? 0 : std::max(0, res.rebase_offset(limit));
+    for (auto & group : res.groups) {
+        group.n_evicted   = std::max(0, n - group.shape.capacity);
+        group.n_evictions = group.n_evicted > 0 ? std::max<int64_t>(group.n_evictions, 1) : 0;
+        group.base        = 0;
+        group.ranked      = nullptr;
+    }
+    res.rotary_offset = res.positions.next() < limit ? 0 : std::max(0, res.rebase_offset(limit));
     // it is both at once, and those before the place are undone
-    res.n_rebases         = res.rotary_offset > 0;
-    res.n_recalls += group.n_evicted > 0;
+    res.n_rebases     = res.rotary_offset > 0;
+    res.n_recalls += res.has_evicted();
     return res;
 }
 
 // The text whose slots are moved: without recent tokens, of which nothing stays.
-morphkv_text slots_alone(const morphkv_text & text) {
+morphkv_text slots_alone(const morphkv_text & text, size_t i_group) {
     morphkv_text res   = text;
-    auto &       group = res.groups[0];
+    auto &       group = res.groups[i_group];
     group.n_evictions  = std::max<int64_t>(group.n_evictions, 1);
     res.remove_from(std::min(res.n_tokens(), group.first_recent()));
+    return res;
+}
+
+// What the slots of a group get that is evicted then.
+std::vector<morphkv_slots> refill_all(const morphkv_text & text, const morphkv_text & then, size_t i_group,
+                                      const morphkv_group_slots & held, const morphkv_sources & sources,
+                                      reader & from) {
+    const auto &               group     = then.groups[i_group];
+    const int32_t              n_distant = group.shape.n_distant();
+    std::vector<morphkv_slots> res;
+    for (size_t il = 0; il < held.layers.size(); ++il) {
+        morphkv_slots slots{ held.serials[il], {} };
+        if (!text.groups[i_group].has_evicted()) {
+            slots.before.assign(slots.before.size(), -1);
+        }
+        for (int32_t h = 0; h < held.layers[il].n_head_kv; ++h) {
+            const auto of_head = refill(slots.before.data() + h * n_distant, n_distant, text.n_keep,
+                                        group.first_recent(), sources, from);
+            slots.after.insert(slots.after.end(), of_head.begin(), of_head.end());
+        }
+        res.push_back(std::move(slots));
+    }
     return res;
 }
 
 }  // namespace
 
 morphkv_restore_plan morphkv_plan_restore(const morphkv_text & text, const morphkv_text & wanted,
-                                          const std::vector<morphkv_moved_layer> &  layers,
-                                          const std::vector<std::vector<int32_t>> & slots,
-                                          const morphkv_sources & sources, bool is_exact,
-                                          std::vector<morphkv_originals> * originals, int32_t limit) {
-    GGML_ASSERT(text.groups.size() == 1 && !text.windowed && !wanted.is_empty());
-    morphkv_restore_plan res{ just_cut(wanted, limit), {}, std::vector<morphkv_move>(layers.size()), 0 };
-    auto &               group     = res.text.groups[0];
-    const int32_t        n         = res.text.n_tokens();
-    const int32_t        n_distant = group.shape.n_distant();
-    const int32_t        first     = group.has_evicted() ? group.first_recent() : 0;
+                                          const std::vector<morphkv_group_slots> & groups,
+                                          const morphkv_sources & sources, int32_t limit) {
+    GGML_ASSERT(text.groups.size() == groups.size() && !text.windowed && !wanted.is_empty());
+    morphkv_restore_plan res{ just_cut(wanted, limit), {}, 0 };
+    const int32_t        n = res.text.n_tokens();
     reader               from(sources.own());
-    for (int32_t serial = first; serial < n; ++serial) {
-        if (!from.has(serial)) {
-            throw std::runtime_error("the archive does not have the token at position " +
-                                     std::to_string(res.text.pos_of(serial)));
-        }
-    }
-    if (group.has_evicted()) {
-        std::vector<morphkv_slots> moved;
-        for (size_t il = 0; il < layers.size(); ++il) {
-            moved.push_back({ slots[il], {} });
-            auto & before = moved[il].before;
-            if (!text.has_evicted()) {
-                before.assign(before.size(), -1);
+    size_t               i_first = 0;  // layer
+    for (size_t i = 0; i < groups.size(); ++i) {
+        auto &                      group = res.text.groups[i];
+        const int32_t               first = group.has_evicted() ? group.first_recent() : 0;
+        morphkv_restore_plan::group moved{ {}, std::vector<morphkv_move>(groups[i].layers.size()) };
+        for (int32_t serial = first; serial < n; ++serial) {
+            if (!from.has(serial)) {
+                throw std::runtime_error("the archive does not have the token at position " +
+                                         std::to_string(res.text.pos_of(serial)));
             }
-            for (int32_t h = 0; h < layers[il].n_head_kv; ++h) {
-                const auto of_head =
-                    refill(before.data() + h * n_distant, n_distant, text.n_keep, first, sources, from);
-                moved[il].after.insert(moved[il].after.end(), of_head.begin(), of_head.end());
-            }
-            res.serials.push_back(moved[il].after);
         }
-        // distant tokens come to stand right before the recent ones, as at a recall
-        group.base = std::max(0, res.text.pos_of(first) - res.text.rotary_offset - n_distant);
-        auto plan  = morphkv_plan_moves(slots_alone(text), 0, layers, moved, from.found(), sources, is_exact, originals,
-                                        res.text.rotary_offset, group.base);
-        group.ranked = std::make_shared<std::vector<int32_t>>(std::move(plan.ranked));
-        res.layers   = std::move(plan.layers);
+        if (group.has_evicted()) {
+            const auto slots = refill_all(text, res.text, i, groups[i], sources, from);
+            for (const auto & layer : slots) {
+                moved.serials.push_back(layer.after);
+            }
+            // distant tokens come to stand right before the recent ones, as at a recall
+            group.base = std::max(0, res.text.pos_of(first) - res.text.rotary_offset - group.shape.n_distant());
+            auto plan  = morphkv_plan_moves(slots_alone(text, i), i, groups[i].layers, slots, from.found(), sources,
+                                            groups[i].is_exact, groups[i].originals, res.text.rotary_offset, group.base,
+                                            i_first);
+            group.ranked = std::make_shared<std::vector<int32_t>>(std::move(plan.ranked));
+            moved.layers = std::move(plan.layers);
+        }
+        add_recent(from, sources.own().layout, i_first, res.text, first, n - first,
+                   group.has_evicted() ? group.shape.n_distant() : 0, moved.layers);
+        i_first += groups[i].layers.size();
+        res.archive_end = std::max(res.archive_end, first);
+        res.groups.push_back(std::move(moved));
     }
-    add_recent(from, sources.own().layout, res.text, first, n - first, group.has_evicted() ? n_distant : 0, res.layers);
-    res.archive_end = first;
     return res;
 }
 

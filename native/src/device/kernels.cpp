@@ -188,8 +188,8 @@ size_t morphkv_kernels_bytes_beside(const std::vector<const std::vector<morphkv_
     std::set<ggml_backend_dev_t> seen;
     for (const auto * of_group : layers) {
         for (const auto & layer : *of_group) {
-            ggml_backend_dev_t dev     = layer.is_on_cpu() ? nullptr : device_of(layer);
-            const auto *       library = dev && seen.insert(dev).second ? morphkv_kernels_library_for(dev) : nullptr;
+            ggml_backend_dev_t dev     = device_of(layer);
+            const auto *       library = seen.insert(dev).second ? morphkv_kernels_library_for(dev) : nullptr;
             res += library ? library->n_bytes(layer.k->data) : 0;
         }
     }

@@ -42,7 +42,7 @@ morphkv_page_layout morphkv_cache::archive_layout(const morphkv_archive_params &
                     std::to_string(n_embd_v) + " values, got " + ggml_type_name(res.type_k) + " and " +
                     ggml_type_name(res.type_v));
         }
-        res.add_layer(layer.n_head_kv, n_embd_k, n_embd_v);
+        res.add_layer(layer.n_head_kv, n_embd_k, n_embd_v, layer.il);
     }
     return res;
 }

@@ -149,64 +149,6 @@ morphkv_archive::rows morphkv_cache::read_rows(llama_seq_id seq_id, int32_t firs
     return morphkv_take_passage(archives->of(seq_id), first, n).rows;
 }
 
-bool morphkv_cache::are_in_slots(llama_seq_id seq_id, const std::set<int32_t> & serials) const {
-    for (size_t i = 0; i < groups.size(); ++i) {
-        const auto & side = groups[i].side;
-        for (const auto & layer : side.layers) {
-            const auto    slots = side.get_serials(layer, seq_id);
-            const int64_t n_there =
-                std::count_if(slots.begin(), slots.end(), [&](int32_t serial) { return serials.count(serial) > 0; });
-            if (n_there < (int64_t) serials.size() * layer.n_head_kv) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
-std::set<int32_t> morphkv_cache::read_again(llama_seq_id seq_id, const morphkv_recall_params & p, morphkv_pages & pages,
-                                            morphkv_recalled & res) {
-    const auto                                     sources = sources_of(seq_id);
-    std::map<int64_t, morphkv_archive::page_ptr *> chosen;
-    std::set<int32_t>                              serials;
-    for (auto & [page, rows] : pages) {
-        const size_t i_source = sources.source_of(page);
-        if (i_source < attached.size() && page != sources.all()[i_source].first &&
-            chosen.size() < morphkv_reader::N_PAGES_MAX) {
-            chosen[page] = &rows;
-            for (int32_t i = 0; i < N_PAGE; ++i) {
-                serials.insert(sources.serial_of(page) + i);
-            }
-        }
-    }
-    if (!reader || p.reread == 0 || chosen.empty() || are_in_slots(seq_id, serials) ||
-        !engine.context()->adapters_lora_are_same(nullptr, 0, nullptr)) {
-        return {};
-    }
-    const auto tokens_of = [&](int64_t page) {
-        const auto & source = sources.all()[sources.source_of(page)];
-        return source.file->get_tokens((page - source.first) * N_PAGE, N_PAGE);
-    };
-    try {
-        std::vector<int32_t> tokens;
-        for (const auto & [page, _] : chosen) {
-            const auto of_page = tokens_of(page);
-            tokens.insert(tokens.end(), of_page.begin(), of_page.end());
-        }
-        const auto first = tokens_of(sources.all()[sources.source_of(chosen.begin()->first)].first);
-        const auto read  = reader->read(first[0], tokens);
-        auto       next  = read.begin();
-        for (auto & [_, rows] : chosen) {
-            *rows = *next++;
-        }
-    } catch (const std::exception & err) {
-        LLAMA_LOG_WARN("%s: MorphKV: recalled passages of files come as they were read: %s\n", __func__, err.what());
-        return {};
-    }
-    res.n_reread = chosen.size() * N_PAGE;
-    return serials;
-}
-
 // Rows of cells [first, first + n) come to those from `to` on.
 static void shift_rows(const morphkv_side & side, llama_seq_id seq_id, int32_t first, int32_t n, int32_t to) {
     std::vector<uint8_t> rows;

@@ -33,6 +33,7 @@
 
 class morphkv_cache_context;
 struct morphkv_loaded_state;
+struct morphkv_group_slots;
 struct morphkv_passage;
 struct morphkv_saved_text;
 struct morphkv_text_rules;
@@ -332,16 +333,21 @@ private:
     // Serials of their tokens, whose slots have others.
     std::set<int32_t> read_again(llama_seq_id seq_id, const morphkv_recall_params & params, morphkv_pages & pages,
                                  morphkv_recalled & res);
-    bool              are_in_slots(llama_seq_id seq_id, const std::set<int32_t> & serials) const;
+    // Whether groups have those of these tokens that they can have of these pages.
+    bool   are_in_slots(llama_seq_id seq_id, const morphkv_recall_params & params, const morphkv_pages & pages,
+                        const std::set<int32_t> & serials) const;
+    // Of a recall's pages, best first, that a group has room for.
+    size_t n_best_pages(llama_seq_id seq_id, const morphkv_recall_params & params, size_t i_group) const;
 
     // Appends the tokens before serial `end` to the sequence's archive, as far as they are not there.
     void                archive_old(llama_seq_id seq_id, int32_t end);
     morphkv_page_layout archive_layout(const morphkv_archive_params & params) const;
 
     // All cells, those too whose tokens stay.
-    void    archive_all(llama_seq_id seq_id);
-    void    check_restorable() const;
-    // Gives the sequence's cells the tokens of a text that the archive has. How many cells.
+    void                             archive_all(llama_seq_id seq_id);
+    void                             check_restorable() const;
+    std::vector<morphkv_group_slots> group_slots(llama_seq_id seq_id);
+    // Gives the sequence's cells the tokens of a text that the archive has. How many cells, of the leading group.
     int32_t lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens);
 
     // For checks of a context, and of an archive: as the real ones with the shapes that can occur (checks.cpp).

@@ -161,16 +161,13 @@ void morphkv_cache::bring(llama_seq_id seq_id, const morphkv_recall_params & p, 
     std::vector<group_moves> all;
     bool                     is_new = false;
     for (size_t i = 0; i < groups.size(); ++i) {
-        const auto & group     = groups[i];
-        const auto & held      = text.groups[i];
-        const auto   n_distant = held.shape.n_distant();
+        const auto & group = groups[i];
+        const auto & held  = text.groups[i];
         if (!held.has_evicted()) {
             continue;  // all is there
         }
         // the best, in small groups fewer
-        morphkv_pages best(pages.begin(),
-                           pages.begin() +
-                               std::min(pages.size(), morphkv_n_wanted_pages(p.share, n_distant - text.n_keep)));
+        morphkv_pages best(pages.begin(), pages.begin() + std::min(pages.size(), n_best_pages(seq_id, p, i)));
         group_moves   moved{ i, {}, {}, {} };
         for (size_t il = 0; il < group.side.layers.size(); ++il) {
             const auto & layer  = group.side.layers[il];

@@ -20,27 +20,29 @@ void morphkv_cache::check_restorable() const {
     check(archives != nullptr, MORPHKV_STATUS_INVALID, "a restore needs an archive, and none was started");
     check(!window && !follows_target, MORPHKV_STATUS_UNSUPPORTED,
           "a restore is not possible with layers that have a sliding window");
-    check(groups.size() == 1, MORPHKV_STATUS_UNSUPPORTED,
-          "a restore is not possible where layers have capacities of their own (layers)");
 }
 
-int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens) {
-    auto &                            text    = sequences[seq_id].text;
-    auto &                            archive = archives->of(seq_id);
-    auto &                            side    = groups[GROUP].side;
-    std::vector<std::vector<int32_t>> slots;
-    for (const auto & layer : side.layers) {
-        slots.push_back(side.get_serials(layer, seq_id));
-    }
+std::vector<morphkv_group_slots> morphkv_cache::group_slots(llama_seq_id seq_id) {
     auto & originals = sequences[seq_id].originals;
     if (keeps_originals) {
         originals.resize(groups.size());
     }
+    std::vector<morphkv_group_slots> res;
+    for (size_t i = 0; i < groups.size(); ++i) {
+        const auto & side = groups[i].side;
+        res.push_back({ moved_layers(i), {}, is_archive_exact(seq_id, i), keeps_originals ? &originals[i] : nullptr });
+        for (const auto & layer : side.layers) {
+            res.back().serials.push_back(side.get_serials(layer, seq_id));
+        }
+    }
+    return res;
+}
+
+int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted, const llama_token * tokens) {
+    auto &                              text = sequences[seq_id].text;
     std::optional<morphkv_restore_plan> plan;
     try {
-        plan = morphkv_plan_restore(text, wanted, moved_layers(GROUP), slots, sources_of(seq_id),
-                                    is_archive_exact(seq_id, GROUP), keeps_originals ? &originals[GROUP] : nullptr,
-                                    rope_limit());
+        plan = morphkv_plan_restore(text, wanted, group_slots(seq_id), sources_of(seq_id), rope_limit());
     } catch (const std::runtime_error & err) {
         throw morphkv_error(MORPHKV_STATUS_FAILED, "restore failed: " + std::string(err.what()) + "; sequence " +
                                                        std::to_string(seq_id) + " is unchanged");
@@ -48,10 +50,12 @@ int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted
     morphkv_runner runner(engine);
     runner.inject_failure = inject_failure;
     std::string why;
-    try {
-        why = run_moves(seq_id, GROUP, plan->layers, /*query_delta =*/0, runner);
-    } catch (const std::exception & err) {
-        why = err.what();
+    for (size_t i = 0; i < groups.size() && why.empty(); ++i) {
+        try {
+            why = run_moves(seq_id, i, plan->groups[i].layers, /*query_delta =*/0, runner);
+        } catch (const std::exception & err) {
+            why = err.what();
+        }
     }
     if (!why.empty()) {
         fail("restore", seq_id, why, runner.has_changed);
@@ -59,26 +63,29 @@ int32_t morphkv_cache::lay_down(llama_seq_id seq_id, const morphkv_text & wanted
     }
     // their serials will be other tokens'
     const int32_t n_same = std::min(text.n_tokens(), wanted.n_tokens());
-    for (auto & of_group : originals) {
+    for (auto & of_group : sequences[seq_id].originals) {
         for (auto & of_layer : of_group) {
             for (int32_t & serial : of_layer.serial) {
                 serial = serial < n_same ? serial : -1;
             }
         }
     }
-    llama_kv_cache::seq_rm(seq_id, -1, -1);
     text = std::move(plan->text);
-    std::vector<llama_token> in_cells;
-    for (int32_t i = 0; i < text.n_used(GROUP); ++i) {
-        in_cells.push_back(tokens[text.groups[GROUP].serial_in(i)]);
+    for (size_t i = 0; i < groups.size(); ++i) {
+        auto &                   side = groups[i].side;
+        std::vector<llama_token> in_cells;
+        for (int32_t j = 0; j < text.n_used(i); ++j) {
+            in_cells.push_back(tokens[text.groups[i].serial_in(j)]);
+        }
+        groups[i].cells->llama_kv_cache::seq_rm(seq_id, -1, -1);
+        morphkv_set_tokens(groups[i], seq_id, text, i, 0, in_cells, n_pos);
+        for (size_t il = 0; il < plan->groups[i].serials.size(); ++il) {
+            side.set_serials(side.layers[il], seq_id, plan->groups[i].serials[il]);
+        }
+        side.clear_sums(seq_id);
     }
-    morphkv_set_tokens(groups[GROUP], seq_id, text, GROUP, 0, in_cells, n_pos);
-    for (size_t il = 0; il < plan->serials.size(); ++il) {
-        side.set_serials(side.layers[il], seq_id, plan->serials[il]);
-    }
-    side.clear_sums(seq_id);
-    archive.truncate(plan->archive_end);
-    return in_cells.size();
+    archives->of(seq_id).truncate(plan->archive_end);
+    return text.n_used(GROUP);
 }
 
 morphkv_restored morphkv_cache::restore(llama_seq_id seq_id, const llama_token * tokens, int32_t n) {

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from morphkv_cpp import Archive, Llama, MorphKV, bridge
+from morphkv_cpp import Archive, Llama, MorphKV, Profile, bridge
 from support.tiny import QUIET, count_evaluated, greedy, held, last_logits, some_tokens
 
 N_AGAIN = 128  # tokens that are evaluated again before what is new
@@ -18,9 +18,9 @@ EDIT = some_tokens(40, seed=9)
 def open_llm(tiny_llama):
     opened = []
 
-    def open_(archive="ram", **options):
+    def open_(archive="ram", morphkv=SMALL, **options):
         options = {"ctx_checkpoints": 0, **options}
-        opened.append(Llama(str(tiny_llama()), morphkv=SMALL, archive=archive, **options, **QUIET))
+        opened.append(Llama(str(tiny_llama()), morphkv=morphkv, archive=archive, **options, **QUIET))
         return opened[-1]
 
     yield open_
@@ -43,6 +43,23 @@ def test_an_edit_costs_the_edit(open_llm, monkeypatch, n_common):
     reuse = llm.last_prompt
     assert (reuse.n_common, reuse.n_cached) == (n_common, n_common - N_AGAIN)
     assert reuse.n_restored == reuse.n_cached
+
+
+@pytest.mark.parametrize("n_common", [400, 800, 1400])
+def test_layers_that_keep_more_go_back_with_the_others(open_llm, monkeypatch, n_common):
+    """At 400 none has been cut, at 800 one of them."""
+    large = MorphKV(capacity=500, window=8, interval=16, prompt_room=0, layers=Profile((1.0, 2.0)))
+    llm = open_llm(Archive(recall="off"), morphkv=large)
+    stats = llm.cache_stats()
+    assert 400 < stats.min_capacity < 800 - N_AGAIN < stats.max_capacity < 1400 - N_AGAIN
+    greedy(llm, TEXT, 1)
+    assert n_decoded(llm, monkeypatch, [*TEXT[:n_common], *EDIT]) == N_AGAIN + len(EDIT)
+    assert llm.last_prompt.n_restored == n_common - N_AGAIN
+    if n_common - N_AGAIN < stats.min_capacity:
+        other = open_llm(None, morphkv=None, n_ctx=2048)
+        other.eval([*TEXT[:n_common], *EDIT])
+        assert np.abs(last_logits(llm) - last_logits(other)).max() < 0.05
+    greedy(llm, [*TEXT[:n_common], *EDIT, *TEXT], 1)  # and on
 
 
 def test_it_is_told(open_llm):

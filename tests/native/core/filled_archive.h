@@ -19,6 +19,14 @@ inline morphkv_page_layout small_layout(ggml_type type = GGML_TYPE_F32) {
     return res;
 }
 
+// The same layers, the last one first.
+inline morphkv_page_layout swapped_layout() {
+    morphkv_page_layout res(GGML_TYPE_F32, GGML_TYPE_F32);
+    res.add_layer(1, 64, 32, 1);
+    res.add_layer(2, 32, 32, 0);
+    return res;
+}
+
 // What a page takes of max_bytes: its own bytes and its row of the index.
 inline uint64_t bytes_of_pages(uint64_t n) {
     const auto layout = small_layout();
@@ -45,7 +53,7 @@ inline morphkv_archive::rows rows_of(const morphkv_page_layout & layout, int32_t
             std::vector<float> values;
             for (int32_t t = 0; t < n; ++t) {
                 for (size_t i = 0; i < n_values; ++i) {
-                    values.push_back(value_of(first + t, il, is_k, i, text));
+                    values.push_back(value_of(first + t, layout.layers[il].il, is_k, i, text));
                 }
             }
             const auto * begin = (const uint8_t *) values.data();

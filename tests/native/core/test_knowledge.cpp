@@ -57,8 +57,9 @@ static std::string refusal(const temporary_file & file, const morphkv_page_layou
 }
 
 // Its pages and its index are those of an archive with the same tokens.
-static void check_same(const morphkv_knowledge & file, int32_t n_pages) {
-    auto archive = in_ram();
+static void check_same(const morphkv_knowledge & file, int32_t n_pages,
+                       const morphkv_page_layout & layout = small_layout()) {
+    morphkv_archive archive(layout, morphkv_page_store_ram(), 0);
     append(archive, 0, n_pages * N_PAGE);
     CHECK(file.n_pages() == n_pages && file.n_tokens() == n_pages * N_PAGE && file.is_index_right());
     for (int64_t i = 0; i < n_pages; ++i) {
@@ -105,6 +106,20 @@ TEST_CASE(pages_come_in_the_types_of_the_archive_beside_it) {
     CHECK(page && page->size() == layout.page_bytes);
     const auto * k = (const ggml_fp16_t *) (page->data() + layout.layers[0].k_at);
     CHECK(ggml_fp16_to_fp32(k[3]) == ggml_fp16_to_fp32(ggml_fp32_to_fp16(value_of(16, 0, true, 3))));
+}
+
+TEST_CASE(each_has_its_layers_in_its_own_order) {
+    temporary_file file;
+    CHECK(swapped_layout().hash() != small_layout().hash());
+    write(file, 3);
+    check_same(morphkv_knowledge(file.path, swapped_layout(), MODEL), 3, swapped_layout());
+    const std::string bytes = file.bytes();
+
+    morphkv_archive archive(swapped_layout(), morphkv_page_store_ram(), 0);
+    append(archive, 0, 3 * N_PAGE);
+    morphkv_write_knowledge(file.path, archive, MODEL, ids(3 * N_PAGE));
+    CHECK(file.bytes() == bytes);
+    check_same(morphkv_knowledge(file.path, small_layout(), MODEL), 3);
 }
 
 TEST_CASE(an_older_file_is_there_until_the_new_one_is) {

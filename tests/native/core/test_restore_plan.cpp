@@ -35,7 +35,8 @@ static morphkv_text first_of(morphkv_text text, int32_t n) {
 
 static morphkv_restore_plan plan_of(int32_t n, const numbers & slots, const morphkv_archive & archive,
                                     int32_t limit = FAR, const morphkv_text & text = text_of()) {
-    return morphkv_plan_restore(text, first_of(text, n), ONE, { slots }, archive, /*is_exact =*/true, nullptr, limit);
+    return morphkv_plan_restore(text, first_of(text, n), { { ONE, { slots }, /*is_exact =*/true, nullptr } }, archive,
+                                limit);
 }
 
 // The serials that its keys are of.
@@ -49,8 +50,8 @@ static numbers serials_of(const morphkv_move & move) {
 
 TEST_CASE(the_recent_region_gets_the_tokens_before_the_place) {
     const auto res = plan_of(50, { 0, 7, 20 }, *archive_of(ONE));
-    CHECK(res.serials == std::vector<numbers>({ { 0, 7, 20 } }) && res.archive_end == 47);
-    const auto & move = res.layers[0];
+    CHECK(res.groups[0].serials == std::vector<numbers>({ { 0, 7, 20 } }) && res.archive_end == 47);
+    const auto & move = res.groups[0].layers[0];
     // slots first, then cells 3 to 5
     CHECK(move.placed == numbers({ 0, 1, 2, 3, 4, 5 }) && serials_of(move) == numbers({ 0, 7, 20, 47, 48, 49 }));
     // distant ones stand right before them, each with its key alone; values of cells that keep their token stay
@@ -73,8 +74,8 @@ TEST_CASE(the_text_is_one_that_has_just_been_cut) {
 TEST_CASE(slots_of_what_comes_later_get_the_newest_before_the_recent_region) {
     // 47 is of the recent region, 60 of what is gone; 46 is there already, and 0 is to be kept
     const auto res = plan_of(50, { 47, 60, 46 }, *archive_of(ONE));
-    CHECK(res.serials[0] == numbers({ 0, 45, 46 }));
-    const auto & move = res.layers[0];
+    CHECK(res.groups[0].serials[0] == numbers({ 0, 45, 46 }));
+    const auto & move = res.groups[0].layers[0];
     // 46 stands right
     CHECK(serials_of(move) == numbers({ 0, 45, 47, 48, 49 }) && move.at == numbers({ 44, 45, 47, 48, 49 }));
     CHECK(move.placed == numbers({ 0, 1, 3, 4, 5 }) && move.filled == move.placed);
@@ -82,20 +83,22 @@ TEST_CASE(slots_of_what_comes_later_get_the_newest_before_the_recent_region) {
 
 TEST_CASE(each_head_keeps_its_own) {
     const auto archive = archive_of(TWO);
-    const auto res     = morphkv_plan_restore(text_of(), first_of(text_of(), 50), TWO,
-                                              { { 0, 7, 60, 0, 45, 46 }, { 0, 90, 80 } }, *archive, true, nullptr, FAR);
-    CHECK(res.serials == std::vector<numbers>({ { 0, 7, 46, 0, 45, 46 }, { 0, 46, 45 } }));
+    const auto res =
+        morphkv_plan_restore(text_of(), first_of(text_of(), 50),
+                             { { TWO, { { 0, 7, 60, 0, 45, 46 }, { 0, 90, 80 } }, true, nullptr } }, *archive, FAR);
+    CHECK(res.groups[0].serials == std::vector<numbers>({ { 0, 7, 46, 0, 45, 46 }, { 0, 46, 45 } }));
     CHECK(*res.text.groups[0].ranked == numbers({ 0, 7, 46, 0, 45, 46, 0, 45, 46 }));
     // a layer without RoPE gets what it lacks, at no position
-    const auto & move = res.layers[1];
+    const auto & move = res.groups[0].layers[1];
     CHECK(move.placed == numbers({ 1, 2, 3, 4, 5 }) && serials_of(move) == numbers({ 46, 45, 47, 48, 49 }));
 }
 
 TEST_CASE(a_text_that_was_never_cut_there_gets_all_its_tokens) {
     const auto res = plan_of(5, { 0, 7, 20 }, *archive_of(ONE));
-    CHECK(res.serials.empty() && !res.text.has_evicted() && !res.text.groups[0].ranked && res.archive_end == 0);
+    CHECK(res.groups[0].serials.empty() && !res.text.has_evicted() && !res.text.groups[0].ranked &&
+          res.archive_end == 0);
     CHECK(res.text.n_used(0) == 5 && res.text.groups[0].n_evictions == 0);
-    const auto & move = res.layers[0];
+    const auto & move = res.groups[0].layers[0];
     CHECK(serials_of(move) == numbers({ 0, 1, 2, 3, 4 }) && move.at == numbers({ 0, 1, 2, 3, 4 }));
     CHECK(move.placed == move.at && move.filled == move.at);
 }
@@ -103,14 +106,14 @@ TEST_CASE(a_text_that_was_never_cut_there_gets_all_its_tokens) {
 TEST_CASE(capacity_is_the_border) {
     CHECK(!plan_of(6, { 0, 7, 20 }, *archive_of(ONE)).text.has_evicted());
     const auto res = plan_of(7, { 0, 7, 20 }, *archive_of(ONE));
-    CHECK(res.text.has_evicted() && res.serials[0] == numbers({ 0, 3, 2 }) && res.archive_end == 4);
+    CHECK(res.text.has_evicted() && res.groups[0].serials[0] == numbers({ 0, 3, 2 }) && res.archive_end == 4);
 }
 
 TEST_CASE(tokens_of_the_page_that_is_not_full_come_too) {
     const auto res = plan_of(97, { 0, 1, 2 }, *archive_of(ONE));
-    CHECK(serials_of(res.layers[0]) == numbers({ 0, 1, 2, 94, 95, 96 }));
+    CHECK(serials_of(res.groups[0].layers[0]) == numbers({ 0, 1, 2, 94, 95, 96 }));
     const auto filled = plan_of(96, { 0, 95, 94 }, *archive_of(ONE, 95 + 1));
-    CHECK(filled.serials[0] == numbers({ 0, 92, 91 }));
+    CHECK(filled.groups[0].serials[0] == numbers({ 0, 92, 91 }));
 }
 
 TEST_CASE(a_key_that_is_in_no_archive_is_turned) {
@@ -119,28 +122,73 @@ TEST_CASE(a_key_that_is_in_no_archive_is_turned) {
     append_tokens(archive, 0, 97);
     CHECK(archive.n_dropped() == 4);
     const auto res = plan_of(90, { 0, 7, 80 }, archive);
-    CHECK(res.layers[0].turned == numbers({ 0, 1 }) && res.layers[0].by == numbers({ 84, 78 }));
-    CHECK(serials_of(res.layers[0]) == numbers({ 80, 87, 88, 89 }));
+    CHECK(res.groups[0].layers[0].turned == numbers({ 0, 1 }) && res.groups[0].layers[0].by == numbers({ 84, 78 }));
+    CHECK(serials_of(res.groups[0].layers[0]) == numbers({ 80, 87, 88, 89 }));
 }
 
 TEST_CASE(positions_below_the_limit_need_no_offset) {
     auto text          = text_of();
     text.rotary_offset = 40;  // as it was rebased
     const auto res     = plan_of(50, { 0, 7, 20 }, *archive_of(ONE), FAR, text);
-    CHECK(res.text.rotary_offset == 0 && res.layers[0].at == numbers({ 44, 45, 46, 47, 48, 49 }));
+    CHECK(res.text.rotary_offset == 0 && res.groups[0].layers[0].at == numbers({ 44, 45, 46, 47, 48, 49 }));
 }
 
 TEST_CASE(positions_at_the_limit_are_rebased) {
     const auto res = plan_of(50, { 0, 7, 20 }, *archive_of(ONE), /*limit =*/48);
     // of 20 = (48 - 8)/2 positions before the recent ones, and the slots' 3
     CHECK(res.text.rotary_offset == 47 - 3 - 20 && res.text.n_rebases == 1);
-    CHECK(res.layers[0].at == numbers({ 20, 21, 22, 23, 24, 25 }));
+    CHECK(res.groups[0].layers[0].at == numbers({ 20, 21, 22, 23, 24, 25 }));
     CHECK(res.text.positions.next() - res.text.rotary_offset < 48);
 }
 
 TEST_CASE(positions_count_not_serials) {
     const auto res = plan_of(50, { 0, 7, 20 }, *archive_of(ONE), /*limit =*/2000, text_of(100, /*pos =*/1000));
-    CHECK(res.layers[0].at == numbers({ 1044, 1045, 1046, 1047, 1048, 1049 }));
+    CHECK(res.groups[0].layers[0].at == numbers({ 1044, 1045, 1046, 1047, 1048, 1049 }));
+}
+
+//
+// layers with capacities of their own
+//
+
+// ONE's layer with 3 distant slots, and then TWO's with 5
+static const morphkv_cut_shape LARGE = { /*capacity =*/8, /*window =*/3, /*interval =*/2, /*n_limit =*/10 };
+
+static morphkv_restore_plan plan_of_two(int32_t n) {
+    morphkv_text text({ { SHAPE, LARGE }, 0, 2, 4 }, 1);
+    text.append(0, 100, true);
+    text.note_cut(0);
+    text.note_cut(1);
+    auto all = ONE;
+    all.insert(all.end(), TWO.begin(), TWO.end());
+    const auto archive = archive_of(all);
+    return morphkv_plan_restore(
+        text, first_of(text, n),
+        { { ONE, { { 0, 7, 60 } }, true, nullptr },
+          { TWO, { { 0, 7, 8, 9, 60, 0, 1, 2, 3, 46 }, { 0, 90, 80, 70, 60 } }, true, nullptr } },
+        *archive, FAR);
+}
+
+TEST_CASE(each_group_gets_what_it_holds) {
+    const auto res = plan_of_two(50);
+    CHECK(res.archive_end == 47 && res.text.n_used(0) == 6 && res.text.n_used(1) == 8);
+    CHECK(res.groups[0].serials == std::vector<numbers>({ { 0, 7, 46 } }));
+    CHECK(res.groups[1].serials == std::vector<numbers>({ { 0, 7, 8, 9, 46, 0, 1, 2, 3, 46 }, { 0, 46, 45, 44, 43 } }));
+    CHECK(res.text.groups[0].base == 44 && res.text.groups[1].base == 42);
+    // rows are the layer's own
+    const auto & first = res.groups[0].layers[0];
+    CHECK(first.at == numbers({ 44, 45, 46, 47, 48, 49 }) && serials_of(first) == numbers({ 0, 7, 46, 47, 48, 49 }));
+    const auto & other = res.groups[1].layers[0];
+    CHECK(floats_of(other.k).back() == key_of(49, 1, 1) && floats_of(other.v).back() == value_of(49, 1, 1));
+    CHECK(other.placed.back() == 7 * 2 + 1 && other.at.back() == 49);
+}
+
+TEST_CASE(the_larger_group_may_have_all_where_the_smaller_was_cut) {
+    const auto res = plan_of_two(7);
+    CHECK(res.text.groups[0].has_evicted() && !res.text.groups[1].has_evicted() && res.archive_end == 4);
+    CHECK(res.groups[0].serials == std::vector<numbers>({ { 0, 3, 2 } }) && res.groups[1].serials.empty());
+    const auto & other = res.groups[1].layers[1];
+    CHECK(other.at == numbers({ 0, 1, 2, 3, 4, 5, 6 }) && other.filled == other.at && !res.text.groups[1].ranked);
+    CHECK(plan_of_two(6).archive_end == 0 && !plan_of_two(6).text.has_evicted());
 }
 
 //
@@ -158,12 +206,12 @@ TEST_CASE(a_passage_comes_behind_a_text) {
     const auto text = plan_of(50, { 0, 7, 20 }, *archive).text;
     auto       more = text;
     more.append(50, passage.n, true);
-    const auto res = morphkv_plan_restore(text, more, ONE, { { 0, 7, 20 } }, *archive, true, nullptr, FAR);
+    const auto res = morphkv_plan_restore(text, more, { { ONE, { { 0, 7, 20 } }, true, nullptr } }, *archive, FAR);
     CHECK(res.text.n_tokens() == 70 && res.text.groups[0].first_recent() == 67 && res.archive_end == 67);
     // what slots hold stays; the recent ones are 37 to 39 at their new places
-    CHECK(res.serials[0] == numbers({ 0, 7, 20 }));
-    CHECK(serials_of(res.layers[0]) == numbers({ 0, 7, 20, 37, 38, 39 }));
-    CHECK(res.layers[0].at == numbers({ 64, 65, 66, 67, 68, 69 }));
+    CHECK(res.groups[0].serials[0] == numbers({ 0, 7, 20 }));
+    CHECK(serials_of(res.groups[0].layers[0]) == numbers({ 0, 7, 20, 37, 38, 39 }));
+    CHECK(res.groups[0].layers[0].at == numbers({ 64, 65, 66, 67, 68, 69 }));
 }
 
 TEST_CASE(a_passage_behind_a_text_that_was_never_cut) {
@@ -175,12 +223,12 @@ TEST_CASE(a_passage_behind_a_text_that_was_never_cut) {
     text.append(0, 5, true);
     auto more = text;
     more.append(5, passage.n, true);
-    const auto res = morphkv_plan_restore(text, more, ONE, { { 9, 9, 9 } }, *archive, true, nullptr, FAR);
+    const auto res = morphkv_plan_restore(text, more, { { ONE, { { 9, 9, 9 } }, true, nullptr } }, *archive, FAR);
     // what is to be kept, and the newest before the recent ones
-    CHECK(res.text.has_evicted() && res.serials[0] == numbers({ 0, 1, 31 }));
-    CHECK(res.layers[0].filled == numbers({ 0, 1, 2, 3, 4, 5 }));
-    CHECK(floats_of(res.layers[0].k) == floats({ key_of(0, 0, 0), key_of(1, 0, 0), key_of(56, 0, 0), key_of(57, 0, 0),
-                                                 key_of(58, 0, 0), key_of(59, 0, 0) }));
+    CHECK(res.text.has_evicted() && res.groups[0].serials[0] == numbers({ 0, 1, 31 }));
+    CHECK(res.groups[0].layers[0].filled == numbers({ 0, 1, 2, 3, 4, 5 }));
+    CHECK(floats_of(res.groups[0].layers[0].k) == floats({ key_of(0, 0, 0), key_of(1, 0, 0), key_of(56, 0, 0),
+                                                           key_of(57, 0, 0), key_of(58, 0, 0), key_of(59, 0, 0) }));
 }
 
 TEST_CASE(a_passage_that_is_not_there) {
@@ -207,12 +255,12 @@ TEST_CASE(a_page_that_cannot_be_read_is_as_one_that_is_gone) {
     CHECK(!archive->find_page(2));
     CHECK(has(error_of([&] { plan_of(50, { 0, 7, 20 }, *archive); }), "does not have the token at position 47"));
     // fillers come from before it
-    CHECK(plan_of(51, { 0, 7, 60 }, *archive).serials[0] == numbers({ 0, 7, 31 }));
+    CHECK(plan_of(51, { 0, 7, 60 }, *archive).groups[0].serials[0] == numbers({ 0, 7, 31 }));
 }
 
 TEST_CASE(hostile_slots_are_replaced) {
     const auto res = plan_of(50, { INT32_MIN, INT32_MAX, -1 }, *archive_of(ONE));
-    CHECK(res.serials[0] == numbers({ 0, 46, 45 }));
+    CHECK(res.groups[0].serials[0] == numbers({ 0, 46, 45 }));
 }
 
 TEST_CASE(an_archive_of_another_beginning_has_not_what_is_before) {

@@ -76,11 +76,15 @@ static floats row_at(llama_model * model, ggml_type type, llama_token token, int
     return row_of(is_k ? layer.k : layer.v, position, head, layer.n_head_kv);
 }
 
-static void test_a_short_text_gets_what_was_read(const tiny_shape & shape, ggml_type type, float tolerance) {
-    const auto model = tiny_model_load(shape);
-    const auto file  = read_once(model.get(), FILE_NAME, 1, type);
-    const auto ctx   = create_attached(model.get(), alone(false, type));
-    const auto text  = some_tokens(25, 7);
+// i_large: the file is of a context whose layers are alike, in any case.
+static void test_a_short_text_gets_what_was_read(const tiny_shape & shape, ggml_type type, float tolerance,
+                                                 int32_t i_large = -1) {
+    archived_setup setup = alone(false, type);
+    setup.i_large        = i_large;
+    const auto model     = tiny_model_load(shape);
+    const auto file      = read_once(model.get(), FILE_NAME, 1, type);
+    const auto ctx       = create_attached(model.get(), setup);
+    const auto text      = some_tokens(25, 7);
     CHECK(decode(ctx, text) == 0);
     const auto before = stats(ctx);
     CHECK(before.n_used == 25 && attachment(ctx).n_recalled == 0 && attachment(ctx).n_tokens == N_FILE);
@@ -94,19 +98,22 @@ static void test_a_short_text_gets_what_was_read(const tiny_shape & shape, ggml_
     const int32_t n_own = 25 - 14;
     CHECK(s.n_used == s.n_distant + 14 && s.complete_pos == n_own);
 
-    const auto & layer = cache_of(ctx).get_side().layers[0];
-    const auto   slots = retained(ctx, 0, 0);
+    const auto layer     = layer_of(ctx, 0);
+    const auto slots     = retained(ctx, 0, 0);
+    const int  n_distant = slots.size() / layer.n_head_kv;
+    // recent ones are behind as many slots as any layer has
+    const int  n_shift   = s.max_capacity - 8 - n_distant;
     for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-        const std::vector<int32_t> of_head(slots.begin() + h * s.n_distant, slots.begin() + (h + 1) * s.n_distant);
+        const std::vector<int32_t> of_head(slots.begin() + h * n_distant, slots.begin() + (h + 1) * n_distant);
         std::vector<int32_t>       ordered = of_head;
         std::sort(ordered.begin(), ordered.end());
         CHECK(std::adjacent_find(ordered.begin(), ordered.end()) == ordered.end());
-        for (int32_t i = 0; i < s.n_used; i += i < 20 ? 3 : 11) {
-            const bool    is_recent = i >= s.n_distant;
-            const int32_t token     = is_recent ? n_own + i - s.n_distant : of_head[i];
+        for (int32_t i = 0; i < n_distant + 14; i += i < 20 ? 3 : 11) {
+            const bool    is_recent = i >= n_distant;
+            const int32_t token     = is_recent ? n_own + i - n_distant : of_head[i];
             CHECK(is_recent || (i < n_own ? token == i : token < -16 && token >= -N_FILE - 16));
             const int32_t at =
-                is_recent ? i : std::lower_bound(ordered.begin(), ordered.end(), token) - ordered.begin();
+                n_shift + (is_recent ? i : std::lower_bound(ordered.begin(), ordered.end(), token) - ordered.begin());
             const llama_token id = token >= 0 ? text[token] : file[token + N_FILE + 16];
             for (const bool is_k : { true, false }) {
                 if (is_k || layer.v) {
@@ -163,11 +170,13 @@ static void test_texts_of_all_lengths(llama_model * model) {
 
 // Values of recalled tokens in the last layer, which depend on all before them: where they are read again, those of a text that
 // has the pages side by side behind the file's first token; else what the file has.
-static void test_what_comes_is_read_again(const tiny_shape & shape) {
-    const auto model = tiny_model_load(shape);
-    const auto file  = read_once(model.get());
+static void test_what_comes_is_read_again(const tiny_shape & shape, int32_t i_large = -1) {
+    archived_setup setup = alone(false);
+    setup.i_large        = i_large;
+    const auto model     = tiny_model_load(shape);
+    const auto file      = read_once(model.get());
     for (const int32_t reread : { 1, 0 }) {
-        const auto ctx = create_attached(model.get());
+        const auto ctx = create_attached(model.get(), setup);
         // its cells are counted
         CHECK(stats(ctx).extra_bytes > stats(create_archived(model.get(), alone(false))).extra_bytes + 256);
         CHECK(decode(ctx, some_tokens(25, 7)) == 0);
@@ -193,14 +202,15 @@ static void test_what_comes_is_read_again(const tiny_shape & shape) {
         roomy.capacity   = 900;
         const auto plain = create(model.get(), roomy, context_params());
         CHECK(decode(plain, together) == 0);
-        const size_t i_last = cache_of(ctx).get_side().layers.size() - 1;
-        const auto & layer  = cache_of(ctx).get_side().layers[i_last];
-        const auto & other  = cache_of(plain).get_side().layers[i_last];
-        const auto   slots  = retained(ctx, 0, layer.il);
-        const auto   s      = stats(ctx);
-        float        most   = 0.0f;
+        // in the group that gets all pages
+        const auto   layer     = cache_of(ctx).cut_layers().back();
+        const auto   other     = cache_of(plain).cut_layers().back();
+        const auto   slots     = retained(ctx, 0, layer.il);
+        const size_t n_distant = slots.size() / layer.n_head_kv;
+        float        most      = 0.0f;
+        CHECK(layer.il == other.il);
         for (int32_t h = 0; h < layer.n_head_kv; ++h) {
-            const auto begin = slots.begin() + h * s.n_distant, end = begin + s.n_distant;
+            const auto begin = slots.begin() + h * n_distant, end = begin + n_distant;
             for (size_t i = 0; i < pages.size() * 16; ++i) {
                 const int32_t serial = (int32_t) pages[i / 16].first + (int32_t) i % 16 - N_FILE - 16;
                 const auto    it     = std::find(begin, end, serial);
@@ -454,8 +464,11 @@ int main() {
         test_a_short_text_gets_what_was_read({}, GGML_TYPE_F16, 0.01f);
         test_a_short_text_gets_what_was_read(mla, GGML_TYPE_F16, 0.01f);
         test_a_short_text_gets_what_was_read({}, GGML_TYPE_Q8_0, 0.1f);
+        test_a_short_text_gets_what_was_read({}, GGML_TYPE_F32, 1e-4f, /*i_large =*/0);
+        test_a_short_text_gets_what_was_read({}, GGML_TYPE_F32, 1e-4f, /*i_large =*/1);
         test_texts_of_all_lengths(model.get());
         test_what_comes_is_read_again({});
+        test_what_comes_is_read_again({}, /*i_large =*/1);
         test_what_comes_is_read_again(mla);
         test_a_prompt_asks_once(model.get());
         tiny_shape windowed;

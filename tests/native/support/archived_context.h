@@ -10,6 +10,9 @@ struct archived_setup {
     uint32_t     n_seq     = 2;
     ggml_type    type      = GGML_TYPE_F16;
     uint64_t     max_bytes = 2ull << 30;  // as by default; 0 = no limit
+    int32_t      i_large   = -1;          // a layer that keeps 160, where the other keeps 40; -1: both are alike
+
+    int32_t least() const { return i_large < 0 ? capacity : 40; }
 };
 
 // Of one sequence, without a limit.
@@ -26,8 +29,14 @@ inline context_ptr create_plain(llama_model * model, const archived_setup & setu
     auto params       = small_params();
     params.capacity   = setup.capacity;
     params.rope_limit = 400;
-    auto cparams      = context_params(setup.n_seq);
-    cparams.n_batch   = 1024;
+    if (setup.i_large >= 0) {
+        params.n_large         = 1;
+        params.large_layers[0] = setup.i_large;
+        params.small_capacity  = setup.least();
+        params.large_capacity  = 160;
+    }
+    auto cparams    = context_params(setup.n_seq);
+    cparams.n_batch = 1024;
     cparams.type_k = cparams.type_v = setup.type;
     return create(model, params, cparams);
 }

@@ -7,6 +7,8 @@
 #include "llama/memory.h"
 #include "llama/state.h"
 
+#include <algorithm>
+
 inline morphkv_cache & cache_of(const context_ptr & ctx) {
     return *morphkv_find_cache((llama_memory_i *) memory(ctx));
 }
@@ -36,6 +38,12 @@ struct morphkv_inside {
 // Once all is appended that is on its way.
 inline morphkv_archive & archive_of(const context_ptr & ctx, llama_seq_id seq = 0) {
     return morphkv_inside::archives(ctx).of(seq);
+}
+
+// By its number in the model.
+inline morphkv_side_layer layer_of(const context_ptr & ctx, int32_t il) {
+    const auto all = cache_of(ctx).cut_layers();
+    return *std::find_if(all.begin(), all.end(), [il](const auto & layer) { return layer.il == il; });
 }
 
 // The bytes of a layer's used keys.
