@@ -46,10 +46,10 @@ class MorphKV:
     rope_limit: RoPE's positions stay below this value, while the text's go on without end: before one would reach it,
         the kept tokens are moved closer together, in their order. -1: the trained context. 0: no limit; quality then
         drops beyond the trained context. Otherwise at least capacity + max(interval, prompt_room).
-    layers: how layers share the bytes that `capacity` would take in each. "equal": all keep as many tokens. A Profile:
-        a quarter of them, where evictions do the most harm, keep two to three times as many, and the others about
-        half. "auto": by the profile that `morphkv profile` has stored for this model, or that comes with this package;
-        without one, "equal".
+    layers: how layers share the bytes that `capacity` would take in each. A Profile: a quarter of them, where
+        evictions do the most harm, keep two to three times as many tokens, and the others about half. "auto": by the
+        profile that `morphkv profile` has stored for this model, or that comes with this package; without one, and
+        where a stored one is damaged, "equal": all keep as many.
     protect: tokens before the window that are never evicted either, and do not vote. -1: with "h2o" so many that half
         of the capacity is never evicted, with "committees" a quarter, else 0.
 
@@ -71,15 +71,15 @@ class MorphKV:
     seed: int = 0
     rope_limit: int = -1
     protect: int = -1
-    layers: Layers = "equal"
+    layers: Layers = "auto"
 
     @classmethod
     def paper(cls, **settings: Any) -> MorphKV:
-        """The rule as it was published: nothing is always kept, an eviction at each token, no room for prompts.
+        """The rule as it was published: nothing is always kept, an eviction at each token, no room, layers alike.
 
         settings: in place of these. A prompt is evicted from batch by batch; with `prompt_room` once, at its end.
         """
-        published: dict[str, Any] = {"keep": 0, "interval": 1, "prompt_room": 0, "protect": 0}
+        published: dict[str, Any] = {"keep": 0, "interval": 1, "prompt_room": 0, "protect": 0, "layers": "equal"}
         return cls(**published | settings)
 
     @property

@@ -33,6 +33,15 @@ def find_profile(model_path: str | os.PathLike[str]) -> tuple[Path, Profile] | N
     return None
 
 
+def chosen_profile(model_path: str | os.PathLike[str]) -> tuple[Path, Profile] | None:
+    """What "auto" takes: as find_profile(), but a damaged one is warned of, and is none."""
+    try:
+        return find_profile(model_path)
+    except ValueError as error:
+        logger.warning("%s: all layers are alike", error)
+        return None
+
+
 def _candidates(fingerprint: str) -> Iterator[Path]:
     if (path := stored_path(fingerprint)).is_file():
         yield path
@@ -43,7 +52,7 @@ def resolved(config: MorphKV, model_path: str | os.PathLike[str]) -> MorphKV:
     """The settings with what layers="auto" is for this model."""
     if config.layers != "auto" or not os.path.isfile(model_path):  # one that is missing is told when it is opened
         return config
-    found = find_profile(model_path)
+    found = chosen_profile(model_path)
     if found is None:
         logger.info("layers=auto: no profile of this model: all layers are alike (`morphkv profile` makes one)")
         return replace(config, layers="equal")

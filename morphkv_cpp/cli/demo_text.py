@@ -140,7 +140,7 @@ class Kept:
 
 
 def kept(positions: npt.NDArray[np.int32], n_text: int, n_protected: int) -> Kept:
-    """positions: (n_heads, n_distant) logical positions, -1 where empty, of a text of n_text tokens."""
+    """positions: logical ones of any number of heads, -1 where empty, of a text of n_text tokens."""
     flat = positions[positions >= n_protected]
     if flat.size == 0:
         return Kept(np.full(4, np.nan), -1, float("nan"))
@@ -150,8 +150,8 @@ def kept(positions: npt.NDArray[np.int32], n_text: int, n_protected: int) -> Kep
 
 
 def kept_by_layer(layers: Iterable[npt.NDArray[np.int32]], n_text: int, n_protected: int) -> list[tuple[str, Kept]]:
-    """Five layers from the first to the last, then all together. layers: positions as kept() takes them."""
+    """Five layers from the first to the last, then all together. layers: positions, which layers may have more of."""
     layers = list(layers)
     shown = sorted({round(i * (len(layers) - 1) / 4) for i in range(5)})
     rows = [(f"layer {i}", kept(layers[i], n_text, n_protected)) for i in shown]
-    return [*rows, (f"all {len(layers)} layers", kept(np.concatenate(layers), n_text, n_protected))]
+    return [*rows, (f"all {len(layers)} layers", kept(np.concatenate([layer.ravel() for layer in layers]), n_text, n_protected))]

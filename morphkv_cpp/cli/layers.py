@@ -10,7 +10,7 @@ LayersName = Annotated[
         "--layers",
         "--morphkv-layers",
         metavar="NAME",
-        help="how layers share the cells: equal, auto (by the profile of this model, if there is one), or the file of "
+        help="how layers share the cells: auto (by the profile of this model, if there is one), equal, or the file of "
         "a profile",
         rich_help_panel="MorphKV",
     ),

@@ -155,7 +155,7 @@ def morphkv_options(
         int,
         morphkv_flag("tokens before the window that stay, too (-1 = as the policy has it)", "--protect", metavar="N"),
     ] = DEFAULTS.protect,
-    layers: LayersName = "equal",
+    layers: LayersName = "auto",
 ) -> MorphKV:
     return MorphKV(
         capacity=capacity,

@@ -1,12 +1,13 @@
 """`morphkv serve` and `morphkv rpc-server`: programs of the package, llama-server with MorphKV on."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..cache.layer_profiles import find_profile
+from ..cache.layer_profiles import chosen_profile
 from ..portable import run_in_place
 from ..programs import rpc_server_command, server_command
 from .options import MODEL_HELP
@@ -45,16 +46,22 @@ def serve(
 
 
 def with_profile(flags: Sequence[str], model_path: Path) -> list[str]:
-    """With what --layers auto means for this model: llama-server reads the file of a profile."""
+    """With what --layers auto means for this model, the default too: llama-server reads the file of a profile."""
     words = list(flags)
+    is_given = "LLAMA_ARG_MORPHKV_LAYERS" in os.environ
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
+        if name not in ("--layers", "--morphkv-layers"):
+            continue
+        is_given = True
         if not equals:
             value = "".join(words[i + 1 : i + 2])
-        if name in ("--layers", "--morphkv-layers") and value == "auto":
-            found = find_profile(model_path)
+        if value == "auto":
+            found = chosen_profile(model_path)
             layers = "equal" if found is None else str(found[0])
             words[i if equals else i + 1] = f"{name}={layers}" if equals else layers
+    if not is_given and (found := chosen_profile(model_path)) is not None:
+        words += ["--layers", str(found[0])]
     return words
 
 

@@ -31,7 +31,7 @@ QUICK: Preset = {
     "repetition": ((512,), 1),
 }
 FULL_CELLS, QUICK_CELLS = 768, 512
-QUICK_ARMS = "full,shift,shift/q8_0,recency,paper,morphkv,morphkv:layers=auto+archive"
+QUICK_ARMS = "full,shift,shift/q8_0,recency,paper,morphkv,morphkv+archive"
 
 
 def parts_of(preset: Preset, tasks: Sequence[Task], n_tokens: Sequence[int] = (), n_items: int = 0) -> list[Part]:

@@ -1,6 +1,6 @@
 """Arms of the suite: caches that all take the same bytes of a device.
 
-An arm is written BASE[/TYPE][:SETTING=VALUE...][+archive], as in `shift/q8_0` or `morphkv:layers=auto+archive`. The
+An arm is written BASE[/TYPE][:SETTING=VALUE...][+archive], as in `shift/q8_0` or `morphkv:window=16+archive`. The
 bytes are those of so many cells of a full cache in f16. A smaller type of K and V buys more cells, rounded down to 256,
 as llama.cpp allocates them. Only `full` takes what it needs.
 """
@@ -51,14 +51,15 @@ def published() -> MorphKV:
 
 def bases() -> dict[str, MorphKV | None]:
     """What an arm can be. Policies that this version's MorphKV does not have are left out."""
-    ranked = {name: MorphKV(policy=cast(Policy, name)) for name in POLICIES}
+    peers = {name: MorphKV(policy=cast(Policy, name), layers="equal") for name in POLICIES}
+    ranked = {**peers, "morphkv": MorphKV()}
     return {FULL: None, SHIFT: None, **ranked, "paper": published()}
 
 
 def default_arms() -> str:
     more = [name for name in ("h2o", "snapkv") if name in POLICIES]
     names = [FULL, SHIFT, f"{SHIFT}/q8_0", f"{SHIFT}/q4_0", "recency", "random", *more, "paper", "paper:fusion=max"]
-    return ",".join([*names, "morphkv", "morphkv:layers=auto", "morphkv:layers=auto+archive"])
+    return ",".join([*names, "morphkv:layers=equal", "morphkv", "morphkv+archive"])
 
 
 def parse_suite_arms(text: str, n_cells: int, interval: int) -> list[SuiteArm]:

@@ -37,7 +37,7 @@ def eval_suite(
     arms: Annotated[
         str | None,
         typer.Option(
-            "--arms", metavar="ARMS", help="caches, e.g. 'full,shift/q8_0,recency,morphkv:layers=auto+archive'"
+            "--arms", metavar="ARMS", help="caches, e.g. 'full,shift/q8_0,recency,morphkv:layers=equal+archive'"
         ),
     ] = None,
     cells: Annotated[

@@ -155,18 +155,20 @@ static ggml_tensor * build_votes(ggml_context * ctx, ggml_tensor * k, ggml_tenso
     return build_op(ctx, n_out, n_parts, params.n_head_kv, args, compute_votes, params);
 }
 
+// Queries as the CPU's matrix product takes them.
+static ggml_tensor * build_queries(ggml_context * ctx, ggml_tensor * q, ggml_type type_k) {
+    if (ggml_is_quantized(type_k)) {
+        return ggml_cast(ctx, q, GGML_TYPE_Q8_0);
+    }
+    return type_k == GGML_TYPE_BF16 ? ggml_cast(ctx, q, GGML_TYPE_BF16) : q;
+}
+
 ggml_tensor * morphkv_build_votes_on_cpu(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q, ggml_tensor * sinks,
                                          const morphkv_votes_params & params) {
-    // as the CPU's matrix product takes them
-    if (ggml_is_quantized(k->type)) {
-        q = ggml_cast(ctx, q, GGML_TYPE_Q8_0);
-    } else if (k->type == GGML_TYPE_BF16) {
-        q = ggml_cast(ctx, q, GGML_TYPE_BF16);
-    }
-    return build_votes(ctx, k, q, sinks, params);
+    return build_votes(ctx, k, build_queries(ctx, q, k->type), sinks, params);
 }
 
 ggml_tensor * morphkv_build_page_scores(ggml_context * ctx, ggml_tensor * k, ggml_tensor * q,
                                         const morphkv_votes_params & params, const void * const * pages) {
-    return build_votes(ctx, k, q, nullptr, params, pages);
+    return build_votes(ctx, k, build_queries(ctx, q, k->type), nullptr, params, pages);
 }

@@ -44,7 +44,7 @@ morphkv_borrowed::morphkv_borrowed(const llama_model & model, ggml_type type_k, 
     // as llama.cpp pairs them
     const int32_t il_windowed = n_layer - 2, il_full = n_layer - 1;
     require(target.n_groups() == 1,
-            "the target's layers must have one capacity, got " + std::to_string(target.n_groups()));
+            "the target's layers must have one capacity (layers: equal), got " + std::to_string(target.n_groups()));
     require(target.window && n_layer >= 2 && target_model.hparams.is_swa(il_windowed) &&
                 !target_model.hparams.is_swa(il_full),
             "the target's last two layers must be one with a sliding window and one without, got " +

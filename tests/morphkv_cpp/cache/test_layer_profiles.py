@@ -8,7 +8,8 @@ from morphkv_cpp.cache.fingerprint import model_fingerprint
 from support.tiny import QUIET, some_tokens
 
 SIZES = {"capacity": 500, "interval": 12, "prompt_room": 0, "window": 8, "keep": 2}
-AUTO = MorphKV(**SIZES, layers="auto")
+AUTO = MorphKV(**SIZES)
+EQUAL = MorphKV(**SIZES, layers="equal")
 
 
 @pytest.fixture
@@ -31,18 +32,18 @@ def test_a_stored_profile_is_used(model):
         stats = llm.cache_stats()
         assert (stats.n_groups, stats.capacity, stats.min_capacity, stats.max_capacity) == (2, 500, 244, 756)
         assert (llm.retained(0).shape[1], llm.retained(1).shape[1]) == (236, 748)
-        assert llm.least_morphkv == MorphKV(**{**SIZES, "capacity": 244})
+        assert llm.least_morphkv == MorphKV(**{**SIZES, "capacity": 244}, layers="equal")
 
 
 def test_without_a_profile_all_layers_are_alike(model):
     with Llama(model, morphkv=AUTO, **QUIET) as llm:
-        assert llm.morphkv == llm.least_morphkv == MorphKV(**SIZES)
+        assert llm.morphkv == llm.least_morphkv == EQUAL
         assert llm.cache_stats().n_groups == 1
 
 
 def test_the_bytes_are_those_of_equal_layers(model):
     store(model, (1.0, 2.0))
-    with Llama(model, morphkv=AUTO, **QUIET) as llm, Llama(model, morphkv=MorphKV(**SIZES), **QUIET) as alike:
+    with Llama(model, morphkv=AUTO, **QUIET) as llm, Llama(model, morphkv=EQUAL, **QUIET) as alike:
         assert llm.cache_stats().kv_bytes == alike.cache_stats().kv_bytes
         assert abs(llm.cache_stats().extra_bytes / alike.cache_stats().extra_bytes - 1) < 0.01
 
@@ -55,11 +56,13 @@ def test_a_profile_of_another_model_is_not_used(model, tiny_llama):
     assert layer_profiles.find_profile(model) == (layer_profiles.stored_path(profile.fingerprint), profile)
 
 
-def test_a_stored_profile_that_is_damaged_is_told(model):
+def test_a_stored_profile_that_is_damaged_is_told_and_is_none(model, caplog):
     path = layer_profiles.stored_path(store(model, (1.0, 2.0)).fingerprint)
     path.write_text("{")
-    with pytest.raises(ValueError, match="is no profile of layers"):
-        Llama(model, morphkv=AUTO, **QUIET)
+    with Llama(model, morphkv=AUTO, **QUIET) as llm:
+        assert llm.morphkv.layers == "equal"
+    assert "is no profile of layers" in caplog.text
+    assert caplog.text.endswith(": all layers are alike\n")
 
 
 def test_a_saved_text_goes_on_with_the_same_layers_only(model, tmp_path):
@@ -73,7 +76,7 @@ def test_a_saved_text_goes_on_with_the_same_layers_only(model, tmp_path):
         llm.load_state_file(path)
         assert llm.cache_stats().n_evicted == expected.n_evicted
         assert llm.n_tokens == 900
-    with Llama(model, morphkv=MorphKV(**SIZES), n_batch=64, **QUIET) as llm:
+    with Llama(model, morphkv=EQUAL, n_batch=64, **QUIET) as llm:
         with pytest.raises(ValueError, match="saved with another settings"):
             llm.load_state_file(path)
 

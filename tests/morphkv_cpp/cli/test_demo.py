@@ -44,6 +44,10 @@ class TestKept:
         assert [name for name, _ in rows] == [*(f"layer {i}" for i in (0, 2, 4, 6, 8)), "all 9 layers"]
         assert rows[-1][1].shares.tolist() == pytest.approx([3 / 9, 2 / 9, 3 / 9, 1 / 9])
 
+    def test_a_layer_may_keep_more(self):
+        layers = [np.array([[1]], dtype=np.int32), np.array([[1, 60, 80]], dtype=np.int32)]
+        assert kept_by_layer(layers, 100, 0)[-1][1].shares.tolist() == pytest.approx([2 / 4, 0, 1 / 4, 1 / 4])
+
 
 class TestWriting:
     def test_stock_writes_the_same_end_again(self, tiny_llama):
@@ -80,7 +84,7 @@ class TestCommand:
     def test_the_second_act_answers_with_recall_alone(self, demo_model):
         with closing(open_demo(demo_model, 2000, None, **FLASH)) as llm:
             text = llm.tokenize("\n\n".join(prose_sections()).encode())[:1500]
-        answers = ask_about_facts(demo_model, MorphKV(capacity=256, prompt_room=0), text, **FLASH)
+        answers = ask_about_facts(demo_model, MorphKV(capacity=256, prompt_room=0, layers="equal"), text, **FLASH)
         assert answers.n_tokens == 1500
         right = [fact.answer.casefold() in said.casefold() for fact, said in zip(answers.facts, answers.recalled)]
         wrong = [fact.answer.casefold() in said.casefold() for fact, said in zip(answers.facts, answers.without)]

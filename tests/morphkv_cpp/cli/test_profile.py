@@ -16,7 +16,7 @@ def model(tiny_llama, tmp_path, monkeypatch):
     return tiny_llama(n_layer=3)
 
 
-def test_a_profile_is_measured_shown_and_found(model, capsys):
+def test_a_profile_is_measured_shown_and_found(model, capsys, monkeypatch):
     assert run("profile", str(model), "-t", "1") == 0
     shown = capsys.readouterr()
     assert [line.split()[:2] for line in shown.out.splitlines()[:3]] == [["layer", str(i)] for i in range(3)]
@@ -35,6 +35,10 @@ def test_a_profile_is_measured_shown_and_found(model, capsys):
     # and serve finds it
     assert with_profile(["--layers", "auto", "-c", "9"], model) == ["--layers", found["profile"], "-c", "9"]
     assert with_profile(["--morphkv-layers=auto"], model) == [f"--morphkv-layers={found['profile']}"]
+    assert with_profile(["-c", "9"], model) == ["-c", "9", "--layers", found["profile"]]
+    assert with_profile(["--layers=equal"], model) == ["--layers=equal"]
+    monkeypatch.setenv("LLAMA_ARG_MORPHKV_LAYERS", "equal")
+    assert with_profile(["-c", "9"], model) == ["-c", "9"]
 
 
 def test_another_place_and_text(model, tmp_path, capsys):
@@ -47,4 +51,5 @@ def test_another_place_and_text(model, tmp_path, capsys):
     assert run("profile", str(model), "--show") == 1
     assert "there is no profile of" in capsys.readouterr().err
     assert with_profile(["--layers", "auto"], model) == ["--layers", "equal"]
+    assert with_profile(["-c", "9"], model) == ["-c", "9"]
     assert with_profile(["--layers", "x.json", "--layers"], model) == ["--layers", "x.json", "--layers"]

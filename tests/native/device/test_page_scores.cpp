@@ -57,6 +57,19 @@ static layer_floats mean_keys(const context_ptr & ctx) {
     return res;
 }
 
+// As the CPU multiplies them with keys of a type.
+static layer_floats rounded(layer_floats queries, ggml_type type_k) {
+    const ggml_type type = ggml_is_quantized(type_k)  ? GGML_TYPE_Q8_0
+                           : type_k == GGML_TYPE_BF16 ? type_k
+                                                      : GGML_TYPE_F32;
+    for (floats & of_layer : queries) {
+        bytes as_bytes(ggml_row_size(type, of_layer.size()));
+        morphkv_convert_rows(GGML_TYPE_F32, of_layer.data(), type, as_bytes.data(), 1, of_layer.size());
+        morphkv_convert_rows(type, as_bytes.data(), GGML_TYPE_F32, of_layer.data(), 1, of_layer.size());
+    }
+    return queries;
+}
+
 // What every page of n_page keys gets, in plain C++ and double: the sum over layers, heads and voters of its share to
 // this power. only: layers that count, if not all.
 static std::vector<double> plain_scores(const context_ptr & ctx, const layer_floats & keys,
@@ -109,11 +122,12 @@ static std::vector<int64_t> choose(const context_ptr & ctx, const layer_floats &
 }
 
 static void check_scores(const context_ptr & ctx, uint32_t seed) {
-    const auto &         archive  = archive_of(ctx);
-    const auto           queries  = random_queries(ctx, 5, 2.0f, seed);
-    const int32_t        n_keep   = 3;
-    const auto           by_rows  = plain_scores(ctx, archived_keys(ctx), queries, 16, n_keep, 3);
-    const auto           by_index = plain_scores(ctx, mean_keys(ctx), queries, 1, 0, 3);
+    const auto &  archive  = archive_of(ctx);
+    const auto    queries  = random_queries(ctx, 5, 2.0f, seed);
+    const int32_t n_keep   = 3;
+    const auto &  layout   = archive.layout;
+    const auto    by_rows  = plain_scores(ctx, archived_keys(ctx), rounded(queries, layout.type_k), 16, n_keep, 3);
+    const auto    by_index = plain_scores(ctx, mean_keys(ctx), rounded(queries, layout.index_type(0)), 1, 0, 3);
     std::vector<int64_t> all(archive.n_full());
     std::iota(all.begin(), all.end(), 0);
     morphkv_device_scorer scorer(morphkv_inside::engine(ctx), cache_of(ctx).get_side().layers, archive, queries);

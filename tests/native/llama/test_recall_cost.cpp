@@ -1,8 +1,8 @@
 // What a recall from a long archive costs. The text's first tokens are decoded, and the rest are said to have been: slots and pages
 // hold random rows. Without arguments it runs a small one; with a number of archived tokens it prints what recalls of so many take,
-// in 4 layers of an 8B:
+// in 4 layers of an 8B, which lie there in a type:
 //
-//   test_recall_cost 100000
+//   test_recall_cost 100000 q8_0
 
 #include "support/inside.h"
 
@@ -11,10 +11,11 @@
 #include <numeric>
 
 struct setup {
-    int32_t capacity;
-    int32_t n_archived;
-    int32_t n_head, n_head_kv, n_embd_head, n_layer;
-    int32_t n_threads;
+    int32_t   capacity;
+    int32_t   n_archived;
+    int32_t   n_head, n_head_kv, n_embd_head, n_layer;
+    int32_t   n_threads;
+    ggml_type type;  // of what is archived
 };
 
 // Slots with random tokens of a text whose evicted part is archived.
@@ -28,8 +29,9 @@ static context_ptr create_long(llama_model * model, const setup & s, std::mt1993
     cparams.n_ubatch   = 512;
     cparams.n_ctx      = 4096;
     cparams.n_threads = cparams.n_threads_batch = s.n_threads;
-    auto       res                              = create(model, params, cparams);
-    const auto archive_params                   = morphkv_archive_params_default();
+    auto res                                    = create(model, params, cparams);
+    auto archive_params                         = morphkv_archive_params_default();
+    archive_params.type_k = archive_params.type_v = s.type;
     CHECK(morphkv_archive_start(res.get(), &archive_params) == MORPHKV_STATUS_OK);
     while (stats(res).n_evictions == 0) {
         CHECK(decode(res, some_tokens(500, rng())) == 0);
@@ -58,11 +60,11 @@ static context_ptr create_long(llama_model * model, const setup & s, std::mt1993
     std::vector<morphkv_archive::page_ptr> pages;
     for (int i = 0; i < 256; ++i) {
         morphkv_page       page(archive.layout.page_bytes);
-        std::vector<float> row(128);
-        for (size_t at = 0; at < page.size(); at += 256) {
+        std::vector<float> row(s.n_embd_head);
+        const size_t       n_bytes = ggml_row_size(s.type, row.size());
+        for (size_t at = 0; at < page.size(); at += n_bytes) {
             std::generate(row.begin(), row.end(), [&] { return (int32_t) rng() * 1e-9f; });
-            morphkv_convert_rows(GGML_TYPE_F32, row.data(), GGML_TYPE_F16, page.data() + at, 1,
-                                 std::min<size_t>(128, (page.size() - at) / 2));
+            morphkv_convert_rows(GGML_TYPE_F32, row.data(), s.type, page.data() + at, 1, row.size());
         }
         pages.push_back(std::make_shared<const morphkv_page>(std::move(page)));
     }
@@ -83,7 +85,9 @@ int main(int argc, char ** argv) {
     std::mt19937  rng(1);
     const bool    is_bench   = argc > 1;
     const int32_t n_archived = is_bench ? atoi(argv[1]) : 2000;
-    const setup   s = is_bench ? setup{ 2048, n_archived, 32, 8, 128, 4, 2 } : setup{ 64, n_archived, 4, 2, 32, 2, 1 };
+    const auto    type       = argc > 2 && std::string(argv[2]) == "q8_0" ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+    const setup   s          = is_bench ? setup{ 2048, n_archived, 32, 8, 128, 4, 2, type }
+                                        : setup{ 64, n_archived, 4, 2, 32, 2, 1, GGML_TYPE_F16 };
 
     tiny_shape shape{ s.n_head, s.n_head_kv, s.n_embd_head, "llama", s.n_layer };
     const auto model = tiny_model_load(shape);
