@@ -22,7 +22,7 @@ from morphkv_cpp.errors import UnsupportedError
 from . import copying
 from .perplexity import open_for_nll
 from .remember import N_CHUNK, taken_back
-from .suite_arms import N_PAD, SuiteArm
+from .suite_arms import N_PAD, TYPE_BITS, SuiteArm
 from .tasks import Question
 
 N_KEEP = 4  # first tokens that a context shift keeps
@@ -42,9 +42,21 @@ class Reader:
     def close(self) -> None:
         self.llm.close()
 
+    def reset(self) -> None:
+        self.llm.reset()
+
+    def sizes(self, n_tokens: int, per_cell: float) -> dict[str, int]:
+        """Bytes of K and V, and of what is kept beside them. per_cell: bytes of a cell in f16."""
+        if self.arm.morphkv is not None:
+            stats = self.llm.cache_stats()
+            # the room for a whole prompt is there only in that task, and for all
+            return {"kv_bytes": stats.kv_bytes, "extra_bytes": stats.extra_bytes}
+        n_cells = self.arm.n_cells or n_tokens
+        return {"kv_bytes": round(n_cells * per_cell * TYPE_BITS[self.arm.cell_type] / 16), "extra_bytes": 0}
+
     def read(self, tokens: Sequence[int], on_chunk: Callable[[int], None] = lambda n: None) -> None:
         """A new text."""
-        self.llm.reset()
+        self.reset()
         for start in range(0, len(tokens), self.n_chunk):
             chunk = list(tokens[start : start + self.n_chunk])
             self.eval(chunk)

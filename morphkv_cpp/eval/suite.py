@@ -21,8 +21,9 @@ import numpy.typing as npt
 from morphkv_cpp import Llama
 from morphkv_cpp.cache.fingerprint import model_fingerprint
 
+from .peers import open_peer
 from .readers import Reader, Rows, cell_bytes, open_for_logits, open_reader
-from .suite_arms import TYPE_BITS, SuiteArm
+from .suite_arms import SuiteArm
 from .tasks import Item, Task, Tokens
 
 FORMAT = 1  # of keys: another number, and everything is measured anew
@@ -82,12 +83,13 @@ class Suite:
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def wanted(self, results: Results) -> list[tuple[Part, SuiteArm, list[int]]]:
-        """What is to be measured: items of an arm. A full cache reads no text beyond what the model was trained for."""
+        """What is to be measured: items of an arm. A full cache, and a peer that keeps the positions of the text, read
+        no text beyond what the model was trained for."""
         found = []
         for part in self.parts:
             for arm in self.arms:
                 items = [i for i in range(part.n_items) if self.key(part, i, arm) not in results.keys]
-                if arm.is_full and items:
+                if arm.is_full or arm.peer:
                     items = [i for i in items if n_text(self.items[part, i]) <= self.n_trained]
                 if items:
                     found.append((part, arm, items))
@@ -116,7 +118,11 @@ class Suite:
         texts = [self.items[part, i] for i in items]
         n_most = max(map(n_text, texts))
         n_prompt = n_most if any(item.at_cut for item in texts) else 0
-        with closing(open_reader(self.model, arm, n_most, n_prompt, **self.llama)) as reader:
+        if arm.peer is not None:
+            opened: Reader = open_peer(self.model, arm, n_prompt, **self.llama)
+        else:
+            opened = open_reader(self.model, arm, n_most, n_prompt, **self.llama)
+        with closing(opened) as reader:
             for i, item in zip(items, texts):
                 start = time.monotonic()
 
@@ -147,6 +153,8 @@ class Suite:
         with ExitStack() as stack:
 
             def opened(arm: SuiteArm) -> Reader:
+                if arm.peer is not None:
+                    return stack.enter_context(closing(open_peer(self.model, arm, 0, **self.llama)))
                 return stack.enter_context(
                     closing(open_for_logits(self.model, arm, n_most, self.n_chunk, **self.llama))
                 )
@@ -174,13 +182,7 @@ class Suite:
 
     def _row(self, part: Part, i: int, item: Item, reader: Reader, per_cell: float, n_prompt: int) -> Row:
         arm = reader.arm
-        if arm.morphkv is not None:
-            stats = reader.llm.cache_stats()
-            # the room for a whole prompt is there only in that task, and for all
-            sizes = {"kv_bytes": stats.kv_bytes, "extra_bytes": stats.extra_bytes}
-        else:
-            n_cells = arm.n_cells or len(item.tokens)
-            sizes = {"kv_bytes": round(n_cells * per_cell * TYPE_BITS[arm.cell_type] / 16), "extra_bytes": 0}
+        sizes = reader.sizes(len(item.tokens), per_cell)
         named = {"task": part.task.name, "n_tokens": part.n_tokens, "kind": item.kind, "item": i, "arm": arm.name}
         return {"key": self.key(part, i, arm), **named, **sizes, "n_prompt_room": n_prompt}
 
@@ -210,7 +212,7 @@ def read_together(
     """Mean -log p in nats a token behind the first quarter of the text, and by the same tokens the KL divergence to the
     reader "full", where there is one."""
     for reader in readers.values():
-        reader.llm.reset()
+        reader.reset()
     n_skip = len(tokens) // 4
     targets = np.asarray(tokens[1:])
     loss: dict[str, list[float]] = {name: [] for name in readers}

@@ -2,7 +2,7 @@
 
 An arm is written BASE[/TYPE][:SETTING=VALUE...][+archive], as in `shift/q8_0` or `morphkv:window=16+archive`. The
 bytes are those of so many cells of a full cache in f16. A smaller type of K and V buys more cells, rounded down to 256,
-as llama.cpp allocates them. Only `full` takes what it needs.
+as llama.cpp allocates them. Only `full` takes what it needs. A peer is written PEER/METHOD, as in `kvpress/snapkv`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,29 @@ from .arms import FULL, _parse_change
 
 SHIFT = "shift"
 ARCHIVE = "+archive"
+# other projects' caches, and their methods
+PEERS = {"kvpress": ("snapkv", "h2o", "expected", "streaming")}
 N_PAD = 256  # llama.cpp allocates cells in such steps
 # bits of an element of K and V
 TYPE_BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5}
+
+
+class Peer(NamedTuple):
+    """A cache of another project, which is cut to `capacity` cells after each `interval` tokens."""
+
+    project: str
+    method: str
+    capacity: int
+    interval: int
 
 
 class SuiteArm(NamedTuple):
     name: str  # as written
     n_cells: int  # allocated; 0: as many as the text needs
     cell_type: str = "f16"
-    morphkv: MorphKV | None = None  # None: stock llama.cpp
+    morphkv: MorphKV | None = None  # None: stock llama.cpp, or a peer
     archive: Archive | None = None
+    peer: Peer | None = None
 
     @property
     def is_full(self) -> bool:
@@ -39,7 +51,8 @@ class SuiteArm(NamedTuple):
         """By which results of an arm are told apart: two names of the same cache are the same arm."""
         config = None if self.morphkv is None else dataclasses.asdict(self.morphkv)
         archive = None if self.archive is None else dataclasses.asdict(self.archive)
-        return {"n_cells": self.n_cells, "type": self.cell_type, "morphkv": config, "archive": archive}
+        found = {"n_cells": self.n_cells, "type": self.cell_type, "morphkv": config, "archive": archive}
+        return found if self.peer is None else {**found, "peer": self.peer._asdict()}
 
 
 def published() -> MorphKV:
@@ -62,6 +75,13 @@ def default_arms() -> str:
     return ",".join([*names, "morphkv:layers=equal", "morphkv", "morphkv+archive"])
 
 
+def peer_arms(project: str) -> str:
+    """All arms of another project."""
+    if project not in PEERS:
+        raise ValueError(f"a peer must be one of {', '.join(PEERS)}, got {project!r}")
+    return ",".join(f"{project}/{method}" for method in PEERS[project])
+
+
 def parse_suite_arms(text: str, n_cells: int, interval: int) -> list[SuiteArm]:
     """Arms separated by commas, at the bytes of n_cells cells in f16."""
     if n_cells < N_PAD or n_cells % N_PAD:
@@ -76,10 +96,14 @@ def _parse(text: str, n_cells: int, interval: int) -> SuiteArm:
     rest = text.removesuffix(ARCHIVE)
     head, *changes = rest.split(":")
     base, slash, cell_type = head.partition("/")
+    if base in PEERS:
+        if rest != text or changes or cell_type not in PEERS[base]:
+            raise ValueError(f"an arm of {base} must be one of {peer_arms(base)}, got {text!r}")
+        return SuiteArm(text, n_cells, peer=Peer(base, cell_type, n_cells - interval, interval))
     cell_type = cell_type if slash else "f16"
     known = bases()
     if base not in known:
-        raise ValueError(f"an arm must start with one of {', '.join(known)}, got {text!r}")
+        raise ValueError(f"an arm must start with one of {', '.join([*known, *PEERS])}, got {text!r}")
     if cell_type not in CACHE_TYPES:
         raise ValueError(f"an arm's type must be one of {', '.join(CACHE_TYPES)}, got {text!r}")
     settings = known[base]

@@ -2,7 +2,18 @@
 
 import sys
 
-EXTRAS = ("gguf", "httpx", "huggingface_hub", "matplotlib", "psutil", "rdata", "scipy")
+EXTRAS = (
+    "gguf",
+    "httpx",
+    "huggingface_hub",
+    "kvpress",
+    "matplotlib",
+    "psutil",
+    "rdata",
+    "scipy",
+    "torch",
+    "transformers",
+)
 
 if __name__ == "__main__":
     sys.modules.update(dict.fromkeys(EXTRAS))  # None: an import fails

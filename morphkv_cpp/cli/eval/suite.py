@@ -10,9 +10,10 @@ import typer
 
 from ...eval import presets
 from ...eval.machine import machine
+from ...eval.peers import versions
 from ...eval.results_page import number, put_in_page
 from ...eval.suite import Results, Suite
-from ...eval.suite_arms import default_arms, parse_suite_arms
+from ...eval.suite_arms import default_arms, parse_suite_arms, peer_arms
 from ...eval.summary import summarize
 from ...eval.tasks import TASKS, chosen
 from ...extras import needs_extra
@@ -39,6 +40,10 @@ def eval_suite(
         typer.Option(
             "--arms", metavar="ARMS", help="caches, e.g. 'full,shift/q8_0,recency,morphkv:layers=equal+archive'"
         ),
+    ] = None,
+    peer: Annotated[
+        str | None,
+        typer.Option("--peer", metavar="NAME", help="kvpress: its caches too, in PyTorch; needs morphkv_cpp[peers]"),
     ] = None,
     cells: Annotated[
         int | None,
@@ -68,9 +73,11 @@ def eval_suite(
     parts = presets.parts_of(presets.QUICK if quick else presets.FULL, chosen(tasks), _lengths(tokens), items)
     if cells is None:
         cells = presets.QUICK_CELLS if quick else presets.FULL_CELLS
-    of_arms = parse_suite_arms(arms or (presets.QUICK_ARMS if quick else default_arms()), cells, INTERVAL)
+    named = arms or (presets.QUICK_ARMS if quick else default_arms())
+    of_arms = parse_suite_arms(named if peer is None else f"{named},{peer_arms(peer)}", cells, INTERVAL)
     with needs_extra("bench"):
         import scipy.stats  # noqa: F401  # found missing before, not after
+    peers = versions() if any(arm.peer for arm in of_arms) else {}
     path = find_model(model)
     results = Results(out)
     for earlier in (row["run"] for row in results.rows if "run" in row):
@@ -83,7 +90,7 @@ def eval_suite(
     n_tokens = suite.n_tokens(results)
     if n_tokens:
         about = {"model": path.stem, "command": " ".join(["morphkv", *sys.argv[1:]]), "machine": machine()}
-        results.add({"run": plain({**about, "n_cells": cells, "n_threads": llama["n_threads"]})})
+        results.add({"run": plain({**about, "peers": peers, "n_cells": cells, "n_threads": llama["n_threads"]})})
     with progress_bar(n_tokens, "suite") as advance:
         suite.run(results, advance)
     found = summarize(results.rows)

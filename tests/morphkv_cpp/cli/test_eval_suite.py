@@ -66,6 +66,7 @@ def test_tasks_are_listed(capsys):
     [
         (["--tasks", "verse"], "tasks must be all or some of perplexity"),
         (["--arms", "newest"], "an arm must start with one of full, shift"),
+        (["--peer", "pressed"], "a peer must be one of kvpress, got 'pressed'"),
         (["--cells", "300"], "cells must be a multiple of 256, got 300"),
         (["--tokens", "100"], "--tokens must be numbers of at least 256"),
     ],

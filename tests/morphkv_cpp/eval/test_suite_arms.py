@@ -6,7 +6,7 @@ import pytest
 
 from morphkv_cpp import Archive, Llama, MorphKV
 from morphkv_cpp.eval import suite_arms
-from morphkv_cpp.eval.suite_arms import SuiteArm, bases, default_arms, parse_suite_arms, published
+from morphkv_cpp.eval.suite_arms import PEERS, SuiteArm, bases, default_arms, parse_suite_arms, peer_arms, published
 from support.tiny import QUIET
 
 
@@ -55,6 +55,15 @@ def test_arms_of_other_settings_are_other_arms():
     assert arms("morphkv:window=32")[0].settings() == arms("morphkv")[0].settings()
 
 
+def test_peers_are_cut_so_that_an_interval_finds_room():
+    (full, *peers) = arms(f"full,{peer_arms('kvpress')}")
+    assert [arm.name.partition("/")[2] for arm in peers] == list(PEERS["kvpress"])
+    assert {(arm.n_cells, arm.peer.capacity, arm.peer.interval) for arm in peers} == {(512, 448, 64)}
+    assert len({str(arm.settings()) for arm in peers}) == 4
+    # results of other arms keep their keys
+    assert set(full.settings()) == {"n_cells", "type", "morphkv", "archive"}
+
+
 @pytest.mark.parametrize("n_cells", [512, 768])
 def test_bytes_are_the_same_for_all(tiny_llama, n_cells):
     found = set()
@@ -75,6 +84,10 @@ def test_bytes_are_the_same_for_all(tiny_llama, n_cells):
         ("shift+archive", 512, "an arm of stock llama.cpp has neither settings nor an archive, got 'shift.archive'"),
         ("full:window=3", 512, "an arm of stock llama.cpp has neither"),
         ("morphkv:height=3", 512, "a setting of an arm must be NAME=VALUE"),
+        ("kvpress/q8_0", 512, "an arm of kvpress must be one of kvpress/snapkv,kvpress/h2o,.*, got 'kvpress/q8_0'"),
+        ("kvpress", 512, "an arm of kvpress must be one of"),
+        ("kvpress/h2o:window=3", 512, "an arm of kvpress must be one of"),
+        ("kvpress/h2o+archive", 512, "an arm of kvpress must be one of"),
         ("full", 500, "cells must be a multiple of 256, got 500"),
     ],
 )
