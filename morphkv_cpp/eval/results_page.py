@@ -39,9 +39,13 @@ def _about(run: Mapping[str, Any]) -> list[str]:
         "",
         f"{run.get('model', '')}, {machine.get('cpu', '')}, {_threads(run)}; "
         f"morphkv_cpp {machine.get('morphkv_cpp', '')} at {machine.get('commit', '')}, "
-        f"llama-cpp-python {machine.get('llama_cpp_python', '')}, Python {machine.get('python', '')}. "
+        f"llama-cpp-python {machine.get('llama_cpp_python', '')}, Python {machine.get('python', '')}{_peers(run)}. "
         f"All caches but `{FULL}` have the bytes of {run.get('n_cells', '?')} cells in f16.",
     ]
+
+
+def _peers(run: Mapping[str, Any]) -> str:
+    return "".join(f", {name} {version}" for name, version in run.get("peers", {}).items())
 
 
 def _threads(run: Mapping[str, Any]) -> str:

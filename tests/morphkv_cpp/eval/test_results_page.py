@@ -13,6 +13,7 @@ RUN = {
     "model": "SmolLM2",
     "n_cells": 768,
     "n_threads": 2,
+    "peers": {"kvpress": "0.5.5"},
     "machine": {"cpu": "a CPU", "commit": "abc", "python": "3.11"},
 }
 FIGURES = [
@@ -37,6 +38,7 @@ def test_what_is_worse_comes_first():
     part = page_part("quick", SUMMARY | {"worse": WORSE}, has_plot=True)
     assert part.startswith("### Quick\n\n`morphkv eval suite demo`, and 1 more for the same file\n")
     assert "SmolLM2, a CPU, 2 threads" in part
+    assert "Python 3.11, kvpress 0.5.5. All" in part
     assert "by at least 3 standard errors: 1 of 2 comparisons" in part
     assert "| copy, 1,536 tokens | `morphkv` | `shift` | 0.250 ± 0.050 | 5.0 | 3 |" in part
     assert "| 0.100 ± ? | ? | 1 |" in part
