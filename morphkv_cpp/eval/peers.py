@@ -38,6 +38,7 @@ PACKAGES = ("kvpress", "transformers", "torch")
 def versions() -> dict[str, str]:
     """Of what the extra `peers` installs. Raises ModuleNotFoundError where it is missing."""
     with needs_extra("peers"):
+        import gguf  # noqa: F401
         import kvpress  # noqa: F401
     from importlib.metadata import version
 
