@@ -154,4 +154,5 @@ def kept_by_layer(layers: Iterable[npt.NDArray[np.int32]], n_text: int, n_protec
     layers = list(layers)
     shown = sorted({round(i * (len(layers) - 1) / 4) for i in range(5)})
     rows = [(f"layer {i}", kept(layers[i], n_text, n_protected)) for i in shown]
-    return [*rows, (f"all {len(layers)} layers", kept(np.concatenate([layer.ravel() for layer in layers]), n_text, n_protected))]
+    all_kept = np.concatenate([layer.ravel() for layer in layers])
+    return [*rows, (f"all {len(layers)} layers", kept(all_kept, n_text, n_protected))]

@@ -76,6 +76,7 @@ class Streaming(InOrder, StreamingLLMPress):
 
 
 def press_of(method: str) -> InOrder:
+    """For "full" any: it is not asked."""
     if method == "snapkv":
         return SnapKV(window_size=N_WINDOW)
-    return {"h2o": H2O, "expected": Expected, "streaming": Streaming}[method]()
+    return {"h2o": H2O, "expected": Expected, "streaming": Streaming, "full": Streaming}[method]()

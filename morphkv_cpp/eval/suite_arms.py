@@ -19,8 +19,9 @@ from .arms import FULL, _parse_change
 
 SHIFT = "shift"
 ARCHIVE = "+archive"
-# other projects' caches, and their methods
-PEERS = {"kvpress": ("snapkv", "h2o", "expected", "streaming")}
+# other projects' caches, and their methods; one that is never cut tells what else is different there
+PEERS = {"kvpress": (FULL, "snapkv", "h2o", "expected", "streaming")}
+N_UNCUT = 2**31  # cells
 N_PAD = 256  # llama.cpp allocates cells in such steps
 # bits of an element of K and V
 TYPE_BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_0": 5.5, "q4_0": 4.5}
@@ -45,7 +46,7 @@ class SuiteArm(NamedTuple):
 
     @property
     def is_full(self) -> bool:
-        return self.morphkv is None and self.n_cells == 0
+        return self.morphkv is None and self.peer is None and self.n_cells == 0
 
     def settings(self) -> dict[str, Any]:
         """By which results of an arm are told apart: two names of the same cache are the same arm."""
@@ -99,6 +100,8 @@ def _parse(text: str, n_cells: int, interval: int) -> SuiteArm:
     if base in PEERS:
         if rest != text or changes or cell_type not in PEERS[base]:
             raise ValueError(f"an arm of {base} must be one of {peer_arms(base)}, got {text!r}")
+        if cell_type == FULL:
+            return SuiteArm(text, 0, peer=Peer(base, FULL, N_UNCUT, interval))
         return SuiteArm(text, n_cells, peer=Peer(base, cell_type, n_cells - interval, interval))
     cell_type = cell_type if slash else "f16"
     known = bases()

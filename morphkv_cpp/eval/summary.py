@@ -13,6 +13,7 @@ from .perplexity import standard_error
 Row = Mapping[str, Any]
 
 FULL = "full"
+UNCUT = (FULL, "kvpress/full")
 OURS = "morphkv"
 N_NOISE = 3.0  # standard errors: with so many comparisons, less is noise
 
@@ -99,7 +100,7 @@ def worse(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     for (task, n_tokens, measure), arms in tables(rows).items():
         for ours in (arm for arm in arms if arm.startswith(OURS)):
-            for peer in (arm for arm in arms if not arm.startswith(OURS) and arm != FULL):
+            for peer in (arm for arm in arms if not arm.startswith(OURS) and arm not in UNCUT):
                 delta = paired(arms[peer], arms[ours])
                 if delta is None:
                     continue
@@ -125,7 +126,7 @@ def _arms(rows: Sequence[Row]) -> dict[str, Any]:
     """Bytes of each arm, but where a whole prompt had room besides."""
     found: dict[str, Any] = {}
     for row in rows:
-        if "key" in row and not row["n_prompt_room"] and row["arm"] != FULL:
+        if "key" in row and not row["n_prompt_room"] and row["arm"] not in UNCUT:
             found[row["arm"]] = {"kv_bytes": row["kv_bytes"], "extra_bytes": row["extra_bytes"]}
     return found
 

@@ -17,7 +17,7 @@ from morphkv_cpp.eval.tasks import TASKS, Question, Tokens
 from support.command import run
 from support.tiny import QUIET, last_logits, some_tokens
 
-METHODS = suite_arms.PEERS["kvpress"]
+UNCUT, *METHODS = suite_arms.PEERS["kvpress"]
 N_CELLS, INTERVAL = 256, 64
 CAPACITY = N_CELLS - INTERVAL
 TOKENS = some_tokens(600)
@@ -81,7 +81,7 @@ def test_a_token_is_drawn_as_llama_cpp_draws_it(tiny_llama):
         greedy.close()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [UNCUT, *METHODS])
 def test_before_anything_is_cut_it_is_the_full_cache(tiny_llama, opened, method):
     reader = opened(method)
     tokens = TOKENS[:CAPACITY]
@@ -101,6 +101,14 @@ def test_an_answer_is_that_of_the_full_cache(tiny_llama, opened):
             full.read(TOKENS[:50])
             reader.read(TOKENS[:50])
             assert reader.answer(question) == full.answer(question)
+
+
+@pytest.mark.parametrize("n_prompt", [0, 1])
+def test_one_is_never_cut(opened, n_prompt):
+    reader = opened(UNCUT, n_prompt)
+    reader.read(TOKENS)
+    reader.answer(FORCED)
+    assert reader.n_cells == len(TOKENS) + len(FORCED.tokens) + len(FORCED.forced) - 1
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -56,8 +56,9 @@ def test_arms_of_other_settings_are_other_arms():
 
 
 def test_peers_are_cut_so_that_an_interval_finds_room():
-    (full, *peers) = arms(f"full,{peer_arms('kvpress')}")
-    assert [arm.name.partition("/")[2] for arm in peers] == list(PEERS["kvpress"])
+    (full, uncut, *peers) = arms(f"full,{peer_arms('kvpress')}")
+    assert [arm.name.partition("/")[2] for arm in (uncut, *peers)] == list(PEERS["kvpress"])
+    assert (uncut.n_cells, uncut.is_full) == (0, False)
     assert {(arm.n_cells, arm.peer.capacity, arm.peer.interval) for arm in peers} == {(512, 448, 64)}
     assert len({str(arm.settings()) for arm in peers}) == 4
     # results of other arms keep their keys
@@ -84,7 +85,7 @@ def test_bytes_are_the_same_for_all(tiny_llama, n_cells):
         ("shift+archive", 512, "an arm of stock llama.cpp has neither settings nor an archive, got 'shift.archive'"),
         ("full:window=3", 512, "an arm of stock llama.cpp has neither"),
         ("morphkv:height=3", 512, "a setting of an arm must be NAME=VALUE"),
-        ("kvpress/q8_0", 512, "an arm of kvpress must be one of kvpress/snapkv,kvpress/h2o,.*, got 'kvpress/q8_0'"),
+        ("kvpress/q8_0", 512, "an arm of kvpress must be one of kvpress/full,kvpress/snapkv,.*, got 'kvpress/q8_0'"),
         ("kvpress", 512, "an arm of kvpress must be one of"),
         ("kvpress/h2o:window=3", 512, "an arm of kvpress must be one of"),
         ("kvpress/h2o+archive", 512, "an arm of kvpress must be one of"),
