@@ -18,6 +18,7 @@ from llama_cpp.llama_speculative import LlamaDraftModel
 from .. import bridge
 from ..config import MorphKV, native_params
 from ..errors import ArchiveError, InvalidError
+from ..profile import Profile
 from ..rpc import answering_servers
 from .archive import Archive
 from .archive_watch import ArchiveWatch
@@ -186,13 +187,13 @@ class ContextLlama(llama_cpp.Llama):
 
     @property
     def morphkv(self) -> MorphKV | None:
-        """The cache's settings, where layers="auto" has become what was found; None without MorphKV."""
+        """The cache's settings, with the profile that layers="auto" has found; None without MorphKV."""
         return self._morphkv
 
     @property
     def least_morphkv(self) -> MorphKV | None:
         """The same with the capacity of the layers that keep least: what never leaves has to fit in there."""
-        if self._morphkv is None or self._morphkv.layers == "equal":
+        if self._morphkv is None or not isinstance(self._morphkv.layers, Profile):
             return self._morphkv
         return replace(self._morphkv, capacity=self.cache_stats().min_capacity, layers="equal")
 

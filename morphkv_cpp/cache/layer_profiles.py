@@ -49,13 +49,13 @@ def _candidates(fingerprint: str) -> Iterator[Path]:
 
 
 def resolved(config: MorphKV, model_path: str | os.PathLike[str]) -> MorphKV:
-    """The settings with what layers="auto" is for this model."""
+    """The settings with the profile that layers="auto" has for this model, or as they are where there is none."""
     if config.layers != "auto" or not os.path.isfile(model_path):  # one that is missing is told when it is opened
         return config
     found = chosen_profile(model_path)
     if found is None:
         logger.info("layers=auto: no profile of this model: all layers are alike (`morphkv profile` makes one)")
-        return replace(config, layers="equal")
+        return config
     path, profile = found
     logger.info("layers=auto: layers %s keep more, by %s", ", ".join(map(str, profile.large)), path)
     return replace(config, layers=profile)

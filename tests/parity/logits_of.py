@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-MORPHKV = {"capacity": 512, "window": 32, "interval": 64, "prompt_room": 256}
+MORPHKV = {"capacity": 512, "window": 32, "interval": 64, "prompt_room": 256, "layers": "equal"}
 
 
 def main() -> None:

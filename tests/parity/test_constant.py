@@ -32,7 +32,7 @@ def test_cells_and_bytes_do_not_grow_over_thousands_of_tokens(tiny_llama):
 @pytest.mark.demo
 @pytest.mark.parametrize("prompt_room", [0, 1024])
 def test_what_stands_beside_k_and_v_is_small(demo_model, prompt_room):
-    morphkv = morphkv_cpp.MorphKV(capacity=1024, window=32, interval=128, prompt_room=prompt_room)
+    morphkv = morphkv_cpp.MorphKV(capacity=1024, window=32, interval=128, prompt_room=prompt_room, layers="equal")
     llm = morphkv_cpp.Llama(str(demo_model), morphkv=morphkv, **QUIET)
     n_prompt = llm.cache_stats().n_limit
     llm.eval(np.random.default_rng(0).integers(100, 40000, n_prompt).tolist())
