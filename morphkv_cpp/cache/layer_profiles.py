@@ -54,7 +54,6 @@ def resolved(config: MorphKV, model_path: str | os.PathLike[str]) -> MorphKV:
         return config
     found = chosen_profile(model_path)
     if found is None:
-        logger.info("layers=auto: no profile of this model: all layers are alike (`morphkv profile` makes one)")
         return config
     path, profile = found
     logger.info("layers=auto: layers %s keep more, by %s", ", ".join(map(str, profile.large)), path)
