@@ -48,8 +48,8 @@ class MorphKV:
         drops beyond the trained context. Otherwise at least capacity + max(interval, prompt_room).
     layers: how layers share the bytes that `capacity` would take in each. A Profile: a quarter of them, where
         evictions do the most harm, keep two to three times as many tokens, and the others about half. "auto": by the
-        profile that `morphkv profile` has stored for this model, or that comes with this package; without one, and
-        where a stored one is damaged, "equal": all keep as many.
+        profile that `morphkv profile` has stored for this model, or that comes with this package; without one,
+        where a stored one is damaged, and with attached files, "equal": all keep as many.
     protect: tokens before the window that are never evicted either, and do not vote. -1: with "h2o" so many that half
         of the capacity is never evicted, with "committees" a quarter, else 0.
 

@@ -71,7 +71,7 @@ class ContextLlama(llama_cpp.Llama):
         if config is None:
             self._open(os.fsdecode(model_path), llama_options)
             return
-        self._morphkv = config = resolved(config, model_path)
+        self._morphkv = config = resolved(config, model_path, archive is not None and bool(archive.attach))
         options = _options_with_morphkv(llama_options)
         _refuse_small(options["n_ctx"], config)
         self._n_ctx_given = options["n_ctx"]

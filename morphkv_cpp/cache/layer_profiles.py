@@ -48,8 +48,13 @@ def _candidates(fingerprint: str) -> Iterator[Path]:
     yield from sorted(SHIPPED.glob("*.json"))
 
 
-def resolved(config: MorphKV, model_path: str | os.PathLike[str]) -> MorphKV:
-    """The settings with the profile that layers="auto" has for this model, or as they are where there is none."""
+def resolved(config: MorphKV, model_path: str | os.PathLike[str], is_attached: bool) -> MorphKV:
+    """The settings with the profile that layers="auto" has for this model, or as they are where there is none.
+
+    With attached files all layers are alike: a file fills the slots of each layer, and may be too short for the large.
+    """
+    if is_attached and config.layers == "auto":
+        return replace(config, layers="equal")
     if config.layers != "auto" or not os.path.isfile(model_path):  # one that is missing is told when it is opened
         return config
     found = chosen_profile(model_path)

@@ -46,14 +46,17 @@ def serve(
 
 
 def with_profile(flags: Sequence[str], model_path: Path) -> list[str]:
-    """With what --layers auto means for this model, the default too: llama-server reads the file of a profile."""
+    """With what --layers auto means for this model: llama-server reads the file of a profile.
+
+    It is the default without attached files, as in Llama.
+    """
     words = list(flags)
-    is_given = "LLAMA_ARG_MORPHKV_LAYERS" in os.environ
+    is_given = any(f"LLAMA_ARG_MORPHKV_{name}" in os.environ for name in ("LAYERS", "ATTACH"))
     for i, word in enumerate(words):
         name, equals, value = word.partition("=")
+        is_given |= name in ("--layers", "--morphkv-layers", "--attach", "--morphkv-attach")
         if name not in ("--layers", "--morphkv-layers"):
             continue
-        is_given = True
         if not equals:
             value = "".join(words[i + 1 : i + 2])
         if value == "auto":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from morphkv_cpp import Llama, MorphKV, Profile
+from morphkv_cpp import AttachError, Llama, MorphKV, Profile
 from morphkv_cpp.cache import layer_profiles
 from morphkv_cpp.cache.fingerprint import model_fingerprint
 from support.tiny import QUIET, some_tokens
@@ -39,6 +39,18 @@ def test_without_a_profile_all_layers_are_alike(model):
     with Llama(model, morphkv=AUTO, **QUIET) as llm:
         assert llm.morphkv == llm.least_morphkv == AUTO
         assert llm.cache_stats().n_groups == 1
+
+
+def test_with_attached_files_all_layers_are_alike(model, tmp_path):
+    """One of them has too few tokens for the slots of the larger."""
+    with Llama(model, morphkv=AUTO, archive="ram", n_batch=64, **QUIET) as llm:
+        read = llm.read(text="It is said. " * 60, into=tmp_path / "manual.archive", progress=False)
+    assert 492 <= read.n_tokens < 748
+    profile = store(model, (1.0, 2.0))
+    with Llama(model, morphkv=AUTO, archive=[read.path], n_batch=64, **QUIET) as llm:
+        assert llm.cache_stats().n_groups == 1
+    with pytest.raises(AttachError, match="at least as many tokens as there are slots"):
+        Llama(model, morphkv=MorphKV(**SIZES, layers=profile), archive=[read.path], n_batch=64, **QUIET)
 
 
 def test_the_bytes_are_those_of_equal_layers(model):

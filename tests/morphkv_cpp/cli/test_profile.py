@@ -37,6 +37,7 @@ def test_a_profile_is_measured_shown_and_found(model, capsys, monkeypatch):
     assert with_profile(["--morphkv-layers=auto"], model) == [f"--morphkv-layers={found['profile']}"]
     assert with_profile(["-c", "9"], model) == ["-c", "9", "--layers", found["profile"]]
     assert with_profile(["--layers=equal"], model) == ["--layers=equal"]
+    assert with_profile(["--attach", "a.archive"], model) == ["--attach", "a.archive"]
     monkeypatch.setenv("LLAMA_ARG_MORPHKV_LAYERS", "equal")
     assert with_profile(["-c", "9"], model) == ["-c", "9"]
 
