@@ -103,7 +103,7 @@ def book(tmp_path) -> Path:
 def test_a_text_is_shown_by_what_is_kept_of_it(demo_model, book, tmp_path):
     head, *kept = run("what_is_kept.py", demo_model, book, "out.html", folder=tmp_path)
     n_read, n_kept, n_by_all = numbers(head)
-    assert n_read > n_kept > 512 > n_by_all >= 4
+    assert n_read >= n_kept > 512 > n_by_all >= 4
     assert len(kept) == 8
     assert (tmp_path / "out.html").stat().st_size > 40_000
 
@@ -156,7 +156,7 @@ def test_a_notebook_shows_the_text_the_map_and_what_came_back(notebook, tmp_path
     assert len(pictures) == 2
     words = "".join(output.text for output in outputs if output.output_type == "stream")
     n_read, n_kept = numbers(words.splitlines()[0])
-    assert n_read > n_kept > 512
+    assert n_read >= n_kept > 512
     assert "4711" in words  # recalled, and answered
 
 
