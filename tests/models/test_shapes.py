@@ -34,9 +34,13 @@ def test_tensors_are_of_the_shape_and_of_finite_size(tmp_path):
 
 
 def test_it_is_decoded(tmp_path):
-    with closing(Llama(write_shape(tmp_path / "m.gguf", SMALL, 2), n_ctx=64, verbose=False)) as llm:
-        llm.eval(llm.tokenize(b"any text"))
-        assert np.isfinite(llm.eval_logits[-1]).all()
+    path = write_shape(tmp_path / "m.gguf", SMALL, 2)
+    with closing(Llama(path, n_ctx=64, logits_all=True, verbose=False)) as llm:
+        tokens = llm.tokenize(b"any text")
+        llm.eval(tokens)
+        logits = llm.scores[: len(tokens)]
+        assert np.isfinite(logits).all()
+        assert np.std(logits, axis=1) == pytest.approx(1, rel=0.2)  # weights give outputs of size 1
 
 
 @pytest.mark.parametrize("n_layer", [0, 4])
