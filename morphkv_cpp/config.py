@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from .deprecation import fields_by_position
-from .profile import Profile
+from .profile import KeepAll, Profile, n_keep_all
 
 # Largest count of tokens: the native library computes cell indices in float32, exact below 2**24.
 N_MAX = 2**22
@@ -21,7 +21,7 @@ Policy = Literal["morphkv", "recency", "random", "committees", "h2o"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 POLICIES: tuple[str, ...] = get_args(Policy)
 
-Layers = Profile | Literal["equal", "auto"]
+Layers = Profile | KeepAll | str
 
 
 @fields_by_position
@@ -49,7 +49,9 @@ class MorphKV:
     layers: how layers share the bytes that `capacity` would take in each. A Profile: a quarter of them, where
         evictions do the most harm, keep two to three times as many tokens, and the others about half. "auto": by the
         profile that `morphkv profile` has stored for this model, or that comes with this package; without one,
-        where a stored one is damaged, and with attached files, "equal": all keep as many.
+        where a stored one is damaged, and with attached files, "equal": all keep as many. "all:N": the N layers of
+        that profile where evictions do the most harm keep all tokens, up to n_ctx or else the trained context, in
+        memory beside that of `capacity`; the others keep `capacity`.
     protect: tokens before the window that are never evicted either, and do not vote. -1: with "h2o" so many that half
         of the capacity is never evicted, with "committees" a quarter, else 0.
 
@@ -121,8 +123,9 @@ class MorphKV:
                 f"rope_limit must be 0, -1 or at least capacity + max(interval, prompt_room), got {self.rope_limit} "
                 f"with {n_limit}"
             )
-        if not isinstance(self.layers, Profile) and self.layers not in ("equal", "auto"):
-            raise ValueError(f"layers must be 'equal', 'auto' or a Profile, got {self.layers!r}")
+        is_word = self.layers in ("equal", "auto") or n_keep_all(self.layers) > 0
+        if not isinstance(self.layers, (Profile, KeepAll)) and not is_word:
+            raise ValueError(f"layers must be 'equal', 'auto', 'all:N' or a Profile, got {self.layers!r}")
         # what the native float will hold
         if not 0 <= np.float32(self.decay) < 1:
             raise ValueError(f"decay must be in [0, 1) as a 32-bit float, got {self.decay}")
@@ -135,6 +138,8 @@ def settings_of(config: MorphKV) -> dict[str, Any]:
         settings["protect"] = config.protect
     if isinstance(config.layers, Profile):
         settings["layers"] = list(config.layers.large)
+    if isinstance(config.layers, KeepAll):
+        settings["layers"] = {"all": list(config.layers.layers), "n_tokens": config.layers.n_tokens}
     return settings
 
 
@@ -143,6 +148,12 @@ def native_params(config: MorphKV) -> dict[str, Any]:
     params = {name: value for name, value in asdict(config).items() if name != "layers"}
     if isinstance(config.layers, Profile):
         params |= {"n_large": len(config.layers.large), "large_layers": list(config.layers.large)}
+    if isinstance(config.layers, KeepAll):
+        params |= {
+            "n_large": config.layers.n_layers,
+            "large_layers": list(config.layers.layers),
+            "large_capacity": config.layers.n_tokens,
+        }
     return params
 
 

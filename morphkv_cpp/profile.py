@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 FORMAT = 1
 N_LARGE_MAX = 128  # MORPHKV_LARGE_MAX
@@ -33,9 +34,18 @@ class Profile:
     @property
     def large(self) -> tuple[int, ...]:
         """The layers that keep more: a quarter of those that are cut, the most harm first."""
+        n_large = min(math.ceil(self.n_cut / 4), N_LARGE_MAX)
+        return self.worst(n_large)
+
+    @property
+    def n_cut(self) -> int:
+        """Layers that are cut."""
+        return sum(value > 0 for value in self.harm)
+
+    def worst(self, n_layers: int) -> tuple[int, ...]:
+        """Layers in which evictions do the most harm, these first."""
         cut = [layer for layer, value in enumerate(self.harm) if value > 0]
-        n_large = min(math.ceil(len(cut) / 4), N_LARGE_MAX)
-        return tuple(sorted(cut, key=lambda layer: (-self.harm[layer], layer))[:n_large])
+        return tuple(sorted(cut, key=lambda layer: (-self.harm[layer], layer))[:n_layers])
 
     @property
     def share(self) -> float:
@@ -63,13 +73,42 @@ class Profile:
             raise ValueError(f"{os.fspath(path)} is no profile of layers: {error}") from None
 
 
-def layers_of(text: str) -> Profile | Literal["equal", "auto"]:
-    """What an option says: equal, auto, or the path of a profile."""
-    if text == "equal":
-        return "equal"
-    if text == "auto":
-        return "auto"
+@dataclass(frozen=True)
+class KeepAll:
+    """The n_layers layers of a profile in which evictions do the most harm keep every token.
+
+    n_tokens: most that they keep; -1: as many as rotary positions allow.
+    Raises ValueError unless fewer layers are named than are cut.
+    """
+
+    profile: Profile
+    n_layers: int
+    n_tokens: int = -1
+
+    def __post_init__(self) -> None:
+        n_most = min(self.profile.n_cut - 1, N_LARGE_MAX)
+        if not 1 <= self.n_layers <= n_most:
+            raise ValueError(
+                f"layers='all:N' must be in 1..{n_most}, fewer than are cut in {self.profile.model or 'this model'}, "
+                f"got {self.n_layers}"
+            )
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.profile.worst(self.n_layers)
+
+
+def n_keep_all(layers: object) -> int:
+    """N of "all:N"; 0 for anything else."""
+    match = re.fullmatch("all:([1-9][0-9]{0,3})", layers) if isinstance(layers, str) else None
+    return int(match[1]) if match else 0
+
+
+def layers_of(text: str) -> Profile | str:
+    """What an option says: equal, auto, all:N, or the path of a profile."""
+    if text in ("equal", "auto") or n_keep_all(text):
+        return text
     try:
         return Profile.load(text)
     except FileNotFoundError:
-        raise ValueError(f"layers must be equal, auto or the file of a profile, got {text!r}") from None
+        raise ValueError(f"layers must be equal, auto, all:N or the file of a profile, got {text!r}") from None

@@ -18,7 +18,6 @@ from llama_cpp.llama_speculative import LlamaDraftModel
 from .. import bridge
 from ..config import MorphKV, native_params
 from ..errors import ArchiveError, InvalidError
-from ..profile import Profile
 from ..rpc import answering_servers
 from .archive import Archive
 from .archive_watch import ArchiveWatch
@@ -71,9 +70,12 @@ class ContextLlama(llama_cpp.Llama):
         if config is None:
             self._open(os.fsdecode(model_path), llama_options)
             return
-        self._morphkv = config = resolved(config, model_path, archive is not None and bool(archive.attach))
         options = _options_with_morphkv(llama_options)
         _refuse_small(options["n_ctx"], config)
+        is_attached = archive is not None and bool(archive.attach)
+        n_free = options["n_ctx"] - _n_cells(config)
+        n_tokens = config.capacity + n_free if 0 < options["n_ctx"] < N_CTX_MAX else -1
+        self._morphkv = config = resolved(config, model_path, is_attached, n_tokens)
         self._n_ctx_given = options["n_ctx"]
         if not options["logits_all"]:
             # Buffers begin with room for all cells and grow with the text; with logits_all they are as stock's.
@@ -193,7 +195,7 @@ class ContextLlama(llama_cpp.Llama):
     @property
     def least_morphkv(self) -> MorphKV | None:
         """The same with the capacity of the layers that keep least: what never leaves has to fit in there."""
-        if self._morphkv is None or not isinstance(self._morphkv.layers, Profile):
+        if self._morphkv is None or isinstance(self._morphkv.layers, str):
             return self._morphkv
         return replace(self._morphkv, capacity=self.cache_stats().min_capacity, layers="equal")
 

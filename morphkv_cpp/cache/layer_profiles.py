@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config import MorphKV
-from ..profile import Profile
+from ..profile import KeepAll, Profile, n_keep_all
 from .fingerprint import model_fingerprint
 
 logger = logging.getLogger("morphkv_cpp")
@@ -48,14 +48,29 @@ def _candidates(fingerprint: str) -> Iterator[Path]:
     yield from sorted(SHIPPED.glob("*.json"))
 
 
-def resolved(config: MorphKV, model_path: str | os.PathLike[str], is_attached: bool) -> MorphKV:
+def needed_profile(model_path: str | os.PathLike[str]) -> tuple[Path, Profile]:
+    """As find_profile(), but raises ValueError where there is none."""
+    found = find_profile(model_path)
+    if found is None:
+        path = os.fspath(model_path)
+        raise ValueError(f"layers='all:N' needs a profile of the model: run `morphkv profile {path}` once")
+    return found
+
+
+def resolved(config: MorphKV, model_path: str | os.PathLike[str], is_attached: bool, n_tokens: int = -1) -> MorphKV:
     """The settings with the profile that layers="auto" has for this model, or as they are where there is none.
 
     With attached files all layers are alike: a file fills the slots of each layer, and may be too short for the large.
+    n_tokens: most that layers keep where they keep all; -1: as many as rotary positions allow.
+    Raises ValueError where layers="all:N" finds no profile, or a damaged one.
     """
     if is_attached and config.layers == "auto":
         return replace(config, layers="equal")
-    if config.layers != "auto" or not os.path.isfile(model_path):  # one that is missing is told when it is opened
+    if not isinstance(config.layers, str) or not os.path.isfile(model_path):  # a missing one is told when it is opened
+        return config
+    if n_layers := n_keep_all(config.layers):
+        return replace(config, layers=KeepAll(needed_profile(model_path)[1], n_layers, n_tokens))
+    if config.layers != "auto":
         return config
     found = chosen_profile(model_path)
     if found is None:

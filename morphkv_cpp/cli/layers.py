@@ -10,8 +10,8 @@ LayersName = Annotated[
         "--layers",
         "--morphkv-layers",
         metavar="NAME",
-        help="how layers share the cells: auto (by the profile of this model, if there is one), equal, or the file of "
-        "a profile",
+        help="how layers share the cells: auto (by the profile of this model, if there is one), equal, the file of a "
+        "profile, or all:N: the N layers that need it most keep all tokens",
         rich_help_panel="MorphKV",
     ),
 ]

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..cache.layer_profiles import chosen_profile
+from ..cache.layer_profiles import chosen_profile, needed_profile
 from ..portable import run_in_place
+from ..profile import n_keep_all
 from ..programs import rpc_server_command, server_command
 from .options import MODEL_HELP
 from .show import find_model
@@ -46,9 +47,9 @@ def serve(
 
 
 def with_profile(flags: Sequence[str], model_path: Path) -> list[str]:
-    """With what --layers auto means for this model: llama-server reads the file of a profile.
+    """With what --layers auto and all:N mean for this model: llama-server reads the file of a profile.
 
-    It is the default without attached files, as in Llama.
+    auto is the default without attached files, as in Llama. Raises ValueError where all:N finds no profile.
     """
     words = list(flags)
     is_given = any(f"LLAMA_ARG_MORPHKV_{name}" in os.environ for name in ("LAYERS", "ATTACH"))
@@ -62,7 +63,11 @@ def with_profile(flags: Sequence[str], model_path: Path) -> list[str]:
         if value == "auto":
             found = chosen_profile(model_path)
             layers = "equal" if found is None else str(found[0])
-            words[i if equals else i + 1] = f"{name}={layers}" if equals else layers
+        elif n_keep_all(value):
+            layers = f"{value}:{needed_profile(model_path)[0]}"
+        else:
+            continue
+        words[i if equals else i + 1] = f"{name}={layers}" if equals else layers
     if not is_given and (found := chosen_profile(model_path)) is not None:
         words += ["--layers", str(found[0])]
     return words

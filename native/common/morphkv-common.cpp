@@ -133,16 +133,19 @@ std::vector<common_arg> morphkv_common_args(const common_params & params) {
                                  p.rope_limit),
                    [](common_params & params, int value) { given(params, "--morphkv-rope-limit").rope_limit = value; }),
         "LLAMA_ARG_MORPHKV_ROPE_LIMIT");
-    add(common_arg({ "--morphkv-layers" }, "{equal,FILE}",
+    add(common_arg({ "--morphkv-layers" }, "{equal,FILE,all:N:FILE}",
                    "MorphKV: how layers share the cells: all alike, or by a profile, in which a quarter of them keeps "
-                   "more (default: equal)",
+                   "more; with all:N those N that need it most keep all tokens, up to -c or the trained context, in "
+                   "memory of their own (default: equal)",
                    [](common_params & params, const std::string & value) {
-                       auto & p  = given(params, "--morphkv-layers");
-                       p.n_large = 0;
+                       auto & p         = given(params, "--morphkv-layers");
+                       p.n_large        = 0;
+                       p.large_capacity = 0;
                        if (value != "equal") {
                            const auto large = morphkv_read_large_layers(value);
-                           p.n_large        = large.size();
-                           std::copy(large.begin(), large.end(), p.large_layers);
+                           p.n_large        = large.layers.size();
+                           p.large_capacity = large.keeps_all ? -1 : 0;
+                           std::copy(large.layers.begin(), large.layers.end(), p.large_layers);
                        }
                    }),
         "LLAMA_ARG_MORPHKV_LAYERS");

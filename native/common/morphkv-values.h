@@ -14,5 +14,10 @@ std::string morphkv_policy_name(int32_t policy);
 // 0 = none while an answer is written, but for those of "auto".
 int32_t morphkv_to_recall_interval(const std::string & text);
 
-// The layers that keep more, by a profile that `morphkv profile` wrote.
-std::vector<uint16_t> morphkv_read_large_layers(const std::string & path);
+struct morphkv_large_layers {
+    std::vector<uint16_t> layers;     // those with the most harm first
+    bool                  keeps_all;  // all tokens, and do not share the others' bytes
+};
+
+// By a profile that `morphkv profile` wrote: the file's path, or all:N:PATH.
+morphkv_large_layers morphkv_read_large_layers(const std::string & text);

@@ -78,8 +78,9 @@ typedef struct morphkv_params {
     int32_t  n_large;      // layers that keep more than the others, as evictions do more harm there; 0 = all are alike
     // Of these, and of all others. Both 0: shared by bytes, all take what `capacity` would take in each layer, and are alike
     // where the room that each layer needs leaves nothing to share.
-    int32_t  large_capacity;
-    int32_t  small_capacity;
+    int32_t
+        large_capacity;  // -1 = as many as there are rotary positions: nothing is evicted there in a text of that length
+    int32_t  small_capacity;                   // 0 beside a large_capacity = capacity
     uint16_t large_layers[MORPHKV_LARGE_MAX];  // the first n_large: those with the most harm first
     // Tokens before the window that are never evicted either, and do not vote; -1 = as many as the policy takes: with
     // MORPHKV_POLICY_H2O half of the capacity is window and protected, with _COMMITTEES a quarter, else none.

@@ -42,7 +42,11 @@ bool morphkv_observer::prepare(common_params & params, server_routes & routes) {
     // one that comes with the model has not been fetched yet
     has_given_projector       = !params.mmproj.path.empty() || !params.mmproj.url.empty();
     params.morphkv.n_ctx_slot = params.n_ctx;
-    params.n_ctx              = 0;
+    if (p.large_capacity < 0 && params.n_ctx > 0) {
+        // layers that keep all need no cells that no slot fills
+        params.morphkv.params.large_capacity = p.capacity + params.n_ctx - n_limit;
+    }
+    params.n_ctx = 0;
 
     // To write each idle slot to the prompt cache at each request gains nothing: a slot that is to hold another chat is
     // written then, and none is emptied.

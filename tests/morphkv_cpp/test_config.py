@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from morphkv_cpp import InvalidError, MorphKV, Profile, bridge
 from morphkv_cpp.config import N_MAX, native_params, settings_of
+from morphkv_cpp.profile import KeepAll
 from support.reference import Rules
 
 COUNTS = ("capacity", "window", "interval", "keep", "prompt_room", "votes", "seed", "protect")
@@ -103,9 +104,16 @@ def test_a_profile_says_which_layers_keep_more():
     assert "n_large" not in native_params(MorphKV())
 
 
-@pytest.mark.parametrize("value", ["more", None, 3, ["auto"]])
+def test_layers_that_keep_all_share_nothing_with_the_others():
+    params = native_params(MorphKV(layers=KeepAll(PROFILE, 2, 4000)))
+    assert (params["n_large"], params["large_layers"], params["large_capacity"]) == (2, [1, 4], 4000)
+    bridge.check_params(params)
+    bridge.check_params(native_params(MorphKV(layers=KeepAll(PROFILE, 2))))
+
+
+@pytest.mark.parametrize("value", ["more", None, 3, ["auto"], "all", "all:0"])
 def test_layers_are_a_word_or_a_profile(value):
-    with pytest.raises(ValueError, match="layers must be 'equal', 'auto' or a Profile, got"):
+    with pytest.raises(ValueError, match="layers must be 'equal', 'auto', 'all:N' or a Profile, got"):
         MorphKV(layers=value)
 
 
@@ -134,6 +142,8 @@ def test_texts_are_told_apart_by_what_is_protected_only_where_it_is_said():
 def test_texts_are_told_apart_by_layers_only_where_these_are_not_equal():
     assert "layers" not in settings_of(MorphKV())
     assert settings_of(MorphKV(layers=PROFILE)) == settings_of(MorphKV()) | {"layers": [1]}
+    kept = {"all": [1, 4], "n_tokens": -1}
+    assert settings_of(MorphKV(layers=KeepAll(PROFILE, 2))) == settings_of(MorphKV()) | {"layers": kept}
 
 
 NEAR_LIMITS = st.sampled_from([-1, 0, 1, 2, 3, 4, 8, N_MAX - 1, N_MAX, N_MAX + 1])

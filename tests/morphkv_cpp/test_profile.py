@@ -6,7 +6,7 @@ import math
 import pytest
 
 from morphkv_cpp import Profile
-from morphkv_cpp.profile import layers_of
+from morphkv_cpp.profile import KeepAll, layers_of
 
 
 def test_a_quarter_of_the_layers_that_are_cut_keeps_more_the_most_harm_first():
@@ -48,7 +48,21 @@ def test_what_is_no_profile_is_refused(tmp_path, text):
         Profile.load(tmp_path / "x.json")
 
 
-def test_an_option_is_a_word_or_a_file():
-    assert (layers_of("equal"), layers_of("auto")) == ("equal", "auto")
-    with pytest.raises(ValueError, match="layers must be equal, auto or the file of a profile, got 'more'"):
-        layers_of("more")
+@pytest.mark.parametrize("word", ["equal", "auto", "all:1", "all:8"])
+def test_an_option_is_a_word(word):
+    assert layers_of(word) == word
+
+
+@pytest.mark.parametrize("word", ["more", "all", "all:", "all:0", "all:-1", "all:x", "all:8:", "All:8"])
+def test_or_a_file(word):
+    with pytest.raises(ValueError, match=f"layers must be equal, auto, all:N or the file of a profile, got '{word}'"):
+        layers_of(word)
+
+
+def test_as_many_as_are_asked_for_keep_all_the_most_harm_first():
+    profile = Profile((1.0, 4.0, 0.0, 3.0, 3.0), model="x.gguf")
+    assert KeepAll(profile, 1).layers == profile.large == (1,)
+    assert KeepAll(profile, 3).layers == (1, 3, 4)
+    for n_layers in (0, 4):
+        with pytest.raises(ValueError, match=rf"in 1\.\.3, fewer than are cut in x\.gguf, got {n_layers}"):
+            KeepAll(profile, n_layers)

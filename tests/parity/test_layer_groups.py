@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from morphkv_cpp import Profile
+from morphkv_cpp.profile import KeepAll
 from support.pair import Pair
 from support.tiny import some_tokens
 
@@ -44,6 +45,27 @@ def test_each_layer_keeps_the_tokens_that_the_reference_keeps(tiny_llama, cache_
     assert pair.tally.n_cuts >= 50
     assert pair.tally.n_near_ties <= 0.05 * pair.tally.n_choices
     assert pair.tally.n_reordered <= 0.05 * pair.tally.n_moved
+
+
+def test_layers_that_keep_all_and_what_becomes_of_them_behind_the_last_position(tiny_llama):
+    """Layer 1 holds 300 tokens; then it is cut, too, and all is rebased."""
+    sizes = {"capacity": 64, "interval": 12, "window": 8, "keep": 2, "rope_limit": 312}
+    pair = Pair(tiny_llama(n_head=4, n_head_kv=2, seed=5), profile=KeepAll(LAYER_1, 1), **sizes)
+    try:
+        assert pair.twin.capacities == (64, 300)
+        pair.decode(some_tokens(76))
+        for i in range(18):
+            pair.decode(some_tokens(12, seed=i + 1))
+        assert pair.llm.retained(1).max() == -1
+        for i in range(12):
+            pair.decode(some_tokens(12, seed=i + 100))
+        pair.decode_singly(some_tokens(30, seed=99))
+        assert pair.llm.retained(1).min() >= 0
+        assert pair.twin.cache.n_rebases > 0
+    finally:
+        pair.close()
+    assert pair.tally.n_cuts >= 30
+    assert pair.tally.n_near_ties <= 0.05 * pair.tally.n_choices
 
 
 def test_what_is_taken_back_goes_on_as_the_reference(tiny_llama):

@@ -56,7 +56,7 @@ BAD = [
     (["--morphkv-rope-limit", -2], "rope_limit must be in"),
     (["--morphkv-archive", "off"], "must be auto, ram or a path, got off: --no-morphkv-archive stores nothing"),
     (["--morphkv-layers", "auto"], "layers auto is for `morphkv serve`"),
-    (["--morphkv-layers", "nowhere.json"], "layers must be equal or the file of a profile, got 'nowhere.json'"),
+    (["--morphkv-layers", "nowhere.json"], "layers must be equal, .* or all:N:FILE, got 'nowhere.json'"),
     (["--keep", 992], "capacity must exceed keep \\+ window, got capacity=1024 with keep=992"),
     (["--flash-attn", "off"], "needs flash attention, got --flash-attn off"),
     (["--kv-unified"], "every slot cells of its own, got --kv-unified"),
@@ -79,12 +79,20 @@ def test_what_contradicts_morphkv_stops_with_a_sentence(tiny_llama, flags, sente
 def test_a_file_that_is_no_profile_is_refused(tmp_path):
     path = tmp_path / "profile.json"
     for text, sentence in {
-        "{": "the file of a profile, got .*: .*parse error",
+        "{": "the file of a profile or .*, got .*: .*parse error",
         '{"morphkv_profile": 2, "large": [1]}': "its format must be 1",
-        '{"morphkv_profile": 1, "large": ["a"]}': "the file of a profile, got .*must be number",
+        '{"morphkv_profile": 1, "large": ["a"]}': "the file of a profile or .*, got .*must be number",
     }.items():
         path.write_text(text)
         refused(run_program("llama-server", "-m", "x.gguf", "--morphkv", "--morphkv-layers", path), sentence)
+    Profile((1.0, 2.0)).save(path)
+    for layers, sentence in {
+        "all:1": "layers all:1 is for `morphkv serve`, which finds the profile of a model",
+        f"all:0:{path}": r"layers all:N must be in 1\.\.1, fewer than are cut, got 0",
+        f"all:2:{path}": r"layers all:N must be in 1\.\.1, fewer than are cut, got 2",
+        "all:1:missing.json": "layers must be equal, the file of a profile or all:N:FILE, got",
+    }.items():
+        refused(run_program("llama-server", "-m", "x.gguf", "--morphkv", "--morphkv-layers", layers), sentence)
 
 
 def test_layers_of_a_profile_keep_more(start_server, tiny_llama, tmp_path):
@@ -95,6 +103,21 @@ def test_layers_of_a_profile_keep_more(start_server, tiny_llama, tmp_path):
     props = server.get("/props")["morphkv"]
     assert (props["capacity"], props["min_capacity"], props["max_capacity"]) == (500, 244, 756)
     done = server.complete(some_tokens(900), 20)
+    assert len(done["tokens"]) == 20
+    assert done["timings"]["evicted_n"] > 0
+
+
+@pytest.mark.parametrize("n_ctx", [0, 600])
+def test_layers_may_keep_all(start_server, tiny_llama, tmp_path, n_ctx):
+    path = tmp_path / "profile.json"
+    Profile((1.0, 2.0)).save(path)
+    sizes = ["--morphkv-capacity", 64, "--morphkv-interval", 12, "--morphkv-prompt-room", 0, "-c", n_ctx]
+    server = start_server(tiny_llama(), "--morphkv", *sizes, "--morphkv-layers", f"all:1:{path}", "-np", 2)
+    props = server.get("/props")["morphkv"]
+    assert props["min_capacity"] == 64
+    n_trained = server.get("/v1/models")["data"][0]["meta"]["n_ctx_train"]
+    assert props["max_capacity"] == (n_ctx or n_trained) - 12
+    done = server.complete(some_tokens(500), 20)
     assert len(done["tokens"]) == 20
     assert done["timings"]["evicted_n"] > 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import morphkv_cpp
+from morphkv_cpp.profile import KeepAll, Profile
 from support.device import N_GPU_LAYERS
 from support.numpy_llama import NumpyLlama
 from support.reference import Rules
@@ -21,7 +22,7 @@ N_UBATCH = 16
 class Pair:
     """n_gpu_layers: where the native model lives, by default where the tests are told to.
 
-    profile: of layers that share what `capacity` would take in each.
+    profile: of layers that share what `capacity` would take in each, or which of them keep all.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class Pair:
         path: Path,
         cache_type: str = "f16",
         n_gpu_layers: int = N_GPU_LAYERS,
-        profile: morphkv_cpp.Profile | None = None,
+        profile: Profile | KeepAll | None = None,
         **rules,
     ):
         self.rules = Rules(**rules)
@@ -46,7 +47,8 @@ class Pair:
         query_type = "q8_0" if cache_type == "q8_0" and n_gpu_layers == 0 else None
         capacities = ()
         if profile is not None:
-            n_distant = [self.llm.retained(layer).shape[1] for layer in range(len(profile.harm))]
+            measured = profile.profile if isinstance(profile, KeepAll) else profile
+            n_distant = [self.llm.retained(layer).shape[1] for layer in range(len(measured.harm))]
             capacities = [n + self.rules.n_recent for n in n_distant]
             self.rules = replace(self.rules, capacity=min(capacities))
         options = {"cache_type": cache_type, "query_type": query_type, "n_ubatch": N_UBATCH, "capacities": capacities}

@@ -93,7 +93,9 @@ static void check_large(const morphkv_params & p) {
         return;
     }
     check_count("small_capacity", p.small_capacity, p.keep + p.window + 1, N_MAX);
-    check_count("large_capacity", p.large_capacity, p.small_capacity, N_MAX);
+    if (p.large_capacity != -1) {
+        check_count("large_capacity", p.large_capacity, p.small_capacity, N_MAX);
+    }
     if (p.n_large == 0) {
         throw morphkv_error(MORPHKV_STATUS_INVALID, "large_capacity and small_capacity need large_layers");
     }
@@ -143,6 +145,9 @@ morphkv_params morphkv_params_checked(const morphkv_params * params) {
     }
     p.window += p.protect;
     p.protect = 0;
+    if (p.large_capacity != 0 && p.small_capacity == 0) {
+        p.small_capacity = p.capacity;
+    }
     check_large(p);
     return p;
 }

@@ -46,15 +46,19 @@ std::vector<int32_t> morphkv_share_capacity(const morphkv_params & params, const
                                     std::to_string(il) + " of " + std::to_string(cell_bytes.size()));
         }
     }
-    if (params.large_capacity > 0) {
+    const int32_t room = morphkv_params_room(params);
+    if (params.large_capacity != 0) {
+        if (params.large_capacity < 0 && n_most == 0) {
+            throw morphkv_error(MORPHKV_STATUS_INVALID,
+                                "layers that keep all need a limit of positions: rope_limit must not be 0");
+        }
         std::fill(res.begin(), res.end(), params.small_capacity);
         for (const uint16_t il : large) {
-            res[il] = params.large_capacity;
+            res[il] = params.large_capacity < 0 ? n_most - room : params.large_capacity;
         }
         return res;
     }
 
-    const int32_t room    = morphkv_params_room(params);
     const int32_t alike   = steps_for(params.capacity + room);
     // half of what all would have, to the next step; and enough for what is always kept
     const int32_t half    = ((alike * STEP - room) / 2 + room + STEP / 2) / STEP;

@@ -98,3 +98,48 @@ def test_what_is_kept_fits_into_the_layers_that_keep_least(model):
     with pytest.raises(ValueError, match=r"keep must be in 0\.\.capacity - window - 1, got 236 with 244 - 8"):
         Llama(model, morphkv=MorphKV(**SIZES, layers=profile), keep=236, **QUIET)
     Llama(model, morphkv=MorphKV(**SIZES, layers=profile), keep=235, **QUIET).close()
+
+
+def test_layers_may_keep_all(model, tmp_path):
+    store(model, (1.0, 2.0))
+    config = MorphKV(**{**SIZES, "capacity": 64}, layers="all:1")
+    with Llama(model, morphkv=config, n_batch=64, n_ctx=700, **QUIET) as llm:
+        stats = llm.cache_stats()
+        assert (stats.min_capacity, stats.max_capacity) == (64, 688)  # and room for 12
+        assert llm.least_morphkv == MorphKV(**{**SIZES, "capacity": 64}, layers="equal")
+        with Llama(model, morphkv=MorphKV(**{**SIZES, "capacity": 64}), n_batch=64, **QUIET) as alike:
+            n_bytes = alike.cache_stats().kv_bytes // 2  # of a layer with 76 cells, as 256
+        assert stats.kv_bytes == n_bytes + n_bytes * 768 // 256
+        llm.eval(some_tokens(650))
+        assert (llm.retained(1) == -1).all()
+        assert (llm.retained(0) >= 0).all()
+        assert llm.cache_stats().kv_bytes == stats.kv_bytes
+        llm.save_state_file(tmp_path / "text.state")
+        newest = llm.cache_stats().logical_pos
+    with Llama(model, morphkv=config, n_batch=64, n_ctx=700, **QUIET) as llm:
+        llm.load_state_file(tmp_path / "text.state")
+        assert llm.cache_stats().logical_pos == newest
+
+
+def test_without_n_ctx_they_keep_as_many_as_the_model_was_trained_on(model):
+    store(model, (1.0, 2.0))
+    config = MorphKV(**{**SIZES, "capacity": 64}, layers="all:1")
+    with Llama(model, morphkv=config, n_batch=64, **QUIET) as llm:
+        n_trained = llm._model.n_ctx_train()
+        assert llm.cache_stats().max_capacity == n_trained - 12
+        llm.eval(some_tokens(n_trained + 100))
+        assert (llm.retained(1) >= 0).all()
+        stats = llm.cache_stats()
+        assert stats.n_rebases > 0
+        assert stats.logical_pos - stats.rotary_offset < n_trained
+
+
+def test_to_keep_all_needs_a_profile_that_is_right(model):
+    with pytest.raises(ValueError, match=r"layers='all:N' needs a profile of the model: run `morphkv profile .*` once"):
+        Llama(model, morphkv=MorphKV(layers="all:1"), **QUIET)
+    path = layer_profiles.stored_path(store(model, (1.0, 2.0)).fingerprint)
+    with pytest.raises(ValueError, match=r"layers='all:N' must be in 1\.\.1, fewer than are cut in .*, got 2"):
+        Llama(model, morphkv=MorphKV(layers="all:2"), **QUIET)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is no profile of layers"):
+        Llama(model, morphkv=MorphKV(layers="all:1"), **QUIET)

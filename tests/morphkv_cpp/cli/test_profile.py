@@ -36,6 +36,7 @@ def test_a_profile_is_measured_shown_and_found(model, capsys, monkeypatch):
     assert with_profile(["--layers", "auto", "-c", "9"], model) == ["--layers", found["profile"], "-c", "9"]
     assert with_profile(["--morphkv-layers=auto"], model) == [f"--morphkv-layers={found['profile']}"]
     assert with_profile(["-c", "9"], model) == ["-c", "9", "--layers", found["profile"]]
+    assert with_profile(["--layers", "all:1"], model) == ["--layers", f"all:1:{found['profile']}"]
     assert with_profile(["--layers=equal"], model) == ["--layers=equal"]
     assert with_profile(["--attach", "a.archive"], model) == ["--attach", "a.archive"]
     monkeypatch.setenv("LLAMA_ARG_MORPHKV_LAYERS", "equal")
@@ -52,5 +53,7 @@ def test_another_place_and_text(model, tmp_path, capsys):
     assert run("profile", str(model), "--show") == 1
     assert "there is no profile of" in capsys.readouterr().err
     assert with_profile(["--layers", "auto"], model) == ["--layers", "equal"]
+    with pytest.raises(ValueError, match="needs a profile of the model"):
+        with_profile(["--layers", "all:1"], model)
     assert with_profile(["-c", "9"], model) == ["-c", "9"]
     assert with_profile(["--layers", "x.json", "--layers"], model) == ["--layers", "x.json", "--layers"]

@@ -123,6 +123,15 @@ TEST_CASE(capacities_that_are_given_are_taken) {
     CHECK(morphkv_share_capacity(params, { 10, 10, 0 }, 0) == std::vector<int32_t>({ 48, 60, 48 }));
 }
 
+TEST_CASE(layers_that_keep_all_have_as_many_cells_as_there_are_positions) {
+    auto params           = params_of(40, 10, { 1 });
+    params.interval       = 20;
+    params.large_capacity = -1;
+    params                = morphkv_params_checked(&params);
+    CHECK(morphkv_share_capacity(params, { 10, 10, 0 }, 500) == std::vector<int32_t>({ 40, 480, 40 }));
+    CHECK(has(refusal(params, { 10, 10 }), "need a limit of positions: rope_limit must not be 0"));
+}
+
 TEST_CASE(a_large_layer_is_one_that_is_cut) {
     CHECK(has(refusal(params_of(512, 0, { 2 }), { 10, 10, 0 }), "one that is cut, got layer 2 of 3"));
     CHECK(has(refusal(params_of(512, 0, { 3 }), { 10, 10, 0 }), "one that is cut, got layer 3 of 3"));
@@ -148,6 +157,12 @@ TEST_CASE(parameters_of_groups_are_checked) {
     CHECK(has(why_not(params), "large_capacity must be in 100.."));
     params.large_capacity = 200;
     CHECK(why_not(params).empty());
+    params.small_capacity = 0;
+    CHECK(has(why_not(params), "large_capacity must be in 512.."));
+    params.large_capacity = 512;
+    CHECK(why_not(params).empty() && morphkv_params_checked(&params).small_capacity == 512);
+    params.large_capacity = -2;
+    CHECK(has(why_not(params), "large_capacity must be in 512.."));
     params.small_capacity = 36;
     CHECK(has(why_not(params), "small_capacity must be in 37.."));
     params.small_capacity = 37;

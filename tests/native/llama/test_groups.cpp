@@ -88,6 +88,29 @@ static void test_a_large_layer_may_hold_all(llama_model * model) {
     CHECK(cache_of(ctx).text_of(0).n_used(1) == 350);
 }
 
+static void test_a_layer_keeps_all_up_to_the_last_position(llama_model * model) {
+    auto params           = group_params(-1);
+    params.small_capacity = 0;
+    params.rope_limit     = 400;
+    const auto ctx        = create(model, params, context_params());
+    CHECK(stats(ctx).min_capacity == 40 && stats(ctx).max_capacity == 370 && stats(ctx).rope_limit == 400);
+    CHECK(decode(ctx, some_tokens(370)) == 0);
+    decode_singly(ctx, some_tokens(10, 2));
+    CHECK(stats(ctx).n_evictions > 0 && retained(ctx, 0, 1)[0] == -1 && stats(ctx).n_rebases == 0);
+    // a longer text is cut there, too, and rebased
+    CHECK(decode(ctx, some_tokens(300, 3)) == 0);
+    decode_singly(ctx, some_tokens(40, 4));
+    const auto s = stats(ctx);
+    CHECK(retained(ctx, 0, 1)[0] == 0 && s.n_rebases > 0 && s.logical_pos - s.rotary_offset < 400);
+    CHECK(all_finite(logits(ctx)));
+
+    params.rope_limit    = 0;
+    auto            more = context_params();
+    llama_context * none = nullptr;
+    CHECK(morphkv_context_create(model, &more, &params, &none) == MORPHKV_STATUS_INVALID && !none);
+    CHECK(strstr(morphkv_last_error(), "rope_limit must not be 0"));
+}
+
 static void test_cells_are_shared_by_bytes(llama_model * model) {
     auto params            = small_params();
     params.capacity        = 500;
@@ -349,6 +372,7 @@ int main() {
     test_until_an_eviction_it_is_stock(model.get());
     test_equal_capacities_are_no_groups(model.get());
     test_a_large_layer_may_hold_all(model.get());
+    test_a_layer_keeps_all_up_to_the_last_position(model.get());
     test_cells_are_shared_by_bytes(model.get());
     test_a_graph_is_used_again(model.get());
     test_what_is_taken_back_comes_again(model.get());
