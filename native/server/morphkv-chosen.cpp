@@ -116,6 +116,12 @@ static std::string name_devices(const common_params & params) {
     return res.empty() ? "the CPU" : res;
 }
 
+// Of a slot; layers that keep more have more.
+static std::string name_cells(const morphkv_stats & stats) {
+    const int32_t n_most = GGML_PAD(stats.max_capacity + stats.n_limit - stats.min_capacity, 256);
+    return std::to_string(stats.n_cells) + (stats.n_groups > 1 ? " to " + std::to_string(n_most) : "");
+}
+
 void morphkv_observer::say_what_is_on(const common_params & params) const {
     std::string archive = "no archive";
     if (!given.archive.empty()) {
@@ -129,10 +135,10 @@ void morphkv_observer::say_what_is_on(const common_params & params) const {
         archive += string_format(", %s attached (%lld tokens)", file.path, (long long) file.n_tokens);
     }
     LOG_INF(
-        "MorphKV: on %s, %d slots of %d cells each for texts of any length, K and V %.1f MiB and %.1f MiB beside them; "
+        "MorphKV: on %s, %d slots of %s cells each for texts of any length, K and V %.1f MiB and %.1f MiB beside them; "
         "system prompts %s; %s; up to %d checkpoints a slot; chats %s\n",
-        name_devices(params).c_str(), params.n_parallel, view.of(0).n_cells, view.of(0).kv_bytes / 1048576.0,
-        view.of(0).extra_bytes / 1048576.0, given.keep_system ? "kept" : "may be evicted", archive.c_str(),
-        params.n_ctx_checkpoints,
+        name_devices(params).c_str(), params.n_parallel, name_cells(view.of(0)).c_str(),
+        view.of(0).kv_bytes / 1048576.0, view.of(0).extra_bytes / 1048576.0,
+        given.keep_system ? "kept" : "may be evicted", archive.c_str(), params.n_ctx_checkpoints,
         chats.is_on() ? ("on disk in " + g_morphkv_states.dir).c_str() : "end with the server");
 }

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from morphkv_cpp import Profile
 from support.server_process import TIGHT, run_program
 from support.server_process import some_tokens as tokens
 
@@ -99,6 +100,14 @@ class TestStart:
         assert line.startswith("on the CPU, 2 slots of 256 cells each for texts of any length, K and V ")
         assert "; system prompts kept; archive in RAM (q8_0, 2048 MiB over all slots); up to 32 checkpoints" in line
         assert line.endswith(f"chats on disk in {tmp_path / 's'}")
+
+    def test_layers_that_keep_more_have_more_cells(self, start_server, tiny_llama, tmp_path):
+        Profile((1.0, 2.0)).save(tmp_path / "profile.json")
+        flags = [*TIGHT, "--morphkv-capacity", 600, "--morphkv-layers", tmp_path / "profile.json"]
+        server = start_server(tiny_llama(), *flags, "--morphkv-prompt-room", 16, "-np", 2)
+        props = server.get("/props")["morphkv"]
+        assert (props["min_capacity"] + 16, props["max_capacity"] + 16) == (512, 1024)
+        assert self.on(server).startswith("on the CPU, 2 slots of 512 to 1024 cells each")
 
     def test_also_what_is_not(self, start_server, tiny_llama):
         line = self.on(start_server(tiny_llama(), *TIGHT, "-np", 1))
