@@ -164,16 +164,13 @@ static void shift_rows(const morphkv_side & side, llama_seq_id seq_id, int32_t f
     }
 }
 
-// Pages for n_opened free slots: the best, and then others as they come. More of the best would have more that is alike.
-static morphkv_pages pages_to_open_with(const morphkv_sources & sources, morphkv_page_scorer & scorer, size_t n_wanted,
-                                        size_t n_look, int32_t n_opened, int32_t n_keep) {
+static morphkv_pages found_pages(const morphkv_sources & sources, const std::vector<int64_t> & pages) {
     morphkv_pages res;
-    for (const int64_t page : morphkv_choose_pages(sources, n_wanted, n_look, n_keep, scorer)) {
+    for (const int64_t page : pages) {
         if (auto found = sources.find_page(page)) {
             res.emplace_back(page, std::move(found));
         }
     }
-    morphkv_fill_up(sources, n_opened, res);
     return res;
 }
 
@@ -235,17 +232,20 @@ bool morphkv_cache::open_slots(llama_seq_id seq_id, const morphkv_recall_params 
     archive_old(seq_id, 0);  // what another text left is not asked
     const int32_t n_first  = opened->groups[GROUP].first_recent();
     const int32_t n_opened = morphkv_n_opened(*opened);
-    const size_t  n_wanted = n_wanted_pages(seq_id, p);
-    morphkv_pages pages;
+    morphkv_pages wanted;
+    morphkv_pages
+        pages;  // for all free slots: those, and then others as they come, as more of the best have more that is alike
     {
-        const auto            sources = sources_of(seq_id);
-        const auto            layers  = cut_layers();
-        const size_t          n_look  = morphkv_n_pages_to_look_at(n_wanted, p.look, sources.n_pages());
+        const auto            sources  = sources_of(seq_id);
+        const auto            layers   = cut_layers();
+        const size_t          n_wanted = n_wanted_pages(seq_id, p);
+        const size_t          n_look   = morphkv_n_pages_to_look_at(n_wanted, p.look, sources.n_pages());
         morphkv_device_scorer scorer(engine, layers, sources, now.queries);
-        pages = pages_to_open_with(sources, scorer, n_wanted, n_look, n_opened, text.n_keep);
+        wanted = found_pages(sources, morphkv_choose_pages(sources, n_wanted, n_look, text.n_keep, scorer));
+        pages  = wanted;
+        morphkv_fill_up(sources, n_opened, pages);
     }
-    const double  ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
-    morphkv_pages wanted(pages.begin(), pages.begin() + std::min(n_wanted, pages.size()));
+    const double ask_ms = (ggml_time_us() - t_start_us) / 1000.0;
     read_again(seq_id, p, wanted, res);
     std::copy(wanted.begin(), wanted.end(), pages.begin());
     archive_old(seq_id, n_first);
@@ -319,7 +319,7 @@ bool morphkv_cache::open_slots(llama_seq_id seq_id, const morphkv_recall_params 
         }
         groups[i].cells->llama_kv_cache::seq_rm(seq_id, -1, -1);
         morphkv_set_tokens(groups[i], seq_id, text, i, 0, in_cells, n_pos);
-        note_brought(seq_id, { pages.begin(), pages.begin() + std::min(n_wanted, pages.size()) }, slots[i]);
+        note_brought(seq_id, wanted, slots[i]);
     }
     res.took_ms = (ggml_time_us() - t_start_us) / 1000.0;
     sequences[seq_id].recall_ms += res.took_ms;

@@ -163,6 +163,7 @@ TEST_CASE(parameters_of_groups_are_checked) {
     CHECK(why_not(params).empty() && morphkv_params_checked(&params).small_capacity == 512);
     params.large_capacity = -2;
     CHECK(has(why_not(params), "large_capacity must be in 512.."));
+    params.large_capacity = 200;
     params.small_capacity = 36;
     CHECK(has(why_not(params), "small_capacity must be in 37.."));
     params.small_capacity = 37;

@@ -94,8 +94,8 @@ static void test_a_layer_keeps_all_up_to_the_last_position(llama_model * model) 
     params.rope_limit     = 400;
     const auto ctx        = create(model, params, context_params());
     CHECK(stats(ctx).min_capacity == 40 && stats(ctx).max_capacity == 370 && stats(ctx).rope_limit == 400);
-    CHECK(decode(ctx, some_tokens(370)) == 0);
-    decode_singly(ctx, some_tokens(10, 2));
+    CHECK(decode(ctx, some_tokens(340)) == 0);
+    decode_singly(ctx, some_tokens(30, 2));
     CHECK(stats(ctx).n_evictions > 0 && retained(ctx, 0, 1)[0] == -1 && stats(ctx).n_rebases == 0);
     // a longer text is cut there, too, and rebased
     CHECK(decode(ctx, some_tokens(300, 3)) == 0);
