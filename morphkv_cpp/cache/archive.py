@@ -46,9 +46,9 @@ class Archive:
     recall: "auto": after the new part of a prompt has been decoded, and while writing where the text needs it, after 16
         tokens at the earliest; "prompt": after prompts alone; a number N: also while writing, every N intervals of
         evictions; "off": only by Llama.recall().
-    share: the largest part of the distant slots that a recall fills, in (0, 1]; or 5 pages, if they fit into half of
-        the slots. All heads get the same pages of 16 tokens, no more than are asked for. MorphKV chooses the rest. More
-        pages contain more that is similar, and a small model then confuses facts.
+    share: the largest part of the distant slots that a recall fills, in (0, 1]. All heads get the same pages of 16
+        tokens, and at least 5 pages if they fit into half of the slots. MorphKV chooses the rest. More pages contain
+        more that is similar, and a small model then confuses facts.
     redo: how many tokens at a prompt's end are decoded again after a recall, at most; then a second recall follows.
     votes: how many of the newest queries search, at most those that vote; 0: 16, or those that vote if fewer.
     distance: the archive is searched as if each of its tokens lay this many positions back, below the limit of rotary

@@ -7,9 +7,8 @@
 namespace {
 
 constexpr int32_t N_PAGE    = morphkv_archive::N_PAGE;
-constexpr size_t  N_LEAST   = 5;      // pages, where half of the slots have room for them
+constexpr size_t  N_LEAST   = 5;  // pages, where half of the slots have room for them
 constexpr float   NEIGHBOUR = 0.3f;
-constexpr float   LEAST     = 0.05f;  // of the best page's score, for others to come with it
 constexpr int64_t N_TO_ONE  = 20;
 
 using scored = std::map<int64_t, float>;  // pages
@@ -139,11 +138,7 @@ std::vector<int64_t> morphkv_choose_pages(const morphkv_sources & sources, size_
             }
         }
     }
-    std::vector<int64_t> res = best(spread, n_wanted);
-    while (!res.empty() && spread[res.back()] < LEAST * spread[res[0]]) {
-        res.pop_back();
-    }
-    return res;
+    return best(spread, n_wanted);
 }
 
 morphkv_slots morphkv_choose_slots(const morphkv_sources & sources, const morphkv_pages & pages,

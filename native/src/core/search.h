@@ -29,8 +29,7 @@ size_t morphkv_n_wanted_pages(float share, size_t n_slots);
 // it by their mean.
 size_t morphkv_n_pages_to_look_at(size_t n_wanted, int32_t look, int64_t n_pages);
 
-// Up to n_wanted pages, best first: of the n_look best by the index, those with the best rows, and their neighbours. Those that
-// get less than a twentieth of what the best one gets stay where they are: what is not asked for is alike, and takes room. Rows of
+// Up to n_wanted pages, best first: of the n_look best by the index, those with the best rows, and their neighbours. Rows of
 // the text's first n_keep tokens do not count, nor does the first page of a file: all tokens attend to the first one of a text.
 // None where no page's rows get `need`.
 std::vector<int64_t> morphkv_choose_pages(const morphkv_sources & sources, size_t n_wanted, size_t n_look,
